@@ -1,0 +1,57 @@
+"""Sharp, stable faces for talking-head pipelines.
+
+Importing this package is quick and touches neither the network nor torch: names are handed on when used.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from ._version import __version__
+
+if TYPE_CHECKING:
+    from .enhancer import GFPGANEnhancer
+    from .errors import EnhanceError
+    from .hosts.musetalk import Attachment, attach
+    from .memory import monitor_gpu_memory
+    from .restorers.catalog import model_names
+    from .settings import EnhancerSettings, add_gfpgan_arguments
+    from .stats import EnhancerStats
+
+_HOMES = {
+    "Attachment": ".hosts.musetalk",
+    "EnhanceError": ".errors",
+    "EnhancerSettings": ".settings",
+    "EnhancerStats": ".stats",
+    "GFPGANEnhancer": ".enhancer",
+    "add_gfpgan_arguments": ".settings",
+    "attach": ".hosts.musetalk",
+    "model_names": ".restorers.catalog",
+    "monitor_gpu_memory": ".memory",
+}
+
+__all__ = [
+    "Attachment",
+    "EnhanceError",
+    "EnhancerSettings",
+    "EnhancerStats",
+    "GFPGANEnhancer",
+    "__version__",
+    "add_gfpgan_arguments",
+    "attach",
+    "model_names",
+    "monitor_gpu_memory",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(import_module(_HOMES[name], __name__), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

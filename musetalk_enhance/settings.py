@@ -1,0 +1,359 @@
+"""The one schema for options: every name, default, check and help text stands here once.
+
+`EnhancerSettings` is what the constructor, the YAML section ``gfpgan:`` and the ``--gfpgan_*`` flags all
+become. OmegaConf merges them (flags win over YAML, YAML over defaults); `__post_init__` checks every value.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from .errors import ConfigError, suggest
+
+SECTION = "gfpgan"
+"""Name of the YAML section and prefix of the flags."""
+
+_SIZE_UNITS = {"B": 1, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30, "KB": 10**3, "MB": 10**6, "GB": 10**9}
+
+Check = Callable[[Any], Any]
+"""Takes a raw value (also the text of a flag), returns the checked one, raises ValueError."""
+
+
+def _choice(*values: str, later: tuple[str, ...] = ()) -> tuple[Check, str]:
+    folded = {value.lower(): value for value in values}
+
+    def check(raw: Any) -> str:
+        word = raw.lower() if isinstance(raw, str) else None
+        if word in later:
+            raise ValueError(f"{raw!r} is planned, but not part of this version")
+        if word not in folded:
+            raise ValueError(suggest(raw, values) if isinstance(raw, str) else "")
+        return folded[word]
+
+    return check, " | ".join(values)
+
+
+def _number(low: float, high: float) -> tuple[Check, str]:
+    def check(raw: Any) -> float:
+        if isinstance(raw, bool) or not isinstance(raw, (int, float, str)):
+            raise ValueError
+        number = float(raw)
+        if not low <= number <= high:  # also refuses NaN
+            raise ValueError
+        return number
+
+    return check, f"a number from {low:g} to {high:g}"
+
+
+def _whole(low: int, high: int, *words: str) -> tuple[Check, str]:
+    def check(raw: Any) -> int | str:
+        if isinstance(raw, str) and raw.lower() in words:
+            return raw.lower()
+        if isinstance(raw, bool) or not isinstance(raw, (int, str)) or not low <= int(raw) <= high:
+            raise ValueError
+        return int(raw)
+
+    return check, " | ".join([*words, f"a whole number from {low} to {high}"])
+
+
+def _switch() -> tuple[Check, str]:
+    words = {"true": True, "yes": True, "on": True, "false": False, "no": False, "off": False}
+
+    def check(raw: Any) -> bool:
+        if isinstance(raw, str) and raw.lower() in words:
+            return words[raw.lower()]
+        if not isinstance(raw, bool):
+            raise ValueError
+        return raw
+
+    return check, "true | false"
+
+
+def _text(allowed: str) -> tuple[Check, str]:
+    def check(raw: Any) -> str | None:
+        if raw is None:
+            return None
+        if not isinstance(raw, (str, Path)) or not str(raw).strip():
+            raise ValueError
+        return str(raw)
+
+    return check, allowed
+
+
+def _device() -> tuple[Check, str]:
+    def check(raw: Any) -> str:
+        if raw is None:
+            return "auto"
+        word = str(raw).lower()  # a torch.device prints as "cuda:0"
+        kind, _, index = word.partition(":")
+        if kind not in ("auto", "cpu", "cuda", "mps") or (index and not (kind == "cuda" and index.isdigit())):
+            raise ValueError
+        return word
+
+    return check, "auto | cpu | cuda | cuda:N | mps"
+
+
+def _memory() -> tuple[Check, str]:
+    def check(raw: Any) -> str | int | float:
+        if isinstance(raw, str):
+            text = raw.strip().upper()
+            if text == "AUTO":
+                return "auto"
+            digits = text.rstrip("KMGIB ")
+            unit = text[len(digits) :].strip()
+            if unit:
+                raw = int(float(digits) * _SIZE_UNITS.get(unit, 0))
+            else:
+                raw = float(digits) if "." in digits else int(digits)
+        if isinstance(raw, bool) or not isinstance(raw, (int, float)):
+            raise ValueError
+        if isinstance(raw, float) and not 0 < raw <= 1:
+            raise ValueError
+        if isinstance(raw, int) and raw < 2**20:
+            raise ValueError
+        return raw
+
+    return (
+        check,
+        'auto | bytes (1048576 at least) | a size such as "2GiB" | a share of what is free, 0.0 to 1.0',
+    )
+
+
+def _anything() -> tuple[Check, str]:
+    return (lambda raw: raw), "an object"
+
+
+def _option(default: Any, help: str, check: tuple[Check, str], *, flag: bool = True) -> Any:
+    return field(
+        default=default,
+        metadata={"help": help, "check": check[0], "allowed": check[1], "flag": flag},
+    )
+
+
+@dataclass(frozen=True)
+class EnhancerSettings:
+    """All options of an enhancer. Immutable; every value has been checked.
+
+    Raises:
+        ConfigError: a value is impossible, or two options contradict each other.
+    """
+
+    enabled: bool = _option(False, "Restore the faces; without it the host runs as if we were not there.", _switch())
+    model: str = _option(
+        "auto",
+        "Which restorer: a name (`musetalk-enhance models` lists them) or the path of a checkpoint. "
+        "auto: the best GFPGAN whose weight is in the cache, otherwise the embedded lite.",
+        _text("auto | the name of a restorer | the path of a .safetensors or .pth file"),
+    )
+    model_path: str | None = _option(
+        None, "Path of a GFPGAN or RestoreFormer checkpoint; its network is told by arch.", _text("a path")
+    )
+    upscale: float = _option(
+        2.0,
+        "Size of the faces that enhance_face and its kin return, as a multiple of the input's "
+        "(and of enhancer(frames) with output_size: upscale).",
+        _number(0.25, 8),
+    )
+    arch: str = _option(
+        "clean",
+        "Network of the checkpoint at model_path.",
+        _choice("clean", "bilinear", "original", "RestoreFormer"),
+    )
+    channel_multiplier: int = _option(
+        2, "Width of the StyleGAN2 decoder of the checkpoint at model_path.", _whole(1, 2)
+    )
+    bg_upsampler: Any = _option(
+        None, "Background upsampler handed to GFPGANer; engine: official only.", _anything(), flag=False
+    )
+    device: str = _option("auto", "Where the network runs.", _device())
+    engine: str = _option(
+        "native",
+        "native: our batched run with fixed noise. official: gfpgan.GFPGANer, face by face, as it comes.",
+        _choice("native", "official"),
+    )
+    backend: str = _option("auto", "What executes the network.", _choice("auto", "torch", later=("onnx", "openvino")))
+    dtype: str = _option("auto", "Arithmetic of the network.", _choice("auto", "fp32", later=("bf16", "fp16")))
+    color: str = _option("bgr", "Channel order of the frames, in and out.", _choice("bgr", "rgb"))
+    value_range: str = _option(
+        "auto",
+        "Value range of float frames, in and out (uint8 is always 0..255). auto: told from the first frames.",
+        _choice("auto", "0..1", "0..255", "-1..1"),
+    )
+    output_size: str | int = _option(
+        "same",
+        "Side of the faces handed back: same as the input, native (what the network made), upscale "
+        "(upscale times the input), or a number of pixels.",
+        _whole(16, 4096, "same", "native", "upscale"),
+    )
+    strength: float = _option(1.0, "Blend of the restored face over the input; 0 changes nothing.", _number(0, 1))
+    region: str = _option("full", "Which part of the face may change.", _choice("full", later=("lower", "mouth")))
+    mode: str = _option(
+        "batch",
+        "batch: throughput. memory: the batch is planned for memory_budget and halved when memory runs out.",
+        _choice("batch", "memory"),
+    )
+    batch_size: str | int = _option("auto", "Faces in one run of the network.", _whole(1, 1024, "auto"))
+    memory_budget: str | int | float = _option(
+        "auto",
+        "Memory the network's activations may take in mode: memory. auto: half of what is free.",
+        _memory(),
+    )
+    cpu_fallback: bool = _option(
+        True, "In mode: memory, finish on the CPU when not even one face fits on the GPU.", _switch()
+    )
+    on_error: str = _option(
+        "passthrough",
+        "A bad frame: passthrough hands it back as it came, counted; raise stops with a typed error.",
+        _choice("passthrough", "raise"),
+    )
+    download: bool = _option(False, "Fetch a missing weight when the model is loaded.", _switch())
+    trust_unpinned: bool = _option(
+        False, "Open a .pth file that is not in the table of published weights.", _switch()
+    )
+
+    def __post_init__(self) -> None:
+        for option in options():
+            raw = getattr(self, option.name)
+            object.__setattr__(self, option.name, checked(option, raw, option.name))
+        if self.model_path is not None and self.model != "auto":
+            raise ConfigError("model_path", self.model_path, f"not together with model: {self.model}; give one")
+        if self.engine == "official":
+            self._check_official()
+        elif self.bg_upsampler is not None:
+            raise ConfigError(
+                "bg_upsampler", self.bg_upsampler, "None with engine: native (a face crop has no background)"
+            )
+
+    def _check_official(self) -> None:
+        if self.model == "lite":
+            raise ConfigError("engine", "official", "native with model: lite (GFPGANer has no such network)")
+        if self.backend not in ("auto", "torch"):
+            raise ConfigError("backend", self.backend, "auto | torch with engine: official")
+
+    def replace(self, **changes: Any) -> EnhancerSettings:
+        """A copy with `changes`, checked anew."""
+        return dataclasses.replace(self, **changes)
+
+
+def options() -> tuple[dataclasses.Field[Any], ...]:
+    """The options as dataclass fields, with ``help``, ``check``, ``allowed`` and ``flag`` in their metadata."""
+    return dataclasses.fields(EnhancerSettings)
+
+
+def checked(option: dataclasses.Field[Any], raw: Any, key: str) -> Any:
+    """The checked value of `raw` for `option`.
+
+    Raises:
+        ConfigError: naming `key`, as the user wrote it.
+    """
+    try:
+        return option.metadata["check"](raw)
+    except (ValueError, TypeError, OverflowError) as error:
+        hint = str(error) if isinstance(error, ValueError) else ""
+        hint = f" {hint.strip()}" if "planned" in hint or "mean" in hint else ""
+        raise ConfigError(key, raw, option.metadata["allowed"], hint) from None
+
+
+def flag_of(name: str) -> str:
+    """The command-line flag of an option: ``--enable_gfpgan`` for `enabled`, ``--gfpgan_<name>`` otherwise."""
+    return f"--enable_{SECTION}" if name == "enabled" else f"--{SECTION}_{name}"
+
+
+def add_gfpgan_arguments(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
+    """Add ``--enable_gfpgan`` and a ``--gfpgan_<option>`` for every option to a host's own parser.
+
+    A flag that is not given leaves no trace in the namespace, so that `GFPGANEnhancer.from_args` can let
+    flags win over YAML and YAML over defaults. Returns `parser`.
+    """
+    group = parser.add_argument_group("face restoration (musetalk_enhance)")
+    for option in options():
+        if not option.metadata["flag"]:
+            continue
+        default = "" if option.default is None else f" Default: {str(option.default).lower()}."
+        text = f"{option.metadata['help']} One of: {option.metadata['allowed']}.{default}".replace("%", "%%")
+        common: dict[str, Any] = {"dest": _dest(option.name), "default": argparse.SUPPRESS, "help": text}
+        if isinstance(option.default, bool):
+            group.add_argument(flag_of(option.name), action=argparse.BooleanOptionalAction, **common)
+        else:
+            group.add_argument(flag_of(option.name), metavar=option.name.upper(), **common)
+    return parser
+
+
+def _dest(name: str) -> str:
+    return flag_of(name).lstrip("-")
+
+
+def given_flags(args: argparse.Namespace) -> dict[str, Any]:
+    """The options that were given as flags, by option name."""
+    found = {option.name: getattr(args, _dest(option.name), None) for option in options()}
+    return {name: value for name, value in found.items() if value is not None}
+
+
+def section_of(cfg: Any) -> dict[str, Any] | None:
+    """The ``gfpgan:`` section of a host's configuration as a plain dict, None where there is none.
+
+    `cfg`: a mapping, an OmegaConf node, the path of a YAML file, or None.
+
+    Raises:
+        ConfigError: the file or the section is not a mapping.
+    """
+    tree = plain(cfg)
+    if SECTION not in tree:
+        return None
+    section = tree[SECTION]
+    if section is None:
+        return {}
+    if not isinstance(section, dict):
+        raise ConfigError(SECTION, section, "a section of options, such as {enabled: true}")
+    return section
+
+
+def plain(cfg: Any) -> dict[str, Any]:
+    """`cfg` (mapping, OmegaConf node, path of a YAML file, None) as a plain dict, interpolations resolved."""
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+
+    if cfg is None:
+        return {}
+    where = str(cfg) if isinstance(cfg, (str, Path)) else "configuration"
+    try:
+        node = OmegaConf.load(cfg) if isinstance(cfg, (str, Path)) else OmegaConf.create(cfg)
+        tree = OmegaConf.to_container(node, resolve=True)
+    except (OmegaConfBaseException, OSError, ValueError) as error:
+        raise ConfigError(where, str(error), "a readable YAML mapping of options") from error
+    except Exception as error:  # yaml's own errors, without importing yaml
+        if type(error).__module__.startswith("yaml"):
+            raise ConfigError(where, str(error), "valid YAML") from error
+        raise
+    if not isinstance(tree, dict):
+        raise ConfigError(where, type(tree).__name__, "a mapping of options")
+    return {str(key): value for key, value in tree.items()}
+
+
+def merge(section: Mapping[str, Any] | None, flags: Mapping[str, Any] | None = None) -> EnhancerSettings:
+    """Settings from defaults, a YAML section and flags, the later ones winning.
+
+    Raises:
+        ConfigError: an unknown key or an impossible value, named as the user wrote it.
+    """
+    from omegaconf import OmegaConf
+
+    known = {option.name: option for option in options()}
+    layers: list[dict[str, Any]] = []
+    for layer, prefix in ((section or {}, f"{SECTION}."), (flags or {}, "")):
+        values = {}
+        for name, value in layer.items():
+            if name not in known:
+                raise ConfigError.unknown(f"{prefix}{name}", value, known)
+            key = f"{prefix}{name}" if prefix else flag_of(name)
+            values[name] = checked(known[name], value, key)
+        layers.append(values)
+    objects = {name: layer.pop(name) for layer in layers for name in ("bg_upsampler",) if name in layer}
+    merged = OmegaConf.to_container(OmegaConf.merge(*(OmegaConf.create(layer) for layer in layers)))
+    assert isinstance(merged, dict)
+    return EnhancerSettings(**{str(k): v for k, v in merged.items()}, **objects)
