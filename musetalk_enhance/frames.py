@@ -1,0 +1,285 @@
+"""The border: what a host hands over is checked here, taken apart, and put together again.
+
+Inside, faces are float32 (N, 3, H, W), RGB, 0..1. Outside they are whatever the host uses, and go back so.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from .errors import FrameError
+
+if TYPE_CHECKING:
+    import torch
+
+MIN_SIDE, MAX_SIDE = 16, 8192
+"""Sides of a face crop that make sense, in pixels."""
+
+RANGES = {"0..1": (0.0, 1.0), "0..255": (0.0, 255.0), "-1..1": (-1.0, 1.0)}
+OVERSHOOT = 0.05
+"""A decoder may overshoot its range by this share of it; such values are clamped, not refused."""
+
+_NEEDED = "a (H, W, 3) uint8 or float array, or a (3, H, W) tensor"
+
+
+def is_tensor(value: object) -> bool:
+    """Whether `value` is a torch tensor, without importing torch."""
+    torch = sys.modules.get("torch")
+    return torch is not None and isinstance(value, torch.Tensor)
+
+
+@dataclass
+class FrameBatch:
+    """A host's batch, frame by frame, with what is wrong with each.
+
+    Attributes:
+        source: what the host gave.
+        kind: ``"array"``, ``"tensor"``, ``"list"`` or ``"tuple"``.
+        frames: views of the single frames.
+        problems: index to error of the frames that cannot be restored.
+        value_range: lowest and highest value of float frames, None when there are none.
+        refused: whether the batch as a whole has the wrong form and cannot be taken apart.
+    """
+
+    source: Any
+    kind: str
+    frames: Sequence[Any]
+    problems: dict[int, FrameError] = field(default_factory=dict)
+    value_range: tuple[float, float] | None = None
+    refused: bool = False
+
+    @classmethod
+    def open(cls, source: Any, value_range: str = "auto", known: tuple[float, float] | None = None) -> FrameBatch:
+        """Take a batch apart and check every frame.
+
+        Args:
+            source: (N, H, W, 3) array, (N, 3, H, W) or (N, H, W, 3) tensor, or a list or tuple of frames.
+            value_range: a key of `RANGES`, or ``"auto"``.
+            known: range that earlier frames of the same stream have shown.
+
+        Raises:
+            FrameError: `source` is no batch at all (not a container of frames).
+        """
+        if isinstance(source, np.ndarray):
+            kind = "array"
+        elif is_tensor(source):
+            kind = "tensor"
+        elif isinstance(source, (list, tuple)):
+            kind = "tuple" if isinstance(source, tuple) else "list"
+        else:
+            raise FrameError("container", f"{type(source).__name__}", "an array, tensor, list or tuple of frames")
+        if kind in ("array", "tensor") and source.ndim != 4:
+            batch = cls(source, kind, [])
+            axes = "(N, H, W, 3)" if kind == "array" else "(N, 3, H, W)"
+            hint = "; for one frame use enhance_face(frame)" if source.ndim == 3 else ""
+            shape = f"{source.ndim} axes, shape {tuple(source.shape)}"
+            batch.problems[0] = FrameError("shape", shape, f"a batch of shape {axes}{hint}")
+            batch.refused = True
+            return batch
+        batch = cls(source, kind, source)
+        batch._check(value_range, known)
+        return batch
+
+    def __len__(self) -> int:
+        return 1 if self.refused else len(self.frames)
+
+    def _check(self, value_range: str, known: tuple[float, float] | None) -> None:
+        extents: dict[int, tuple[float, float]] = {}
+        for index, frame in enumerate(self.frames):
+            problem = _form_problem(frame)
+            if problem is None and _is_float(frame):
+                low, high = _extent(frame)
+                if not np.isfinite([low, high]).all():
+                    problem = ("nonfinite", "NaN or infinite values", "finite values")
+                else:
+                    extents[index] = low, high
+            if problem:
+                self.problems[index] = FrameError(*problem, index=index)
+        if not extents:
+            return
+        self.value_range = RANGES.get(value_range) or known or _guess_range(list(extents.values()))
+        for index, extent in extents.items():
+            if self.value_range is None or not _fits(extent, self.value_range):
+                expected = f"{self.value_range[0]:g}..{self.value_range[1]:g}" if self.value_range else "0..1"
+                self.problems[index] = FrameError(
+                    "range",
+                    f"float values from {extent[0]:g} to {extent[1]:g}",
+                    f"values in {expected}, or another value_range ({' | '.join(RANGES)})",
+                    index=index,
+                )
+
+    def groups(self) -> list[list[int]]:
+        """Indices of the good frames, those of one size and type together, in order."""
+        if self.kind in ("array", "tensor"):
+            good = [index for index in range(len(self)) if index not in self.problems]
+            return [good] if good else []
+        found: dict[tuple[object, ...], list[int]] = {}
+        for index, frame in enumerate(self.frames):
+            if index not in self.problems:
+                key = (is_tensor(frame), tuple(frame.shape), frame.dtype, getattr(frame, "device", None))
+                found.setdefault(key, []).append(index)
+        return list(found.values())
+
+    def size_hw(self, index: int) -> tuple[int, int]:
+        """Height and width of a good frame, in pixels."""
+        shape = self.frames[index].shape
+        return (shape[1], shape[2]) if _is_chw(self.frames[index]) else (shape[0], shape[1])
+
+    def to_network(self, indices: Sequence[int], device: torch.device, color: str) -> torch.Tensor:
+        """Frames of one group as float32 (n, 3, H, W), RGB, 0..1, on `device`."""
+        import torch
+
+        first = self.frames[indices[0]]
+        whole = len(indices) == len(self) and self.kind in ("array", "tensor")
+        if is_tensor(first):
+            stacked = self.source if whole else torch.stack([self.frames[i] for i in indices])
+            stacked = stacked.detach().to(device)
+            faces = stacked if _is_chw(first) else stacked.permute(0, 3, 1, 2)
+        else:
+            array = self.source if whole else np.stack([self.frames[i] for i in indices])
+            faces = torch.from_numpy(np.ascontiguousarray(array)).to(device).permute(0, 3, 1, 2)
+        if color == "bgr":
+            faces = faces.flip(1)
+        low, high = self._range_of(first)
+        faces = faces.float()
+        return (faces - low).div_(high - low).clamp_(0, 1)
+
+    def from_network(self, faces_rgb: torch.Tensor, index: int, color: str) -> Any:
+        """float32 (n, 3, H, W), RGB, 0..1 in the layout, type, range, order and place of frame `index`.
+
+        Returns an array (n, H, W, 3), or a tensor in the layout of that frame; C-contiguous.
+        """
+        import torch
+
+        first = self.frames[index]
+        low, high = self._range_of(first)
+        faces = faces_rgb.flip(1) if color == "bgr" else faces_rgb
+        faces = faces.clamp(0, 1)
+        if not _is_float(first):
+            faces = faces.mul(255).round_().to(torch.uint8)
+        else:
+            faces = faces.mul(high - low).add_(low)
+        if is_tensor(first):
+            faces = faces if _is_chw(first) else faces.permute(0, 2, 3, 1)
+            return faces.to(device=first.device, dtype=first.dtype).contiguous()
+        return faces.permute(0, 2, 3, 1).contiguous().cpu().numpy().astype(first.dtype, copy=False)
+
+    def _range_of(self, frame: Any) -> tuple[float, float]:
+        return self.value_range if _is_float(frame) and self.value_range else RANGES["0..255"]
+
+    def has_size(self, index: int) -> bool:
+        """Whether frame `index` is a picture with three channels, so that it can be resized."""
+        return _form_problem(self.frames[index]) is None
+
+    def copy(self) -> Any:
+        """What the host gave, as a copy of its own; C-contiguous where it is an array."""
+        if self.kind == "array":
+            return np.array(self.source, order="C")
+        return self.source.clone() if self.kind == "tensor" else self.source[:]
+
+    def passthrough(self, index: int, size_hw: tuple[int, int] | None) -> Any:
+        """A copy of frame `index` as it came, C-contiguous; brought to `size_hw` (height, width) unless None."""
+        frame = self.frames[index]
+        if not isinstance(frame, np.ndarray) and not is_tensor(frame):
+            return frame
+        if size_hw is not None:
+            frame = _resized(frame, size_hw)
+        return frame.contiguous().clone() if is_tensor(frame) else np.array(frame, order="C")
+
+    def close(self, results: Sequence[Any]) -> Any:
+        """One result per frame, in the container the host used."""
+        if self.kind == "list":
+            return list(results)
+        if self.kind == "tuple":
+            return tuple(results)
+        if self.kind == "tensor":
+            import torch
+
+            return torch.stack(list(results))
+        return np.stack(results)
+
+
+def _is_float(frame: Any) -> bool:
+    if is_tensor(frame):
+        return bool(frame.is_floating_point())
+    return bool(np.issubdtype(frame.dtype, np.floating))
+
+
+def _is_chw(frame: Any) -> bool:
+    return is_tensor(frame) and frame.shape[0] == 3
+
+
+def _form_problem(frame: Any) -> tuple[str, str, str] | None:
+    """(reason, actual, expected) of a frame whose form is wrong, None of a good one."""
+    if not isinstance(frame, np.ndarray) and not is_tensor(frame):
+        return "type", type(frame).__name__, _NEEDED
+    shape = tuple(frame.shape)
+    if len(shape) == 2:
+        return "channels", f"a grey picture of shape {shape}", "three colour channels"
+    if len(shape) != 3:
+        return "shape", f"shape {shape}", _NEEDED
+    chw = _is_chw(frame)
+    channels = shape[0] if chw else shape[2]
+    if channels != 3:
+        name = {1: "a grey picture", 4: "a picture with alpha"}.get(channels, f"{channels} channels")
+        return "channels", f"{name} of shape {shape}", "three colour channels"
+    height, width = shape[1:] if chw else shape[:2]
+    if not (MIN_SIDE <= height <= MAX_SIDE and MIN_SIDE <= width <= MAX_SIDE):
+        return "size", f"{width}x{height} pixels", f"sides from {MIN_SIDE} to {MAX_SIDE} pixels"
+    if not _is_float(frame) and str(frame.dtype).removeprefix("torch.") != "uint8":
+        return "dtype", f"values of type {frame.dtype}", "uint8 or float"
+    return None
+
+
+def _extent(frame: Any) -> tuple[float, float]:
+    """Lowest and highest value; NaN where the frame has one."""
+    if is_tensor(frame):
+        low, high = frame.detach().aminmax()
+        return float(low), float(high)
+    return float(frame.min()), float(frame.max())
+
+
+def _fits(extent: tuple[float, float], value_range: tuple[float, float]) -> bool:
+    slack = OVERSHOOT * (value_range[1] - value_range[0])
+    return extent[0] >= value_range[0] - slack and extent[1] <= value_range[1] + slack
+
+
+def _guess_range(extents: list[tuple[float, float]]) -> tuple[float, float] | None:
+    """The range that most frames speak for; None when none can be told.
+
+    Negative values up to -1 mean -1..1, values over 8 mean 0..255. What stays within 0..1 fits all three and
+    follows the others; values that end between 1 and 8 speak for nothing.
+    """
+    votes: Counter[str] = Counter()
+    for low, high in extents:
+        if _fits((low, high), RANGES["0..1"]) and low >= 0:
+            votes["0..1"] += 1
+        elif _fits((low, high), RANGES["-1..1"]):
+            votes["-1..1"] += 1
+        elif high >= 8 and _fits((low, high), RANGES["0..255"]):
+            votes["0..255"] += 1
+    if votes["-1..1"] and votes["-1..1"] + votes["0..1"] > votes["0..255"]:
+        return RANGES["-1..1"]
+    best = max(votes, key=lambda name: (votes[name], name == "0..255"), default=None)
+    return RANGES[best] if best else None
+
+
+def _resized(frame: Any, size_hw: tuple[int, int]) -> Any:
+    import torch
+    from torch.nn.functional import interpolate
+
+    tensor = frame if is_tensor(frame) else torch.from_numpy(np.ascontiguousarray(frame))
+    chw = tensor if _is_chw(frame) else tensor.permute(2, 0, 1)
+    if tuple(chw.shape[1:]) == tuple(size_hw):
+        return frame
+    enlarged = interpolate(chw[None].float(), size=size_hw, mode="bicubic", antialias=True)[0]
+    if not _is_float(frame):
+        enlarged = enlarged.round().clamp(0, 255)
+    enlarged = (enlarged if _is_chw(frame) else enlarged.permute(1, 2, 0)).to(tensor.dtype)
+    return enlarged if is_tensor(frame) else enlarged.contiguous().numpy()

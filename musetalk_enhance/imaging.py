@@ -1,0 +1,63 @@
+"""Pixel work on batches of faces: sizes and blends. float32 (N, 3, H, W), 0..1, in and out."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import torch
+
+
+def resize(faces: torch.Tensor, size_hw: tuple[int, int], enlarge: str = "bicubic") -> torch.Tensor:
+    """Bring faces to `size_hw` (height, width).
+
+    Shrinking averages areas (exactly the box average where the factor is whole, an antialiased bicubic
+    elsewhere). Enlarging is bilinear or bicubic, pixel centres at half, as OpenCV's INTER_LINEAR.
+
+    Args:
+        faces: float32 (N, 3, H, W).
+        size_hw: height and width wanted, in pixels.
+        enlarge: ``"bilinear"`` or ``"bicubic"``.
+    """
+    from torch.nn.functional import interpolate
+
+    height, width = faces.shape[2:]
+    target_h, target_w = size_hw
+    if (height, width) == (target_h, target_w):
+        return faces
+    if target_h <= height and target_w <= width:
+        if height % target_h == 0 and width % target_w == 0:
+            return interpolate(faces, size=size_hw, mode="area")
+        return interpolate(faces, size=size_hw, mode="bicubic", align_corners=False, antialias=True)
+    antialias = target_h < height or target_w < width
+    mode = "bicubic" if antialias else enlarge
+    return interpolate(faces, size=size_hw, mode=mode, align_corners=False, antialias=antialias)
+
+
+def compose(
+    faces: torch.Tensor,
+    inputs: torch.Tensor,
+    restored: torch.Tensor,
+    size_hw: tuple[int, int],
+    strength: float,
+) -> torch.Tensor:
+    """Lay restored faces over the host's frames, at the size that is handed back.
+
+    Detail of a frame that is larger than the network's input would be lost on the way; what shrinking took
+    off is added again.
+
+    Args:
+        faces: the host's frames, (N, 3, H, W).
+        inputs: what the network was given, (N, 3, S, S).
+        restored: what it made, (N, 3, T, T).
+        size_hw: height and width to hand back.
+        strength: 0 gives `faces`, 1 gives `restored`.
+    """
+    result = resize(restored, size_hw)
+    height, width = faces.shape[2:]
+    if inputs.shape[2] < height or inputs.shape[3] < width:
+        result = result + resize(faces - resize(inputs, (height, width)), size_hw)
+    if strength < 1:
+        base = resize(faces, size_hw)
+        result = base + strength * (result - base)
+    return result

@@ -1,0 +1,68 @@
+"""What an enhancer counts."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter, defaultdict
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+
+@dataclass
+class EnhancerStats:
+    """Counters of one enhancer since it was made; `EnhancerStats.clear` starts anew.
+
+    Attributes:
+        frames: frames that came in.
+        restored: frames that went through the network.
+        failed: frames whose restoration failed (they are part of `passed_through` as well).
+        passed_through: reason to number of frames handed back as they came.
+        batches: runs of the network that succeeded.
+        backoffs: times memory ran out and the batch was halved or moved to the CPU.
+        ms: stage to milliseconds spent (``prepare``, ``network``, ``finish``).
+    """
+
+    frames: int = 0
+    restored: int = 0
+    failed: int = 0
+    passed_through: Counter[str] = field(default_factory=Counter)
+    batches: int = 0
+    backoffs: int = 0
+    ms: dict[str, float] = field(default_factory=lambda: defaultdict(float))
+
+    @contextmanager
+    def timed(self, stage: str) -> Iterator[None]:
+        """Add the time spent inside to ``ms[stage]``."""
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.ms[stage] += (time.perf_counter() - start) * 1e3
+
+    def clear(self) -> None:
+        """Set every counter to zero."""
+        self.__init__()  # type: ignore[misc]
+
+    def as_dict(self) -> dict[str, Any]:
+        """All counters as plain numbers, ready for JSON."""
+        return {
+            "frames": self.frames,
+            "restored": self.restored,
+            "failed": self.failed,
+            "passed_through": dict(self.passed_through),
+            "batches": self.batches,
+            "backoffs": self.backoffs,
+            "ms": {stage: round(value, 2) for stage, value in self.ms.items()},
+        }
+
+    def summary(self) -> str:
+        """One line for a person."""
+        passed = sum(self.passed_through.values())
+        reasons = ", ".join(f"{count} {reason}" for reason, count in sorted(self.passed_through.items()))
+        per_face = self.ms["network"] / self.restored if self.restored else 0.0
+        return (
+            f"{self.restored} of {self.frames} faces restored, {passed} handed back as they came"
+            f"{f' ({reasons})' if reasons else ''}; {per_face:.1f} ms a face in the network"
+        )

@@ -1,0 +1,81 @@
+"""Fixtures shared by all tests: a restorer without weights, and the data folder where there is one."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from musetalk_enhance.backends import FakeBackend
+from musetalk_enhance.enhancer import GFPGANEnhancer
+from musetalk_enhance.restorers.base import LoadRequest, Restorer, RestorerRecord
+from musetalk_enhance.settings import EnhancerSettings
+
+ROOT = Path(__file__).resolve().parent.parent
+RECORD = RestorerRecord("fake", "no network", 256, 512, (0.0, 1.0), "none", bytes_per_face=2**20)
+
+
+class FakeRestorer(Restorer):
+    """Enlarges each face by pixel repetition and runs `function` on the result."""
+
+    record = RECORD
+
+    def __init__(self, request: LoadRequest, function: Callable | None = None) -> None:
+        super().__init__(request)
+        self.backend = FakeBackend(function)
+
+    def restore(self, faces_rgb: torch.Tensor) -> torch.Tensor:
+        side = self.request.record.output_size
+        scale = side // faces_rgb.shape[2] if side else 1
+        return self.backend.run(faces_rgb.repeat_interleave(scale, 2).repeat_interleave(scale, 3))
+
+    def to(self, device: torch.device) -> None:
+        self.device = device
+        self.backend.to(device)
+
+    def close(self) -> None:
+        self.backend.close()
+
+
+@pytest.fixture
+def make_enhancer():
+    """make_enhancer(function=None, record=RECORD, **settings) -> an enhancer around a FakeRestorer."""
+
+    def make(function: Callable | None = None, record: RestorerRecord = RECORD, **options) -> GFPGANEnhancer:
+        settings = EnhancerSettings(enabled=True, **options)
+        request = LoadRequest(record, settings, torch.device("cpu"))
+        return GFPGANEnhancer.from_settings(settings, FakeRestorer(request, function))
+
+    return make
+
+
+@pytest.fixture
+def rng() -> np.random.Generator:
+    return np.random.default_rng(7)
+
+
+@pytest.fixture
+def faces(rng: np.random.Generator) -> np.ndarray:
+    """Five different BGR uint8 frames, (5, 256, 256, 3)."""
+    return rng.integers(0, 256, (5, 256, 256, 3), np.uint8)
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """The folder with real clips and detectors; MUSETALK_ENHANCE_TEST_DATA or ``shared`` beside the checkout."""
+    folder = Path(os.environ.get("MUSETALK_ENHANCE_TEST_DATA", ROOT.parent / "shared"))
+    if not (folder / "data").is_dir():
+        pytest.skip("no data folder beside the checkout (set MUSETALK_ENHANCE_TEST_DATA)")
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """No test sees or touches the user's weights."""
+    folder = tmp_path / "weight-cache"
+    monkeypatch.setenv("MUSETALK_ENHANCE_CACHE", str(folder))
+    return folder

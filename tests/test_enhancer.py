@@ -1,0 +1,338 @@
+"""GFPGANEnhancer's contract, around a restorer without weights."""
+
+from __future__ import annotations
+
+import inspect
+import logging
+import threading
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from torch.nn.functional import interpolate
+
+from musetalk_enhance import GFPGANEnhancer, monitor_gpu_memory
+from musetalk_enhance.errors import (
+    ConfigError,
+    EnhanceError,
+    FrameError,
+    NoFaceError,
+    OutOfMemoryError,
+    RestorerError,
+)
+from tests.conftest import RECORD
+
+
+def test_plan_names_are_there():
+    parameters = list(inspect.signature(GFPGANEnhancer).parameters.values())
+    plan = ["model_path", "upscale", "arch", "channel_multiplier", "bg_upsampler", "device"]
+    assert [p.name for p in parameters[:6]] == plan
+    assert all(p.kind is inspect.Parameter.KEYWORD_ONLY for p in parameters[6:])
+    assert [p.default for p in parameters[1:6]] == [2, "clean", 2, None, None]
+    for name in ("enhance_face", "enhance_batch", "enhance_batch_optimized", "resize_to_original", "reset"):
+        assert callable(getattr(GFPGANEnhancer, name))
+
+
+def test_same_frames_back(make_enhancer, faces):
+    enhancer = make_enhancer()
+    view = faces[..., ::-1]
+    kept = view.copy()
+    out = enhancer(view)
+    assert out.shape == view.shape and out.dtype == np.uint8 and out.flags.c_contiguous
+    assert np.array_equal(out, kept), "pixel repetition and area average cancel out"
+    assert np.array_equal(view, kept) and not np.shares_memory(out, view)
+    assert enhancer.stats.as_dict()["restored"] == enhancer.stats.frames == 5
+
+
+@pytest.mark.parametrize(("color", "channel"), [("bgr", 2), ("rgb", 0)])
+def test_the_network_sees_rgb(make_enhancer, color, channel):
+    def redden(batch):
+        batch = batch.clone()
+        batch[:, 0] = 1
+        return batch
+
+    out = make_enhancer(redden, color=color)(np.zeros((1, 256, 256, 3), np.uint8))
+    assert out[0, 0, 0, channel] == 255 and out[0, 0, 0].sum() == 255
+
+
+@pytest.mark.parametrize(
+    ("output_size", "side"), [("same", 256), ("native", 512), ("upscale", 384), (300, 300), ("128", 128)]
+)
+def test_output_size(make_enhancer, faces, output_size, side):
+    enhancer = make_enhancer(output_size=output_size, upscale=1.5)
+    out = enhancer(faces[:2])
+    assert out.shape == (2, side, side, 3)
+    assert abs(out.mean() - faces[:2].mean()) < 0.5, "brightness stays"
+
+
+def test_passthrough_frames_take_the_size_of_the_others(make_enhancer, faces):
+    frames = faces.astype(np.float32)
+    frames[1, 5, 5] = np.nan
+    out = make_enhancer(output_size="native")(frames)
+    assert out.shape == (5, 512, 512, 3)
+    assert np.isnan(out[1]).any() and np.isfinite(out[[0, 2, 3, 4]]).all()
+
+
+def test_larger_frames_keep_their_own_detail(make_enhancer, rng):
+    frames = rng.integers(0, 256, (1, 512, 512, 3), np.uint8)
+    smooth = lambda batch: interpolate(batch[..., ::2, ::2], scale_factor=2, mode="bicubic")  # noqa: E731
+    out = make_enhancer(smooth)(frames)
+    assert np.abs(out.astype(int) - frames).max() <= 1, "an identity network loses nothing of a 512 px frame"
+
+
+def test_frames_that_are_not_square(make_enhancer, rng):
+    ramp = np.linspace(0, 255, 96 * 120 * 3).reshape(1, 96, 120, 3).astype(np.uint8)
+    assert make_enhancer()(ramp).shape == ramp.shape
+
+
+@pytest.mark.parametrize("container", [list, tuple])
+def test_containers(make_enhancer, faces, container):
+    out = make_enhancer()(container(faces))
+    assert type(out) is container and all(np.array_equal(a, b) for a, b in zip(out, faces, strict=True))
+
+
+def test_tensor_in_tensor_out(make_enhancer, rng):
+    source = torch.from_numpy(rng.random((2, 3, 256, 256), np.float32) * 2 - 1)
+    out = make_enhancer(color="rgb")(source)
+    assert isinstance(out, torch.Tensor) and out.shape == source.shape
+    assert torch.allclose(out, source, atol=1e-5)
+
+
+def test_strength_blends(make_enhancer, faces):
+    white = lambda batch: torch.ones_like(batch)  # noqa: E731
+    assert np.array_equal(make_enhancer(white, strength=0)(faces), faces)
+    half = make_enhancer(white, strength=0.5)(faces)
+    assert np.abs(half.astype(float) - (faces.astype(float) + 255) / 2).max() <= 1
+    assert (make_enhancer(white, strength=1)(faces) == 255).all()
+
+
+def test_one_broken_frame_is_handed_back_and_counted(make_enhancer, faces, caplog):
+    frames = list(faces)
+    frames[2] = frames[2][..., :1]
+    enhancer = make_enhancer(lambda batch: 1 - batch)
+    with caplog.at_level(logging.WARNING):
+        first, second = enhancer(frames), enhancer(frames)
+    for out in (first, second):
+        assert len(out) == 5 and np.array_equal(out[2], frames[2])
+        assert all(np.array_equal(out[i], 255 - faces[i]) for i in (0, 1, 3, 4))
+    assert enhancer.stats.passed_through == {"channels": 2} and enhancer.stats.restored == 8
+    assert len(caplog.records) == 1, "said once, then only counted"
+
+
+def test_raise_mode(make_enhancer, faces):
+    enhancer = make_enhancer(on_error="raise")
+    with pytest.raises(FrameError, match="frame 1: got a picture with alpha"):
+        enhancer([faces[0], np.zeros((64, 64, 4), np.uint8)])
+    with pytest.raises(FrameError, match="empty batch"):
+        enhancer([])
+    with pytest.raises(FrameError, match="enhance_face"):
+        enhancer(faces[0])
+
+
+@pytest.mark.parametrize(
+    "frames",
+    [
+        np.zeros((0, 256, 256, 3), np.uint8),
+        np.zeros((2, 64, 64, 4), np.uint8),
+        np.zeros((2, 64, 64), np.uint8),
+        np.zeros((64, 64, 3), np.uint8),
+        np.full((2, 64, 64, 3), np.nan, np.float32),
+        np.full((2, 64, 64, 3), 999, np.float32),
+        np.zeros((2, 64, 64, 3), np.int64),
+        torch.zeros(2, 5, 64, 64),
+        torch.zeros(0, 3, 64, 64),
+    ],
+)
+def test_whole_batches_of_bad_input_come_back_unchanged(make_enhancer, frames):
+    enhancer = make_enhancer()
+    out = enhancer(frames)
+    assert type(out) is type(frames) and out.shape == frames.shape and out.dtype == frames.dtype
+    assert np.array_equal(np.asarray(out), np.asarray(frames), equal_nan=frames.dtype in (np.float32,))
+    assert enhancer.stats.restored == 0
+    assert sum(enhancer.stats.passed_through.values()) == enhancer.stats.frames
+    with pytest.raises(FrameError):
+        make_enhancer(on_error="raise")(frames)
+
+
+def test_none_is_never_a_batch(make_enhancer):
+    with pytest.raises(FrameError, match="NoneType"):
+        make_enhancer()(None)
+
+
+def test_a_failing_frame_does_not_take_the_batch_with_it(make_enhancer, faces):
+    def fussy(batch):
+        if (batch.flatten(1).mean(1) > 0.9).any():
+            raise RuntimeError("too bright")
+        return 1 - batch
+
+    faces[3] = 255
+    enhancer = make_enhancer(fussy)
+    out = enhancer(faces)
+    assert (out[3] == 255).all() and np.array_equal(out[:3], 255 - faces[:3])
+    assert enhancer.stats.failed == 1 and enhancer.stats.passed_through == {"restorer: RuntimeError": 1}
+    with pytest.raises(RestorerError, match="frame 3.*too bright"):
+        make_enhancer(fussy, on_error="raise")(faces)
+
+
+def test_a_network_that_returns_nan(make_enhancer, faces):
+    def broken(batch):
+        batch = batch.clone()
+        batch[batch.flatten(1).mean(1) > 0.9] = float("nan")
+        return batch
+
+    faces[0] = 255
+    enhancer = make_enhancer(broken)
+    assert np.array_equal(enhancer(faces), faces)
+    assert enhancer.stats.passed_through == {"restorer: RestorerError": 1}
+
+
+def test_no_face_is_no_failure(make_enhancer, faces):
+    def blind(batch):
+        raise NoFaceError("no face in the frame")
+
+    enhancer = make_enhancer(blind)
+    assert np.array_equal(enhancer(faces), faces)
+    assert enhancer.stats.passed_through == {"no face": 5} and enhancer.stats.failed == 0
+
+
+class Hungry:
+    """Runs out of memory above `most` faces."""
+
+    def __init__(self, most: int, error: Exception | None = None) -> None:
+        self.most, self.tried = most, []
+        self.error = error or RuntimeError("CUDA out of memory. Tried to allocate")
+
+    def __call__(self, batch: torch.Tensor) -> torch.Tensor:
+        self.tried.append(len(batch))
+        if len(batch) > self.most:
+            raise self.error
+        return 1 - batch
+
+
+@pytest.mark.parametrize("error", [None, MemoryError(), torch.cuda.OutOfMemoryError("x")])
+def test_memory_mode_halves_and_retries_the_same_frames(make_enhancer, rng, error):
+    frames = rng.integers(0, 256, (11, 256, 256, 3), np.uint8)
+    hungry = Hungry(2, error)
+    enhancer = make_enhancer(hungry, mode="memory", batch_size=8)
+    assert np.array_equal(enhancer(frames), 255 - frames), "every frame, in order"
+    assert hungry.tried[:3] == [8, 4, 2] and max(hungry.tried[3:]) == 2
+    assert enhancer.stats.backoffs == 2 and enhancer.stats.restored == 11
+
+
+def test_memory_mode_grows_again_after_a_quiet_while(make_enhancer, faces):
+    hungry = Hungry(2)
+    enhancer = make_enhancer(hungry, mode="memory", batch_size=4)
+    enhancer(faces)
+    hungry.most = 99
+    for _ in range(20):
+        enhancer(faces)
+    assert hungry.tried[-2:] == [4, 1]
+
+
+def test_memory_mode_keeps_to_its_budget(make_enhancer, faces):
+    record = replace(RECORD, bytes_per_face=2**20)
+    assert make_enhancer(record=record, mode="memory", memory_budget="3MiB")._planner.size == 3
+    assert make_enhancer(record=record, mode="memory", memory_budget="1MiB")._planner.size == 1
+
+
+def test_not_even_one_face_fits(make_enhancer, faces):
+    enhancer = make_enhancer(Hungry(0), mode="memory")
+    assert np.array_equal(enhancer(faces), faces)
+    assert enhancer.stats.passed_through == {"out of memory": 5}
+    with pytest.raises(OutOfMemoryError) as caught:
+        make_enhancer(Hungry(0), mode="memory", on_error="raise")(faces)
+    assert isinstance(caught.value, MemoryError)
+
+
+def test_memory_mode_goes_to_the_cpu_when_one_face_does_not_fit(make_enhancer, faces):
+    enhancer = make_enhancer(mode="memory")
+    restorer = enhancer._restorer
+    restorer.device = torch.device("meta")  # stands in for a GPU
+    real, restorer.restore = restorer.restore, lambda x: (_ for _ in ()).throw(MemoryError())
+    restorer.to = lambda device: (setattr(restorer, "device", device), setattr(restorer, "restore", real))
+    out = enhancer(faces)
+    assert np.array_equal(out, faces) and restorer.device.type == "cpu"
+    assert enhancer.stats.restored == 5 and enhancer.stats.backoffs == 3  # 5 -> 2 -> 1 -> the CPU
+
+
+def test_batch_size_is_kept(make_enhancer, faces):
+    enhancer = make_enhancer(batch_size=2)
+    enhancer(faces)
+    assert [shape[0] for shape in enhancer._restorer.backend.shapes] == [2, 2, 1]
+    enhancer.enhance_batch_optimized(faces, batch_size=3)
+    assert [shape[0] for shape in enhancer._restorer.backend.shapes][3:] == [3, 2]
+    with pytest.raises(ConfigError, match="batch_size"):
+        enhancer.enhance_batch_optimized(faces, batch_size=0)
+
+
+def test_plan_methods(make_enhancer, faces):
+    enhancer = make_enhancer(upscale=2)
+    large = enhancer.enhance_face(faces[0])
+    assert large.shape == (512, 512, 3)
+    assert np.array_equal(GFPGANEnhancer.resize_to_original(large, (256, 256)), faces[0])
+    assert enhancer.resize_to_original(large, (200, 100)).shape == (100, 200, 3)
+    assert [face.shape[0] for face in enhancer.enhance_batch(list(faces))] == [512] * 5
+    assert enhancer.enhance_batch(faces).shape == (5, 512, 512, 3)
+    with pytest.raises(FrameError):
+        enhancer.resize_to_original(large, (0, 10))
+    with pytest.raises(FrameError):
+        enhancer.resize_to_original(None, (10, 10))
+
+
+def test_disabled_hands_the_very_same_object_back(faces):
+    for enhancer in (
+        GFPGANEnhancer.from_config({"enabled": False}),
+        GFPGANEnhancer.from_config({"gfpgan": {}}),
+    ):
+        assert not enhancer.enabled and enhancer(faces) is faces
+        assert enhancer.model_name == "none"
+
+
+def test_closed_enhancer_says_so(make_enhancer, faces):
+    with make_enhancer() as enhancer:
+        backend = enhancer._restorer.backend
+    assert backend.closed
+    with pytest.raises(RestorerError, match="closed"):
+        enhancer(faces)
+
+
+def test_range_is_remembered_within_a_stream_and_forgotten_between(make_enhancer, rng):
+    enhancer = make_enhancer(lambda batch: batch * 0 + 0.5)
+    bright = rng.random((1, 256, 256, 3), np.float32) * 255
+    dark = np.zeros((1, 256, 256, 3), np.float32)
+    enhancer(bright)
+    assert enhancer(dark).max() == pytest.approx(127.5)
+    enhancer.reset()
+    assert enhancer(dark).max() == pytest.approx(0.5)
+
+
+def test_two_threads_lose_nothing(make_enhancer, faces):
+    enhancer = make_enhancer(lambda batch: 1 - batch)
+    outs = {}
+    threads = [threading.Thread(target=lambda i=i: outs.update({i: enhancer(faces[i : i + 1])})) for i in range(5)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert all(np.array_equal(outs[i][0], 255 - faces[i]) for i in range(5))
+    assert enhancer.stats.restored == 5
+
+
+def test_device_that_is_not_there():
+    if torch.cuda.is_available():
+        pytest.skip("this machine has a GPU")
+    with pytest.raises(ConfigError, match="cuda:0.*allowed: auto, cpu"):
+        GFPGANEnhancer(model="lite", device="cuda:0")
+
+
+def test_monitor_gpu_memory_gives_numbers():
+    numbers = monitor_gpu_memory()
+    assert numbers["process_bytes"] > 2**20 and numbers["ram_total_bytes"] >= numbers["ram_free_bytes"] > 0
+    if not numbers["gpu_available"]:
+        assert numbers["total_bytes"] == numbers["allocated_bytes"] == 0 and numbers["device"] == "cpu"
+
+
+def test_every_error_is_an_enhance_error():
+    for kind in (ConfigError, FrameError, RestorerError, NoFaceError, OutOfMemoryError):
+        assert issubclass(kind, EnhanceError)

@@ -1,0 +1,129 @@
+"""The contract at the border: containers, types, ranges, orders, and what is refused."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from musetalk_enhance.errors import EnhanceError, FrameError
+from musetalk_enhance.frames import FrameBatch
+
+CPU = torch.device("cpu")
+
+
+def round_trip(source, color="bgr", value_range="auto"):
+    batch = FrameBatch.open(source, value_range)
+    assert not batch.problems
+    out = {}
+    for group in batch.groups():
+        done = batch.from_network(batch.to_network(group, CPU, color), group[0], color)
+        out.update(zip(group, done, strict=True))
+    return batch.close([out[i] for i in range(len(batch))])
+
+
+@pytest.mark.parametrize("color", ["bgr", "rgb"])
+def test_uint8_comes_back_bit_for_bit(faces, color):
+    assert np.array_equal(round_trip(faces, color), faces)
+
+
+def test_negative_stride_view_is_taken_and_left_alone(faces):
+    view = faces[..., ::-1]
+    before = view.copy()
+    out = round_trip(view)
+    assert out.flags.c_contiguous
+    assert np.array_equal(out, before) and np.array_equal(view, before)
+
+
+@pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
+@pytest.mark.parametrize(("low", "high"), [(0, 1), (0, 255), (-1, 1)])
+def test_float_ranges_are_told_and_kept(rng, dtype, low, high):
+    frames = (rng.random((3, 32, 40, 3)) * (high - low) + low).astype(dtype)
+    out = round_trip(frames)
+    assert out.dtype == dtype
+    tolerance = 1e-3 if dtype == np.float16 else 1e-6  # half has 11 bits
+    assert np.abs(out.astype(np.float64) - frames).max() <= tolerance * (high - low)
+
+
+def test_inside_is_rgb_0_to_1():
+    frame = np.zeros((1, 16, 16, 3), np.uint8)
+    frame[..., 0] = 255  # blue, for a BGR host
+    inside = FrameBatch.open(frame).to_network([0], CPU, "bgr")
+    assert inside.shape == (1, 3, 16, 16) and inside.dtype == torch.float32
+    assert inside[0, :, 0, 0].tolist() == [0, 0, 1]
+
+
+@pytest.mark.parametrize("layout", ["nchw", "nhwc"])
+def test_tensors_keep_layout_and_type(rng, layout):
+    source = torch.from_numpy(rng.random((2, 3, 32, 48), np.float32) * 2 - 1)
+    source = source if layout == "nchw" else source.permute(0, 2, 3, 1)
+    out = round_trip(source, "rgb")
+    assert out.shape == source.shape and out.dtype == source.dtype and out.is_contiguous()
+    assert torch.allclose(out, source, atol=1e-6)
+
+
+def test_lists_may_mix_sizes(rng):
+    frames = [rng.integers(0, 256, (side, side, 3), np.uint8) for side in (64, 32, 64)]
+    batch = FrameBatch.open(frames)
+    assert batch.groups() == [[0, 2], [1]]
+    out = round_trip(frames)
+    assert isinstance(out, list)
+    assert all(np.array_equal(a, b) for a, b in zip(out, frames, strict=True))
+    assert isinstance(round_trip(tuple(frames)), tuple)
+
+
+@pytest.mark.parametrize(
+    ("frame", "reason"),
+    [
+        (np.zeros((64, 64), np.uint8), "channels"),
+        (np.zeros((64, 64, 1), np.uint8), "channels"),
+        (np.zeros((64, 64, 4), np.uint8), "channels"),
+        (np.zeros((64, 64, 3), np.int32), "dtype"),
+        (np.zeros((64, 64, 3), bool), "dtype"),
+        (np.zeros((8, 64, 3), np.uint8), "size"),
+        (np.zeros((0, 64, 3), np.uint8), "size"),
+        (np.zeros((2, 64, 64, 3), np.uint8), "shape"),
+        (np.full((64, 64, 3), np.nan, np.float32), "nonfinite"),
+        (np.full((64, 64, 3), np.inf, np.float32), "nonfinite"),
+        (np.full((64, 64, 3), 1000.0, np.float32), "range"),
+        (np.full((64, 64, 3), -7.0, np.float32), "range"),
+        (np.full((64, 64, 3), 3.0, np.float32), "range"),  # neither 0..1 nor plainly 0..255
+        (None, "type"),
+        ("face.png", "type"),
+    ],
+)
+def test_bad_frame_is_named_at_its_index(frame, reason):
+    good = np.zeros((64, 64, 3), np.uint8)
+    batch = FrameBatch.open([good, frame, good])
+    assert list(batch.problems) == [1]
+    error = batch.problems[1]
+    assert error.reason == reason and error.index == 1
+    assert "frame 1: got " in str(error) and "; needed: " in str(error)
+    assert batch.groups() == [[0, 2]]
+
+
+def test_one_wild_frame_does_not_change_the_range_of_the_others(rng):
+    frames = rng.random((4, 32, 32, 3), np.float32)
+    frames[2] *= 200
+    batch = FrameBatch.open(frames)
+    assert batch.value_range == (0, 1) and list(batch.problems) == [2]
+
+
+def test_declared_range_wins_over_guessing():
+    dark = np.full((1, 32, 32, 3), 0.5, np.float32)
+    assert FrameBatch.open(dark, "0..255").value_range == (0, 255)
+    assert FrameBatch.open(dark * 100, "0..1").problems[0].reason == "range"
+    assert FrameBatch.open(dark, "auto", known=(0, 255)).value_range == (0, 255)
+
+
+@pytest.mark.parametrize("source", [None, "frames", 3, {"a": 1}, iter([])])
+def test_no_container_is_an_error_in_any_mode(source):
+    with pytest.raises(FrameError, match="container|array, tensor, list or tuple") as caught:
+        FrameBatch.open(source)
+    assert isinstance(caught.value, EnhanceError) and isinstance(caught.value, ValueError)
+
+
+def test_one_frame_without_a_batch_axis_is_refused_as_a_whole():
+    batch = FrameBatch.open(np.zeros((64, 64, 3), np.uint8))
+    assert batch.refused and len(batch) == 1
+    assert "enhance_face" in str(batch.problems[0])

@@ -1,0 +1,148 @@
+"""One schema: defaults, YAML, flags, and errors that name key, value and what is allowed."""
+
+from __future__ import annotations
+
+import argparse
+
+import pytest
+import torch
+from omegaconf import OmegaConf
+
+from musetalk_enhance.errors import ConfigError
+from musetalk_enhance.settings import (
+    EnhancerSettings,
+    add_gfpgan_arguments,
+    flag_of,
+    given_flags,
+    merge,
+    options,
+    plain,
+    section_of,
+)
+
+
+def parse(*words: str) -> dict:
+    return given_flags(add_gfpgan_arguments(argparse.ArgumentParser()).parse_args(words))
+
+
+def test_defaults():
+    settings = EnhancerSettings()
+    assert not settings.enabled and settings.upscale == 2 and settings.arch == "clean"
+    assert settings.channel_multiplier == 2 and settings.output_size == "same" and settings.on_error == "passthrough"
+
+
+def test_flags_win_over_yaml_over_defaults():
+    section = section_of(OmegaConf.create({"gfpgan": {"enabled": True, "strength": 0.5, "upscale": 4}}))
+    settings = merge(section, parse("--gfpgan_upscale", "1", "--gfpgan_color", "rgb"))
+    assert (settings.enabled, settings.strength, settings.upscale, settings.color) == (True, 0.5, 1, "rgb")
+
+
+def test_a_flag_may_switch_off_what_yaml_switched_on():
+    assert not merge({"enabled": True}, parse("--no-enable_gfpgan")).enabled
+    assert merge({"enabled": False}, parse("--enable_gfpgan")).enabled
+
+
+def test_flags_that_are_not_given_leave_no_trace():
+    assert parse() == {}
+
+
+def test_every_option_has_a_flag_and_help():
+    text = add_gfpgan_arguments(argparse.ArgumentParser()).format_help()
+    for option in options():
+        assert option.metadata["help"].endswith((".", "only."))
+        assert (flag_of(option.name) in text) == option.metadata["flag"]
+    assert "--enable_gfpgan" in text and "--gfpgan_model MODEL" in text
+
+
+@pytest.mark.parametrize(
+    ("section", "words"),
+    [
+        ({"strenght": 1}, ["'gfpgan.strenght'", "value 1", "known options", "Did you mean 'strength'?"]),
+        ({"strength": 2}, ["gfpgan.strength", "2", "a number from 0 to 1"]),
+        ({"strength": float("nan")}, ["gfpgan.strength", "nan"]),
+        ({"strength": True}, ["gfpgan.strength", "True"]),
+        ({"upscale": 0}, ["gfpgan.upscale", "0", "0.25 to 8"]),
+        ({"arch": "cleen"}, ["gfpgan.arch", "'cleen'", "clean | bilinear", "Did you mean 'clean'?"]),
+        ({"backend": "onnx"}, ["gfpgan.backend", "'onnx'", "allowed: auto | torch", "planned"]),
+        ({"region": "mouth"}, ["gfpgan.region", "'mouth'", "allowed: full", "planned"]),
+        ({"dtype": "fp16"}, ["gfpgan.dtype", "'fp16'", "planned"]),
+        ({"backend": "tvm"}, ["gfpgan.backend", "'tvm'"]),
+        ({"output_size": "huge"}, ["gfpgan.output_size", "'huge'", "same | native | upscale"]),
+        ({"output_size": 5}, ["gfpgan.output_size", "5", "16 to 4096"]),
+        ({"batch_size": 0}, ["gfpgan.batch_size", "0"]),
+        ({"batch_size": 2.5}, ["gfpgan.batch_size", "2.5"]),
+        ({"enabled": "maybe"}, ["gfpgan.enabled", "'maybe'", "true | false"]),
+        ({"memory_budget": "2 parsecs"}, ["gfpgan.memory_budget", "2 parsecs"]),
+        ({"memory_budget": 10}, ["gfpgan.memory_budget", "10"]),
+        ({"device": "gpu"}, ["gfpgan.device", "'gpu'", "cuda:N"]),
+        ({"device": "cpu:1"}, ["gfpgan.device"]),
+        ({"model_path": ""}, ["gfpgan.model_path"]),
+        ({"model_path": [1]}, ["gfpgan.model_path"]),
+        ({"model": None, "model_path": None, "color": None}, ["gfpgan.color", "None"]),
+    ],
+)
+def test_errors_name_key_value_and_what_is_allowed(section, words):
+    with pytest.raises(ConfigError) as caught:
+        merge(section)
+    for word in words:
+        assert word in str(caught.value)
+    assert isinstance(caught.value, ValueError) and caught.value.key
+
+
+def test_an_error_in_a_flag_names_the_flag():
+    with pytest.raises(ConfigError, match="--gfpgan_strength: '3' is not possible"):
+        merge(None, parse("--gfpgan_strength", "3"))
+
+
+@pytest.mark.parametrize(
+    "pair",
+    [
+        {"model": "lite", "model_path": "x.pth"},
+        {"engine": "official", "model": "lite"},
+        {"bg_upsampler": object()},
+    ],
+)
+def test_options_that_contradict(pair):
+    with pytest.raises(ConfigError):
+        EnhancerSettings(**pair)
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [("2GiB", 2**31), ("1.5 MB", 1500000), ("0.25", 0.25), (0.5, 0.5), (2**22, 2**22), ("auto", "auto")],
+)
+def test_memory_budget(text, value):
+    assert EnhancerSettings(memory_budget=text).memory_budget == value
+
+
+@pytest.mark.parametrize(("raw", "value"), [(None, "auto"), (torch.device("cpu"), "cpu"), ("CUDA:1", "cuda:1")])
+def test_device(raw, value):
+    assert EnhancerSettings(device=raw).device == value
+
+
+def test_text_from_flags_is_read_like_yaml():
+    settings = merge(
+        None, parse("--gfpgan_output_size", "512", "--gfpgan_batch_size", "auto", "--gfpgan_upscale", "1.5")
+    )
+    assert (settings.output_size, settings.batch_size, settings.upscale) == (512, "auto", 1.5)
+
+
+def test_yaml_files(tmp_path):
+    good = tmp_path / "good.yaml"
+    good.write_text("size: 4\ngfpgan:\n  enabled: true\n  upscale: ${size}\n")
+    assert merge(section_of(good)).upscale == 4
+    bad = tmp_path / "bad.yaml"
+    bad.write_text("gfpgan: [enabled\n")
+    for path in (bad, tmp_path / "none.yaml"):
+        with pytest.raises(ConfigError, match=path.name):
+            plain(path)
+    bad.write_text("gfpgan: yes please\n")
+    with pytest.raises(ConfigError, match="gfpgan: 'yes please'"):
+        section_of(bad)
+    bad.write_text("- a\n- b\n")
+    with pytest.raises(ConfigError, match="mapping"):
+        plain(bad)
+
+
+def test_empty_section_is_a_section():
+    assert section_of({"gfpgan": None}) == {} and section_of({"task_0": {}}) is None and section_of(None) is None
