@@ -1,0 +1,63 @@
+"""The command line: ``musetalk-enhance`` and ``python -m musetalk_enhance``.
+
+Exit codes: 0 fine, 1 a check failed, 2 a wrong call or a typed error, 130 interrupted; ``run`` hands on the
+host script's own.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import sys
+from collections.abc import Sequence
+from importlib import import_module
+
+from .._version import __version__
+from ..errors import EnhanceError
+
+COMMANDS = ("run", "models", "weights")
+"""Sub-commands; each is a module here with HELP, add_arguments(parser) and run(args) -> exit code."""
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="musetalk-enhance",
+        description="Sharp, stable faces for talking-head pipelines.",
+        allow_abbrev=False,
+    )
+    parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    for name in COMMANDS:
+        module = import_module(f".{name}", __name__)
+        sub = commands.add_parser(name, help=module.HELP, description=module.HELP, allow_abbrev=False)
+        module.add_arguments(sub)
+        sub.set_defaults(run=module.run)
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a command and return its exit code.
+
+    Args:
+        argv: arguments without the program's name; None takes ``sys.argv``.
+    """
+    logging.basicConfig(format="%(name)s: %(message)s", level=logging.INFO, stream=sys.stderr)
+    words = list(sys.argv[1:] if argv is None else argv)
+    try:
+        if words[:1] == ["run"] and words[1:] not in (["-h"], ["--help"]):
+            from .run import run_words  # the script's own arguments are none of argparse's business
+
+            return run_words(words[1:])
+        args = _parser().parse_args(words)
+        return int(args.run(args))
+    except EnhanceError as error:
+        print(f"musetalk-enhance: {error}", file=sys.stderr)
+        return 2
+    except SystemExit as stop:
+        if stop.code is None or isinstance(stop.code, int):
+            return stop.code or 0
+        print(stop.code, file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("musetalk-enhance: interrupted", file=sys.stderr)
+        return 130

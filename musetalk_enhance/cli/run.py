@@ -1,0 +1,78 @@
+"""``musetalk-enhance run SCRIPT ...``: a host's own script, unmodified, with its faces restored."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+from collections.abc import Sequence
+
+from ..errors import ConfigError
+from ..settings import SECTION, add_gfpgan_arguments, flag_of, given_flags, options
+
+HELP = "run MuseTalk's own script, unmodified, with its faces restored"
+
+logger = logging.getLogger("musetalk_enhance")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """What ``run --help`` shows; the words themselves are taken apart by `split`."""
+    parser.usage = "musetalk-enhance run SCRIPT --enable_gfpgan [--gfpgan_...] [the script's own arguments]"
+    parser.add_argument("script", metavar="SCRIPT", help="scripts/inference.py or scripts/realtime_inference.py")
+    add_gfpgan_arguments(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Run ``args.script`` without arguments of its own (`main` takes the way through `run_words`)."""
+    return _run(args.script, [], args)
+
+
+def split(words: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
+    """Our flags, in any place and order, and the words that are left for the host.
+
+    Raises:
+        ConfigError: a word looks like one of our flags but is none.
+    """
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
+    add_gfpgan_arguments(parser)
+    try:
+        args, rest = parser.parse_known_args(list(words))
+    except argparse.ArgumentError as error:
+        raise ConfigError(str(error.argument_name), "nothing", "a value after the flag") from None
+    known = [flag_of(option.name) for option in options()]
+    for word in rest:
+        name, _, value = word.partition("=")
+        if name.startswith((f"--{SECTION}_", f"--enable_{SECTION}", f"--no-{SECTION}_")):
+            raise ConfigError.unknown(name, value, known)
+    return args, rest
+
+
+def run_words(words: Sequence[str]) -> int:
+    """Run the script named in `words`; the exit code is the script's own.
+
+    Raises:
+        EnhanceError: a wrong option, or the script cannot be run.
+    """
+    args, rest = split(words)
+    if not rest or rest[0].startswith("-"):
+        raise ConfigError("SCRIPT", rest[0] if rest else "", "the host's script before its own arguments")
+    return _run(rest[0], rest[1:], args)
+
+
+def _run(script: str, arguments: Sequence[str], args: argparse.Namespace) -> int:
+    from ..hosts.musetalk import run_script
+
+    try:
+        enhancer = run_script(script, arguments, given_flags(args))
+    except SystemExit as stop:
+        if isinstance(stop.code, int):
+            return stop.code
+        logger.error("%s", stop.code)
+        return 1
+    if not enhancer.enabled:
+        logger.warning("nothing was restored: say --enable_gfpgan, or enabled: true under gfpgan: in the YAML file")
+        return 0
+    logger.info("%s", enhancer.stats.summary())
+    return 0
+
+
+__all__ = ["HELP", "add_arguments", "run", "run_words", "split"]

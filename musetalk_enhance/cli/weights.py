@@ -1,0 +1,138 @@
+"""``musetalk-enhance weights``: list, path, fetch, verify, import."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import sys
+
+from ..errors import CacheError, EnhanceError
+from ..weights import WeightEntry, cache_dir, fetch, find, import_file, table, verify
+
+HELP = "Published weight files: what there is, where it lies, fetching, checking, importing."
+
+_ALL = "all"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the commands and their options to `parser`."""
+    commands = parser.add_subparsers(dest="weights_command", required=True, metavar="COMMAND")
+
+    command = commands.add_parser("list", help="every weight: state, size, licence, what it is for")
+    command.add_argument("--json", action="store_true", help="as JSON, with addresses, hashes and sources")
+
+    command = commands.add_parser("path", help="the cache folder, or where the file of NAME is")
+    command.add_argument("name", nargs="?", metavar="NAME")
+
+    command = commands.add_parser("fetch", help="download, resume, check and put into the cache")
+    command.add_argument("names", nargs="+", metavar="NAME", help=f"a name of the list, or {_ALL}")
+    command.add_argument("--offline", action="store_true", help="never connect; say what is missing")
+    command.add_argument(
+        "--mirror",
+        action="append",
+        default=[],
+        metavar="URL",
+        help="address of a folder with the files, tried first; may be given again",
+    )
+    command.add_argument("--force", action="store_true", help="download again what is there already")
+    command.add_argument("--quiet", action="store_true", help="no progress bar")
+
+    command = commands.add_parser(
+        "verify", help="hash the files in the cache; without NAME, a weight never fetched is no failure"
+    )
+    command.add_argument("names", nargs="*", metavar="NAME")
+    command.add_argument("--json", action="store_true", help="as JSON")
+
+    command = commands.add_parser("import", help="copy a file into the cache, recognised by its sha256")
+    command.add_argument("files", nargs="+", metavar="FILE")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Run the command that was parsed. Returns 0 if all is well, 1 if a check failed or a weight is missing.
+
+    Raises:
+        EnhanceError: whatever the library says.
+    """
+    commands = {"list": _list, "path": _path, "fetch": _fetch, "verify": _verify, "import": _import}
+    return commands[args.weights_command](args)
+
+
+def _state(entry: WeightEntry) -> str:
+    if find(entry.name) is not None:
+        return "present"
+    return "wrong size" if (cache_dir() / entry.file).is_file() else "missing"
+
+
+def _list(args: argparse.Namespace) -> int:
+    if args.json:
+        rows = [
+            {**dataclasses.asdict(entry), "state": _state(entry), "path": str(cache_dir() / entry.file)}
+            for entry in table.WEIGHTS
+        ]
+        print(json.dumps(rows, indent=2))
+        return 0
+    wide = max(len(entry.name) for entry in table.WEIGHTS)
+    for entry in table.WEIGHTS:
+        print(f"{entry.name:{wide}}  {_state(entry):10}  {entry.size / 1e6:6.1f} MB  {entry.purpose}")
+        print(f"{'':{wide}}  licence: {entry.licence}")
+    print(f"\nfolder: {cache_dir()}")
+    return 0
+
+
+def _path(args: argparse.Namespace) -> int:
+    if args.name is None:
+        print(cache_dir())
+        return 0
+    entry = table.WEIGHTS.get(args.name)
+    print(cache_dir() / entry.file)
+    state = _state(entry)
+    if state != "present":
+        print(f"{state}; fetch it with `musetalk-enhance weights fetch {entry.name}`", file=sys.stderr)
+    return 0 if state == "present" else 1
+
+
+def _fetch(args: argparse.Namespace) -> int:
+    """Fetch every name; a weight that fails does not keep the others back, and the last failure is raised."""
+    entries = list(table.WEIGHTS) if _ALL in args.names else [table.WEIGHTS.get(name) for name in args.names]
+    failed: list[EnhanceError] = []
+    for entry in entries:
+        try:
+            path = fetch(
+                entry.name,
+                offline=args.offline or None,
+                mirrors=args.mirror,
+                progress=not args.quiet,
+                force=args.force,
+            )
+        except CacheError:  # the next one would hit the same wall
+            raise
+        except EnhanceError as error:
+            failed.append(error)
+        else:
+            print(f"{entry.name}: {path} (licence: {entry.licence})")
+    for failure in failed[:-1]:
+        print(f"error: {failure}", file=sys.stderr)
+    if failed:
+        raise failed[-1]
+    return 0
+
+
+def _verify(args: argparse.Namespace) -> int:
+    results = verify(args.names or None)
+    if args.json:
+        print(json.dumps([{**dataclasses.asdict(r), "path": str(r.path)} for r in results], indent=2))
+    else:
+        wide = max(len(result.name) for result in results)
+        for result in results:
+            print(f"{result.name:{wide}}  {result.status:7}  {result.path}: {result.detail}")
+    statuses = {result.status for result in results}
+    if args.names:
+        return 0 if statuses == {"ok"} else 1
+    return 0 if "ok" in statuses and "corrupt" not in statuses else 1
+
+
+def _import(args: argparse.Namespace) -> int:
+    for file in args.files:
+        print(f"{file}: imported as {import_file(file)}")
+    return 0
