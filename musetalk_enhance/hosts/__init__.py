@@ -1,0 +1,1 @@
+"""Pipelines we hook into, one per file."""

@@ -1,0 +1,215 @@
+"""MuseTalk: hook in right after ``VAE.decode_latents``, which hands out BGR uint8 (N, 256, 256, 3).
+
+The host's files stay as they are: `attach` wraps one VAE from Python, `run_script` runs the host's own script with
+every VAE wrapped and with our flags and the YAML section ``gfpgan:`` taken out before the host sees them (MuseTalk
+walks every top-level key of its YAML as a task).
+"""
+
+from __future__ import annotations
+
+import importlib
+import logging
+import os
+import runpy
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from types import TracebackType
+from typing import Any
+
+from ..enhancer import GFPGANEnhancer
+from ..errors import HostError
+from ..settings import SECTION, merge, section_of
+
+logger = logging.getLogger("musetalk_enhance")
+
+VAE_MODULE = "musetalk.models.vae"
+METHOD = "decode_latents"
+CONFIG_FLAG = "--inference_config"
+
+
+class Attachment:
+    """An enhancer attached to a VAE; undone by `detach` or by leaving its ``with``.
+
+    Attributes:
+        owner: the VAE (or its class) whose ``decode_latents`` is wrapped.
+        enhancer: what restores its frames.
+    """
+
+    def __init__(self, owner: Any, enhancer: Callable[[Any], Any]) -> None:
+        """Wrap ``owner.decode_latents``; `attach` is the public way."""
+        self.owner, self.enhancer = owner, enhancer
+        self._own = vars(owner).get(METHOD)
+        original = getattr(owner, METHOD)
+
+        def decode_latents(*args: Any, **kwargs: Any) -> Any:
+            return self.enhancer(original(*args, **kwargs))
+
+        decode_latents.__wrapped__ = original  # type: ignore[attr-defined]
+        self._wrapper: Callable[..., Any] | None = decode_latents
+        setattr(owner, METHOD, decode_latents)
+
+    @property
+    def attached(self) -> bool:
+        """Whether the wrapper is in place."""
+        return self._wrapper is not None
+
+    def detach(self) -> None:
+        """Put the VAE back as it was; a second call does nothing.
+
+        Raises:
+            HostError: somebody else wrapped the method after us; detach theirs first.
+        """
+        if self._wrapper is None:
+            return
+        if vars(self.owner).get(METHOD) is not self._wrapper:
+            raise HostError(f"{METHOD} of {self.owner!r} was wrapped again after us; take that wrapper off first")
+        if self._own is not None:
+            setattr(self.owner, METHOD, self._own)
+        else:
+            delattr(self.owner, METHOD)
+        self._wrapper = None
+
+    def __enter__(self) -> Attachment:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.detach()
+
+
+def attach(vae: Any, enhancer: Callable[[Any], Any]) -> Attachment:
+    """Restore every batch that `vae` decodes, from now until `Attachment.detach`.
+
+    Args:
+        vae: MuseTalk's ``VAE`` (or its class): anything with a method ``decode_latents`` that returns frames.
+        enhancer: a `GFPGANEnhancer` with ``color="bgr"``, or any callable frames -> frames.
+
+    >>> with attach(vae, enhancer):  # doctest: +SKIP
+    ...     main(args)
+
+    Raises:
+        HostError: `vae` has no ``decode_latents``, or an enhancer is attached already.
+    """
+    method = getattr(vae, METHOD, None)
+    if not callable(method):
+        raise HostError(f"{vae!r} has no method {METHOD}; attach takes MuseTalk's VAE")
+    if hasattr(method, "__wrapped__") and method.__qualname__.startswith(Attachment.__qualname__):
+        raise HostError(f"an enhancer is attached to {vae!r} already; detach it first")
+    return Attachment(vae, enhancer)
+
+
+class _LateEnhancer:
+    """Stands in for the enhancer until flags and YAML are known, which is before the first frame."""
+
+    def __init__(self, flags: dict[str, Any]) -> None:
+        self.flags = flags
+        self.enhancer: GFPGANEnhancer | None = None
+        self.calls = 0
+
+    def make(self, section: dict[str, Any] | None) -> None:
+        settings = merge(section, self.flags)
+        if self.enhancer is not None:
+            if section is None or self.enhancer.settings == settings:
+                return
+            self.enhancer.close()
+        self.enhancer = GFPGANEnhancer.from_settings(settings)
+        if settings.enabled:
+            logger.info("faces are restored with %s on %s", self.enhancer.model_name, self.enhancer.device)
+
+    def __call__(self, frames: Any) -> Any:
+        if self.enhancer is None:
+            self.make(None)
+        assert self.enhancer is not None
+        self.calls += 1
+        return self.enhancer(frames)
+
+
+@contextmanager
+def _config_without_section(late: _LateEnhancer) -> Iterator[None]:
+    """While inside, ``OmegaConf.load`` hands out configurations without ``gfpgan:`` and `late` learns of it."""
+    from omegaconf import DictConfig, OmegaConf
+
+    original = OmegaConf.load
+
+    def load(file_: Any) -> Any:
+        config = original(file_)
+        if isinstance(config, DictConfig) and SECTION in config:
+            section = section_of(config)
+            del config[SECTION]
+            late.make(section)
+        return config
+
+    OmegaConf.load = staticmethod(load)  # type: ignore[method-assign, assignment]
+    try:
+        yield
+    finally:
+        OmegaConf.load = staticmethod(original)  # type: ignore[method-assign]
+
+
+def _config_path(arguments: Sequence[str]) -> str | None:
+    """The value of ``--inference_config`` among the host's own arguments."""
+    for position, word in enumerate(arguments):
+        if word == CONFIG_FLAG and position + 1 < len(arguments):
+            return arguments[position + 1]
+        if word.startswith(CONFIG_FLAG + "="):
+            return word.partition("=")[2]
+    return None
+
+
+def _vae_class() -> Any:
+    try:
+        return importlib.import_module(VAE_MODULE).VAE
+    except ImportError as error:
+        raise HostError(
+            f"{VAE_MODULE} cannot be imported ({error}): run this in MuseTalk's own folder and environment"
+        ) from error
+
+
+def run_script(script: str, arguments: Sequence[str], flags: dict[str, Any]) -> GFPGANEnhancer:
+    """Run a script of MuseTalk's, unmodified, with its faces restored.
+
+    Args:
+        script: its path, for example ``scripts/inference.py``; the working directory is MuseTalk's folder.
+        arguments: the script's own arguments.
+        flags: our options, by name, that win over the YAML section.
+
+    Returns:
+        The enhancer that ran, closed, with its counts in ``stats``.
+
+    Raises:
+        ConfigError: an option in `flags` or in the YAML section is wrong.
+        HostError: the script or MuseTalk's package is not there, or the script never decoded a frame.
+        SystemExit: the script ended itself with a code other than 0.
+    """
+    if not os.path.isfile(script):
+        raise HostError(f"no script {script!r} in {os.getcwd()}; give MuseTalk's own, such as scripts/inference.py")
+    late = _LateEnhancer(flags)
+    config = _config_path(arguments)
+    # Told before the host loads gigabytes; a missing file is the host's own error to report.
+    if config is not None and os.path.isfile(config):
+        late.make(section_of(config))
+    elif flags.get("enabled"):
+        late.make(None)
+    argv, path = sys.argv, list(sys.path)
+    with ExitStack() as stack:
+        stack.callback(setattr, sys, "argv", argv)
+        stack.callback(sys.path.__setitem__, slice(None), path)
+        sys.argv = [script, *arguments]
+        sys.path[:0] = [os.getcwd(), os.path.dirname(os.path.abspath(script))]
+        stack.enter_context(_config_without_section(late))
+        stack.enter_context(attach(_vae_class(), late))
+        try:
+            runpy.run_path(script, run_name="__main__")
+        except SystemExit as stop:
+            if stop.code not in (None, 0):
+                raise
+    enhancer = late.enhancer or GFPGANEnhancer.from_settings(merge(None, {**flags, "enabled": False}))
+    enhancer.close()
+    if enhancer.enabled and not late.calls:
+        raise HostError(f"{script} ended without decoding a single frame; its own messages above say why")
+    return enhancer
+
+
+__all__ = ["Attachment", "attach", "run_script"]

@@ -1,0 +1,217 @@
+"""attach() and run_script() against a host in miniature that behaves as MuseTalk does where it matters."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from musetalk_enhance import attach
+from musetalk_enhance.cli import main
+from musetalk_enhance.errors import HostError
+
+VAE = """
+import numpy as np
+class VAE:
+    def decode_latents(self, latents):
+        ramp = np.linspace(0, 255, 256).astype("uint8")
+        frames = np.stack([np.broadcast_to(ramp[:, None, None], (256, 256, 3)) for _ in latents]).copy()
+        frames[..., 2] = 40  # red in RGB order is last in BGR: told apart below
+        return frames[..., ::-1][..., ::-1]
+"""
+
+SCRIPT = """
+import argparse, json, sys
+from omegaconf import OmegaConf
+from musetalk.models.vae import VAE
+parser = argparse.ArgumentParser()
+parser.add_argument("--inference_config", default="configs/default.yaml")
+parser.add_argument("--batch_size", type=int, default=2)
+parser.add_argument("--fail", type=int, default=0)
+parser.add_argument("--skip", action="store_true")
+args = parser.parse_args()
+config = OmegaConf.load(args.inference_config)
+seen = []
+for task in config:
+    video = config[task]["video_path"]  # a section that is no task would fail here, as in MuseTalk
+    if args.skip:
+        continue
+    frames = VAE().decode_latents([0] * args.batch_size)
+    seen.append({"task": task, "shape": frames.shape, "kind": str(frames.dtype),
+                 "blue_is_ramp": int(frames[0, -6, 0, 0]), "red": int(frames[0, -64, 64, 2])})
+json.dump({"seen": seen, "argv": sys.argv, "name": __name__}, open("seen.json", "w"))
+if args.fail:
+    sys.exit(args.fail)
+"""
+
+
+@pytest.fixture
+def host(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder like MuseTalk's, the working directory of the test."""
+    for name, text in {
+        "musetalk/models/vae.py": VAE,
+        "scripts/inference.py": SCRIPT,
+        "configs/default.yaml": "task_0:\n  video_path: a.mp4\n",
+        "configs/on.yaml": "task_0:\n  video_path: a.mp4\n"
+        "gfpgan:\n  enabled: true\n  model: lite\n  output_size: native\n",
+        "configs/off.yaml": "task_0:\n  video_path: a.mp4\ngfpgan:\n  enabled: false\n",
+        "configs/bad.yaml": "task_0:\n  video_path: a.mp4\ngfpgan:\n  enabled: true\n  upscal: 2\n",
+    }.items():
+        path = tmp_path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+    monkeypatch.chdir(tmp_path)
+    for name in [name for name in sys.modules if name == "musetalk" or name.startswith("musetalk.")]:
+        monkeypatch.delitem(sys.modules, name)
+    yield tmp_path
+    for name in [name for name in sys.modules if name == "musetalk" or name.startswith("musetalk.")]:
+        del sys.modules[name]
+
+
+def run(*words: str) -> tuple[int, dict]:
+    Path("seen.json").unlink(missing_ok=True)
+    code = main(["run", *words])
+    path = Path("seen.json")
+    return code, json.loads(path.read_text()) if path.exists() else {}
+
+
+def test_flag_anywhere_and_the_scripts_own_arguments_stay(host):
+    code, seen = run(
+        "--gfpgan_model", "lite", "scripts/inference.py", "--batch_size", "3", "--enable_gfpgan",
+        "--gfpgan_output_size=native", "--inference_config", "configs/default.yaml",
+    )  # fmt: skip
+    assert code == 0
+    assert seen["argv"] == [
+        "scripts/inference.py", "--batch_size", "3", "--inference_config", "configs/default.yaml",
+    ]  # fmt: skip
+    assert seen["name"] == "__main__"
+    assert [row["shape"] for row in seen["seen"]] == [[3, 512, 512, 3]]
+    assert seen["seen"][0]["kind"] == "uint8"
+
+
+def test_colours_stay_in_their_channels(host):
+    _, seen = run("scripts/inference.py", "--enable_gfpgan", "--gfpgan_model", "lite")
+    row = seen["seen"][0]
+    assert row["shape"] == [2, 256, 256, 3]
+    assert abs(row["red"] - 40) <= 3 and row["blue_is_ramp"] > 230
+
+
+def test_yaml_section_switches_it_on_and_the_host_never_sees_it(host):
+    code, seen = run("scripts/inference.py", "--inference_config", "configs/on.yaml")
+    assert code == 0
+    assert [row["task"] for row in seen["seen"]] == ["task_0"]
+    assert seen["seen"][0]["shape"] == [2, 512, 512, 3]
+
+
+def test_the_scripts_default_config_is_read_too(host):
+    (host / "configs/default.yaml").write_text((host / "configs/on.yaml").read_text())
+    code, seen = run("scripts/inference.py")
+    assert code == 0 and seen["seen"][0]["shape"] == [2, 512, 512, 3]
+
+
+def test_flags_win_over_yaml(host):
+    _, seen = run("scripts/inference.py", "--inference_config=configs/on.yaml", "--gfpgan_output_size", "128")
+    assert seen["seen"][0]["shape"] == [2, 128, 128, 3]
+
+
+def test_off_means_as_if_we_were_not_there(host, caplog):
+    code, seen = run("scripts/inference.py", "--inference_config", "configs/off.yaml")
+    assert code == 0 and seen["seen"][0]["shape"] == [2, 256, 256, 3] and seen["seen"][0]["red"] == 40
+    assert "nothing was restored" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["scripts/inference.py", "--inference_config", "configs/bad.yaml"], "gfpgan.upscal"),
+        (["scripts/inference.py", "--enable_gfpgan", "--gfpgan_upscale", "x"], "--gfpgan_upscale: 'x'"),
+        (
+            ["scripts/inference.py", "--enable_gfpgan", "--gfpgan_modell", "lite"],
+            "Did you mean '--gfpgan_model'?",
+        ),
+        (["scripts/inference.py", "--enable_gfpgan", "--gfpgan_model"], "a value after the flag"),
+        (["scripts/inference.py", "--enable_gfpgan", "--gfpgan_model", "gfpgan-9"], "gfpgan-9"),
+        (
+            ["scripts/inference.py", "--enable_gfpgan", "--gfpgan_model", "gfpgan-1.4"],
+            "weights fetch GFPGANv1.4",
+        ),
+        (["scripts/none.py", "--enable_gfpgan"], "no script"),
+        (["--enable_gfpgan"], "SCRIPT"),
+    ],
+)
+def test_wrong_calls_end_before_the_host_starts(host, capsys, words, said):
+    code, seen = run(*words)
+    assert code == 2 and not seen
+    assert said in capsys.readouterr().err
+
+
+def test_the_scripts_exit_code_is_ours(host):
+    assert run("scripts/inference.py", "--fail", "7", "--enable_gfpgan", "--gfpgan_model", "lite")[0] == 7
+
+
+def test_a_run_without_a_single_frame_is_an_error(host, capsys):
+    assert run("scripts/inference.py", "--skip", "--enable_gfpgan", "--gfpgan_model", "lite")[0] == 2
+    assert "without decoding a single frame" in capsys.readouterr().err
+
+
+def test_not_in_musetalks_folder(host, capsys):
+    (host / "musetalk/models/vae.py").unlink()
+    assert run("scripts/inference.py", "--enable_gfpgan", "--gfpgan_model", "lite")[0] == 2
+    assert "MuseTalk's own folder" in capsys.readouterr().err
+
+
+def test_nothing_is_left_behind(host):
+    from omegaconf import OmegaConf
+
+    before = OmegaConf.load, sys.argv, list(sys.path)
+    run("scripts/inference.py", "--inference_config", "configs/on.yaml")
+    assert (OmegaConf.load, sys.argv, list(sys.path)) == before
+    vae = sys.modules["musetalk.models.vae"].VAE
+    assert vae().decode_latents([0]).shape == (1, 256, 256, 3)
+
+
+class Decoder:
+    def decode_latents(self, latents):
+        return np.full((len(latents), 4, 4, 3), 9, np.uint8)
+
+
+def test_attach_and_detach():
+    vae, other = Decoder(), Decoder()
+    attachment = attach(vae, lambda frames: frames + 1)
+    assert attachment.attached and vae.decode_latents([0])[0, 0, 0, 0] == 10
+    assert other.decode_latents([0])[0, 0, 0, 0] == 9, "only this one"
+    attachment.detach()
+    attachment.detach()
+    assert "decode_latents" not in vars(vae) and vae.decode_latents([0])[0, 0, 0, 0] == 9
+
+
+def test_attach_as_a_context_also_after_an_error():
+    vae = Decoder()
+    with pytest.raises(KeyError), attach(vae, lambda frames: frames + 1):
+        raise KeyError
+    assert vae.decode_latents([0])[0, 0, 0, 0] == 9
+
+
+def test_attach_to_a_class_and_back():
+    with attach(Decoder, lambda frames: frames * 0):
+        assert Decoder().decode_latents([0]).max() == 0
+    assert Decoder().decode_latents([0]).max() == 9
+
+
+def test_attaching_twice_or_to_nothing_is_refused():
+    vae = Decoder()
+    with attach(vae, lambda frames: frames), pytest.raises(HostError, match="already"):
+        attach(vae, lambda frames: frames)
+    with pytest.raises(HostError, match="decode_latents"):
+        attach(object(), lambda frames: frames)
+
+
+def test_detaching_under_somebody_elses_wrapper_is_refused():
+    vae = Decoder()
+    attachment = attach(vae, lambda frames: frames)
+    vae.decode_latents = lambda latents: None
+    with pytest.raises(HostError, match="wrapped again"):
+        attachment.detach()

@@ -1,0 +1,34 @@
+"""Generated files are what the schema says, and the shipped configuration loads."""
+
+from __future__ import annotations
+
+import importlib.util
+
+import pytest
+
+from musetalk_enhance.settings import merge, section_of
+from tests.conftest import ROOT
+
+spec = importlib.util.spec_from_file_location("make_docs", ROOT / "scripts" / "make_docs.py")
+make_docs = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(make_docs)
+
+
+@pytest.mark.parametrize("path", list(make_docs.FILES), ids=lambda path: path.name)
+def test_generated_files_are_current(path):
+    assert path.read_text(encoding="utf-8") == make_docs.FILES[path](), "run: python scripts/make_docs.py"
+
+
+def test_shipped_configuration_is_on_and_otherwise_default():
+    shipped = merge(section_of(ROOT / "configs" / "musetalk.yaml"))
+    assert shipped == merge({"enabled": True})
+
+
+def test_every_commented_default_can_be_switched_in():
+    text = make_docs.config_yaml().split("gfpgan:\n", 1)[1]
+    lines = [line.replace("# ", "", 1) for line in text.splitlines() if line.startswith("  # ")]
+    pairs = [line.strip() for line in lines if ": " in line and " " not in line.strip().split(": ", 1)[0]]
+    section = dict(pair.split(": ", 1) for pair in pairs if pair.split(": ")[0] in merge(None).__dict__)
+    section = {key: None if value == "null" else value for key, value in section.items()}
+    assert len(section) >= 20
+    assert merge({**section, "enabled": True}) == merge({"enabled": True})
