@@ -1,4 +1,4 @@
-"""torch as it comes: one module, inference mode, channels-last."""
+"""torch as it comes: one module, inference mode."""
 
 from __future__ import annotations
 
@@ -17,6 +17,8 @@ class TorchBackend(Backend):
     Args:
         module: the network; it is put into eval mode, frozen and moved to `device`.
         device: where it runs.
+        channels_last: whether it runs in channels-last order, which convolutions like; a network that reshapes
+            with ``view`` inside, or has weights of five dimensions, needs plain NCHW.
         call: how the module is called, for networks whose ``forward`` takes or returns more than one tensor.
     """
 
@@ -25,10 +27,14 @@ class TorchBackend(Backend):
         module: torch.nn.Module,
         device: torch.device,
         call: Callable[[torch.nn.Module, torch.Tensor], torch.Tensor] | None = None,
+        channels_last: bool = True,
     ) -> None:
         import torch
 
-        self.module = module.eval().requires_grad_(False).to(device).to(memory_format=torch.channels_last)
+        self._order = torch.channels_last if channels_last else torch.contiguous_format
+        self.module = module.eval().requires_grad_(False).to(device)
+        if channels_last:
+            self.module.to(memory_format=self._order)
         self._call = call or (lambda network, batch: network(batch))
 
     def run(self, batch: torch.Tensor) -> torch.Tensor:
@@ -36,7 +42,7 @@ class TorchBackend(Backend):
         import torch
 
         with torch.inference_mode():
-            return self._call(self.module, batch.contiguous(memory_format=torch.channels_last))
+            return self._call(self.module, batch.contiguous(memory_format=self._order))
 
     def to(self, device: torch.device) -> None:
         """Move the module."""

@@ -1,0 +1,207 @@
+"""Which restorers there are, and which one a set of options means."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import cache
+from importlib import import_module
+from importlib.metadata import EntryPoint, entry_points
+from pathlib import Path
+
+from .. import weights
+from ..errors import ConfigError, EnhanceError, RestorerError, suggest
+from ..registry import Registry
+from ..settings import EnhancerSettings
+from .base import LoadRequest, Restorer, RestorerRecord
+from .gfpgan import RECORDS as GFPGAN_RECORDS
+from .lite import FIRST_KEY as LITE_KEY
+from .lite import RECORD as LITE_RECORD
+from .official import RECORD as OFFICIAL_RECORD
+from .restoreformer import RECORD as RESTOREFORMER_RECORD
+
+logger = logging.getLogger("musetalk_enhance")
+
+ENTRY_POINT_GROUP = "musetalk_enhance.restorers"
+AUTO_ORDER = ("gfpgan-1.4", "gfpgan-1.3", "gfpgan-1.2")
+"""What ``model: auto`` looks for in the cache, best first, before it takes lite."""
+_LITE_MOST = 32 * 2**20  # bytes; larger files are not read just to see whether they are of lite's form
+_CHECKPOINT_SUFFIXES = (".safetensors", ".pth", ".pt", ".ckpt")
+
+
+@dataclass(frozen=True)
+class Model:
+    """A restorer that can be loaded.
+
+    Attributes:
+        record: facts about it.
+        build: makes the restorer; imports what it needs only then.
+        arch: what ``settings.arch`` has to be for it, None where that says nothing.
+    """
+
+    record: RestorerRecord
+    build: Callable[[LoadRequest], Restorer]
+    arch: str | None = None
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What a set of options came to: a model and, where it needs one, its checked weight file."""
+
+    model: Model
+    settings: EnhancerSettings
+    weight: weights.Weight | None = None
+
+    def load(self, device: object) -> Restorer:
+        """Make the restorer on a `torch.device`.
+
+        Raises:
+            EnhanceError: whatever kept it from loading, as a typed error.
+        """
+        import torch
+
+        request = LoadRequest(self.model.record, self.settings, torch.device(str(device)), self.weight)
+        try:
+            return self.model.build(request)
+        except EnhanceError:
+            raise
+        except Exception as error:
+            raise RestorerError(f"{self.model.record.name} cannot be loaded: {error!r}") from error
+
+
+def _late(module: str, name: str) -> Callable[[LoadRequest], Restorer]:
+    def build(request: LoadRequest) -> Restorer:
+        restorer: Restorer = getattr(import_module(module, __package__), name)(request)
+        return restorer
+
+    return build
+
+
+MODELS: Registry[Model] = Registry("model")
+MODELS.add("lite", Model(LITE_RECORD, _late(".lite", "LiteRestorer")))
+for _name, _record in GFPGAN_RECORDS.items():
+    MODELS.add(
+        _name,
+        Model(_record, _late(".gfpgan", "GFPGANRestorer"), "clean"),
+        (_name.replace("gfpgan-", "GFPGANv"),),
+    )
+MODELS.add(
+    "restoreformer",
+    Model(RESTOREFORMER_RECORD, _late(".restoreformer", "RestoreFormerRestorer"), "RestoreFormer"),
+)
+
+
+@cache
+def plugins() -> dict[str, EntryPoint]:
+    """Entry points of restorers of somebody else's, by name; none of them is imported."""
+    return {point.name: point for point in entry_points(group=ENTRY_POINT_GROUP)}
+
+
+def model_names(pattern: str = "*") -> list[str]:
+    """Names that ``model:`` takes, those of plug-ins included, filtered by a shell pattern.
+
+    >>> model_names("gfpgan*")
+    ['gfpgan-1.4', 'gfpgan-1.3', 'gfpgan-1.2']
+    """
+    from fnmatch import fnmatchcase
+
+    own = MODELS.names(pattern)
+    return own + [name for name in plugins() if name not in own and fnmatchcase(name.lower(), pattern.lower())]
+
+
+def get_model(name: str) -> Model:
+    """The model called `name`.
+
+    Raises:
+        ConfigError: there is none.
+        RestorerError: it is a plug-in that cannot be imported or is no restorer.
+    """
+    if name in MODELS:
+        return MODELS.get(name)
+    if name not in plugins():
+        known = model_names()
+        raise ConfigError(
+            "model", name, f"auto, {', '.join(known)}, or the path of a checkpoint", suggest(name, known)
+        )
+    try:
+        loaded = plugins()[name].load()
+    except Exception as error:
+        raise RestorerError(f"the plug-in restorer {name!r} cannot be imported: {error!r}") from error
+    if not (isinstance(loaded, type) and issubclass(loaded, Restorer) and hasattr(loaded, "record")):
+        raise RestorerError(f"the plug-in restorer {name!r} is {loaded!r}, not a Restorer class with a record")
+    return Model(loaded.record, loaded)
+
+
+def choose(settings: EnhancerSettings) -> Choice:
+    """The model and weight that `settings` mean.
+
+    A name is never guessed to be a path: a path has a separator or the suffix of a checkpoint.
+
+    Raises:
+        ConfigError: there is no such model, or it cannot honour an option.
+        WeightError: its weight is missing, damaged or not to be trusted.
+    """
+    path = settings.model_path or (settings.model if _is_path(settings.model) else None)
+    if path is not None:
+        return _from_path(Path(path), settings)
+    name = settings.model
+    if name == "auto":
+        name = next((known for known in AUTO_ORDER if weights.find(known) is not None), "lite")
+        if settings.engine == "official" and name == "lite":
+            name = AUTO_ORDER[0]  # which then says that its weight is missing
+        if name == "lite":
+            _say_once_that_lite_runs()
+    model = get_model(name)
+    if model.arch is not None:
+        _check_name_and_arch(name, model.arch, settings)
+        settings = settings.replace(arch=model.arch)
+    weight = weights.require(model.record.weight, download=settings.download) if model.record.weight else None
+    return _with_engine(Choice(model, settings, weight))
+
+
+def _is_path(text: str) -> bool:
+    return "/" in text or "\\" in text or text.lower().endswith(_CHECKPOINT_SUFFIXES)
+
+
+def _check_name_and_arch(name: str, arch: str, settings: EnhancerSettings) -> None:
+    if settings.arch not in ("clean", arch):
+        raise ConfigError("arch", settings.arch, f"{arch} with model: {name}")
+    if settings.channel_multiplier != 2:
+        raise ConfigError("channel_multiplier", settings.channel_multiplier, f"2 with model: {name}")
+
+
+def _from_path(path: Path, settings: EnhancerSettings) -> Choice:
+    weight = weights.open_file(path, trust_unpinned=settings.trust_unpinned)
+    if settings.engine == "native" and weight.path.stat().st_size < _LITE_MOST and LITE_KEY in weight.state_dict():
+        return Choice(_renamed(MODELS.get("lite"), path), settings, weight)
+    if settings.arch == "RestoreFormer" and settings.channel_multiplier != 2:
+        allowed = "2 with arch: RestoreFormer (it has none)"
+        raise ConfigError("channel_multiplier", settings.channel_multiplier, allowed)
+    name = "restoreformer" if settings.arch == "RestoreFormer" else AUTO_ORDER[0]
+    return _with_engine(Choice(_renamed(MODELS.get(name), path), settings, weight))
+
+
+def _renamed(model: Model, path: Path) -> Model:
+    return replace(model, record=replace(model.record, name=path.stem, weight=None, licence="the file's own"))
+
+
+def _with_engine(choice: Choice) -> Choice:
+    if choice.settings.engine != "official":
+        return choice
+    if choice.model.arch is None:
+        raise ConfigError("engine", "official", f"native with model: {choice.model.record.name}")
+    record = replace(OFFICIAL_RECORD, name=choice.model.record.name, licence=choice.model.record.licence)
+    return replace(choice, model=Model(record, _late(".official", "OfficialRestorer"), choice.model.arch))
+
+
+@cache
+def _say_once_that_lite_runs() -> None:
+    logger.warning(
+        "no GFPGAN weight in %s: the embedded model 'lite' runs. "
+        "`musetalk-enhance weights fetch GFPGANv1.4` brings GFPGAN; `model: lite` says that lite is meant.",
+        weights.cache_dir(),
+    )
+
+
+__all__ = ["MODELS", "Choice", "Model", "choose", "get_model", "model_names", "plugins"]

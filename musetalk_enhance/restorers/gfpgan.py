@@ -1,0 +1,140 @@
+"""GFPGAN, the network itself: batched, with fixed noise, on face crops of 512 px.
+
+Two things differ from ``gfpgan.GFPGANer``: N faces are one run instead of N, and StyleGAN2's noise is the
+checkpoint's own (``randomize_noise=False``) instead of drawn anew for every call, so that the same face comes
+out the same, frame after frame.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from ..backends import TorchBackend
+from ..errors import CheckpointError, MissingDependencyError
+from .base import LoadRequest, Restorer, RestorerRecord
+
+if TYPE_CHECKING:
+    import torch
+
+    from ..backends import Backend
+    from .convert import StateDict
+
+SIDE = 512
+
+GEOMETRY: dict[str, Any] = {
+    "out_size": SIDE,
+    "num_style_feat": 512,
+    "decoder_load_path": None,
+    "fix_decoder": False,
+    "num_mlp": 8,
+    "input_is_latent": True,
+    "different_w": True,
+    "narrow": 1,
+    "sft_half": True,
+}
+"""What every published GFPGAN is built with; only ``channel_multiplier`` differs."""
+
+
+def _record(version: str, summary: str) -> RestorerRecord:
+    return RestorerRecord(
+        name=f"gfpgan-{version}",
+        summary=summary,
+        input_size=SIDE,
+        output_size=SIDE,
+        value_range=(-1.0, 1.0),
+        licence="Apache-2.0 (names StyleGAN2 and DFDNet parts: non-commercial)",
+        landmark_template="ffhq_512",
+        bytes_per_face=768 * 2**20,
+        weight=f"GFPGANv{version}",
+    )
+
+
+RECORDS: dict[str, RestorerRecord] = {
+    "gfpgan-1.4": _record("1.4", "GFPGAN 1.4: more detail than 1.3, keeps identity better"),
+    "gfpgan-1.3": _record("1.3", "GFPGAN 1.3: more natural, not always sharp"),
+    "gfpgan-1.2": _record("1.2", "GFPGAN 1.2: sharper, at times made up"),
+}
+"""The published models, best first. All are of arch ``clean`` with channel multiplier 2."""
+
+
+class GFPGANRestorer(Restorer):
+    """GFPGAN of arch ``clean``, ``bilinear`` or ``original``, as ``settings.arch`` says.
+
+    ``bilinear`` is rewritten as ``clean`` when it is loaded (see `convert`); ``original`` needs the extra
+    ``gfpgan``, where its network stands.
+    """
+
+    record = RECORDS["gfpgan-1.4"]
+
+    def __init__(self, request: LoadRequest) -> None:
+        """Load ``request.weight``, whose network ``settings.arch`` and ``channel_multiplier`` name.
+
+        Raises:
+            CheckpointError: there is no weight, or it holds another network; says which options fit.
+            MissingDependencyError: arch ``original`` without the package gfpgan.
+        """
+        super().__init__(request)
+        from .convert import check
+
+        settings, weight = request.settings, request.weight
+        if weight is None:
+            raise CheckpointError(None, "nothing", f"a GFPGAN checkpoint for {request.record.name}")
+        state_dict = weight.state_dict()
+        check(state_dict, settings.arch, settings.channel_multiplier, weight.path)
+        network = _network(state_dict, request)
+        self.backend: Backend = TorchBackend(network, request.device, _call, channels_last=False)
+
+    def restore(self, faces_rgb: torch.Tensor) -> torch.Tensor:
+        """Restore: float32 (N, 3, 512, 512) to the same shape, RGB, 0..1; see `Restorer.restore`."""
+        return in_range(self.backend, faces_rgb, self.request.record.value_range)
+
+    def to(self, device: torch.device) -> None:
+        """Move the network to `device`."""
+        self.backend.to(device)
+        self.device = device
+
+    def close(self) -> None:
+        """Give the network back."""
+        self.backend.close()
+
+
+def in_range(backend: Backend, faces_rgb: torch.Tensor, value_range: tuple[float, float]) -> torch.Tensor:
+    """Run a network that works in `value_range` on faces that are 0..1, and bring its answer back to 0..1."""
+    low, high = value_range
+    return (backend.run(faces_rgb * (high - low) + low) - low) / (high - low)
+
+
+def empty(build: Any, **arguments: Any) -> torch.nn.Module:
+    """A network from its class without random initialisation: quicker, and torch's random state is not touched."""
+    import torch
+
+    with torch.device("meta"):
+        network: torch.nn.Module = build(**arguments)
+    return network.to_empty(device=torch.device("cpu"))
+
+
+def _network(state_dict: StateDict, request: LoadRequest) -> torch.nn.Module:
+    from . import convert
+
+    assert request.weight is not None
+    path, arch = request.weight.path, request.settings.arch
+    multiplier = request.settings.channel_multiplier
+    if arch == "original":
+        from ..official import original_network
+
+        network = original_network({**GEOMETRY, "channel_multiplier": multiplier})
+    else:
+        try:
+            from spandrel.architectures.GFPGAN import GFPGAN
+        except ImportError as error:
+            raise MissingDependencyError("spandrel", "all", "GFPGAN", str(error)) from error
+        network = empty(GFPGAN, **GEOMETRY, channel_multiplier=multiplier)
+        if arch == "bilinear":
+            state_dict = convert.bilinear_to_clean(state_dict)
+    convert.fill(network, state_dict, path, f"GFPGAN, arch {arch}, channel_multiplier {multiplier}")
+    return network
+
+
+def _call(network: torch.nn.Module, batch: torch.Tensor) -> torch.Tensor:
+    image: torch.Tensor = network(batch, return_rgb=False, randomize_noise=False)[0]
+    return image

@@ -1,0 +1,97 @@
+"""The embedded model: a small network that sharpens a soft 256 px face into a crisp 512 px one.
+
+See ``assets/lite.md`` for what it was trained on and what it can and cannot do.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ..errors import CheckpointError, MissingDependencyError
+from .base import LoadRequest, Restorer, RestorerRecord
+
+if TYPE_CHECKING:
+    import torch
+
+    from ..backends import Backend
+
+ASSET = Path(__file__).with_name("assets") / "lite.safetensors"
+"""The embedded weight."""
+
+FIRST_KEY = "body.0.weight"
+"""A name in every checkpoint of this form."""
+
+RECORD = RestorerRecord(
+    name="lite",
+    summary="embedded small sharpener, 256 px in, 512 px out (not blind restoration)",
+    input_size=256,
+    output_size=512,
+    value_range=(0.0, 1.0),
+    licence="Apache-2.0",
+    bytes_per_face=40 * 2**20,
+)
+
+
+def operator(network: Backend, faces_rgb: torch.Tensor) -> torch.Tensor:
+    """The whole of what lite computes, around its network.
+
+    The network (spandrel's Compact, 12 channels in and out, scale 2) works on pixel-unshuffled faces and adds
+    a nearest-enlarged copy of its input, which means nothing for unshuffled channels; that copy is taken off
+    again and the residual is laid over a bicubic enlargement instead::
+
+        u = pixel_unshuffle(x, 2)
+        lite(x) = bicubic_x2(x) + pixel_shuffle(network(u) - nearest_x2(u), 2)
+
+    Args:
+        faces_rgb: float32 (N, 3, H, W), RGB, 0..1; H and W even.
+
+    Returns:
+        float32 (N, 3, 2H, 2W), RGB, about 0..1 (not clamped).
+    """
+    from torch.nn.functional import interpolate, pixel_shuffle, pixel_unshuffle
+
+    unshuffled = pixel_unshuffle(faces_rgb, 2)
+    residual = network.run(unshuffled) - interpolate(unshuffled, scale_factor=2, mode="nearest")
+    return interpolate(faces_rgb, scale_factor=2, mode="bicubic", align_corners=False) + pixel_shuffle(residual, 2)
+
+
+class LiteRestorer(Restorer):
+    """The embedded model, or another checkpoint of the same form."""
+
+    record = RECORD
+
+    def __init__(self, request: LoadRequest) -> None:
+        """Load the embedded weight, or ``request.weight``; see `Restorer.__init__`."""
+        super().__init__(request)
+        from ..backends import TorchBackend
+        from ..weights import open_file
+
+        weight = request.weight or open_file(ASSET)
+        self.backend: Backend = TorchBackend(_network(weight.state_dict(), weight.path), request.device)
+
+    def restore(self, faces_rgb: torch.Tensor) -> torch.Tensor:
+        """Sharpen: (N, 3, 256, 256) to (N, 3, 512, 512); see `Restorer.restore`."""
+        return operator(self.backend, faces_rgb)
+
+    def to(self, device: torch.device) -> None:
+        """Move the network to `device`."""
+        self.backend.to(device)
+        self.device = device
+
+    def close(self) -> None:
+        """Give the network back."""
+        self.backend.close()
+
+
+def _network(state_dict: dict[str, torch.Tensor], path: Path) -> torch.nn.Module:
+    try:
+        from spandrel.architectures.Compact import CompactArch
+    except ImportError as error:
+        raise MissingDependencyError("spandrel", "all", "the embedded model", str(error)) from error
+    first = state_dict.get(FIRST_KEY)
+    if first is None or first.shape[1] != 12:
+        raise CheckpointError(path, "another network", "a Compact network with 12 input channels")
+    network: torch.nn.Module = CompactArch().load(state_dict).model
+    network.load_state_dict(state_dict)
+    return network

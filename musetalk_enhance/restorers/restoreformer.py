@@ -1,0 +1,72 @@
+"""RestoreFormer (Wang et al., CVPR 2022), in the checkpoint layout that GFPGAN's releases carry."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from ..backends import TorchBackend
+from ..errors import CheckpointError, MissingDependencyError
+from .base import LoadRequest, Restorer, RestorerRecord
+from .gfpgan import SIDE, empty, in_range
+
+if TYPE_CHECKING:
+    import torch
+
+    from ..backends import Backend
+
+RECORD = RestorerRecord(
+    name="restoreformer",
+    summary="RestoreFormer: a codebook of high-quality faces and attention between it and the input",
+    input_size=SIDE,
+    output_size=SIDE,
+    value_range=(-1.0, 1.0),
+    licence="Apache-2.0",
+    landmark_template="ffhq_512",
+    bytes_per_face=768 * 2**20,
+    weight="RestoreFormer",
+)
+
+
+class RestoreFormerRestorer(Restorer):
+    """RestoreFormer with spandrel's network; it draws no random numbers."""
+
+    record = RECORD
+
+    def __init__(self, request: LoadRequest) -> None:
+        """Load ``request.weight``; ``settings.channel_multiplier`` means nothing here.
+
+        Raises:
+            CheckpointError: there is no weight, or it holds another network.
+        """
+        super().__init__(request)
+        from .convert import check, fill
+
+        if request.weight is None:
+            raise CheckpointError(None, "nothing", f"a RestoreFormer checkpoint for {request.record.name}")
+        try:
+            from spandrel.architectures.RestoreFormer import RestoreFormer
+        except ImportError as error:
+            raise MissingDependencyError("spandrel", "all", "RestoreFormer", str(error)) from error
+        state_dict, path = request.weight.state_dict(), request.weight.path
+        check(state_dict, "RestoreFormer", request.settings.channel_multiplier, path)
+        network = empty(RestoreFormer)
+        fill(network, state_dict, path, "RestoreFormer")
+        self.backend: Backend = TorchBackend(network, request.device, _call, channels_last=False)
+
+    def restore(self, faces_rgb: torch.Tensor) -> torch.Tensor:
+        """Restore: float32 (N, 3, 512, 512) to the same shape, RGB, 0..1; see `Restorer.restore`."""
+        return in_range(self.backend, faces_rgb, self.request.record.value_range)
+
+    def to(self, device: torch.device) -> None:
+        """Move the network to `device`."""
+        self.backend.to(device)
+        self.device = device
+
+    def close(self) -> None:
+        """Give the network back."""
+        self.backend.close()
+
+
+def _call(network: torch.nn.Module, batch: torch.Tensor) -> torch.Tensor:
+    image: torch.Tensor = network(batch)[0]
+    return image

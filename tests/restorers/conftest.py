@@ -1,0 +1,224 @@
+"""Full-size random checkpoints in the official layouts, made once per session, and pictures made in code."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch.nn.functional import interpolate
+
+from musetalk_enhance import official, weights
+from musetalk_enhance.errors import MissingDependencyError
+from musetalk_enhance.restorers.base import LoadRequest, Restorer
+from musetalk_enhance.restorers.gfpgan import GEOMETRY
+from musetalk_enhance.settings import EnhancerSettings
+
+CPU = torch.device("cpu")
+SMALL = {  # standard deviation of weights that would otherwise make the output overflow -1..1
+    r"stylegan_decoder\.to_rgb.*modulated_conv\.weight": 0.12,
+    r"condition_scale\.\d+\.2\.weight": 0.3,
+}
+GAINS = {  # the clean network has the gains of its activations and residual sums in its weights
+    r"(conv_body_first|final_conv|.*\.conv1|condition_.*\.0|.*style_mlp\..*)\.weight": math.sqrt(2),
+    r".*\.skip\.weight": 1 / math.sqrt(2),
+}
+
+
+def shapes(arch: str, multiplier: int) -> dict[str, tuple[int, ...]]:
+    """Names and shapes of a full-size network's tensors; no memory is taken."""
+    from spandrel.architectures.GFPGAN import GFPGAN
+    from spandrel.architectures.RestoreFormer import RestoreFormer
+
+    with torch.device("meta"):
+        if arch == "RestoreFormer":
+            network = RestoreFormer()
+        elif arch == "clean":
+            network = GFPGAN(**GEOMETRY, channel_multiplier=multiplier)
+        else:  # bilinear and original have the same names and shapes
+            module = official.import_official("gfpgan.archs.gfpgan_bilinear_arch")
+            network = module.GFPGANBilinear(**GEOMETRY, channel_multiplier=multiplier)
+    return {key: tuple(tensor.shape) for key, tensor in network.state_dict().items()}
+
+
+def random_gfpgan(arch: str, multiplier: int, seed: int = 0) -> dict[str, torch.Tensor]:
+    """Weights that keep the variance of what passes through about 1, so that the output depends on the input.
+
+    Noise strengths and biases, which a fresh network has at 0, are drawn too: otherwise a proof that two
+    networks agree would not see them.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    state = {}
+    for key, shape in shapes(arch, multiplier).items():
+        tensor = torch.randn(shape, generator=generator)
+        if key.endswith("bias"):
+            around_one = re.search(r"modulation\.bias|condition_scale\.\d+\.2\.bias", key)
+            rate = 100.0 if "style_mlp" in key and arch != "clean" else 1.0
+            tensor = tensor * 0.1 * rate + (1.0 if around_one else 0.0)
+        elif re.fullmatch(r"stylegan_decoder\.style_conv(1|s\.\d+)\.weight", key):
+            tensor = tensor * 0.1  # strength of the noise
+        elif "noises" not in key and "constant_input" not in key:
+            tensor = tensor * next((std for name, std in SMALL.items() if re.fullmatch(name, key)), 1.0)
+            if arch == "clean":
+                gain = next((gain for name, gain in GAINS.items() if re.fullmatch(name, key)), 1.0)
+                tensor = tensor * gain / math.sqrt(math.prod(shape[2:] if len(shape) == 5 else shape[1:]))
+            elif "style_mlp" in key:
+                tensor = tensor * 100  # equalised with a rate of 0.01
+        state[key] = tensor
+    return state
+
+
+def random_restoreformer(seed: int = 0) -> dict[str, torch.Tensor]:
+    """RestoreFormer with variance-keeping weights; its codebook is wide enough for different codes to win."""
+    generator = torch.Generator().manual_seed(seed)
+    state = {}
+    for key, shape in shapes("RestoreFormer", 2).items():
+        tensor = torch.randn(shape, generator=generator)
+        if "norm" in key:
+            tensor = tensor * 0.1 + (1.0 if key.endswith("weight") else 0.0)
+        elif key.endswith("bias"):
+            tensor = tensor * 0.1
+        elif "embedding" not in key:
+            tensor = tensor / math.sqrt(math.prod(shape[1:]))
+        state[key] = tensor
+    state["decoder.conv_out.weight"] *= 0.5
+    return state
+
+
+@pytest.fixture(scope="session")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """checkpoint(arch, channel_multiplier=2) -> path of a full-size random .pth in the official layout."""
+    folder = tmp_path_factory.mktemp("checkpoints")
+
+    def make(arch: str, multiplier: int = 2) -> Path:
+        path = folder / f"{arch}-{multiplier}.pth"
+        if not path.exists():
+            state = random_restoreformer() if arch == "RestoreFormer" else random_gfpgan(arch, multiplier)
+            torch.save({"params_ema": state}, path)
+        return path
+
+    return make
+
+
+@pytest.fixture
+def load() -> Callable[..., Restorer]:
+    """load(class, path, **settings) -> a restorer on the CPU."""
+
+    def make(kind: type[Restorer], path: Path, **settings) -> Restorer:
+        weight = weights.open_file(path, trust_unpinned=True)
+        return kind(LoadRequest(kind.record, EnhancerSettings(enabled=True, **settings), CPU, weight))
+
+    return make
+
+
+def pictures(count: int, side: int = 512, seed: int = 3) -> torch.Tensor:
+    """Smooth random pictures, all different: float32 (N, 3, side, side), RGB, 0..1, in steps of 1/255."""
+    generator = torch.Generator().manual_seed(seed)
+    coarse = torch.rand(count, 3, 12, 12, generator=generator)
+    smooth = interpolate(coarse, (side, side), mode="bicubic", align_corners=False).clamp(0, 1)
+    return (smooth * 255).round() / 255
+
+
+@pytest.fixture(scope="session")
+def faces() -> torch.Tensor:
+    """Three different pictures, float32 (3, 3, 512, 512), RGB, 0..1."""
+    return pictures(3)
+
+
+@pytest.fixture(scope="session")
+def official_stack() -> None:
+    """Skip where the official packages are not installed; say why."""
+    try:
+        official.import_official("gfpgan.utils")
+    except MissingDependencyError as error:
+        pytest.skip(str(error))
+
+
+@pytest.fixture
+def plain_fused_act(official_stack: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Give basicsr's own layers the one function of its CUDA extension, so that upstream's code runs on a CPU."""
+    from basicsr.ops.fused_act import fused_act
+
+    class Extension:
+        @staticmethod
+        def fused_bias_act(x, bias, _refer, act, grad, slope, gain):
+            assert (act, grad) == (3, 0)
+            x = x + bias.reshape([1, -1] + [1] * (x.ndim - 2))
+            return torch.where(x > 0, x, x * slope) * gain
+
+    monkeypatch.setattr(fused_act, "fused_act_ext", Extension, raising=False)
+
+
+@pytest.fixture(scope="session")
+def helper_files(official_stack: None, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Random files of facexlib's detector and parser, by their names in the table of weights."""
+    from facexlib.detection.retinaface import RetinaFace
+    from facexlib.parsing.parsenet import ParseNet
+
+    folder = tmp_path_factory.mktemp("helpers")
+    with torch.random.fork_rng(devices=[]), official._quiet():
+        torch.manual_seed(0)
+        detector = RetinaFace(network_name="resnet50", device=CPU).state_dict()
+        parser = ParseNet(in_size=512, out_size=512, parsing_ch=19).state_dict()
+    for index in range(3):
+        detector[f"ClassHead.{index}.conv1x1.weight"].zero_()
+        detector[f"ClassHead.{index}.conv1x1.bias"][0::2] += 50  # background everywhere: no face is found
+    parser["out_mask_conv.conv2d.bias"][1] += 1e3  # everything is skin: the whole face is pasted
+    states = {
+        "RetinaFace-R50": {f"module.{key}": tensor for key, tensor in detector.items()},
+        "ParseNet": parser,
+    }
+    files = {name: folder / weights.WEIGHTS.get(name).file for name in states}
+    for name, path in files.items():
+        torch.save(states[name], path)
+    return files
+
+
+@pytest.fixture
+def helpers_in_cache(helper_files: dict[str, Path], own_cache: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The test's cache folder with random detector and parser, and a table that takes them for the published."""
+    put_in_cache(helper_files, own_cache, monkeypatch)
+    return own_cache
+
+
+def put_in_cache(files: dict[str, Path], folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Link `files` into the cache `folder` and pin them in the table."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, path in files.items():
+        entry = weights.WEIGHTS.get(name)
+        (folder / entry.file).symlink_to(path)
+        digest = hashlib.sha256(path.read_bytes()).hexdigest()
+        entry = replace(entry, size=path.stat().st_size, sha256=digest)
+        monkeypatch.setitem(weights.WEIGHTS._items, name, entry)
+
+
+@pytest.fixture
+def no_sockets(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
+    """Any socket that is opened during the test is refused and noted."""
+    import socket
+
+    opened: list[str] = []
+
+    def refuse(*args, **kwargs):
+        opened.append(repr(args[1:]))
+        raise OSError("a test opened a socket")
+
+    monkeypatch.setattr(socket.socket, "__init__", refuse)
+    yield opened
+    assert opened == []
+
+
+def spread(pictures_rgb: torch.Tensor) -> tuple[float, float]:
+    """Standard deviation of values, and mean absolute difference between the first picture and the second."""
+    return float(pictures_rgb.std()), float((pictures_rgb[0] - pictures_rgb[1]).abs().mean())
+
+
+def to_bgr(picture_rgb: torch.Tensor) -> np.ndarray:
+    """float (3, H, W) RGB 0..1 to uint8 (H, W, 3) BGR."""
+    return np.ascontiguousarray((picture_rgb * 255).round().byte().permute(1, 2, 0).numpy()[..., ::-1])

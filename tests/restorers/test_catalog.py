@@ -1,0 +1,152 @@
+"""Which model a set of options means, plug-ins included, and what is refused."""
+
+from __future__ import annotations
+
+import logging
+from importlib.metadata import EntryPoint
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from musetalk_enhance import GFPGANEnhancer, weights
+from musetalk_enhance.errors import (
+    CheckpointError,
+    ConfigError,
+    CorruptWeightError,
+    MissingWeightError,
+    RestorerError,
+    UntrustedWeightError,
+)
+from musetalk_enhance.restorers import catalog
+from musetalk_enhance.restorers.lite import ASSET
+from musetalk_enhance.settings import EnhancerSettings
+from tests.conftest import RECORD, FakeRestorer
+
+
+class PluginRestorer(FakeRestorer):
+    """What somebody else's package would bring."""
+
+    record = RECORD
+
+
+@pytest.fixture
+def plugin(monkeypatch):
+    """plugin(name, "module:object") pretends that a package with this entry point is installed."""
+
+    def add(name: str, value: str) -> None:
+        point = EntryPoint(name, value, catalog.ENTRY_POINT_GROUP)
+        monkeypatch.setattr(catalog, "plugins", lambda: {name: point})
+
+    return add
+
+
+def choose(**options):
+    return catalog.choose(EnhancerSettings(enabled=True, **options))
+
+
+def test_names():
+    assert catalog.model_names() == ["lite", "gfpgan-1.4", "gfpgan-1.3", "gfpgan-1.2", "restoreformer"]
+    assert catalog.model_names("GFPGAN*") == ["gfpgan-1.4", "gfpgan-1.3", "gfpgan-1.2"]
+
+
+def test_records_point_to_weights_that_exist():
+    for model in catalog.MODELS:
+        assert model.record.weight is None or weights.WEIGHTS.get(model.record.weight).licence
+
+
+def test_auto_without_gfpgan_is_lite_and_says_so_once(caplog):
+    catalog._say_once_that_lite_runs.cache_clear()
+    with caplog.at_level(logging.WARNING):
+        assert choose().model.record.name == choose().model.record.name == "lite"
+    assert len(caplog.records) == 1 and "weights fetch GFPGANv1.4" in caplog.text
+
+
+def test_auto_takes_the_best_gfpgan_in_the_cache(monkeypatch):
+    monkeypatch.setattr(weights, "find", lambda name: "there" if name in ("gfpgan-1.3", "gfpgan-1.2") else None)
+    monkeypatch.setattr(weights, "require", lambda name, **_: name)
+    choice = choose()
+    assert choice.model.record.name == "gfpgan-1.3" and choice.weight == "GFPGANv1.3"
+
+
+def test_a_missing_weight_names_file_hash_command_and_folder(own_cache):
+    with pytest.raises(MissingWeightError) as caught:
+        choose(model="gfpgan-1.4")
+    entry = weights.WEIGHTS.get("GFPGANv1.4")
+    for word in (entry.file, entry.sha256, "musetalk-enhance weights fetch GFPGANv1.4", str(own_cache)):
+        assert word in str(caught.value)
+    with pytest.raises(MissingWeightError):
+        choose(engine="official")
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"model": "gfpgan-9"},
+        {"model": "GFPGANv1.4", "arch": "bilinear"},
+        {"model": "gfpgan-1.4", "channel_multiplier": 1},
+    ],
+)
+def test_refused(options):
+    with pytest.raises(ConfigError):
+        choose(**options)
+
+
+def test_a_near_miss_gets_a_suggestion():
+    with pytest.raises(ConfigError, match=r"Did you mean 'gfpgan-1\.4'"):
+        choose(model="gfpgan1.4")
+
+
+def test_a_path_is_never_guessed_from_a_name(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "lite").write_text("a file that happens to be called so")
+    assert choose(model="lite").weight is None
+    with pytest.raises(MissingWeightError, match=r"here\.pth"):
+        choose(model="here.pth")
+
+
+def test_a_path_to_a_network_like_lite(tmp_path):
+    path = tmp_path / "mine.safetensors"
+    path.write_bytes(ASSET.read_bytes())
+    enhancer = GFPGANEnhancer(model=str(path))
+    assert enhancer.model_name == "mine" and enhancer._record.input_size == 256
+
+
+def test_files_that_are_no_checkpoint(tmp_path):
+    broken = tmp_path / "broken.safetensors"
+    broken.write_bytes(ASSET.read_bytes()[:5000])
+    with pytest.raises(CorruptWeightError, match=r"broken\.safetensors"):
+        GFPGANEnhancer(model_path=str(broken))
+    foreign = tmp_path / "foreign.safetensors"
+    save_file({"some.weight": torch.zeros(3)}, foreign)
+    with pytest.raises(CheckpointError, match=r"foreign\.safetensors"):
+        GFPGANEnhancer(model_path=str(foreign))
+    unknown = tmp_path / "unknown.pth"
+    torch.save({"params_ema": {"some.weight": torch.zeros(3)}}, unknown)
+    with pytest.raises(UntrustedWeightError, match="trust_unpinned: true"):
+        GFPGANEnhancer(model_path=str(unknown))
+    with pytest.raises(CheckpointError):
+        GFPGANEnhancer(model_path=str(unknown), trust_unpinned=True)
+
+
+def test_plugin_is_listed_unimported_and_runs(plugin, rng):
+    plugin("mine", "tests.restorers_plugin_that_is_not_there:Restorer")
+    assert "mine" in catalog.model_names()
+    plugin("mine", "tests.restorers.test_catalog:PluginRestorer")
+    enhancer = GFPGANEnhancer(model="mine")
+    frames = rng.integers(0, 256, (2, 256, 256, 3), np.uint8)
+    assert np.array_equal(enhancer(frames), frames)
+
+
+@pytest.mark.parametrize("value", ["no_such_module_at_all:X", "json:dumps", "tests.conftest:RECORD"])
+def test_broken_plugin_is_reported_and_breaks_nothing_else(plugin, value, capsys):
+    from musetalk_enhance.cli import main
+
+    plugin("mine", value)
+    with pytest.raises(RestorerError, match="'mine'"):
+        GFPGANEnhancer(model="mine")
+    assert choose(model="lite").model.record.name == "lite"
+    assert main(["models"]) == 0
+    printed = capsys.readouterr().out
+    assert "broken" in printed and "lite" in printed
