@@ -1,0 +1,355 @@
+"""Reading and writing videos and pictures: PyAV and OpenCV, no ffmpeg binary.
+
+Frames are BGR uint8 ``(H, W, 3)``, C-contiguous. Frame rates are exact fractions: 29.97 is 30000/1001.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from fractions import Fraction
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .errors import ConfigError, FrameError, MediaError
+
+Image = NDArray[np.uint8]
+PathLike = str | Path
+
+_BT709, _UNSPECIFIED, _BT601, _FULL_RANGE = 1, 2, 5, 2  # AVCOL_SPC_BT709, _UNSPECIFIED, _BT470BG; AVCOL_RANGE_JPEG
+_MATRICES = {_BT709: "bt709", 4: "fcc", 7: "smpte240m", 9: "bt2020", 10: "bt2020"}
+_ANY_TIME = Fraction(1, 1000)  # a filter graph wants a clock; nothing here reads it
+
+
+@dataclass(frozen=True)
+class VideoInfo:
+    """Facts of a video's first picture stream.
+
+    Attributes:
+        width: of an upright frame, in pixels.
+        height: of an upright frame, in pixels.
+        fps: average frames per second, exact.
+        frames: number of frames as the container states it, None where it does not.
+        duration: length in seconds, None where the container does not state it.
+    """
+
+    width: int
+    height: int
+    fps: Fraction
+    frames: int | None
+    duration: float | None
+
+
+def probe(path: PathLike) -> VideoInfo:
+    """The facts of a video; one frame is decoded for them.
+
+    Raises:
+        MediaError: missing, unreadable, without pictures or without a frame rate.
+    """
+    with _opened(path) as (container, stream):
+        rate = stream.average_rate or getattr(stream, "guessed_rate", None)
+        if not rate:
+            raise MediaError(path, "states no frame rate")
+        seconds = None
+        if stream.duration is not None and stream.time_base is not None:
+            seconds = float(stream.duration * stream.time_base)
+        elif container.duration is not None:
+            seconds = container.duration / 1e6  # in AV_TIME_BASE units
+        first = next(_decoded(path, container, stream), None)
+        if first is None:
+            raise MediaError(path, "holds no picture that can be decoded")
+        height, width = first.shape[:2]
+        return VideoInfo(width, height, Fraction(rate), stream.frames or None, seconds)
+
+
+def read_frames(path: PathLike) -> Iterator[Image]:
+    """Yield the frames of a video one by one, upright, in the order of showing; memory stays flat.
+
+    The file is closed at the end, on an error, and when the consumer stops early. The matrix and range of the
+    stream are honoured; where it states none, BT.709 is assumed from 720 lines on and BT.601 below.
+
+    >>> for frame_bgr in read_frames("talk.mp4"):  # doctest: +SKIP
+    ...     show(frame_bgr)
+
+    Raises:
+        MediaError: missing or unreadable (on the first `next`), or damaged further on. No frame is skipped.
+    """
+    with _opened(path) as (container, stream):
+        yield from _decoded(path, container, stream)
+
+
+class VideoWriter:
+    """Write an H.264 video (yuv420p, BT.709, limited range): a context manager.
+
+    The file appears under its name only when the block ends well: until then it has a temporary name beside
+    it, and after an exception inside the block (which goes on) nothing is left and an older file of that name
+    is untouched.
+
+    >>> with VideoWriter("out.mp4", Fraction(30000, 1001), (640, 480)) as writer:  # doctest: +SKIP
+    ...     writer.write(frame_bgr)
+
+    Attributes:
+        count: frames written so far.
+        coded_wh: size in the file: `size_wh` made even. An odd last column or row is written twice, because
+            yuv420p halves the colour; nothing of the picture is cut off.
+    """
+
+    def __init__(self, path: PathLike, fps: Fraction | int, size_wh: tuple[int, int], crf: int = 18) -> None:
+        """Args:
+            path: where to; the ending tells the container, ``.mp4`` or ``.mkv``. The folder must exist.
+            fps: frames per second, exact.
+            size_wh: width and height of every frame to come, in pixels.
+            crf: x264's constant rate factor, 0 (lossless) to 51; 18 is hardly told from the original.
+
+        Raises:
+            ConfigError: `fps`, `size_wh` or `crf` is impossible.
+            MediaError: the file cannot be begun.
+        """
+        if fps <= 0:
+            raise ConfigError("fps", fps, "a fraction over 0")
+        if min(size_wh) < 2:
+            raise ConfigError("size_wh", size_wh, "two numbers of pixels, 2 at least")
+        if not 0 <= crf <= 51:
+            raise ConfigError("crf", crf, "a whole number from 0 to 51")
+        self.path, self.fps, self.size_wh, self.count = Path(path), Fraction(fps), size_wh, 0
+        self.coded_wh = (size_wh[0] + size_wh[0] % 2, size_wh[1] + size_wh[1] % 2)
+        self._part = self.path.with_name(f".{self.path.stem}.part-{os.getpid()}{self.path.suffix}")
+        self._converter = _Converter()
+        self._container, self._stream = self._begin(crf)
+
+    def _begin(self, crf: int) -> tuple[Any, Any]:
+        import av
+
+        if not self.path.parent.is_dir():
+            raise MediaError(self.path, "its folder does not exist")
+        colour = {"colorspace": "bt709", "color_primaries": "bt709", "color_trc": "bt709", "color_range": "tv"}
+        container = None
+        try:
+            container = av.open(str(self._part), "w", options={"movflags": "+faststart"})
+            stream: Any = container.add_stream("libx264", rate=self.fps)
+            stream.width, stream.height = self.coded_wh
+            stream.pix_fmt = "yuv420p"
+            stream.options = {"crf": str(crf), **colour}
+            stream.codec_context.time_base = 1 / self.fps
+        except (OSError, ValueError) as error:  # PyAV's own errors are also one of these
+            if container is not None:
+                container.close()
+            self._part.unlink(missing_ok=True)
+            raise MediaError(self.path, f"cannot be written ({error})") from error
+        return container, stream
+
+    def write(self, frame_bgr: Image) -> None:
+        """Append one frame: BGR uint8 ``(height, width, 3)`` of the size told, any strides; not modified.
+
+        Raises:
+            FrameError: another shape or dtype.
+            MediaError: the encoder or the disk refused, or the writer is closed.
+        """
+        if self._container is None:
+            raise MediaError(self.path, "is closed already")
+        width, height = self.size_wh
+        if frame_bgr.shape != (height, width, 3) or frame_bgr.dtype != np.uint8:
+            actual = f"{frame_bgr.dtype} {frame_bgr.shape}"
+            raise FrameError("size", actual, f"uint8 {(height, width, 3)}", self.count)
+        pads = [(0, self.coded_wh[1] - height), (0, self.coded_wh[0] - width), (0, 0)]
+        even = np.ascontiguousarray(np.pad(frame_bgr, pads, mode="edge") if any(map(any, pads)) else frame_bgr)
+        picture = self._converter.to_yuv(even)
+        picture.pts, picture.time_base = self.count, 1 / self.fps
+        self._mux(picture)
+        self.count += 1
+
+    def _mux(self, picture: Any) -> None:
+        """Encode one picture, or with None what the encoder still holds."""
+        try:
+            for packet in self._stream.encode(picture):
+                self._container.mux(packet)
+        except (OSError, ValueError) as error:
+            raise MediaError(self.path, f"cannot be written ({error})") from error
+
+    def close(self) -> None:
+        """Finish the file and give it its name; a second call does nothing.
+
+        Raises:
+            MediaError: no frame was written, or the disk refused; no file is left then.
+        """
+        if self._container is None:
+            return
+        try:
+            if self.count == 0:
+                raise MediaError(self.path, "no frame was written to it")
+            self._mux(None)
+            self._container.close()
+            self._container = None
+            os.replace(self._part, self.path)
+        except OSError as error:
+            self.abort()
+            if isinstance(error, MediaError):
+                raise
+            raise MediaError(self.path, f"cannot be written ({error})") from error
+
+    def abort(self) -> None:
+        """Give up: close and remove the unfinished file; a file finished before stays."""
+        container, self._container = self._container, None
+        if container is not None:
+            with contextlib.suppress(OSError, ValueError):  # what it could not flush is thrown away anyway
+                container.close()
+        self._part.unlink(missing_ok=True)
+
+    def __enter__(self) -> VideoWriter:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if kind is None:
+            self.close()
+        else:
+            self.abort()
+
+
+def read_image(path: PathLike) -> Image:
+    """A picture file as BGR uint8 ``(H, W, 3)``, upright; alpha is dropped, 16 bits become 8.
+
+    Raises:
+        MediaError: missing, or no picture that OpenCV knows.
+    """
+    import cv2
+
+    try:
+        packed = np.fromfile(path, np.uint8)
+    except OSError as error:
+        raise MediaError(path, f"cannot be read ({error.strerror or error})") from error
+    image = cv2.imdecode(packed, cv2.IMREAD_COLOR) if packed.size else None
+    if image is None:
+        raise MediaError(path, "is no picture that can be read")
+    return np.asarray(image, np.uint8)
+
+
+def write_image(path: PathLike, image_bgr: Image) -> None:
+    """Write BGR uint8 ``(H, W, 3)`` to a file whose ending tells the format (``.png``, ``.jpg``, ...).
+
+    Raises:
+        FrameError: another shape or dtype.
+        MediaError: unknown ending, or the file cannot be written.
+    """
+    import cv2
+
+    if image_bgr.ndim != 3 or image_bgr.shape[2] != 3 or image_bgr.dtype != np.uint8 or not image_bgr.size:
+        raise FrameError("shape", f"{image_bgr.dtype} {image_bgr.shape}", "uint8 (H, W, 3)")
+    target = Path(path)
+    try:
+        done, packed = cv2.imencode(target.suffix, np.ascontiguousarray(image_bgr))
+    except cv2.error as error:
+        raise MediaError(path, f"cannot be written: no picture format ends with {target.suffix!r}") from error
+    if not done:
+        raise MediaError(path, "cannot be encoded")
+    try:
+        target.write_bytes(packed.tobytes())
+    except OSError as error:
+        raise MediaError(path, f"cannot be written ({error.strerror or error})") from error
+
+
+@contextlib.contextmanager
+def _opened(path: PathLike) -> Iterator[tuple[Any, Any]]:
+    """The open container and its first picture stream."""
+    import av
+
+    try:
+        container: Any = av.open(str(path))
+    except (OSError, ValueError) as error:
+        what = "does not exist" if isinstance(error, FileNotFoundError) else f"is no readable video ({error})"
+        raise MediaError(path, what) from error
+    with container:
+        if not container.streams.video:
+            raise MediaError(path, "has no picture stream")
+        stream = container.streams.video[0]
+        stream.thread_type = "AUTO"
+        yield container, stream
+
+
+def _decoded(path: PathLike, container: Any, stream: Any) -> Iterator[Image]:
+    """The frames of an open stream; PyAV's errors become `MediaError`."""
+    converter, count = _Converter(), 0
+    try:
+        for packet in container.demux(stream):
+            if packet.is_corrupt:
+                raise MediaError(path, f"is cut off or damaged after about {count} frames")
+            for frame in packet.decode():
+                picture = converter.to_bgr(frame)
+                count += 1
+                yield picture
+    except MediaError:
+        raise
+    except (OSError, ValueError) as error:
+        raise MediaError(path, f"cannot be decoded after frame {count} ({error})") from error
+
+
+def _quarter_turns(frame: Any) -> int:
+    """How often to turn a frame left by 90 degrees so that it stands upright, from its display matrix.
+
+    The angle is that of ffmpeg's ``av_display_rotation_get``; PyAV's own ``rotation`` is missing before 14.1.
+    """
+    matrix = frame.side_data.get("DISPLAYMATRIX")
+    if matrix is None:
+        return 0
+    cos, sin = np.frombuffer(bytes(matrix), np.int32)[:2]
+    return round(-float(np.degrees(np.arctan2(sin, cos))) / 90) % 4
+
+
+class _Converter:
+    """Colour conversion that rounds as it should; swscale's default is off by up to 4/255.
+
+    One filter graph, made anew when the size, format or colour of the frames changes.
+    """
+
+    _EXACT = "flags=bicubic+accurate_rnd+full_chroma_int+full_chroma_inp"
+
+    def __init__(self) -> None:
+        self._graph: Any = None
+        self._key: tuple[Any, ...] = ()
+
+    def to_bgr(self, frame: Any) -> Image:
+        """A decoded frame as BGR, upright."""
+        space = int(frame.colorspace)
+        if space == _UNSPECIFIED:
+            space = _BT709 if frame.height >= 720 else _BT601
+        matrix = _MATRICES.get(space, "bt601")
+        range_ = "pc" if int(frame.color_range) == _FULL_RANGE else "tv"
+        picture = self._run(frame, f"in_color_matrix={matrix}:in_range={range_}:out_range=pc", "bgr24").to_ndarray()
+        return np.ascontiguousarray(np.rot90(picture, _quarter_turns(frame)))
+
+    def to_yuv(self, image_bgr: Image) -> Any:
+        """An even-sized BGR picture as a yuv420p frame, BT.709, limited range."""
+        import av
+
+        frame = av.VideoFrame.from_ndarray(image_bgr, format="bgr24")
+        return self._run(frame, "out_color_matrix=bt709:out_range=tv", "yuv420p")
+
+    def _run(self, frame: Any, colour: str, out: str) -> Any:
+        key = (frame.width, frame.height, frame.format.name, colour)
+        if key != self._key:
+            self._graph, self._key = self._build(frame, colour, out), key
+        frame.pts, frame.time_base = None, _ANY_TIME
+        self._graph.push(frame)
+        return self._graph.pull()
+
+    def _build(self, frame: Any, colour: str, out: str) -> Any:
+        from av.filter import Graph
+
+        graph: Any = Graph()
+        nodes = [
+            graph.add_buffer(width=frame.width, height=frame.height, format=frame.format, time_base=_ANY_TIME),
+            graph.add("scale", f"{colour}:{self._EXACT}"),
+            graph.add("format", f"pix_fmts={out}"),
+            graph.add("buffersink"),
+        ]
+        for before, after in zip(nodes, nodes[1:], strict=False):
+            before.link_to(after)
+        graph.configure()
+        return graph
