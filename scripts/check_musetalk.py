@@ -38,6 +38,10 @@ def keep_then_remove(path, *args, **kwargs):
         shutil.copytree(path, {kept!r}, dirs_exist_ok=True)
     return remove(path, *args, **kwargs)
 shutil.rmtree = keep_then_remove
+import torch
+import musetalk.utils.utils as utils
+if not torch.cuda.is_available():  # the realtime script leaves datagen at its default, "cuda:0"
+    utils.datagen.__defaults__ = tuple("cpu" if v == "cuda:0" else v for v in utils.datagen.__defaults__)
 if {enhanced!r}:
     from musetalk_enhance.cli import main
     code = main(["run", *argv, "--enable_gfpgan", *{flags!r}])
@@ -79,7 +83,10 @@ def run_host(args: argparse.Namespace, name: str, wav: Path, flags: list[str]) -
         video, coords = folder / "vid_output" / "audio_0.mp4", folder / "coords.pkl"
     start = time.perf_counter()
     with open(out / "log.txt", "w", encoding="utf-8") as log:
-        subprocess.run([*command, "--inference_config", str(config)], check=True, stdout=log, stderr=log)
+        # a timeout, because MuseTalk's realtime consumer waits for ever when its producer has failed
+        subprocess.run(
+            [*command, "--inference_config", str(config)], check=True, stdout=log, stderr=log, timeout=args.timeout
+        )
     boxes = pickle.loads(coords.read_bytes())  # our own run wrote it a moment ago
     margin = 10 if args.script == "inference" else 0  # the realtime script keeps it in the box
     frames = [cv2.imread(str(path)) for path in sorted(kept.glob("*.png"))]
@@ -171,6 +178,7 @@ def main() -> int:
         parser.add_argument(f"--{name}", type=lambda text: Path(text).resolve(), required=True)
     parser.add_argument("--script", choices=("inference", "realtime"), default="inference")
     parser.add_argument("--seconds", type=float, default=2.0, help="of the audio that are used")
+    parser.add_argument("--timeout", type=float, default=1800, help="seconds one run of the host may take")
     parser.add_argument("flags", nargs="*", help="our flags for the enhanced run, after --")
     args = parser.parse_args()
     args.out = args.out / args.script

@@ -1,0 +1,9 @@
+#!/usr/bin/env bash
+# The whole check: style, types, tests. Makes .venv with every extra when it is missing.
+# More arguments go to pytest: bash scripts/test.sh -m "not slow" -k frames
+set -euo pipefail
+cd "$(dirname "$0")/.."
+. scripts/venv.sh all
+"$PY" -m ruff check .
+"$PY" -m mypy
+"$PY" -m pytest "$@"
