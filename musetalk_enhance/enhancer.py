@@ -352,7 +352,7 @@ class GFPGANEnhancer:
         import torch
 
         assert self._restorer is not None
-        with torch.inference_mode():
+        with torch.no_grad():  # not inference mode: a host may change what it gets in place
             with self.stats.timed("prepare"):
                 faces = batch.to_network(chunk, self._restorer.device, self.settings.color)
                 side = self._record.input_size

@@ -143,7 +143,8 @@ class FrameBatch:
             faces = stacked if _is_chw(first) else stacked.permute(0, 3, 1, 2)
         else:
             array = self.source if whole else np.stack([self.frames[i] for i in indices])
-            faces = torch.from_numpy(np.ascontiguousarray(array)).to(device).permute(0, 3, 1, 2)
+            array = np.require(array, requirements=("C", "W"))  # torch takes no negative stride, nor read-only
+            faces = torch.from_numpy(array).to(device).permute(0, 3, 1, 2)
         if color == "bgr":
             faces = faces.flip(1)
         low, high = self._range_of(first)

@@ -99,6 +99,19 @@ def test_tensor_in_tensor_out(make_enhancer, rng):
     assert torch.allclose(out, source, atol=1e-5)
 
 
+def test_what_comes_back_may_be_changed_in_place(make_enhancer, rng):
+    frames = [torch.from_numpy(rng.random((3, 256, 256), np.float32)) for _ in range(2)]
+    for out in make_enhancer(color="rgb")(frames):
+        out.add_(1)
+
+
+def test_read_only_frames(make_enhancer, faces):
+    faces.flags.writeable = False
+    assert np.array_equal(make_enhancer()(faces), faces)
+    grey = np.broadcast_to(np.uint8(7), (2, 256, 256, 3))
+    assert np.array_equal(make_enhancer()(grey), grey)
+
+
 def test_strength_blends(make_enhancer, faces):
     white = lambda batch: torch.ones_like(batch)  # noqa: E731
     assert np.array_equal(make_enhancer(white, strength=0)(faces), faces)

@@ -42,7 +42,8 @@ for task in config:
     frames = VAE().decode_latents([0] * args.batch_size)
     seen.append({"task": task, "shape": frames.shape, "kind": str(frames.dtype),
                  "blue_is_ramp": int(frames[0, -6, 0, 0]), "red": int(frames[0, -64, 64, 2])})
-json.dump({"seen": seen, "argv": sys.argv, "name": __name__}, open("seen.json", "w"))
+with open("seen.json", "w") as file:
+    json.dump({"seen": seen, "argv": sys.argv, "name": __name__}, file)
 if args.fail:
     sys.exit(args.fail)
 """
