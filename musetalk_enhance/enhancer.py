@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from . import memory
 from .batching import BatchPlanner
 from .errors import EnhanceError, FrameError, NoFaceError, OutOfMemoryError, RestorerError
-from .frames import FrameBatch
+from .frames import FrameBatch, is_frame
 from .imaging import compose, resize
 from .settings import EnhancerSettings, given_flags, merge, plain, section_of
 from .stats import EnhancerStats
@@ -190,7 +190,12 @@ class GFPGANEnhancer:
         Returns:
             The face at ``upscale`` times its size, same dtype, colour order and range. `resize_to_original`
             brings it back.
+
+        Raises:
+            FrameError: `face` is neither an array nor a tensor; or what ``enhancer(frames)`` raises.
         """
+        if not is_frame(face):
+            raise FrameError("type", type(face).__name__, "one frame: an (H, W, 3) array or a (3, H, W) tensor")
         return self._run([face], "upscale")[0]
 
     def enhance_batch(self, faces: Any) -> Any:

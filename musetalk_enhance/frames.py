@@ -34,6 +34,11 @@ def is_tensor(value: object) -> bool:
     return torch is not None and isinstance(value, torch.Tensor)
 
 
+def is_frame(value: object) -> bool:
+    """Whether `value` is an array or a tensor at all."""
+    return isinstance(value, np.ndarray) or is_tensor(value)
+
+
 @dataclass
 class FrameBatch:
     """A host's batch, frame by frame, with what is wrong with each.
@@ -187,7 +192,7 @@ class FrameBatch:
     def passthrough(self, index: int, size_hw: tuple[int, int] | None) -> Any:
         """A copy of frame `index` as it came, C-contiguous; brought to `size_hw` (height, width) unless None."""
         frame = self.frames[index]
-        if not isinstance(frame, np.ndarray) and not is_tensor(frame):
+        if not is_frame(frame):
             return frame
         if size_hw is not None:
             frame = _resized(frame, size_hw)
@@ -218,7 +223,7 @@ def _is_chw(frame: Any) -> bool:
 
 def _form_problem(frame: Any) -> tuple[str, str, str] | None:
     """(reason, actual, expected) of a frame whose form is wrong, None of a good one."""
-    if not isinstance(frame, np.ndarray) and not is_tensor(frame):
+    if not is_frame(frame):
         return "type", type(frame).__name__, _NEEDED
     shape = tuple(frame.shape)
     if len(shape) == 2:

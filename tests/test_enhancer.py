@@ -287,6 +287,8 @@ def test_plan_methods(make_enhancer, faces):
     assert enhancer.resize_to_original(large, (200, 100)).shape == (100, 200, 3)
     assert [face.shape[0] for face in enhancer.enhance_batch(list(faces))] == [512] * 5
     assert enhancer.enhance_batch(faces).shape == (5, 512, 512, 3)
+    with pytest.raises(FrameError, match="NoneType"):
+        enhancer.enhance_face(None)
     with pytest.raises(FrameError):
         enhancer.resize_to_original(large, (0, 10))
     with pytest.raises(FrameError):
