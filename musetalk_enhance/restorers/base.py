@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, ClassVar
 if TYPE_CHECKING:
     import torch
 
+    from ..backends import Backend
     from ..settings import EnhancerSettings
     from ..weights import Weight
 
@@ -102,3 +103,27 @@ class Restorer(ABC):
 
     def close(self) -> None:  # noqa: B027 - most restorers have nothing to give back but memory
         """Give back what the restorer holds; it is not used afterwards."""
+
+
+class NetworkRestorer(Restorer):
+    """A restorer that is one network behind a `Backend`: everything but loading it.
+
+    Attributes:
+        backend: runs the network; set by the subclass's ``__init__``.
+    """
+
+    backend: Backend
+
+    def restore(self, faces_rgb: torch.Tensor) -> torch.Tensor:
+        """Bring 0..1 to the record's ``value_range``, run the network, and bring its answer back to 0..1."""
+        low, high = self.request.record.value_range
+        return (self.backend.run(faces_rgb * (high - low) + low) - low) / (high - low)
+
+    def to(self, device: torch.device) -> None:
+        """Move the network to `device`."""
+        self.backend.to(device)
+        self.device = device
+
+    def close(self) -> None:
+        """Give the network back."""
+        self.backend.close()

@@ -11,12 +11,11 @@ from typing import TYPE_CHECKING, Any
 
 from ..backends import TorchBackend
 from ..errors import CheckpointError, MissingDependencyError
-from .base import LoadRequest, Restorer, RestorerRecord
+from .base import LoadRequest, NetworkRestorer, RestorerRecord
 
 if TYPE_CHECKING:
     import torch
 
-    from ..backends import Backend
     from .convert import StateDict
 
 SIDE = 512
@@ -57,7 +56,7 @@ RECORDS: dict[str, RestorerRecord] = {
 """The published models, best first. All are of arch ``clean`` with channel multiplier 2."""
 
 
-class GFPGANRestorer(Restorer):
+class GFPGANRestorer(NetworkRestorer):
     """GFPGAN of arch ``clean``, ``bilinear`` or ``original``, as ``settings.arch`` says.
 
     ``bilinear`` is rewritten as ``clean`` when it is loaded (see `convert`); ``original`` needs the extra
@@ -82,26 +81,7 @@ class GFPGANRestorer(Restorer):
         state_dict = weight.state_dict()
         check(state_dict, settings.arch, settings.channel_multiplier, weight.path)
         network = _network(state_dict, request)
-        self.backend: Backend = TorchBackend(network, request.device, _call, channels_last=False)
-
-    def restore(self, faces_rgb: torch.Tensor) -> torch.Tensor:
-        """Restore: float32 (N, 3, 512, 512) to the same shape, RGB, 0..1; see `Restorer.restore`."""
-        return in_range(self.backend, faces_rgb, self.request.record.value_range)
-
-    def to(self, device: torch.device) -> None:
-        """Move the network to `device`."""
-        self.backend.to(device)
-        self.device = device
-
-    def close(self) -> None:
-        """Give the network back."""
-        self.backend.close()
-
-
-def in_range(backend: Backend, faces_rgb: torch.Tensor, value_range: tuple[float, float]) -> torch.Tensor:
-    """Run a network that works in `value_range` on faces that are 0..1, and bring its answer back to 0..1."""
-    low, high = value_range
-    return (backend.run(faces_rgb * (high - low) + low) - low) / (high - low)
+        self.backend = TorchBackend(network, request.device, _call, channels_last=False)
 
 
 def empty(build: Any, **arguments: Any) -> torch.nn.Module:

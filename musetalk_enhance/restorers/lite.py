@@ -10,12 +10,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..errors import CheckpointError, MissingDependencyError
-from .base import LoadRequest, Restorer, RestorerRecord
+from .base import LoadRequest, NetworkRestorer, RestorerRecord
 
 if TYPE_CHECKING:
     import torch
 
-    from ..backends import Backend
 
 ASSET = Path(__file__).with_name("assets") / "lite.safetensors"
 """The embedded weight."""
@@ -66,7 +65,7 @@ def operator(network: Callable[[torch.Tensor], torch.Tensor], faces_rgb: torch.T
     return interpolate(faces_rgb, scale_factor=2, mode="bicubic", align_corners=False) + detail
 
 
-class LiteRestorer(Restorer):
+class LiteRestorer(NetworkRestorer):
     """The embedded model, or another checkpoint of the same form."""
 
     record = RECORD
@@ -78,20 +77,11 @@ class LiteRestorer(Restorer):
         from ..weights import open_file
 
         weight = request.weight or open_file(ASSET)
-        self.backend: Backend = TorchBackend(_network(weight.state_dict(), weight.path), request.device)
+        self.backend = TorchBackend(_network(weight.state_dict(), weight.path), request.device)
 
     def restore(self, faces_rgb: torch.Tensor) -> torch.Tensor:
         """Sharpen: (N, 3, 256, 256) to (N, 3, 512, 512); see `Restorer.restore`."""
         return operator(self.backend.run, faces_rgb)
-
-    def to(self, device: torch.device) -> None:
-        """Move the network to `device`."""
-        self.backend.to(device)
-        self.device = device
-
-    def close(self) -> None:
-        """Give the network back."""
-        self.backend.close()
 
 
 def _network(state_dict: dict[str, torch.Tensor], path: Path) -> torch.nn.Module:

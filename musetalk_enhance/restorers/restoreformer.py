@@ -6,13 +6,12 @@ from typing import TYPE_CHECKING
 
 from ..backends import TorchBackend
 from ..errors import CheckpointError, MissingDependencyError
-from .base import LoadRequest, Restorer, RestorerRecord
-from .gfpgan import SIDE, empty, in_range
+from .base import LoadRequest, NetworkRestorer, RestorerRecord
+from .gfpgan import SIDE, empty
 
 if TYPE_CHECKING:
     import torch
 
-    from ..backends import Backend
 
 RECORD = RestorerRecord(
     name="restoreformer",
@@ -27,7 +26,7 @@ RECORD = RestorerRecord(
 )
 
 
-class RestoreFormerRestorer(Restorer):
+class RestoreFormerRestorer(NetworkRestorer):
     """RestoreFormer with spandrel's network; it draws no random numbers."""
 
     record = RECORD
@@ -51,20 +50,7 @@ class RestoreFormerRestorer(Restorer):
         check(state_dict, "RestoreFormer", request.settings.channel_multiplier, path)
         network = empty(RestoreFormer)
         fill(network, state_dict, path, "RestoreFormer")
-        self.backend: Backend = TorchBackend(network, request.device, _call, channels_last=False)
-
-    def restore(self, faces_rgb: torch.Tensor) -> torch.Tensor:
-        """Restore: float32 (N, 3, 512, 512) to the same shape, RGB, 0..1; see `Restorer.restore`."""
-        return in_range(self.backend, faces_rgb, self.request.record.value_range)
-
-    def to(self, device: torch.device) -> None:
-        """Move the network to `device`."""
-        self.backend.to(device)
-        self.device = device
-
-    def close(self) -> None:
-        """Give the network back."""
-        self.backend.close()
+        self.backend = TorchBackend(network, request.device, _call, channels_last=False)
 
 
 def _call(network: torch.nn.Module, batch: torch.Tensor) -> torch.Tensor:
