@@ -52,13 +52,15 @@ class GFPGANEnhancer:
         value_range: of float frames: ``"auto"``, ``"0..1"``, ``"0..255"`` or ``"-1..1"``.
         output_size: ``"same"``, ``"native"`` (what the network made), ``"upscale"``, or a side in pixels.
         strength: 0..1, blend of the restored face over the input.
-        region: which part may change; ``"full"``.
+        region: which part may change; ``"full"`` or ``"lower"`` (all that MuseTalk keeps, and quicker).
         mode: ``"batch"`` for throughput, ``"memory"`` to stay within `memory_budget`.
         batch_size: faces in one run of the network, or ``"auto"``.
         memory_budget: bytes, ``"2GiB"``, a share of what is free (float), or ``"auto"``.
         cpu_fallback: in memory mode, finish on the CPU when not even one face fits.
-        dtype: arithmetic, ``"auto"`` or ``"fp32"``.
-        backend: what executes the network, ``"auto"`` or ``"torch"``.
+        dtype: arithmetic, ``"auto"``, ``"fp32"``, ``"bf16"`` or ``"fp16"``.
+        backend: what executes the network, ``"auto"``, ``"torch"``, ``"onnx"``, ``"openvino"`` or ``"ncnn"``.
+        provider: of ``backend="onnx"``: ``"auto"``, ``"cpu"``, ``"cuda"`` or ``"tensorrt"``.
+        allow_cpu: run on the CPU, with a warning, where the device or provider asked for is not there.
         engine: ``"native"`` (ours) or ``"official"`` (gfpgan.GFPGANer, face by face).
         on_error: ``"passthrough"`` or ``"raise"``.
         download: fetch a missing weight now.
@@ -91,6 +93,8 @@ class GFPGANEnhancer:
         cpu_fallback: bool = True,
         dtype: str = "auto",
         backend: str = "auto",
+        provider: str = "auto",
+        allow_cpu: bool = False,
         engine: str = "native",
         on_error: str = "passthrough",
         download: bool = False,
@@ -369,10 +373,11 @@ class GFPGANEnhancer:
                 raise RestorerError("the network returned NaN or infinite values")
             with self.stats.timed("finish"):
                 size = self._size_out(batch.size_hw(chunk[0]), restored, output_size)
-                done = compose(faces, inputs, restored, size, self.settings.strength)
+                done = compose(faces, inputs, restored, size, self.settings.strength, self.settings.region)
                 out = batch.from_network(done, chunk[0], self.settings.color)
         self.stats.batches += 1
         self.stats.restored += len(chunk)
+        self.stats.fallbacks = self._restorer.fallbacks
         return dict(zip(chunk, out, strict=True))
 
     def _size_out(

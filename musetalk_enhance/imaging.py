@@ -7,6 +7,23 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     import torch
 
+LOWER_FROM, LOWER_FULL = 7 / 16, 15 / 32
+"""``region: lower`` as shares of a frame's height: nothing changes above the first, all may change below the
+second, with a ramp between. MuseTalk keeps what is below 1/2 and blurs that edge by up to 0.0375."""
+
+
+def kept_rows(region: str, height: int) -> range:
+    """Rows of a frame of `height` pixels that `region` may change."""
+    return range(int(height * LOWER_FROM) if region == "lower" else 0, height)
+
+
+def region_weights(region: str, height: int) -> list[float] | None:
+    """How much of the restored face each row gets, 0..1; None where it is 1 everywhere."""
+    if region != "lower":
+        return None
+    start, full = height * LOWER_FROM, height * LOWER_FULL
+    return [min(1.0, max(0.0, (row + 0.5 - start) / (full - start))) for row in range(height)]
+
 
 def resize(faces: torch.Tensor, size_hw: tuple[int, int], enlarge: str = "bicubic") -> torch.Tensor:
     """Bring faces to `size_hw` (height, width).
@@ -40,6 +57,7 @@ def compose(
     restored: torch.Tensor,
     size_hw: tuple[int, int],
     strength: float,
+    region: str = "full",
 ) -> torch.Tensor:
     """Lay restored faces over the host's frames, at the size that is handed back.
 
@@ -52,12 +70,17 @@ def compose(
         restored: what it made, (N, 3, T, T).
         size_hw: height and width to hand back.
         strength: 0 gives `faces`, 1 gives `restored`.
+        region: which rows may change, see `region_weights`.
     """
     result = resize(restored, size_hw)
     height, width = faces.shape[2:]
     if inputs.shape[2] < height or inputs.shape[3] < width:
         result = result + resize(faces - resize(inputs, (height, width)), size_hw)
-    if strength < 1:
-        base = resize(faces, size_hw)
-        result = base + strength * (result - base)
-    return result
+    weights = region_weights(region, size_hw[0])
+    if strength >= 1 and weights is None:
+        return result
+    base = resize(faces, size_hw)
+    weight: float | torch.Tensor = strength
+    if weights is not None:
+        weight = strength * faces.new_tensor(weights)[:, None]
+    return base + weight * (result - base)

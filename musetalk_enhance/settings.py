@@ -176,8 +176,25 @@ class EnhancerSettings:
         "native: our batched run with fixed noise. official: gfpgan.GFPGANer, face by face, as it comes.",
         _choice("native", "official"),
     )
-    backend: str = _option("auto", "What executes the network.", _choice("auto", "torch", later=("onnx", "openvino")))
-    dtype: str = _option("auto", "Arithmetic of the network.", _choice("auto", "fp32", later=("bf16", "fp16")))
+    backend: str = _option(
+        "auto",
+        "What executes the network. auto: measured once per machine and model, then remembered.",
+        _choice("auto", "torch", "onnx", "openvino", "ncnn"),
+    )
+    dtype: str = _option(
+        "auto",
+        "Arithmetic of the network. bf16 and fp16 are checked against fp32 on the first face and given up where "
+        "they fail. auto: the fastest that passes.",
+        _choice("auto", "fp32", "bf16", "fp16"),
+    )
+    provider: str = _option(
+        "auto",
+        "Execution provider of backend: onnx. auto: cuda on a GPU, cpu elsewhere.",
+        _choice("auto", "cpu", "cuda", "tensorrt"),
+    )
+    allow_cpu: bool = _option(
+        False, "Run on the CPU, with a warning, where the device or provider asked for is not there.", _switch()
+    )
     color: str = _option("bgr", "Channel order of the frames, in and out.", _choice("bgr", "rgb"))
     value_range: str = _option(
         "auto",
@@ -191,7 +208,12 @@ class EnhancerSettings:
         _whole(16, 4096, "same", "native", "upscale"),
     )
     strength: float = _option(1.0, "Blend of the restored face over the input; 0 changes nothing.", _number(0, 1))
-    region: str = _option("full", "Which part of the face may change.", _choice("full", later=("lower", "mouth")))
+    region: str = _option(
+        "full",
+        "Which part of the face may change. lower: from just above the centre of the frame down, which is all "
+        "that MuseTalk keeps; rows that cannot reach it are not computed.",
+        _choice("full", "lower", later=("mouth",)),
+    )
     mode: str = _option(
         "batch",
         "batch: throughput. memory: the batch is planned for memory_budget and halved when memory runs out.",

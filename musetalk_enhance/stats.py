@@ -21,6 +21,7 @@ class EnhancerStats:
         passed_through: reason to number of frames handed back as they came.
         batches: runs of the network that succeeded.
         backoffs: times memory ran out and the batch was halved or moved to the CPU.
+        fallbacks: times a reduced precision came to another picture than fp32 and was given up.
         ms: stage to milliseconds spent (``prepare``, ``network``, ``finish``).
     """
 
@@ -30,6 +31,7 @@ class EnhancerStats:
     passed_through: Counter[str] = field(default_factory=Counter)
     batches: int = 0
     backoffs: int = 0
+    fallbacks: int = 0
     ms: dict[str, float] = field(default_factory=lambda: defaultdict(float))
 
     @contextmanager
@@ -54,6 +56,7 @@ class EnhancerStats:
             "passed_through": dict(self.passed_through),
             "batches": self.batches,
             "backoffs": self.backoffs,
+            "fallbacks": self.fallbacks,
             "ms": {stage: round(value, 2) for stage, value in self.ms.items()},
         }
 

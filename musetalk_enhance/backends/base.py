@@ -21,8 +21,8 @@ class NetworkSpec:
             deterministic, free of custom operators, so that it can be exported.
         input_shape: (C, H, W) of one face, in the network's own value range.
         value_range: lowest and highest value of the input.
-        key: tells this network from every other, for what is remembered between runs: hash of the weights and
-            whatever changes the arithmetic.
+        key: everything that its speed depends on (architecture, width, rows left out), for what is remembered
+            between runs; not the values of its weights.
         channels_last: whether channels-last order suits the module (see `TorchBackend`).
         symbolic: records the same computation for a runtime that has no importer for torch modules;
             see `musetalk_enhance.backends.ncnn_backend`. None where there is no such recording.
@@ -34,7 +34,7 @@ class NetworkSpec:
     value_range: tuple[float, float]
     key: str
     channels_last: bool = True
-    symbolic: Callable[[Any], None] | None = field(default=None, compare=False)
+    symbolic: Callable[[Any], Any] | None = field(default=None, compare=False)
 
 
 class Backend(ABC):

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, ClassVar
 if TYPE_CHECKING:
     import torch
 
-    from ..backends import Backend
+    from ..backends import Backend, NetworkSpec
     from ..settings import EnhancerSettings
     from ..weights import Weight
 
@@ -81,6 +81,11 @@ class Restorer(ABC):
         self.request = request
         self.device = request.device
 
+    @property
+    def fallbacks(self) -> int:
+        """Times a reduced precision was given up; 0 for a restorer that knows only one."""
+        return 0
+
     @abstractmethod
     def restore(self, faces_rgb: torch.Tensor) -> torch.Tensor:
         """Restore a batch.
@@ -106,18 +111,42 @@ class Restorer(ABC):
 
 
 class NetworkRestorer(Restorer):
-    """A restorer that is one network behind a `Backend`: everything but loading it.
+    """A restorer that is one network behind a `Backend`: everything but what the network is.
 
     Attributes:
-        backend: runs the network; set by the subclass's ``__init__``.
+        backend: runs the network.
     """
 
     backend: Backend
 
+    def __init__(self, request: LoadRequest) -> None:
+        """Load the network and open the backend that ``request.settings`` mean; see `Restorer.__init__`."""
+        super().__init__(request)
+        from ..backends import open_backend
+
+        self.backend = open_backend(self.network(request), request.settings, request.device)
+
+    @classmethod
+    @abstractmethod
+    def network(cls, request: LoadRequest) -> NetworkSpec:
+        """The network with its weights, on the CPU; what `export` writes.
+
+        Raises:
+            WeightError: the weight cannot be understood.
+            MissingDependencyError: a package is not installed.
+        """
+
+    @property
+    def fallbacks(self) -> int:
+        """Times a reduced precision was given up (see `CheckedBackend`)."""
+        return int(getattr(self.backend, "fallbacks", 0))
+
     def restore(self, faces_rgb: torch.Tensor) -> torch.Tensor:
         """Bring 0..1 to the record's ``value_range``, run the network, and bring its answer back to 0..1."""
         low, high = self.request.record.value_range
-        return (self.backend.run(faces_rgb * (high - low) + low) - low) / (high - low)
+        if (low, high) == (0.0, 1.0):
+            return self.backend.run(faces_rgb)
+        return self.backend.run(faces_rgb * (high - low) + low).sub_(low).div_(high - low)
 
     def to(self, device: torch.device) -> None:
         """Move the network to `device`."""

@@ -7,10 +7,12 @@ out the same, frame after frame.
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from ..backends import TorchBackend
+from ..backends import NetworkSpec
 from ..errors import CheckpointError, MissingDependencyError
+from ..imaging import kept_rows
 from .base import LoadRequest, NetworkRestorer, RestorerRecord
 
 if TYPE_CHECKING:
@@ -32,6 +34,8 @@ GEOMETRY: dict[str, Any] = {
     "sft_half": True,
 }
 """What every published GFPGAN is built with; only ``channel_multiplier`` differs."""
+CALL = {"return_rgb": False, "randomize_noise": False}
+"""How the published networks are called: no pictures on the way, and the checkpoint's own noise."""
 
 
 def _record(version: str, summary: str) -> RestorerRecord:
@@ -65,14 +69,17 @@ class GFPGANRestorer(NetworkRestorer):
 
     record = RECORDS["gfpgan-1.4"]
 
-    def __init__(self, request: LoadRequest) -> None:
-        """Load ``request.weight``, whose network ``settings.arch`` and ``channel_multiplier`` name.
+    @classmethod
+    def network(cls, request: LoadRequest) -> NetworkSpec:
+        """The network of ``request.weight``, which ``settings.arch`` and ``channel_multiplier`` name.
+
+        Arch ``clean`` (and ``bilinear``, rewritten as it) is rearranged for speed, and leaves rows out that
+        ``settings.region`` does not keep; see `gfpgan_network`.
 
         Raises:
             CheckpointError: there is no weight, or it holds another network; says which options fit.
             MissingDependencyError: arch ``original`` without the package gfpgan.
         """
-        super().__init__(request)
         from .convert import check
 
         settings, weight = request.settings, request.weight
@@ -80,8 +87,23 @@ class GFPGANRestorer(NetworkRestorer):
             raise CheckpointError(None, "nothing", f"a GFPGAN checkpoint for {request.record.name}")
         state_dict = weight.state_dict()
         check(state_dict, settings.arch, settings.channel_multiplier, weight.path)
-        network = _network(state_dict, request)
-        self.backend = TorchBackend(network, request.device, _call, channels_last=False)
+        source = _network(state_dict, request)
+        name, key = request.record.name, f"gfpgan {settings.arch} x{settings.channel_multiplier}"
+        shape, value_range = (3, SIDE, SIDE), request.record.value_range
+        if settings.arch == "original":
+            from ..backends.wrapping import FirstOutput
+
+            return NetworkSpec(name, FirstOutput(source, **CALL), shape, value_range, key, channels_last=False)
+        from .gfpgan_network import GFPGANNetwork
+
+        module = GFPGANNetwork(source, kept_rows(settings.region, SIDE).start)
+        key = f"{key.replace('bilinear', 'clean')} rows {module.keep}"
+        record = partial(_record_on, module)
+        return NetworkSpec(name, module, shape, value_range, key, symbolic=record)
+
+
+def _record_on(module: Any, ops: Any) -> Any:
+    return module.compute(ops, ops.input)
 
 
 def empty(build: Any, **arguments: Any) -> torch.nn.Module:
@@ -113,8 +135,3 @@ def _network(state_dict: StateDict, request: LoadRequest) -> torch.nn.Module:
             state_dict = convert.bilinear_to_clean(state_dict)
     convert.fill(network, state_dict, path, f"GFPGAN, arch {arch}, channel_multiplier {multiplier}")
     return network
-
-
-def _call(network: torch.nn.Module, batch: torch.Tensor) -> torch.Tensor:
-    image: torch.Tensor = network(batch, return_rgb=False, randomize_noise=False)[0]
-    return image

@@ -6,10 +6,13 @@ See ``assets/lite.md`` for what it was trained on and what it can and cannot do.
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from ..backends import NetworkSpec
 from ..errors import CheckpointError, MissingDependencyError
+from ..imaging import kept_rows
 from .base import LoadRequest, NetworkRestorer, RestorerRecord
 
 if TYPE_CHECKING:
@@ -22,14 +25,16 @@ ASSET = Path(__file__).with_name("assets") / "lite.safetensors"
 FIRST_KEY = "body.0.weight"
 """A name in every checkpoint of this form."""
 
+SIDE = 256
+"""Side of the faces it takes, in pixels."""
 PADDING = 12
 """Pixels of the input; with 12 a picture of one colour comes back within 0.6/255 everywhere."""
 
 RECORD = RestorerRecord(
     name="lite",
     summary="embedded small sharpener, 256 px in, 512 px out (not blind restoration)",
-    input_size=256,
-    output_size=512,
+    input_size=SIDE,
+    output_size=2 * SIDE,
     value_range=(0.0, 1.0),
     licence="Apache-2.0",
     bytes_per_face=40 * 2**20,
@@ -70,18 +75,22 @@ class LiteRestorer(NetworkRestorer):
 
     record = RECORD
 
-    def __init__(self, request: LoadRequest) -> None:
-        """Load the embedded weight, or ``request.weight``; see `Restorer.__init__`."""
-        super().__init__(request)
-        from ..backends import TorchBackend
+    @classmethod
+    def network(cls, request: LoadRequest) -> NetworkSpec:
+        """The network of the embedded weight, or of ``request.weight``; see `NetworkRestorer.network`."""
         from ..weights import open_file
+        from .lite_network import LiteNetwork
 
         weight = request.weight or open_file(ASSET)
-        self.backend = TorchBackend(_network(weight.state_dict(), weight.path), request.device)
+        keep = kept_rows(request.settings.region, SIDE).start
+        module = LiteNetwork(_network(weight.state_dict(), weight.path), keep)
+        key = f"lite {module.width}x{len(module.body)} rows {keep}"
+        record = partial(_record_on, module)
+        return NetworkSpec(request.record.name, module, (3, SIDE, SIDE), RECORD.value_range, key, symbolic=record)
 
-    def restore(self, faces_rgb: torch.Tensor) -> torch.Tensor:
-        """Sharpen: (N, 3, 256, 256) to (N, 3, 512, 512); see `Restorer.restore`."""
-        return operator(self.backend.run, faces_rgb)
+
+def _record_on(module: Any, ops: Any) -> Any:
+    return module.compute(ops, ops.input)
 
 
 def _network(state_dict: dict[str, torch.Tensor], path: Path) -> torch.nn.Module:

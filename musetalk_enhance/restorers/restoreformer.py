@@ -2,16 +2,10 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
-from ..backends import TorchBackend
+from ..backends import NetworkSpec
 from ..errors import CheckpointError, MissingDependencyError
 from .base import LoadRequest, NetworkRestorer, RestorerRecord
 from .gfpgan import SIDE, empty
-
-if TYPE_CHECKING:
-    import torch
-
 
 RECORD = RestorerRecord(
     name="restoreformer",
@@ -31,13 +25,14 @@ class RestoreFormerRestorer(NetworkRestorer):
 
     record = RECORD
 
-    def __init__(self, request: LoadRequest) -> None:
-        """Load ``request.weight``; ``settings.channel_multiplier`` means nothing here.
+    @classmethod
+    def network(cls, request: LoadRequest) -> NetworkSpec:
+        """The network of ``request.weight``; ``settings.channel_multiplier`` means nothing here.
 
         Raises:
             CheckpointError: there is no weight, or it holds another network.
         """
-        super().__init__(request)
+        from ..backends.wrapping import FirstOutput
         from .convert import check, fill
 
         if request.weight is None:
@@ -48,11 +43,10 @@ class RestoreFormerRestorer(NetworkRestorer):
             raise MissingDependencyError("spandrel", "all", "RestoreFormer", str(error)) from error
         state_dict, path = request.weight.state_dict(), request.weight.path
         check(state_dict, "RestoreFormer", request.settings.channel_multiplier, path)
-        network = empty(RestoreFormer)
-        fill(network, state_dict, path, "RestoreFormer")
-        self.backend = TorchBackend(network, request.device, _call, channels_last=False)
-
-
-def _call(network: torch.nn.Module, batch: torch.Tensor) -> torch.Tensor:
-    image: torch.Tensor = network(batch)[0]
-    return image
+        source = empty(RestoreFormer)
+        fill(source, state_dict, path, "RestoreFormer")
+        record = request.record
+        shape = (3, SIDE, SIDE)
+        return NetworkSpec(
+            record.name, FirstOutput(source), shape, record.value_range, "restoreformer", channels_last=False
+        )

@@ -1,0 +1,96 @@
+"""Less than fp32, but only where it comes to the same picture."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
+
+from .base import Backend, NetworkSpec
+from .torch_backend import TorchBackend
+
+if TYPE_CHECKING:
+    import torch
+
+logger = logging.getLogger("musetalk_enhance")
+
+MOST_ERROR = 0.03
+"""Largest relative error, ``|a - b| / |b|`` over all values, at which a reduced precision is kept."""
+FLAT = 0.1
+"""A face whose spread falls below this share of the right one's has lost its picture."""
+
+
+def verdict(restored: torch.Tensor, expected: torch.Tensor) -> str | None:
+    """What is wrong with `restored`; None when it may be used.
+
+    Args:
+        restored: (N, C, H, W) in reduced precision.
+        expected: the same in fp32.
+    """
+    import torch
+
+    if not bool(torch.isfinite(restored).all()):
+        return "NaN or infinite values"
+    if float(restored.std()) < FLAT * float(expected.std()):
+        return "a flat colour"
+    error = float((restored - expected).norm() / expected.norm().clamp_min(1e-12))
+    return f"a relative error of {error:.1%}" if error > MOST_ERROR else None
+
+
+class CheckedBackend(Backend):
+    """Compares the first face with fp32 and falls back, way by way, to one that agrees.
+
+    Args:
+        spec: the network; its module gives the right answer.
+        openers: makes the wanted backend, then the safer ones; the last must be fp32.
+        device: where the right answer is computed.
+
+    Attributes:
+        fallbacks: times a way was given up.
+    """
+
+    def __init__(self, spec: NetworkSpec, openers: Sequence[Callable[[], Backend]], device: torch.device) -> None:
+        self._spec: NetworkSpec | None = spec
+        self._openers, self._device = list(openers), device
+        self.fallbacks = 0
+        self._backend = self._openers.pop(0)()
+
+    @property
+    def name(self) -> str:  # type: ignore[override]
+        """Name of the backend in use."""
+        return self._backend.name
+
+    @property
+    def dtype(self) -> str:  # type: ignore[override]
+        """Arithmetic in use."""
+        return self._backend.dtype
+
+    def run(self, batch: torch.Tensor) -> torch.Tensor:
+        """See `Backend.run`."""
+        if self._spec is not None and len(batch):
+            self._check(self._spec, batch[:1])
+            self._spec = None
+        return self._backend.run(batch)
+
+    def _check(self, spec: NetworkSpec, face: torch.Tensor) -> None:
+        expected: torch.Tensor | None = None
+        while self._backend.dtype != "fp32":
+            if expected is None:
+                reference = TorchBackend(spec, self._device, graphs=False)
+                expected = reference.run(face.to(self._device))
+            problem = verdict(self._backend.run(face).to(expected.device), expected)
+            if problem is None or not self._openers:
+                return
+            logger.warning("%s gives %s on the first face: it is not used", self._backend, problem)
+            self.fallbacks += 1
+            self._backend.close()
+            self._backend = self._openers.pop(0)()
+
+    def to(self, device: torch.device) -> None:
+        """See `Backend.to`."""
+        self._backend.to(device)
+
+    def close(self) -> None:
+        """See `Backend.close`."""
+        self._backend.close()
+        self._spec = None

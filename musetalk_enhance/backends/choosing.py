@@ -1,0 +1,211 @@
+"""Which backend runs a network: the one that was asked for, or the one that measured fastest here."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING
+
+from ..errors import ConfigError, EnhanceError, MissingDependencyError, RestorerError
+from . import tuning
+from .base import Backend, NetworkSpec
+from .checked import CheckedBackend
+from .torch_backend import TorchBackend
+
+if TYPE_CHECKING:
+    import torch
+
+    from ..settings import EnhancerSettings
+
+logger = logging.getLogger("musetalk_enhance")
+
+DTYPES = {
+    "torch": ("fp32", "bf16", "fp16"),
+    "onnx": ("fp32",),
+    "openvino": ("fp32", "bf16"),
+    "ncnn": ("fp32", "bf16"),
+}
+"""Backend to the arithmetic it knows."""
+ORDER = {
+    "cpu": (("ncnn", "fp32"), ("openvino", "fp32"), ("onnx", "fp32"), ("torch", "fp32")),
+    "cuda": (("torch", "bf16"), ("torch", "fp16"), ("torch", "fp32"), ("onnx", "fp32")),
+    "mps": (("torch", "fp32"),),
+}
+"""Ways worth measuring on a kind of device, and the order in which they are taken where measuring is off."""
+SAFER = {"fp16": ("bf16", "fp32"), "bf16": ("fp32",), "fp32": ()}
+ROUNDS = 3
+TOO_SLOW = 1.6
+"""A way whose first run took this many times the best one's is not measured further."""
+
+
+@dataclass(frozen=True)
+class Way:
+    """One way of running a network: a backend and its arithmetic."""
+
+    backend: str
+    dtype: str
+
+    def __str__(self) -> str:
+        return f"{self.backend} {self.dtype}"
+
+
+def open_backend(spec: NetworkSpec, settings: EnhancerSettings, device: torch.device) -> Backend:
+    """The backend that `settings` mean for `spec` on `device`.
+
+    Raises:
+        ConfigError: backend, dtype and device do not go together.
+        MissingDependencyError: the runtime that was asked for is not installed.
+        RestorerError: it cannot run this network.
+    """
+    ways = possible_ways(settings, device)
+    if len(ways) > 1:
+        ways = _picked(spec, settings, device, ways)
+    return _opened(ways, spec, settings, device)
+
+
+def possible_ways(settings: EnhancerSettings, device: torch.device) -> list[Way]:
+    """The ways that `settings` leave open, most promising first.
+
+    Raises:
+        ConfigError: none, as the options contradict each other.
+    """
+    if settings.backend == "auto":
+        ways = [Way(*pair) for pair in (*ORDER[device.type], *_bf16(device))]
+        ways += [Way(name, settings.dtype) for name in ("ncnn", "torch") if settings.dtype in DTYPES[name]]
+    else:
+        if device.type != "cpu" and settings.backend in ("openvino", "ncnn"):
+            if not settings.allow_cpu:
+                allowed = "cpu (or auto with allow_cpu: true)"
+                raise ConfigError("device", str(device), f"{allowed} with backend: {settings.backend}")
+        dtypes = DTYPES[settings.backend]
+        if settings.dtype != "auto" and settings.dtype not in dtypes:
+            allowed = f"auto | {' | '.join(dtypes)} with backend: {settings.backend}"
+            raise ConfigError("dtype", settings.dtype, allowed)
+        order = [Way(*pair) for pair in (*ORDER[device.type], *_bf16(device)) if pair[0] == settings.backend]
+        ways = order or [Way(settings.backend, "fp32")]
+        if settings.dtype != "auto":
+            ways = [Way(settings.backend, settings.dtype)]
+    if settings.dtype != "auto":
+        ways = [way for way in ways if way.dtype == settings.dtype]
+    return list(dict.fromkeys(ways))
+
+
+def _bf16(device: torch.device) -> list[tuple[str, str]]:
+    """Ways in bf16 on a CPU that has instructions for it."""
+    if device.type != "cpu" or not any(word in tuning.cpu_name() for word in ("avx512_bf16", "amx_bf16")):
+        return []
+    return [("openvino", "bf16"), ("ncnn", "bf16"), ("torch", "bf16")]
+
+
+def _opened(ways: list[Way], spec: NetworkSpec, settings: EnhancerSettings, device: torch.device) -> Backend:
+    """The first of `ways`, with its safer ones behind it; where auto left a choice, the first that opens."""
+    problems: list[EnhanceError] = []
+    for way in ways:
+        safer = [Way(way.backend, dtype) for dtype in SAFER[way.dtype] if dtype in DTYPES[way.backend]]
+        openers: list[Callable[[], Backend]] = [
+            partial(open_way, each, spec, settings, device) for each in (way, *safer)
+        ]
+        try:
+            return openers[0]() if way.dtype == "fp32" else CheckedBackend(spec, openers, device)
+        except (MissingDependencyError, RestorerError) as error:
+            problems.append(error)
+    raise problems[0]
+
+
+def open_way(way: Way, spec: NetworkSpec, settings: EnhancerSettings, device: torch.device) -> Backend:
+    """Open one way.
+
+    Raises:
+        MissingDependencyError: its runtime is not installed.
+        RestorerError: it cannot run this network on this machine.
+    """
+    if way.backend == "onnx":
+        from .onnx_backend import OnnxBackend
+
+        return OnnxBackend(spec, device, dtype=way.dtype, provider=settings.provider, allow_cpu=settings.allow_cpu)
+    if way.backend == "openvino":
+        from .openvino_backend import OpenVinoBackend
+
+        return OpenVinoBackend(spec, device, dtype=way.dtype)
+    if way.backend == "ncnn":
+        from .ncnn_backend import NcnnBackend
+
+        return NcnnBackend(spec, way.dtype)
+    from .forms import choose_forms
+
+    choose_forms(spec, device)
+    return TorchBackend(spec, device, way.dtype, graphs=settings.mode == "batch")
+
+
+def _picked(spec: NetworkSpec, settings: EnhancerSettings, device: torch.device, ways: list[Way]) -> list[Way]:
+    """`ways` with the fastest first, as measured now or before; as they are where measuring is off."""
+    if not tuning.enabled():
+        return ways
+    key = tuning.key_of(f"{spec.key} {settings.backend} {settings.dtype} {settings.provider}", device)
+    entry = tuning.remembered(key)
+    if entry is None:
+        logger.info("measuring once how %s runs fastest on this machine ...", spec.name)
+        took = measure(spec, settings, device, ways)
+        entry = {"network": spec.key, "ms": {str(way): round(value * 1e3, 2) for way, value in took.items()}}
+        tuning.remember(key, entry)
+        logger.info("%s", picked_text(spec.name, entry["ms"]))
+    known = {str(way): way for way in ways}
+    best = [known[name] for name in sorted(entry["ms"], key=lambda name: entry["ms"][name]) if name in known]
+    return best + [way for way in ways if way not in best]
+
+
+def picked_text(name: str, ms: dict[str, float]) -> str:
+    """One line for a person: what was picked and what the others took."""
+    ranked = sorted(ms, key=lambda way: ms[way])
+    others = ", ".join(f"{way} {ms[way]:.0f}" for way in ranked[1:])
+    return f"{name} runs with {ranked[0]}: {ms[ranked[0]]:.0f} ms a face{f' ({others})' if others else ''}"
+
+
+def measure(spec: NetworkSpec, settings: EnhancerSettings, device: torch.device, ways: list[Way]) -> dict[Way, float]:
+    """Seconds a face for each way that works here: best of a few interleaved runs.
+
+    Raises:
+        EnhanceError: not one of them works; the first one's own error.
+    """
+    import torch
+
+    count = 1 if device.type == "cpu" else 8
+    generator = torch.Generator().manual_seed(0)
+    low, high = spec.value_range
+    faces = (torch.rand(count, *spec.input_shape, generator=generator) * (high - low) + low).to(device)
+    backends: dict[Way, Backend] = {}
+    took: dict[Way, float] = {}
+    problem: EnhanceError | None = None
+    for way in ways:
+        try:
+            backends[way] = open_way(way, spec, settings, device)
+            _timed(backends[way], faces, device)  # the first run allocates and compiles
+            took[way] = _timed(backends[way], faces, device)
+        except (MissingDependencyError, RestorerError) as error:
+            problem = problem or error
+            logger.debug("%s: %s", way, error)
+    for _ in range(ROUNDS - 1):
+        for way in [way for way in took if took[way] <= TOO_SLOW * min(took.values())]:
+            took[way] = min(took[way], _timed(backends[way], faces, device))
+    for way, backend in backends.items():
+        if way.backend != "torch" or way.dtype != "fp32":  # torch in fp32 shares the module
+            backend.close()
+    if not took:
+        assert problem is not None
+        raise problem
+    return {way: value / count for way, value in took.items()}
+
+
+def _timed(backend: Backend, faces: torch.Tensor, device: torch.device) -> float:
+    import torch
+
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    start = time.perf_counter()
+    backend.run(faces)
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter() - start

@@ -1,0 +1,68 @@
+"""Which form of each modulated convolution runs fastest: found by running it, not by belief."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import torch
+
+from . import tuning
+from .base import NetworkSpec
+from .ops import FORMS, Modulated, TorchOps
+from .torch_backend import TorchBackend
+
+
+def choose_forms(spec: NetworkSpec, device: torch.device) -> None:
+    """Give every modulated convolution of a network the form that runs fastest on `device`; measured once."""
+    layers = [part for part in spec.module.modules() if isinstance(part, Modulated)]
+    if not layers or not tuning.enabled():
+        return
+    key = tuning.key_of(f"{spec.key} forms", device)
+    entry = tuning.remembered(key)
+    if entry is None or len(entry.get("forms", ())) != len(layers):
+        entry = {"network": spec.key, "forms": _measured_forms(spec, device, layers)}
+        tuning.remember(key, entry)
+    for layer, form in zip(layers, entry["forms"], strict=True):
+        layer.form = form
+
+
+def _measured_forms(spec: NetworkSpec, device: torch.device, layers: list[Modulated]) -> list[str]:
+    compute: Any = getattr(spec.module, "compute", None)
+    if compute is None:
+        return [layer.form for layer in layers]
+    count = 2 if device.type == "cpu" else 8
+    backend = TorchBackend(spec, device, graphs=False)
+    ops = _TimingOps(device)
+    with torch.inference_mode():
+        faces = torch.zeros(count, *spec.input_shape, device=device)
+        backend.module.compute(ops, faces)  # type: ignore[operator]
+    parts = [part for part in backend.module.modules() if isinstance(part, Modulated)]
+    return [ops.best[id(part)] for part in parts]
+
+
+class _TimingOps(TorchOps):
+    """Runs every modulated convolution in every form and remembers which was quickest."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self.best: dict[int, str] = {}
+
+    def modulated(
+        self, x: torch.Tensor, latent: torch.Tensor, layer: Modulated, enlarge: bool = False
+    ) -> torch.Tensor:
+        """Time the forms, twice each, the better run counting."""
+        took = dict.fromkeys(FORMS, float("inf"))
+        for _ in range(2):
+            for form in FORMS:
+                layer.form = form
+                start = self._now()
+                out = super().modulated(x, latent, layer, enlarge)
+                took[form] = min(took[form], self._now() - start)
+        self.best[id(layer)] = layer.form = min(took, key=lambda form: took[form])
+        return out
+
+    def _now(self) -> float:
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+        return time.perf_counter()

@@ -1,0 +1,299 @@
+"""ncnn: convolutions with Winograd's minimal filtering, two to four times less arithmetic on a CPU.
+
+ncnn (Tencent, BSD-3) reads a graph of its own. A network whose computation is written over `Ops` is recorded
+once by `NcnnRecorder`; the same function that torch runs eagerly.
+"""
+
+from __future__ import annotations
+
+import os
+import struct
+import tempfile
+from collections import Counter
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ..errors import MissingDependencyError, OutOfMemoryError, RestorerError
+from .base import Backend, NetworkSpec
+from .ops import SLOPE, Conv, Linear, Modulated, Ops
+
+if TYPE_CHECKING:
+    import torch
+
+_POLICY = "OMP_WAIT_POLICY"
+_MAGIC = 7767517
+_REST = -233
+_ADD, _MULTIPLY = 0, 2
+_SQUARE, _RSQRT = 4, 6
+
+
+class NcnnRecorder(Ops):
+    """Writes down a computation as ncnn's graph and weights; its tensors are the names of blobs.
+
+    Attributes:
+        input, output: names of the first and the last blob.
+    """
+
+    input, output = "faces", "restored"
+
+    def __init__(self) -> None:
+        self._layers: list[tuple[str, list[str], list[str], str]] = []
+        self._weights: list[bytes] = []
+        self.layer("Input", [], 1, names=[self.input])
+
+    def layer(
+        self, kind: str, inputs: list[str], outputs: int = 1, names: list[str] | None = None, **params: Any
+    ) -> list[str]:
+        """Append a layer.
+
+        Args:
+            kind: ncnn's name of the layer.
+            inputs: blobs it reads.
+            outputs: how many blobs it makes.
+            names: their names, made up when None.
+            params: ``p0=...`` for ncnn's parameter 0; a minus is written ``n``: ``pn23310="1,0.2"``.
+        """
+        made = names or [f"b{len(self._layers)}_{index}" for index in range(outputs)]
+        numbers = {key[1:].replace("n", "-"): value for key, value in params.items()}
+        self._layers.append((kind, inputs, made, " ".join(f"{key}={value}" for key, value in numbers.items())))
+        return made
+
+    def finish(self, result: str) -> tuple[str, list[bytes]]:
+        """The graph as ncnn's text, ending in `output`, and the weights in order."""
+        self.layer("Noop", [result], names=[self.output])
+        layers = self._with_splits()
+        blobs = sum(len(outputs) for _, _, outputs, _ in layers)
+        lines = [str(_MAGIC), f"{len(layers)} {blobs}"]
+        for index, (kind, inputs, outputs, params) in enumerate(layers):
+            counts = f"{len(inputs)} {len(outputs)}"
+            lines.append(f"{kind} l{index} {counts} {' '.join([*inputs, *outputs])} {params}".rstrip())
+        return "\n".join(lines) + "\n", self._weights
+
+    def _with_splits(self) -> list[tuple[str, list[str], list[str], str]]:
+        """A blob may be read once only: copies for those that are read more often."""
+        reads = Counter(name for _, inputs, _, _ in self._layers for name in inputs)
+        left: dict[str, list[str]] = {}
+        out = []
+        for kind, inputs, outputs, params in self._layers:
+            out.append((kind, [left[name].pop(0) if name in left else name for name in inputs], outputs, params))
+            for name in outputs:
+                if reads[name] > 1:
+                    left[name] = [f"{name}_{index}" for index in range(reads[name])]
+                    out.append(("Split", [name], list(left[name]), ""))
+        return out
+
+    def _weight(self, tensor: torch.Tensor, tagged: bool = False) -> int:
+        """Keep a weight; a `tagged` one may be stored in several types and carries the mark of fp32."""
+        array = np.ascontiguousarray(tensor.detach().float().cpu().numpy())
+        self._weights.append((struct.pack("<I", 0) if tagged else b"") + array.tobytes())
+        return array.size
+
+    def conv(self, x: str, layer: Conv) -> str:
+        """See `Ops.conv`."""
+        size = self._weight(layer.weight, tagged=True)
+        if layer.bias is not None:
+            self._weight(layer.bias)
+        x = self._conv(x, layer, size, layer.bias is not None, layer.leaky)
+        if layer.slopes is None:
+            return x
+        return self.layer("PReLU", [x], p0=self._weight(layer.slopes))[0]
+
+    def _conv(self, x: str, layer: Conv, size: int, bias: bool, leaky: bool) -> str:
+        params: dict[str, Any] = {"p0": layer.weight.shape[0], "p1": layer.weight.shape[-1], "p4": layer.padding}
+        if leaky:
+            params.update(p9=2, pn23310=f"1,{SLOPE}")
+        return self.layer("Convolution", [x], **params, p5=int(bias), p6=size)[0]
+
+    def modulated(self, x: str, latent: str, layer: Modulated, enlarge: bool = False) -> str:
+        """See `Ops.modulated`; always in scale form."""
+        style = self._linear(latent, layer.style_weight, layer.style_bias)
+        x = self.layer("Scale", [x, style], p0=_REST)[0]
+        if enlarge:
+            x = self.up2(x)
+        assert layer.bias is not None
+        size = self._weight(layer.weight, tagged=True)
+        if layer.squares is None:
+            self._weight(layer.bias)
+            return self._conv(x, layer, size, True, layer.leaky)
+        x = self._conv(x, layer, size, False, False)
+        squared = self.layer("UnaryOp", [style], p0=_SQUARE)[0]
+        epsilon = layer.bias.new_full((layer.squares.shape[0],), layer.epsilon)
+        sums = self._linear(squared, layer.squares, epsilon)
+        x = self.layer("Scale", [x, self.layer("UnaryOp", [sums], p0=_RSQRT)[0]], p0=_REST)[0]
+        x = self.layer("Bias", [x], p0=self._weight(layer.bias))[0]
+        if layer.noise is not None:
+            x = self.layer("BinaryOp", [x, self._data(layer.noise)], p0=_ADD)[0]
+        return self.layer("ReLU", [x], p0=SLOPE)[0] if layer.leaky else x
+
+    def _data(self, value: torch.Tensor) -> str:
+        channels, height, width = value.shape[-3:]
+        self._weight(value)
+        return self.layer("MemoryData", [], p0=width, p1=height, p2=channels)[0]
+
+    def linear(self, x: str, layer: Linear) -> str:
+        """See `Ops.linear`."""
+        return self._linear(x, layer.weight, layer.bias)
+
+    def _linear(self, x: str, weight: torch.Tensor, bias: torch.Tensor) -> str:
+        size = self._weight(weight, tagged=True)
+        self._weight(bias)
+        return self.layer("InnerProduct", [x], p0=weight.shape[0], p1=1, p2=size)[0]
+
+    def flatten(self, x: str) -> str:
+        """See `Ops.flatten`."""
+        return self.layer("Flatten", [x])[0]
+
+    def split(self, x: str, size: int) -> list[str]:
+        """See `Ops.split`; how many there are is told by the last linear layer."""
+        params = next(params for _, _, outputs, params in reversed(self._layers) if x in outputs)
+        count = int(dict(pair.split("=") for pair in params.split())["0"]) // size
+        return self.layer("Slice", [x], count, pn23300=",".join([str(count), *[str(size)] * count]), p1=0)
+
+    def constant(self, value: torch.Tensor, like: str) -> str:
+        """See `Ops.constant`."""
+        return self._data(value)
+
+    def up2(self, x: str) -> str:
+        """See `Ops.up2`."""
+        return self.layer("Interp", [x], p0=2, p1=2.0, p2=2.0)[0]
+
+    def down2(self, x: str) -> str:
+        """See `Ops.down2`."""
+        return self.layer("Pooling", [x], p0=1, p1=2, p2=2)[0]
+
+    def add(self, a: str, b: str) -> str:
+        """See `Ops.add`."""
+        return self.layer("BinaryOp", [a, b], p0=_ADD)[0]
+
+    def half_affine(self, x: str, scale: str, shift: str) -> str:
+        """See `Ops.half_affine`."""
+        same, changed = self.layer("Slice", [x], 2, pn23300=f"2,{_REST},{_REST}", p1=0)
+        changed = self.add(self.layer("BinaryOp", [changed, scale], p0=_MULTIPLY)[0], shift)
+        return self.layer("Concat", [same, changed], p0=0)[0]
+
+    def crop(self, x: str, rows: int) -> str:
+        """See `Ops.crop`."""
+        return self.layer("Crop", [x], p1=rows, p3=_REST, p4=_REST, p5=_REST)[0] if rows else x
+
+    def pad_edge(self, x: str, top: int, bottom: int, left: int, right: int) -> str:
+        """See `Ops.pad_edge`."""
+        return self.layer("Padding", [x], p0=top, p1=bottom, p2=left, p3=right, p4=1)[0]
+
+    def cut(self, x: str, top: int, bottom: int, left: int, right: int) -> str:
+        """See `Ops.cut`."""
+        return self.layer("Crop", [x], p0=left, p1=top, p3=_REST, p4=_REST, p5=_REST, p6=right, p7=bottom)[0]
+
+    def unshuffle2(self, x: str) -> str:
+        """See `Ops.unshuffle2`."""
+        return self.layer("Reorg", [x], p0=2)[0]
+
+    def shuffle2(self, x: str) -> str:
+        """See `Ops.shuffle2`."""
+        return self.layer("PixelShuffle", [x], p0=2)[0]
+
+    def bicubic2(self, x: str) -> str:
+        """See `Ops.bicubic2`."""
+        return self.layer("Interp", [x], p0=3, p1=2.0, p2=2.0)[0]
+
+    def rows_below(self, x: str, first: int, keep: int, value: float) -> str:
+        """See `Ops.rows_below`."""
+        if not first and not keep:
+            return x
+        return self.layer("Padding", [self.crop(x, keep - first)], p0=keep, p5=value)[0]
+
+
+def _import_ncnn() -> Any:
+    """ncnn, with threads that sleep while they wait.
+
+    Its OpenMP spins by default; with as many other busy threads as cores one face then took eight times as
+    long here. The policy is read when the library is loaded, and concerns its own copy of OpenMP alone.
+    """
+    policy = os.environ.get(_POLICY)
+    os.environ.setdefault(_POLICY, "PASSIVE")
+    try:
+        import ncnn
+    except ImportError as error:
+        raise MissingDependencyError("ncnn", "ncnn", "backend: ncnn", str(error)) from error
+    finally:
+        if policy is None:
+            del os.environ[_POLICY]
+    return ncnn
+
+
+class NcnnBackend(Backend):
+    """Runs a recorded network with ncnn, face by face on all cores of the CPU.
+
+    Args:
+        spec: the network; ``spec.symbolic`` records it.
+        dtype: ``"fp32"``, or ``"bf16"`` for weights and activations stored in half the bytes.
+        threads: cores to use; None takes as many as torch does.
+
+    Raises:
+        MissingDependencyError: ncnn is not installed.
+        RestorerError: the network has no recording, or ncnn cannot load it.
+    """
+
+    name = "ncnn"
+
+    def __init__(self, spec: NetworkSpec, dtype: str = "fp32", threads: int | None = None) -> None:
+        import torch
+
+        ncnn = _import_ncnn()
+
+        if spec.symbolic is None:
+            raise RestorerError(f"backend ncnn cannot run {spec.name}: nobody has written its graph down for it")
+        self.dtype = dtype
+        self._ncnn = ncnn
+        self._net = ncnn.Net()
+        self._pool = ncnn.PoolAllocator()
+        options = self._net.opt
+        options.num_threads = threads or torch.get_num_threads()
+        options.blob_allocator = self._pool
+        options.use_vulkan_compute = False
+        for name in ("packed", "storage", "arithmetic"):
+            setattr(options, f"use_fp16_{name}", False)
+        options.use_bf16_storage = dtype == "bf16"
+        recorder = NcnnRecorder()
+        graph, weights = recorder.finish(spec.symbolic(recorder))
+        self._load(graph, weights, spec.name)
+
+    def _load(self, graph: str, weights: list[bytes], name: str) -> None:
+        with tempfile.TemporaryDirectory(prefix="musetalk_enhance-") as folder:
+            path = Path(folder) / "graph"
+            path.with_suffix(".param").write_text(graph, encoding="ascii")
+            with path.with_suffix(".bin").open("wb") as file:
+                file.writelines(weights)
+            if self._net.load_param(str(path.with_suffix(".param"))) or self._net.load_model(
+                str(path.with_suffix(".bin"))
+            ):
+                raise RestorerError(f"ncnn cannot load {name}")
+
+    def run(self, batch: torch.Tensor) -> torch.Tensor:
+        """See `Backend.run`."""
+        import torch
+
+        faces = batch.detach().cpu().contiguous().numpy()
+        restored = np.stack([self._face(face) for face in faces])
+        return torch.from_numpy(restored).to(batch.device)
+
+    def _face(self, face: np.ndarray) -> np.ndarray:
+        extractor = self._net.create_extractor()
+        extractor.input(NcnnRecorder.input, self._ncnn.Mat(face))
+        failed, mat = extractor.extract(NcnnRecorder.output)
+        if failed == -100:
+            raise OutOfMemoryError("ncnn could not allocate memory for one face")
+        if failed:
+            raise RestorerError(f"ncnn failed with code {failed}")
+        return np.array(mat)
+
+    def to(self, device: torch.device) -> None:
+        """See `Backend.to`: the CPU is all there is."""
+        if device.type != "cpu":
+            raise RestorerError(f"backend ncnn runs on the CPU, not on {device}")
+
+    def close(self) -> None:
+        """See `Backend.close`."""
+        self._net.clear()
+        self._pool.clear()
