@@ -75,7 +75,8 @@ def shared() -> Path:
 
 @pytest.fixture(autouse=True)
 def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """No test sees or touches the user's weights."""
+    """No test sees or touches the user's weights and measurements."""
     folder = tmp_path / "weight-cache"
     monkeypatch.setenv("MUSETALK_ENHANCE_CACHE", str(folder))
+    monkeypatch.setenv("MUSETALK_ENHANCE_TUNING", "off")  # no test waits for a measurement it did not ask for
     return folder

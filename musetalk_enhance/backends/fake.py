@@ -23,6 +23,8 @@ class FakeBackend(Backend):
         devices: devices it was moved to.
     """
 
+    name = "fake"
+
     def __init__(self, function: Callable[[torch.Tensor], torch.Tensor] | None = None) -> None:
         self.function = function or (lambda batch: batch)
         self.shapes: list[tuple[int, ...]] = []

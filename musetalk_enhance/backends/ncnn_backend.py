@@ -6,10 +6,10 @@ once by `NcnnRecorder`; the same function that torch runs eagerly.
 
 from __future__ import annotations
 
-import os
 import struct
 import tempfile
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,7 +22,6 @@ from .ops import SLOPE, Conv, Linear, Modulated, Ops
 if TYPE_CHECKING:
     import torch
 
-_POLICY = "OMP_WAIT_POLICY"
 _MAGIC = 7767517
 _REST = -233
 _ADD, _MULTIPLY = 0, 2
@@ -37,6 +36,8 @@ class NcnnRecorder(Ops):
     """
 
     input, output = "faces", "restored"
+    own_weights_from = 128 * 64
+    """Pixels from which a modulated convolution scales its weights instead of its input and output."""
 
     def __init__(self) -> None:
         self._layers: list[tuple[str, list[str], list[str], str]] = []
@@ -107,25 +108,42 @@ class NcnnRecorder(Ops):
         return self.layer("Convolution", [x], **params, p5=int(bias), p6=size)[0]
 
     def modulated(self, x: str, latent: str, layer: Modulated, enlarge: bool = False) -> str:
-        """See `Ops.modulated`; always in scale form."""
+        """See `Ops.modulated`; scaling whatever has fewer numbers, the picture or the weights."""
         style = self._linear(latent, layer.style_weight, layer.style_bias)
-        x = self.layer("Scale", [x, style], p0=_REST)[0]
-        if enlarge:
-            x = self.up2(x)
         assert layer.bias is not None
-        size = self._weight(layer.weight, tagged=True)
         if layer.squares is None:
+            x = self.layer("Scale", [x, style], p0=_REST)[0]
+            size = self._weight(layer.weight, tagged=True)
             self._weight(layer.bias)
             return self._conv(x, layer, size, True, layer.leaky)
-        x = self._conv(x, layer, size, False, False)
         squared = self.layer("UnaryOp", [style], p0=_SQUARE)[0]
         epsilon = layer.bias.new_full((layer.squares.shape[0],), layer.epsilon)
-        sums = self._linear(squared, layer.squares, epsilon)
-        x = self.layer("Scale", [x, self.layer("UnaryOp", [sums], p0=_RSQRT)[0]], p0=_REST)[0]
-        x = self.layer("Bias", [x], p0=self._weight(layer.bias))[0]
+        demodulation = self.layer("UnaryOp", [self._linear(squared, layer.squares, epsilon)], p0=_RSQRT)[0]
+        if layer.noise is not None and layer.noise[0].numel() >= self.own_weights_from:
+            x = self._own_weights(self.up2(x) if enlarge else x, style, demodulation, layer)
+        else:
+            x = self.layer("Scale", [x, style], p0=_REST)[0]
+            size = self._weight(layer.weight, tagged=True)
+            x = self._conv(self.up2(x) if enlarge else x, layer, size, False, False)
+            x = self.layer("Scale", [x, demodulation], p0=_REST)[0]
+            x = self.layer("Bias", [x], p0=self._weight(layer.bias))[0]
         if layer.noise is not None:
             x = self.layer("BinaryOp", [x, self._data(layer.noise)], p0=_ADD)[0]
         return self.layer("ReLU", [x], p0=SLOPE)[0] if layer.leaky else x
+
+    def _own_weights(self, x: str, style: str, demodulation: str, layer: Modulated) -> str:
+        """A convolution whose weights are made for each face; saves three passes over a large picture."""
+        assert layer.bias is not None
+        out, channels, height, width = layer.weight.shape
+        self._weight(layer.weight)
+        weight = self.layer("MemoryData", [], p0=width, p1=height, p11=channels, p2=out)[0]
+        for factor, sides in ((style, {"p11": channels, "p2": 1}), (demodulation, {"p11": 1, "p2": out})):
+            shaped = self.layer("Reshape", [factor], p0=1, p1=1, **sides)[0]
+            weight = self.layer("BinaryOp", [weight, shaped], p0=_MULTIPLY)[0]
+        self._weight(layer.bias)
+        bias = self.layer("MemoryData", [], p0=out)[0]
+        params = {"p0": out, "p1": width, "p4": layer.padding, "p5": 1, "p6": layer.weight.numel(), "p19": 1}
+        return self.layer("Convolution", [x, weight, bias], **params)[0]
 
     def _data(self, value: torch.Tensor) -> str:
         channels, height, width = value.shape[-3:]
@@ -204,24 +222,6 @@ class NcnnRecorder(Ops):
         return self.layer("Padding", [self.crop(x, keep - first)], p0=keep, p5=value)[0]
 
 
-def _import_ncnn() -> Any:
-    """ncnn, with threads that sleep while they wait.
-
-    Its OpenMP spins by default; with as many other busy threads as cores one face then took eight times as
-    long here. The policy is read when the library is loaded, and concerns its own copy of OpenMP alone.
-    """
-    policy = os.environ.get(_POLICY)
-    os.environ.setdefault(_POLICY, "PASSIVE")
-    try:
-        import ncnn
-    except ImportError as error:
-        raise MissingDependencyError("ncnn", "ncnn", "backend: ncnn", str(error)) from error
-    finally:
-        if policy is None:
-            del os.environ[_POLICY]
-    return ncnn
-
-
 class NcnnBackend(Backend):
     """Runs a recorded network with ncnn, face by face on all cores of the CPU.
 
@@ -238,9 +238,11 @@ class NcnnBackend(Backend):
     name = "ncnn"
 
     def __init__(self, spec: NetworkSpec, dtype: str = "fp32", threads: int | None = None) -> None:
+        try:
+            import ncnn
+        except ImportError as error:
+            raise MissingDependencyError("ncnn", "ncnn", "backend: ncnn", str(error)) from error
         import torch
-
-        ncnn = _import_ncnn()
 
         if spec.symbolic is None:
             raise RestorerError(f"backend ncnn cannot run {spec.name}: nobody has written its graph down for it")
@@ -255,6 +257,7 @@ class NcnnBackend(Backend):
         for name in ("packed", "storage", "arithmetic"):
             setattr(options, f"use_fp16_{name}", False)
         options.use_bf16_storage = dtype == "bf16"
+        self._worker = _worker()
         recorder = NcnnRecorder()
         graph, weights = recorder.finish(spec.symbolic(recorder))
         self._load(graph, weights, spec.name)
@@ -275,8 +278,8 @@ class NcnnBackend(Backend):
         import torch
 
         faces = batch.detach().cpu().contiguous().numpy()
-        restored = np.stack([self._face(face) for face in faces])
-        return torch.from_numpy(restored).to(batch.device)
+        restored = [self._worker.submit(self._face, face).result() for face in faces]
+        return torch.from_numpy(np.stack(restored)).to(batch.device)
 
     def _face(self, face: np.ndarray) -> np.ndarray:
         extractor = self._net.create_extractor()
@@ -295,5 +298,19 @@ class NcnnBackend(Backend):
 
     def close(self) -> None:
         """See `Backend.close`."""
+        self._worker.shutdown()
         self._net.clear()
         self._pool.clear()
+
+
+def _worker() -> ThreadPoolExecutor:
+    """The one thread in which ncnn computes.
+
+    OpenMP's threads spin while they wait, unless there are more of them than cores. Where others want those
+    cores too, a face then took eight times as long. A thread of its own beside torch's, which is made to have
+    its threads first, brings the number above the cores, and waiting threads sleep: in ncnn and in torch.
+    """
+    import torch
+
+    torch.zeros(2**18).add_(1)
+    return ThreadPoolExecutor(1, thread_name_prefix="musetalk_enhance-ncnn")

@@ -258,7 +258,7 @@ class TorchOps(Ops):
 
     def split(self, x: torch.Tensor, size: int) -> list[torch.Tensor]:
         """See `Ops.split`."""
-        return list(x.split(size, 1))
+        return list(torch.split(x, size, 1))
 
     def constant(self, value: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
         """See `Ops.constant`."""
@@ -278,7 +278,7 @@ class TorchOps(Ops):
 
     def half_affine(self, x: torch.Tensor, scale: torch.Tensor, shift: torch.Tensor) -> torch.Tensor:
         """See `Ops.half_affine`."""
-        same, changed = x.split(x.shape[1] // 2, 1)
+        same, changed = torch.split(x, x.shape[1] // 2, 1)
         return torch.cat([same, changed * scale + shift], 1)
 
     def crop(self, x: torch.Tensor, rows: int) -> torch.Tensor:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cache
 from importlib import import_module
@@ -11,10 +12,11 @@ from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 
 from .. import weights
+from ..backends import NetworkSpec
 from ..errors import ConfigError, EnhanceError, RestorerError, suggest
 from ..registry import Registry
 from ..settings import EnhancerSettings
-from .base import LoadRequest, Restorer, RestorerRecord
+from .base import LoadRequest, NetworkRestorer, Restorer, RestorerRecord
 from .gfpgan import RECORDS as GFPGAN_RECORDS
 from .lite import FIRST_KEY as LITE_KEY
 from .lite import RECORD as LITE_RECORD
@@ -36,12 +38,12 @@ class Model:
 
     Attributes:
         record: facts about it.
-        build: makes the restorer; imports what it needs only then.
+        kind: gives the restorer's class; imports what it needs only then.
         arch: what ``settings.arch`` has to be for it, None where that says nothing.
     """
 
     record: RestorerRecord
-    build: Callable[[LoadRequest], Restorer]
+    kind: Callable[[], type[Restorer]]
     arch: str | None = None
 
 
@@ -59,23 +61,44 @@ class Choice:
         Raises:
             EnhanceError: whatever kept it from loading, as a typed error.
         """
+        with self._said_plainly():
+            return self.model.kind()(self._request(device))
+
+    def network(self) -> NetworkSpec:
+        """The network alone, on the CPU and with no backend opened; what an export writes.
+
+        Raises:
+            ConfigError: the model is not one network (``engine: official``, some plug-ins).
+            EnhanceError: whatever kept it from loading, as a typed error.
+        """
+        with self._said_plainly():
+            kind = self.model.kind()
+            if not issubclass(kind, NetworkRestorer):
+                allowed = "a model that is one network"
+                raise ConfigError("model", self.model.record.name, allowed)
+            return kind.network(self._request("cpu"))
+
+    def _request(self, device: object) -> LoadRequest:
         import torch
 
-        request = LoadRequest(self.model.record, self.settings, torch.device(str(device)), self.weight)
+        return LoadRequest(self.model.record, self.settings, torch.device(str(device)), self.weight)
+
+    @contextmanager
+    def _said_plainly(self) -> Iterator[None]:
         try:
-            return self.model.build(request)
+            yield
         except EnhanceError:
             raise
         except Exception as error:
             raise RestorerError(f"{self.model.record.name} cannot be loaded: {error!r}") from error
 
 
-def _late(module: str, name: str) -> Callable[[LoadRequest], Restorer]:
-    def build(request: LoadRequest) -> Restorer:
-        restorer: Restorer = getattr(import_module(module, __package__), name)(request)
-        return restorer
+def _late(module: str, name: str) -> Callable[[], type[Restorer]]:
+    def kind() -> type[Restorer]:
+        found: type[Restorer] = getattr(import_module(module, __package__), name)
+        return found
 
-    return build
+    return kind
 
 
 MODELS: Registry[Model] = Registry("model")
@@ -130,7 +153,7 @@ def get_model(name: str) -> Model:
         raise RestorerError(f"the plug-in restorer {name!r} cannot be imported: {error!r}") from error
     if not (isinstance(loaded, type) and issubclass(loaded, Restorer) and hasattr(loaded, "record")):
         raise RestorerError(f"the plug-in restorer {name!r} is {loaded!r}, not a Restorer class with a record")
-    return Model(loaded.record, loaded)
+    return Model(loaded.record, lambda: loaded)
 
 
 def choose(settings: EnhancerSettings) -> Choice:

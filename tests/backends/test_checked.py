@@ -1,0 +1,72 @@
+"""A reduced precision that comes to another picture is not used, and somebody hears of it."""
+
+from __future__ import annotations
+
+import logging
+from functools import partial
+
+import pytest
+import torch
+
+from musetalk_enhance.backends import FakeBackend, TorchBackend
+from musetalk_enhance.backends.checked import CheckedBackend, verdict
+from tests.backends.conftest import CPU
+
+
+def broken(function):
+    backend = FakeBackend(function)
+    backend.dtype = "bf16"
+    return backend
+
+
+@pytest.mark.parametrize(
+    ("spoil", "problem"),
+    [
+        (lambda picture: picture * float("nan"), "NaN"),
+        (lambda picture: picture / 0, "infinite"),
+        (lambda picture: picture * 0 + 0.3, "flat"),
+        (lambda picture: picture * 1.05, "relative error of 5.0%"),
+        (lambda picture: picture * 1.01, None),
+        (lambda picture: picture, None),
+    ],
+)
+def test_verdict(spoil, problem):
+    picture = torch.randn(1, 3, 8, 8)
+    said = verdict(spoil(picture), picture)
+    assert said is None if problem is None else problem in said
+
+
+@pytest.mark.parametrize("spoil", [float("nan"), 0.0, 2.0])
+def test_it_falls_back_with_a_warning_and_a_count(tiny, batch, caplog, spoil):
+    bad = broken(lambda faces: tiny.module(faces) * spoil)
+    backend = CheckedBackend(tiny, [lambda: bad, partial(TorchBackend, tiny, CPU)], CPU)
+    assert str(backend) == "fake bf16"
+    with caplog.at_level(logging.WARNING):
+        restored = backend.run(batch)
+    assert torch.allclose(restored, tiny.module(batch), atol=1e-6)
+    assert str(backend) == "torch fp32" and backend.fallbacks == 1 and bad.closed
+    assert "fake bf16" in caplog.text and "not used" in caplog.text
+
+
+def test_a_good_one_is_checked_once_and_kept(tiny, batch):
+    good = broken(lambda faces: tiny.module(faces) * 1.001)
+    backend = CheckedBackend(tiny, [lambda: good, partial(TorchBackend, tiny, CPU)], CPU)
+    backend.run(batch)
+    backend.run(batch)
+    assert [shape[0] for shape in good.shapes] == [1, 3, 3] and backend.fallbacks == 0
+
+
+def test_it_goes_down_step_by_step(tiny, batch):
+    worse, bad = broken(lambda faces: faces * float("nan")), broken(lambda faces: tiny.module(faces) * 0)
+    backend = CheckedBackend(tiny, [lambda: worse, lambda: bad, partial(TorchBackend, tiny, CPU)], CPU)
+    backend.run(batch)
+    assert backend.fallbacks == 2 and backend.dtype == "fp32"
+
+
+@pytest.mark.parametrize("dtype", ["bf16", "fp16"])
+def test_torch_in_reduced_precision_passes_on_a_sound_network(tiny, batch, dtype):
+    openers = [partial(TorchBackend, tiny, CPU, dtype), partial(TorchBackend, tiny, CPU)]
+    backend = CheckedBackend(tiny, openers, CPU)
+    restored = backend.run(batch)
+    assert backend.dtype == dtype and restored.dtype == torch.float32
+    assert tiny.module(batch).dtype == torch.float32  # the right answer's own weights stayed as they were

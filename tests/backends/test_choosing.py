@@ -1,0 +1,187 @@
+"""The way that was asked for runs, or an error says why not; auto measures once and remembers."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+
+from musetalk_enhance.backends import choosing, open_backend, tuning
+from musetalk_enhance.backends.choosing import Way, possible_ways
+from musetalk_enhance.backends.forms import choose_forms
+from musetalk_enhance.backends.ops import FORMS, Modulated
+from musetalk_enhance.errors import ConfigError, MissingDependencyError, RestorerError
+from musetalk_enhance.settings import EnhancerSettings
+from tests.backends.conftest import CPU, TinyNetwork, spec_of
+from tests.backends.test_ops import layer
+
+CUDA = torch.device("cuda:0")
+
+
+def settings(**options) -> EnhancerSettings:
+    return EnhancerSettings(enabled=True, **options)
+
+
+@pytest.fixture
+def no_bf16(monkeypatch):
+    monkeypatch.setattr(tuning, "cpu_name", lambda: "a processor avx avx2")
+
+
+@pytest.fixture
+def measuring(monkeypatch):
+    monkeypatch.delenv(tuning.SWITCH)
+
+
+def ways(device=CPU, **options) -> list[str]:
+    return [str(way) for way in possible_ways(settings(**options), device)]
+
+
+def test_what_auto_leaves_open(no_bf16):
+    assert ways() == ["ncnn fp32", "openvino fp32", "onnx fp32", "torch fp32"]
+    assert ways(dtype="bf16") == ["ncnn bf16", "torch bf16"]
+    assert ways(backend="torch") == ["torch fp32"]
+    assert ways(backend="ncnn", dtype="bf16") == ["ncnn bf16"]
+    assert ways(CUDA) == ["torch bf16", "torch fp16", "torch fp32", "onnx fp32"]
+    assert ways(CUDA, dtype="fp16") == ["torch fp16"]
+    assert ways(CUDA, backend="ncnn", allow_cpu=True) == ["ncnn fp32"]
+
+
+def test_bf16_is_measured_where_the_processor_has_it(monkeypatch):
+    monkeypatch.setattr(tuning, "cpu_name", lambda: "a processor avx512_bf16")
+    assert "openvino bf16" in ways() and "ncnn bf16" in ways()
+    assert ways(dtype="fp32") == ["ncnn fp32", "openvino fp32", "onnx fp32", "torch fp32"]
+
+
+@pytest.mark.parametrize(
+    ("device", "options", "key"),
+    [
+        (CUDA, {"backend": "openvino"}, "device"),
+        (CUDA, {"backend": "ncnn"}, "device"),
+        (CPU, {"backend": "onnx", "dtype": "bf16"}, "dtype"),
+        (CPU, {"backend": "ncnn", "dtype": "fp16"}, "dtype"),
+    ],
+)
+def test_contradictions_are_refused(device, options, key):
+    with pytest.raises(ConfigError) as caught:
+        possible_ways(settings(**options), device)
+    assert caught.value.key == key
+
+
+def test_measured_once_then_remembered(tiny, measuring, no_bf16, caplog, monkeypatch):
+    caplog.set_level("INFO")
+    first = open_backend(tiny, settings(), CPU)
+    assert "measuring once" in caplog.text and "runs with" in caplog.text
+    entry = next(iter(json.loads(tuning.path().read_text()).values()))
+    assert set(entry["ms"]) >= {"ncnn fp32", "torch fp32"} and min(entry["ms"].values()) > 0
+    assert str(first) == min(entry["ms"], key=entry["ms"].get)
+    monkeypatch.setattr(choosing, "measure", lambda *_: pytest.fail("measured again"))
+    assert str(open_backend(tiny, settings(), CPU)) == str(first)
+
+
+def test_what_was_remembered_decides(tiny, measuring, no_bf16):
+    key = tuning.key_of(f"{tiny.key} auto auto auto", CPU)
+    for fastest in ("torch fp32", "ncnn fp32"):
+        tuning.remember(key, {"ms": {"torch fp32": 5.0, "ncnn fp32": 5.0} | {fastest: 1.0}})
+        assert str(open_backend(tiny, settings(), CPU)) == fastest
+
+
+def test_a_remembered_way_that_is_gone_gives_way_to_the_next(tiny, measuring, no_bf16, monkeypatch):
+    tuning.remember(tuning.key_of(f"{tiny.key} auto auto auto", CPU), {"ms": {"ncnn fp32": 1.0, "torch fp32": 2.0}})
+    real = choosing.open_way
+
+    def without_ncnn(way, *rest):
+        if way.backend == "ncnn":
+            raise MissingDependencyError("ncnn", "ncnn", "a test")
+        return real(way, *rest)
+
+    monkeypatch.setattr(choosing, "open_way", without_ncnn)
+    assert str(open_backend(tiny, settings(), CPU)) == "torch fp32"
+    with pytest.raises(MissingDependencyError):
+        open_backend(tiny, settings(backend="ncnn"), CPU)
+
+
+def test_nothing_works_is_the_first_ones_error(tiny, measuring, no_bf16, monkeypatch):
+    def none(way, *_):
+        raise RestorerError(f"no {way}")
+
+    monkeypatch.setattr(choosing, "open_way", none)
+    with pytest.raises(RestorerError, match="no ncnn fp32"):
+        open_backend(tiny, settings(), CPU)
+    assert not tuning.path().exists()
+
+
+def test_reduced_precision_comes_with_its_check(tiny, batch):
+    backend = open_backend(tiny, settings(backend="torch", dtype="bf16"), CPU)
+    assert (str(backend), backend.fallbacks) == ("torch bf16", 0)
+    assert backend.run(batch).shape == (3, 3, 32, 32)
+
+
+class Overflowing(TinyNetwork):
+    """In fp16 its hidden values are infinite, in bf16 and fp32 they are not."""
+
+    def __init__(self) -> None:
+        super().__init__(gain=1e6)
+
+
+def test_fp16_that_overflows_falls_back_to_bf16(batch):
+    backend = open_backend(spec_of(Overflowing()), settings(backend="torch", dtype="fp16"), CPU)
+    restored = backend.run(batch)
+    assert str(backend) == "torch bf16" and backend.fallbacks == 1
+    assert torch.isfinite(restored).all()
+
+
+class OneStyle(torch.nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = layer()
+
+    def compute(self, ops, faces):
+        return ops.modulated(faces.repeat(1, 2, 1, 1)[:, :4], faces.mean((2, 3))[:, [0, 1, 2, 0, 1]], self.layer)
+
+    forward = None
+
+
+def test_forms_are_measured_and_remembered(measuring):
+    spec = spec_of(OneStyle(), side=8)
+    choose_forms(spec, CPU)
+    entry = json.loads(tuning.path().read_text())
+    (found,) = [value["forms"] for value in entry.values()]
+    assert len(found) == 1 and found[0] in FORMS and spec.module.layer.form == found[0]
+    other = next(form for form in FORMS if form != found[0])
+    tuning.remember(tuning.key_of(f"{spec.key} forms", CPU), {"forms": [other]})
+    choose_forms(spec, CPU)
+    assert spec.module.layer.form == other
+
+
+def test_a_damaged_memory_is_a_new_measurement(tiny, measuring, no_bf16):
+    tuning.path().parent.mkdir(parents=True)
+    for text in ("{", "[]", '{"a": 1}'):
+        tuning.path().write_text(text)
+        assert tuning.remembered("a") is None
+    open_backend(tiny, settings(), CPU)
+    assert json.loads(tuning.path().read_text())
+    tuning.forget()
+    assert not tuning.path().exists()
+
+
+def test_an_unwritable_folder_costs_nothing_but_the_measurement(tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("MUSETALK_ENHANCE_CACHE", str(tmp_path / "file" / "below"))
+    tuning.remember("a", {"ms": {}})
+    assert tuning.remembered("a") is None
+
+
+def test_keys_differ_where_speed_may(monkeypatch):
+    keys = {tuning.key_of("a", CPU), tuning.key_of("b", CPU)}
+    monkeypatch.setattr(tuning, "cpu_name", lambda: "another")
+    keys.add(tuning.key_of("a", CPU))
+    assert len(keys) == 3
+
+
+def test_the_line_for_a_person():
+    assert choosing.picked_text("lite", {"torch fp32": 80.2, "ncnn fp32": 30.4}) == (
+        "lite runs with ncnn fp32: 30 ms a face (torch fp32 80)"
+    )
+    assert Way("ncnn", "fp32") == Way("ncnn", "fp32")
+    assert isinstance(layer(), Modulated)
