@@ -351,3 +351,18 @@ def test_monitor_gpu_memory_gives_numbers():
 def test_every_error_is_an_enhance_error():
     for kind in (ConfigError, FrameError, RestorerError, NoFaceError, OutOfMemoryError):
         assert issubclass(kind, EnhanceError)
+
+
+def test_region_lower_changes_the_lower_part_only(make_enhancer, faces):
+    whole = make_enhancer(lambda batch: 1 - batch)(faces)
+    lower = make_enhancer(lambda batch: 1 - batch, region="lower")(faces)
+    assert np.array_equal(lower[:, :112], faces[:, :112])
+    assert np.array_equal(lower[:, 120:], whole[:, 120:])
+    assert not np.array_equal(lower[:, 112:120], whole[:, 112:120])
+
+
+def test_a_precision_that_was_given_up_is_counted(make_enhancer, faces, monkeypatch):
+    enhancer = make_enhancer()
+    monkeypatch.setattr(type(enhancer._restorer), "fallbacks", property(lambda _: 1))
+    enhancer(faces)
+    assert enhancer.stats.fallbacks == 1 and enhancer.stats.as_dict()["fallbacks"] == 1

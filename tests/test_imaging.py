@@ -1,0 +1,39 @@
+"""Regions: what may change changes, what may not stays."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from musetalk_enhance.imaging import LOWER_FROM, LOWER_FULL, compose, kept_rows, region_weights
+
+
+def test_full_has_no_weights():
+    assert region_weights("full", 256) is None
+    assert kept_rows("full", 256) == range(0, 256)
+
+
+@pytest.mark.parametrize("height", [16, 96, 256, 511, 512])
+def test_lower_rises_from_nothing_to_all(height):
+    weights = region_weights("lower", height)
+    assert len(weights) == height and sorted(weights) == weights
+    assert weights[kept_rows("lower", height).start - 1] == 0 and weights[-1] == 1
+    assert all(weight == 1 for weight in weights[int(np.ceil(height * LOWER_FULL)) :])
+    assert all(weight == 0 for weight in weights[: int(height * LOWER_FROM)])
+
+
+def test_compose_lays_only_the_region_over_the_frame():
+    faces, restored = torch.zeros(2, 3, 64, 64), torch.ones(2, 3, 128, 128)
+    done = compose(faces, faces, restored, (64, 64), 0.5, "lower")
+    assert (done[:, :, :28] == 0).all() and (done[:, :, 30:] == 0.5).all()
+    assert (compose(faces, faces, restored, (64, 64), 1.0) == 1).all()
+
+
+def test_the_host_keeps_nothing_of_the_ramp():
+    """MuseTalk cuts its mask at half the box and blurs it by 0.05 of 1.5 boxes, half of that to each side."""
+    reach = 0.5 - 0.05 * 1.5 / 2
+    assert reach < LOWER_FULL  # the blur's last tail, weight under 1 %, meets the end of the ramp
+    sigma = 0.3 * ((0.05 * 1.5 * 256 - 1) * 0.5 - 1) + 0.8  # OpenCV's own rule for this kernel, 256 px box
+    tail = 0.5 * (1 - torch.erf(torch.tensor((0.5 - LOWER_FULL) * 256 / sigma / 2**0.5)))
+    assert float(tail) < 0.03
