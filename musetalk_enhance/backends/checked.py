@@ -6,6 +6,7 @@ import logging
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
+from ..memory import is_out_of_memory
 from .base import Backend, NetworkSpec
 from .torch_backend import TorchBackend
 
@@ -78,13 +79,22 @@ class CheckedBackend(Backend):
             if expected is None:
                 reference = TorchBackend(spec, self._device, graphs=False)
                 expected = reference.run(face.to(self._device))
-            problem = verdict(self._backend.run(face).to(expected.device), expected)
+            problem = self._problem(face, expected)
             if problem is None or not self._openers:
                 return
             logger.warning("%s gives %s on the first face: it is not used", self._backend, problem)
             self.fallbacks += 1
             self._backend.close()
             self._backend = self._openers.pop(0)()
+
+    def _problem(self, face: torch.Tensor, expected: torch.Tensor) -> str | None:
+        try:
+            restored = self._backend.run(face)
+        except RuntimeError as error:  # an operation that this torch, say, does not have in this type
+            if is_out_of_memory(error):
+                raise
+            return f"an error ({error})"
+        return verdict(restored.to(expected.device), expected)
 
     def to(self, device: torch.device) -> None:
         """See `Backend.to`."""

@@ -144,17 +144,37 @@ def _picked(spec: NetworkSpec, settings: EnhancerSettings, device: torch.device,
     """`ways` with the fastest first, as measured now or before; as they are where measuring is off."""
     if not tuning.enabled():
         return ways
-    key = tuning.key_of(f"{spec.key} {settings.backend} {settings.dtype} {settings.provider}", device)
-    entry = tuning.remembered(key)
-    if entry is None:
-        logger.info("measuring once how %s runs fastest on this machine ...", spec.name)
-        took = measure(spec, settings, device, ways)
-        entry = {"network": spec.key, "ms": {str(way): round(value * 1e3, 2) for way, value in took.items()}}
-        tuning.remember(key, entry)
-        logger.info("%s", picked_text(spec.name, entry["ms"]))
+    entry = tuning.remembered(_key(spec, settings, device))
+    ms = entry["ms"] if entry and isinstance(entry.get("ms"), dict) else tune(spec, settings, device, ways)
     known = {str(way): way for way in ways}
-    best = [known[name] for name in sorted(entry["ms"], key=lambda name: entry["ms"][name]) if name in known]
+    best = [known[name] for name in sorted(ms, key=lambda name: ms[name]) if name in known]
     return best + [way for way in ways if way not in best]
+
+
+def _key(spec: NetworkSpec, settings: EnhancerSettings, device: torch.device) -> str:
+    return tuning.key_of(f"{spec.key} {settings.backend} {settings.dtype} {settings.provider}", device)
+
+
+def tune(
+    spec: NetworkSpec, settings: EnhancerSettings, device: torch.device, ways: list[Way] | None = None
+) -> dict[str, float]:
+    """Measure now, whatever is remembered, and remember that: way to milliseconds a face.
+
+    Args:
+        spec: the network.
+        settings: backend and dtype say which ways there are.
+        device: where it shall run.
+        ways: those to measure; None takes all that `settings` leave open.
+
+    Raises:
+        EnhanceError: not one way works here.
+    """
+    logger.info("measuring once how %s runs fastest on this machine ...", spec.name)
+    took = measure(spec, settings, device, ways or possible_ways(settings, device))
+    ms = {str(way): round(value * 1e3, 2) for way, value in took.items()}
+    tuning.remember(_key(spec, settings, device), {"network": spec.key, "ms": ms})
+    logger.info("%s", picked_text(spec.name, ms))
+    return ms
 
 
 def picked_text(name: str, ms: dict[str, float]) -> str:

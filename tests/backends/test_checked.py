@@ -68,5 +68,26 @@ def test_torch_in_reduced_precision_passes_on_a_sound_network(tiny, batch, dtype
     openers = [partial(TorchBackend, tiny, CPU, dtype), partial(TorchBackend, tiny, CPU)]
     backend = CheckedBackend(tiny, openers, CPU)
     restored = backend.run(batch)
+    if dtype == "fp16" and backend.fallbacks:
+        pytest.skip("this torch has no fp16 convolution on the CPU")
     assert backend.dtype == dtype and restored.dtype == torch.float32
     assert tiny.module(batch).dtype == torch.float32  # the right answer's own weights stayed as they were
+
+
+def test_an_operation_that_is_missing_in_this_type_is_a_fallback(tiny, batch):
+    def missing(_):
+        raise RuntimeError("slow_conv2d_cpu not implemented for 'Half'")
+
+    backend = CheckedBackend(tiny, [lambda: broken(missing), partial(TorchBackend, tiny, CPU)], CPU)
+    backend.run(batch)
+    assert backend.fallbacks == 1
+
+
+def test_running_out_of_memory_is_nobodys_precision(tiny, batch):
+    def full(_):
+        raise RuntimeError("CUDA out of memory")
+
+    backend = CheckedBackend(tiny, [lambda: broken(full), partial(TorchBackend, tiny, CPU)], CPU)
+    with pytest.raises(RuntimeError, match="memory"):
+        backend.run(batch)
+    assert backend.fallbacks == 0

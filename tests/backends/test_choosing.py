@@ -127,7 +127,7 @@ class Overflowing(TinyNetwork):
 def test_fp16_that_overflows_falls_back_to_bf16(batch):
     backend = open_backend(spec_of(Overflowing()), settings(backend="torch", dtype="fp16"), CPU)
     restored = backend.run(batch)
-    assert str(backend) == "torch bf16" and backend.fallbacks == 1
+    assert str(backend) == "torch bf16" and backend.fallbacks == 1  # or has no fp16 at all: the same
     assert torch.isfinite(restored).all()
 
 
