@@ -21,6 +21,9 @@ class EnhancerStats:
         passed_through: reason to number of frames handed back as they came.
         batches: runs of the network that succeeded.
         backoffs: times memory ran out and the batch was halved or moved to the CPU.
+        over_budget: batches that took more than ``memory_budget``: one face that does so alone, or the first
+            batch of a size that turned out dearer than the smaller ones had shown.
+        reloads: times the network was loaded again after `GFPGANEnhancer.unload`.
         ms: stage to milliseconds spent (``prepare``, ``network``, ``finish``).
     """
 
@@ -30,6 +33,8 @@ class EnhancerStats:
     passed_through: Counter[str] = field(default_factory=Counter)
     batches: int = 0
     backoffs: int = 0
+    over_budget: int = 0
+    reloads: int = 0
     ms: dict[str, float] = field(default_factory=lambda: defaultdict(float))
 
     @contextmanager
@@ -54,6 +59,8 @@ class EnhancerStats:
             "passed_through": dict(self.passed_through),
             "batches": self.batches,
             "backoffs": self.backoffs,
+            "over_budget": self.over_budget,
+            "reloads": self.reloads,
             "ms": {stage: round(value, 2) for stage, value in self.ms.items()},
         }
 
