@@ -375,7 +375,10 @@ class GFPGANEnhancer:
             for index in sorted(batch.problems):
                 self._refuse(batch.problems[index])
             results = self._restore(batch, output_size, settings) if self._is_awake(batch) else {}
-            return self._finish(batch, results, output_size)
+            out = self._finish(batch, results, output_size)
+            if self.settings.mode == "memory":
+                memory.trim()  # the C library's heap would swell and shrink with the sizes of the batches
+            return out
 
     def _empty(self, batch: FrameBatch) -> Any:
         if self.settings.on_error == "raise":
