@@ -4,8 +4,9 @@ The host's files stay as they are: `attach` wraps one VAE from Python, `run_scri
 every VAE wrapped and with our flags and the YAML section ``gfpgan:`` taken out before the host sees them (MuseTalk
 walks every top-level key of its YAML as a task).
 
-No detector and no parser of ours runs per frame: the boxes that MuseTalk computed once per avatar (``--saved_coord``,
-``coords.pkl``) crop the faces, its VAE hands them out at 256 px, and its own blending puts the restored ones back.
+No detector and no parser of ours runs here: the boxes that MuseTalk computed before its loop (once per avatar in
+``realtime_inference.py``) are those of the faces that its VAE hands out, and its own blending puts the restored ones
+back.
 """
 
 from __future__ import annotations
