@@ -39,7 +39,7 @@ class BatchPlanner:
         settings: EnhancerSettings,
         record: RestorerRecord,
         device: torch.device,
-        known: costs.CostModel | None = None,
+        known: BatchPlanner | None = None,
     ) -> None:
         """Plan for `record` on `device` with ``settings.mode``, ``batch_size`` and ``memory_budget``.
 
@@ -47,16 +47,16 @@ class BatchPlanner:
             settings: all options.
             record: the model; its ``bytes_per_face`` counts until something was measured.
             device: where it runs.
-            known: what has been measured of the same network on the same device.
+            known: what has been learnt of the same network on the same device with other settings.
         """
         self._settings, self._record = settings, record
         self.start(device, known)
 
-    def start(self, device: torch.device, known: costs.CostModel | None = None) -> None:
-        """Plan anew, on `device`: nothing was learnt yet but `known`."""
+    def start(self, device: torch.device, known: BatchPlanner | None = None) -> None:
+        """Plan anew, on `device`: nothing was learnt yet but what `known` has."""
         settings, record = self._settings, self._record
         self._device = device
-        self.costs = known or costs.CostModel(record.bytes_per_face)
+        self.costs: costs.CostModel = known.costs if known else costs.CostModel(record.bytes_per_face)
         most = MOST_ON_GPU if device.type == "cuda" else MOST_ON_CPU
         if settings.mode == "memory":
             self.budget: int | None = budget_bytes(settings.memory_budget, device)
@@ -65,7 +65,7 @@ class BatchPlanner:
             most = max(1, min(most, memory.free_bytes(device) // 2 // record.bytes_per_face))
         wanted = settings.batch_size if isinstance(settings.batch_size, int) else most
         self._most = min(wanted, record.batch_limit or wanted)
-        self._ceiling: int | None = None
+        self._ceiling: int | None = known._ceiling if known else None
         self._quiet = 0
         self._plan()
 

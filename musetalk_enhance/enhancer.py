@@ -404,7 +404,7 @@ class GFPGANEnhancer:
         """Index to restored frame, for every frame that could be restored."""
         planner = self._planner
         if settings is not None:
-            planner = BatchPlanner(settings, self._record, self.device, planner.costs)
+            planner = BatchPlanner(settings, self._record, self.device, planner)
         results: dict[int, Any] = {}
         for group in batch.groups():
             results.update(self._restore_group(batch, group, output_size, planner))
@@ -432,6 +432,7 @@ class GFPGANEnhancer:
                         continue
                 if len(chunk) > 1:
                     alone_until = start + len(chunk)
+                    del outcome  # and with it the tensors of the batch that failed
                     continue
                 self._failed(chunk[0], outcome)
             start += len(chunk)
@@ -450,7 +451,8 @@ class GFPGANEnhancer:
                 results = self._forward(batch, chunk, output_size)
         except Exception as error:
             return error
-        planner.succeeded()
+        for each in {planner, self._planner}:
+            each.succeeded()
         if planner.over_budget(len(chunk)):
             self._over_budget(planner, len(chunk))
         return results
@@ -474,8 +476,7 @@ class GFPGANEnhancer:
         smaller = planner.ran_out(tried)
         if smaller:
             logger.warning("out of memory with %d faces: the batch is now %d", tried, planner.size)
-            if planner is not self._planner:
-                self._planner.ran_out(tried)
+            self._planner.ran_out(tried)  # where it is another one, it has learnt the same
         elif not self._moved_to_cpu(planner):
             return False
         self.stats.backoffs += 1

@@ -280,6 +280,20 @@ def test_a_batch_size_of_its_own_knows_what_was_measured(make, frames):
     assert max(glutton.tried) == 4, "the budget holds there too"
 
 
+def test_a_batch_size_of_its_own_knows_what_ran_out(make, frames):
+    hungry = Hungry(2)
+    enhancer = make(hungry, upscale=1)
+    assert np.array_equal(enhancer.enhance_batch_optimized(frames, 8), 255 - frames)
+    hungry.tried.clear()
+    for _ in range(4):
+        enhancer.enhance_batch_optimized(frames, 8)
+    assert max(hungry.tried) == 2
+    hungry.most = 99
+    for _ in range(12):
+        enhancer.enhance_batch_optimized(frames, 8)
+    assert max(hungry.tried) == 8, "and that it fits again"
+
+
 @pytest.mark.slow
 def test_a_real_network_stays_within_its_budget(make_enhancer, rng):
     torch.manual_seed(0)
