@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from . import memory
+from . import costs, memory
 
 if TYPE_CHECKING:
     import torch
@@ -19,40 +21,98 @@ QUIET_BATCHES = 32
 
 
 class BatchPlanner:
-    """Says how large the next batch may be, and learns from memory that ran out.
+    """Says how large the next batch may be, and learns from what batches took and from memory that ran out.
+
+    With ``mode="memory"`` the first batch is one face and the second two; both are measured, and from then on
+    the plan is the most faces whose measured cost stays within the budget. A batch larger than every one before
+    is measured as well, and is at most four times the largest before. With ``mode="batch"`` nothing is measured.
 
     Attributes:
         size: faces in the next batch.
-        planned: what `size` grows back to.
+        planned: what `size` grows to.
+        budget: bytes that a batch may take over the loaded state; None with ``mode="batch"``.
+        costs: what batches take.
     """
 
-    def __init__(self, settings: EnhancerSettings, record: RestorerRecord, device: torch.device) -> None:
-        """Plan for `record` on `device` with ``settings.mode``, ``batch_size`` and ``memory_budget``."""
+    def __init__(
+        self,
+        settings: EnhancerSettings,
+        record: RestorerRecord,
+        device: torch.device,
+        known: BatchPlanner | None = None,
+    ) -> None:
+        """Plan for `record` on `device` with ``settings.mode``, ``batch_size`` and ``memory_budget``.
+
+        Args:
+            settings: all options.
+            record: the model; its ``bytes_per_face`` counts until something was measured.
+            device: where it runs.
+            known: what has been learnt of the same network on the same device with other settings.
+        """
+        self._settings, self._record = settings, record
+        self.start(device, known)
+
+    def start(self, device: torch.device, known: BatchPlanner | None = None) -> None:
+        """Plan anew, on `device`: nothing was learnt yet but what `known` has."""
+        settings, record = self._settings, self._record
+        self._device = device
+        self.costs: costs.CostModel = known.costs if known else costs.CostModel(record.bytes_per_face)
         most = MOST_ON_GPU if device.type == "cuda" else MOST_ON_CPU
-        wanted = settings.batch_size if isinstance(settings.batch_size, int) else None
         if settings.mode == "memory":
-            fitting = max(1, budget_bytes(settings.memory_budget, device) // record.bytes_per_face)
-            planned = min(wanted or most, fitting)
+            self.budget: int | None = budget_bytes(settings.memory_budget, device)
         else:
-            fitting = max(1, memory.free_bytes(device) // 2 // record.bytes_per_face)
-            planned = wanted or min(most, fitting)
-        self.planned = min(planned, record.batch_limit or planned)
-        self.size = self.planned
+            self.budget = None
+            most = max(1, min(most, memory.free_bytes(device) // 2 // record.bytes_per_face))
+        wanted = settings.batch_size if isinstance(settings.batch_size, int) else most
+        self._most = min(wanted, record.batch_limit or wanted)
+        self._ceiling: int | None = known._ceiling if known else None
         self._quiet = 0
+        self._plan()
+
+    def _plan(self) -> None:
+        self.planned = self.size = self._most
+        if self.budget is not None:
+            self.planned = self.size = max(1, self.costs.fitting(self.budget, self._most))
+            if costs.measurable(self._device):
+                self.size = min(self.size, self.costs.next_step)
+        if self._ceiling is not None:
+            self.size = min(self.size, self._ceiling)
+
+    @contextmanager
+    def watched(self, faces: int) -> Iterator[None]:
+        """Run a batch of `faces` inside; it is measured where that tells something new."""
+        if self.budget is None or faces <= self.costs.largest or not costs.measurable(self._device):
+            yield
+            return
+        with costs.watch(self._device) as peak:
+            yield
+        self.costs.add(faces, peak)
+        self._plan()
+
+    def over_budget(self, faces: int) -> bool:
+        """Whether a batch of `faces` is known to take more than the budget."""
+        measured = self.costs.largest > 0
+        return self.budget is not None and measured and self.costs.bytes_for(faces) > self.budget
 
     def succeeded(self) -> None:
-        """A batch went through; after a quiet while the size doubles, up to the plan."""
+        """A batch went through; after a quiet while a halved size doubles, up to the plan."""
+        if self._ceiling is None:
+            return
         self._quiet += 1
-        if self.size < self.planned and self._quiet >= QUIET_BATCHES:
-            self.size = min(self.planned, self.size * 2)
+        if self._quiet >= QUIET_BATCHES:
             self._quiet = 0
+            self._ceiling *= 2
+            if self._ceiling >= self.planned:
+                self._ceiling = None
+            self._plan()
 
     def ran_out(self, tried: int) -> bool:
         """Memory ran out with `tried` faces. Halves the size; False when it was one face already."""
         self._quiet = 0
         if tried <= 1:
             return False
-        self.size = max(1, tried // 2)
+        self._ceiling = tried // 2
+        self._plan()
         return True
 
 

@@ -6,6 +6,7 @@ import argparse
 import logging
 import threading
 from collections.abc import Sequence
+from contextlib import suppress
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
@@ -53,7 +54,8 @@ class GFPGANEnhancer:
         output_size: ``"same"``, ``"native"`` (what the network made), ``"upscale"``, or a side in pixels.
         strength: 0..1, blend of the restored face over the input.
         region: which part may change; ``"full"`` or ``"lower"`` (all that MuseTalk keeps, and quicker).
-        mode: ``"batch"`` for throughput, ``"memory"`` to stay within `memory_budget`.
+        mode: ``"batch"`` for throughput, ``"memory"`` to stay within `memory_budget`. In both a batch that runs
+            out of memory is halved and its frames are tried again.
         batch_size: faces in one run of the network, or ``"auto"``.
         memory_budget: bytes, ``"2GiB"``, a share of what is free (float), or ``"auto"``.
         cpu_fallback: in memory mode, finish on the CPU when not even one face fits.
@@ -147,16 +149,36 @@ class GFPGANEnhancer:
         self._lock = threading.RLock()
         self._said: set[str] = set()
         self._known_range: tuple[float, float] | None = None
+        self._closed = not settings.enabled
+        self._parked_from: torch.device | None = None
+        self._last_device: torch.device  # set by `unload`
+        self._no_cpu = False
         self._restorer = restorer
+        self._owned = restorer is None
         if not settings.enabled:
             return
-        if restorer is None:
-            from .restorers.catalog import choose
-
-            self._restorer = choose(settings).load(pick_device(settings.device))
-        assert self._restorer is not None
+        self._restorer = restorer or self._load(settings)
         self._record = self._restorer.request.record
-        self._planner = BatchPlanner(settings, self._record, self._restorer.device)
+        self._planner = BatchPlanner(settings, self._record, self.device)
+
+    def _load(self, settings: EnhancerSettings) -> Restorer:
+        """The restorer that `settings` mean; on the CPU when it does not fit on its device and that is allowed."""
+        from .restorers.catalog import choose
+
+        choice, device = choose(settings), pick_device(settings.device)
+        try:
+            return choice.load(device)
+        except Exception as error:
+            if device.type == "cpu" or not self._may_leave_gpu or not memory.is_out_of_memory(error):
+                raise
+            memory.forget_locals(error)
+        logger.warning("out of memory when loading the model on %s: it goes to the CPU", device)
+        memory.release(device)
+        return choice.load(torch_device("cpu"))
+
+    @property
+    def _may_leave_gpu(self) -> bool:
+        return self.settings.mode == "memory" and self.settings.cpu_fallback
 
     @property
     def enabled(self) -> bool:
@@ -166,14 +188,42 @@ class GFPGANEnhancer:
     @property
     def model_name(self) -> str:
         """Name of the model that runs; ``"none"`` when disabled or closed."""
-        return self._record.name if self._restorer is not None else "none"
+        return "none" if self._closed else self._record.name
+
+    @property
+    def loaded(self) -> bool:
+        """Whether the network is in memory, ready to run."""
+        return self._restorer is not None and self._parked_from is None
 
     @property
     def device(self) -> torch.device:
-        """Where the network runs."""
-        import torch
+        """Where the network runs; after `unload`, where it ran last."""
+        if self._closed:
+            return torch_device("cpu")
+        return self._restorer.device if self._restorer is not None and self.loaded else self._last_device
 
-        return self._restorer.device if self._restorer is not None else torch.device("cpu")
+    def memory_plan(self) -> dict[str, int | None]:
+        """What the next batches are planned from.
+
+        Returns:
+            ``batch`` (faces in the next batch), ``planned`` (what it grows to), ``budget_bytes`` (None with
+            ``mode="batch"``), ``fixed_bytes`` and ``bytes_per_face`` of a batch over the loaded state, and
+            ``measured`` (faces of the largest batch that was measured, 0: the figures are the model's record).
+
+        Raises:
+            RestorerError: the enhancer is disabled or closed.
+        """
+        with self._lock:
+            self._check_open()
+            fixed, per_face = self._planner.costs.line()
+            return {
+                "batch": self._planner.size,
+                "planned": self._planner.planned,
+                "budget_bytes": self._planner.budget,
+                "fixed_bytes": fixed,
+                "bytes_per_face": per_face,
+                "measured": self._planner.costs.largest,
+            }
 
     def __call__(self, frames: Any) -> Any:
         """Restore a batch of frames; see the class for what may be given and what comes back.
@@ -209,10 +259,7 @@ class GFPGANEnhancer:
     def enhance_batch_optimized(self, faces: Any, batch_size: int = 4) -> Any:
         """Restore many frames, `batch_size` at a time, halving that where memory runs out."""
         settings = self.settings.replace(batch_size=batch_size)
-        if self._restorer is None:
-            return self._run(faces, "upscale")
-        planner = BatchPlanner(settings, self._record, self._restorer.device)
-        return self._run(faces, "upscale", planner)
+        return self._run(faces, "upscale", settings)
 
     @staticmethod
     def resize_to_original(face: Any, size_wh: tuple[int, int]) -> Any:
@@ -241,14 +288,73 @@ class GFPGANEnhancer:
         with self._lock:
             self._known_range = None
 
-    def close(self) -> None:
-        """Give the network and its memory back; later calls raise RestorerError."""
+    def unload(self) -> None:
+        """Give the network's memory back; the next call loads it again, with the same settings.
+
+        Its weight is looked up and checked again then, and what was learnt of its memory is measured again.
+        A restorer that was handed to `from_settings` cannot be loaded again, so it is moved to the CPU and back;
+        where it runs on the CPU already, it stays and a warning says so. ``stats`` goes on counting. Nothing
+        happens when the network is not loaded.
+
+        Raises:
+            RestorerError: a restorer that was handed in cannot be moved; it stays where it is.
+        """
         with self._lock:
-            if self._restorer is not None:
-                device = self._restorer.device
-                self._restorer.close()
+            restorer, device = self._restorer, self.device
+            if restorer is None or not self.loaded:
+                return
+            self._last_device = device
+            if self._owned:
+                restorer.close()
                 self._restorer = None
+            elif device.type != "cpu":
+                self._park(restorer, device)
+            else:
+                logger.warning(
+                    "unload: the restorer was handed in and runs on the CPU; only who made it can free its memory"
+                )
+            del restorer
+            memory.release(device)
+
+    def _park(self, restorer: Restorer, device: torch.device) -> None:
+        try:
+            restorer.to(torch_device("cpu"))
+        except Exception as error:
+            with suppress(Exception):
+                restorer.to(device)
+            raise RestorerError(f"unload: {self.model_name} cannot be moved to the CPU: {error}") from error
+        self._parked_from = device
+
+    def _wake(self) -> None:
+        """Have the network in memory again after `unload`."""
+        if self.loaded:
+            return
+        if self._parked_from is not None:
+            assert self._restorer is not None
+            self._restorer.to(self._parked_from)
+            self._parked_from = None
+        else:
+            # "auto" might mean another model by now: a stream keeps the one it began with
+            named = self.settings if self.settings.model != "auto" or self.settings.model_path else None
+            self._restorer = self._load(named or self.settings.replace(model=self._record.name))
+        assert self._restorer is not None
+        self._no_cpu = False
+        self._planner = BatchPlanner(self.settings, self._record, self.device)
+        self.stats.reloads += 1
+
+    def close(self) -> None:
+        """Give the network and its memory back for good; later calls raise RestorerError."""
+        with self._lock:
+            device, restorer = self.device, self._restorer
+            self._closed = True
+            if restorer is not None:
+                restorer.close()
+                self._restorer = restorer = None
                 memory.release(device)
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise RestorerError("this enhancer is disabled, or was closed; make a new one")
 
     def __enter__(self) -> GFPGANEnhancer:
         return self
@@ -258,77 +364,148 @@ class GFPGANEnhancer:
     ) -> None:
         self.close()
 
-    def _run(self, frames: Any, output_size: str | int, planner: BatchPlanner | None = None) -> Any:
+    def _run(self, frames: Any, output_size: str | int, settings: EnhancerSettings | None = None) -> Any:
+        """Restore `frames` to `output_size`; `settings` are those of this call where it has some of its own."""
         if not self.enabled:
             return frames
         with self._lock:
-            if self._restorer is None:
-                raise RestorerError("this enhancer was closed; make a new one")
+            self._check_open()
             batch = FrameBatch.open(frames, self.settings.value_range, self._known_range)
             if batch.value_range and batch.value_range != (0.0, 1.0):
                 self._known_range = batch.value_range
             self.stats.frames += len(batch)
             if len(batch) == 0:
                 return self._empty(batch)
-            return self._finish(batch, self._restore(batch, output_size, planner or self._planner), output_size)
+            for index in sorted(batch.problems):
+                self._refuse(batch.problems[index])
+            results = self._restore(batch, output_size, settings) if self._is_awake(batch) else {}
+            out = self._finish(batch, results, output_size)
+            if self.settings.mode == "memory":
+                memory.trim()  # the C library's heap would swell and shrink with the sizes of the batches
+            return out
 
     def _empty(self, batch: FrameBatch) -> Any:
         if self.settings.on_error == "raise":
             raise FrameError("empty", "an empty batch", "one frame at least")
         return batch.copy()
 
-    def _restore(self, batch: FrameBatch, output_size: str | int, planner: BatchPlanner) -> dict[int, Any]:
+    def _is_awake(self, batch: FrameBatch) -> bool:
+        """Whether the network is there; loads it after `unload`. A failure counts for every good frame."""
+        try:
+            self._wake()
+        except Exception as error:
+            if self.settings.on_error == "raise":
+                raise
+            for index in (index for group in batch.groups() for index in group):
+                self.stats.failed += 1
+                self._count(f"reload: {type(error).__name__}", f"frame {index}: {error}")
+            return False
+        return True
+
+    def _restore(
+        self, batch: FrameBatch, output_size: str | int, settings: EnhancerSettings | None
+    ) -> dict[int, Any]:
         """Index to restored frame, for every frame that could be restored."""
-        for index in sorted(batch.problems):
-            self._refuse(batch.problems[index])
+        planner = self._planner
+        if settings is not None:
+            planner = BatchPlanner(settings, self._record, self.device, planner)
         results: dict[int, Any] = {}
         for group in batch.groups():
-            start = 0
-            while start < len(group):
-                chunk = group[start : start + planner.size]
-                try:
-                    results.update(self._forward(batch, chunk, output_size))
-                    planner.succeeded()
-                except Exception as error:
-                    if memory.is_out_of_memory(error) and self._back_off(planner, len(chunk), error):
-                        continue
-                    results.update(self._one_by_one(batch, chunk, output_size, error))
-                start += len(chunk)
+            results.update(self._restore_group(batch, group, output_size, planner))
         return results
 
-    def _back_off(self, planner: BatchPlanner, tried: int, error: Exception) -> bool:
-        """Make room after memory ran out; False when nothing is left to try."""
-        assert self._restorer is not None
-        if self.settings.mode != "memory":
-            return False
-        device = self._restorer.device
+    def _restore_group(
+        self, batch: FrameBatch, group: list[int], output_size: str | int, planner: BatchPlanner
+    ) -> dict[int, Any]:
+        """Restore frames of one size, batch by batch.
+
+        The frames of a batch that failed are tried again: all of them, fewer at a time, where memory ran out;
+        otherwise singly, so that only those at fault are lost.
+        """
+        results: dict[int, Any] = {}
+        start = alone_until = 0
+        while start < len(group):
+            chunk = group[start : start + (1 if start < alone_until else planner.size)]
+            outcome = self._attempt(batch, chunk, output_size, planner)
+            if isinstance(outcome, dict):
+                results.update(outcome)
+            else:
+                if memory.is_out_of_memory(outcome):
+                    memory.forget_locals(outcome)
+                    if self._back_off(planner, len(chunk)):
+                        continue
+                if len(chunk) > 1:
+                    alone_until = start + len(chunk)
+                    del outcome  # and with it the tensors of the batch that failed
+                    continue
+                self._failed(chunk[0], outcome)
+            start += len(chunk)
+        return results
+
+    def _attempt(
+        self, batch: FrameBatch, chunk: list[int], output_size: str | int, planner: BatchPlanner
+    ) -> dict[int, Any] | Exception:
+        """Restore the frames of one batch, or say what went wrong.
+
+        The error is returned, not handled here: while one is being handled, the interpreter keeps its traceback
+        and with that every tensor of the batch that failed.
+        """
+        try:
+            with planner.watched(len(chunk)):
+                results = self._forward(batch, chunk, output_size)
+        except Exception as error:
+            return error
+        for each in {planner, self._planner}:
+            each.succeeded()
+        if planner.over_budget(len(chunk)):
+            self._over_budget(planner, len(chunk))
+        return results
+
+    def _over_budget(self, planner: BatchPlanner, faces: int) -> None:
+        self.stats.over_budget += 1
+        if "over budget" not in self._said:
+            self._said.add("over budget")
+            logger.warning(
+                "%d face%s took %d MiB, memory_budget is %d MiB: going on with %d at a time",
+                faces,
+                "" if faces == 1 else "s",
+                planner.costs.bytes_for(faces) >> 20,
+                (planner.budget or 0) >> 20,
+                planner.size,
+            )
+
+    def _back_off(self, planner: BatchPlanner, tried: int) -> bool:
+        """Make room after memory ran out with `tried` faces; False when nothing is left to try."""
+        device = self.device
         smaller = planner.ran_out(tried)
-        if not smaller and (device.type == "cpu" or not self.settings.cpu_fallback):
-            return False
-        self.stats.backoffs += 1
         if smaller:
             logger.warning("out of memory with %d faces: the batch is now %d", tried, planner.size)
-        else:
-            import torch
-
-            logger.warning("out of memory with one face on %s: going on on the CPU", device)
-            self._restorer.to(torch.device("cpu"))
+            self._planner.ran_out(tried)  # where it is another one, it has learnt the same
+        elif not self._moved_to_cpu(planner):
+            return False
+        self.stats.backoffs += 1
         memory.release(device)
         return True
 
-    def _one_by_one(
-        self, batch: FrameBatch, chunk: list[int], output_size: str | int, error: Exception
-    ) -> dict[int, Any]:
-        """A batch failed: restore its frames singly, so that only those at fault are lost to it."""
-        results: dict[int, Any] = {}
-        for index in chunk:
-            try:
-                if len(chunk) == 1:
-                    raise error
-                results.update(self._forward(batch, [index], output_size))
-            except Exception as single:
-                self._failed(index, single)
-        return results
+    def _moved_to_cpu(self, planner: BatchPlanner) -> bool:
+        """Go on on the CPU, where that is allowed and works."""
+        restorer, device, cpu = self._restorer, self.device, torch_device("cpu")
+        if device.type == "cpu" or not self._may_leave_gpu or self._no_cpu or restorer is None:
+            return False
+        logger.warning("out of memory with one face on %s: going on on the CPU", device)
+        try:
+            restorer.to(cpu)
+            if restorer.device.type != "cpu":
+                raise RestorerError(f"{self.model_name} stayed on {restorer.device}")
+        except Exception as error:
+            logger.warning("%s cannot go on on the CPU: %s", self.model_name, error)
+            self._no_cpu = True
+            with suppress(Exception):
+                restorer.to(device)
+            return False
+        for each in {planner, self._planner}:
+            each.start(cpu)
+        return True
 
     def _failed(self, index: int, error: Exception) -> None:
         if isinstance(error, NoFaceError):
@@ -343,7 +520,7 @@ class GFPGANEnhancer:
             kind = OutOfMemoryError if reason == "out of memory" else RestorerError
             raise kind(f"frame {index}: {self.model_name} failed: {error}") from error
         self.stats.failed += reason != "no face"
-        self._count(reason, f"frame {index}: {error}")
+        self._count(reason, f"frame {index}: {str(error) or type(error).__name__}")
 
     def _refuse(self, error: FrameError) -> None:
         if self.settings.on_error == "raise":
@@ -408,6 +585,13 @@ class GFPGANEnhancer:
             size = self._size_out(batch.size_hw(index), None, output_size) if batch.has_size(index) else None
             out.append(batch.passthrough(index, size))
         return batch.close(out)
+
+
+def torch_device(name: str) -> torch.device:
+    """A `torch.device`, importing torch only now."""
+    import torch
+
+    return torch.device(name)
 
 
 def pick_device(device: str) -> torch.device:

@@ -95,17 +95,17 @@ class FrameBatch:
         return 1 if self.refused else len(self.frames)
 
     def _check(self, value_range: str, known: tuple[float, float] | None) -> None:
-        extents: dict[int, tuple[float, float]] = {}
+        floats = []
         for index, frame in enumerate(self.frames):
             problem = _form_problem(frame)
-            if problem is None and _is_float(frame):
-                low, high = _extent(frame)
-                if not np.isfinite([low, high]).all():
-                    problem = ("nonfinite", "NaN or infinite values", "finite values")
-                else:
-                    extents[index] = low, high
             if problem:
                 self.problems[index] = FrameError(*problem, index=index)
+            elif _is_float(frame):
+                floats.append(index)
+        extents = dict(zip(floats, _extents([self.frames[index] for index in floats]), strict=True))
+        for index in [index for index, extent in extents.items() if not np.isfinite(extent).all()]:
+            del extents[index]
+            self.problems[index] = FrameError("nonfinite", "NaN or infinite values", "finite values", index=index)
         if not extents:
             return
         self.value_range = RANGES.get(value_range) or known or _guess_range(list(extents.values()))
@@ -243,12 +243,24 @@ def _form_problem(frame: Any) -> tuple[str, str, str] | None:
     return None
 
 
-def _extent(frame: Any) -> tuple[float, float]:
-    """Lowest and highest value; NaN where the frame has one."""
-    if is_tensor(frame):
-        low, high = frame.detach().aminmax()
-        return float(low), float(high)
-    return float(frame.min()), float(frame.max())
+def _extents(frames: Sequence[Any]) -> list[tuple[float, float]]:
+    """Lowest and highest value of each frame; NaN where it has one.
+
+    Those of tensors come to the CPU together: each figure asked for singly would wait for the GPU.
+    """
+    found: dict[int, tuple[float, float]] = {}
+    pending: dict[object, list[int]] = {}
+    for position, frame in enumerate(frames):
+        if is_tensor(frame):
+            pending.setdefault((frame.device, frame.dtype), []).append(position)
+        else:
+            found[position] = float(frame.min()), float(frame.max())
+    for positions in pending.values():
+        import torch
+
+        both = torch.stack([torch.stack(frames[i].detach().aminmax()) for i in positions])
+        found |= dict(zip(positions, ((low, high) for low, high in both.tolist()), strict=True))
+    return [found[position] for position in range(len(frames))]
 
 
 def _fits(extent: tuple[float, float], value_range: tuple[float, float]) -> bool:

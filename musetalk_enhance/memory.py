@@ -1,20 +1,42 @@
-"""How much memory there is, and which errors mean that it ran out."""
+"""How much memory there is, which errors mean that it ran out, and how it is given back."""
 
 from __future__ import annotations
 
+import sys
+import traceback
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     import torch
 
-_OUT_OF_MEMORY_WORDS = ("out of memory", "can't allocate memory", "not enough memory", "failed to allocate")
+_OUT_OF_MEMORY_WORDS = (
+    "out of memory",  # CUDA, MPS, TensorRT
+    "out_of_memory",  # CUDA_ERROR_OUT_OF_MEMORY
+    "memoryallocation",  # cudaErrorMemoryAllocation
+    "alloc_failed",  # CUBLAS_STATUS_ALLOC_FAILED, CUDNN_STATUS_ALLOC_FAILED
+    "allocation_failed",  # CUDNN_STATUS_INTERNAL_ERROR_DEVICE_ALLOCATION_FAILED
+    "can't allocate memory",  # torch's CPU allocator
+    "cannot allocate memory",  # the C library
+    "not enough memory",  # torch's CPU allocator, on Windows
+    "failed to allocate",  # ONNX Runtime, OpenCV
+    "insufficient memory",  # OpenCV
+    "bad_alloc",  # C++, OpenVINO
+    "bad allocation",  # C++, ONNX Runtime on Windows
+)
+_CGROUPS = (
+    ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current"),
+    ("/sys/fs/cgroup/memory/memory.limit_in_bytes", "/sys/fs/cgroup/memory/memory.usage_in_bytes"),
+)
 
 
 def monitor_gpu_memory(device: str | int | None = None) -> dict[str, Any]:
     """Memory of the GPU in use, of this process and of the machine; works without a GPU.
 
     Args:
-        device: which GPU, as torch names it; None takes the current one.
+        device: which GPU, as torch names it; None takes the current one. ``"cpu"`` asks for no GPU.
 
     Returns:
         ``gpu_available`` (bool), ``device`` (its name, ``"cpu"`` without a GPU) and, in bytes,
@@ -26,20 +48,20 @@ def monitor_gpu_memory(device: str | int | None = None) -> dict[str, Any]:
     import torch
 
     ram = psutil.virtual_memory()
+    gpu = torch.device("cuda" if device is None else device) if torch.cuda.is_available() else torch.device("cpu")
     numbers: dict[str, Any] = {
-        "gpu_available": torch.cuda.is_available(),
+        "gpu_available": gpu.type == "cuda",
         "device": "cpu",
         "allocated_bytes": 0,
         "reserved_bytes": 0,
         "peak_bytes": 0,
         "free_bytes": 0,
         "total_bytes": 0,
-        "process_bytes": psutil.Process().memory_info().rss,
+        "process_bytes": resident_bytes(),
         "ram_free_bytes": ram.available,
         "ram_total_bytes": ram.total,
     }
     if numbers["gpu_available"]:
-        gpu = torch.device("cuda" if device is None else device)
         free, total = torch.cuda.mem_get_info(gpu)
         numbers.update(
             device=torch.cuda.get_device_name(gpu),
@@ -52,31 +74,77 @@ def monitor_gpu_memory(device: str | int | None = None) -> dict[str, Any]:
     return numbers
 
 
+def resident_bytes() -> int:
+    """Resident memory of this process."""
+    import psutil
+
+    return int(psutil.Process().memory_info().rss)
+
+
 def free_bytes(device: torch.device) -> int:
-    """Bytes free for new tensors on `device` (the machine's RAM for anything but CUDA)."""
+    """Bytes free for new tensors on `device`.
+
+    On CUDA that is what the driver has and what torch's allocator holds unused; anywhere else the machine's RAM,
+    within the limit of a container.
+    """
     if device.type == "cuda":
         import torch
 
-        return int(torch.cuda.mem_get_info(device)[0])
+        unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return int(torch.cuda.mem_get_info(device)[0]) + unused
     import psutil
 
-    return int(psutil.virtual_memory().available)
+    return min([int(psutil.virtual_memory().available), *_free_in_container()])
+
+
+def _free_in_container() -> Iterator[int]:
+    for limit, usage in _CGROUPS:
+        try:
+            yield max(0, int(Path(limit).read_text()) - int(Path(usage).read_text()))
+        except (OSError, ValueError):  # no such file, or "max"
+            continue
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether `error` says that memory ran out: torch's own error, MemoryError, or a runtime error in such words."""
-    if isinstance(error, MemoryError):
-        return True
-    if not isinstance(error, RuntimeError):
-        return False
-    if type(error).__name__ == "OutOfMemoryError":
+    """Whether `error` says that memory ran out.
+
+    That is MemoryError, torch's own error, or one in the words of a runtime (CUDA, cuBLAS, cuDNN, ONNX Runtime,
+    OpenVINO, OpenCV, torch on the CPU), also where another error was raised from it.
+    """
+    return any(_says_out_of_memory(link) for link in _chain(error))
+
+
+def _says_out_of_memory(error: BaseException) -> bool:
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
         return True
     text = str(error).lower()
     return any(words in text for words in _OUT_OF_MEMORY_WORDS)
 
 
+def _chain(error: BaseException) -> list[BaseException]:
+    """`error` and the errors it was raised from, but not one that a caller of ours is handling anyway."""
+    handled = sys.exc_info()[1]
+    links = [error]
+    while True:
+        link = links[-1].__cause__ or links[-1].__context__
+        if link is None or link is handled or link in links:
+            return links
+        links.append(link)
+
+
+def forget_locals(error: BaseException) -> None:
+    """Let go of what the functions that `error` came through had in their variables.
+
+    An error keeps the frames of its traceback alive, and with them the tensors that did not fit: without this
+    nothing can be given back before the retry.
+    """
+    for link in _chain(error):
+        if link.__traceback__ is not None:
+            traceback.clear_frames(link.__traceback__)
+
+
 def release(device: torch.device) -> None:
-    """Hand cached memory of `device` back, after memory ran out."""
+    """Hand cached memory of `device` back to the machine."""
     import gc
 
     gc.collect()
@@ -84,3 +152,21 @@ def release(device: torch.device) -> None:
         import torch
 
         torch.cuda.empty_cache()
+    trim()
+
+
+def trim() -> None:
+    """Have the C library hand freed memory back to the machine, where it knows how (glibc)."""
+    malloc_trim = _malloc_trim()
+    if malloc_trim is not None:
+        malloc_trim(0)
+
+
+@cache
+def _malloc_trim() -> Any:
+    import ctypes
+
+    try:
+        return getattr(ctypes.CDLL(None), "malloc_trim", None)
+    except (OSError, TypeError):  # Windows has no such library
+        return None

@@ -222,7 +222,8 @@ class EnhancerSettings:
     batch_size: str | int = _option("auto", "Faces in one run of the network.", _whole(1, 1024, "auto"))
     memory_budget: str | int | float = _option(
         "auto",
-        "Memory the network's activations may take in mode: memory. auto: half of what is free.",
+        "Memory that restoring may take in mode: memory, beyond the loaded network; kept by measuring. "
+        "auto: half of what is free.",
         _memory(),
     )
     cpu_fallback: bool = _option(

@@ -22,6 +22,9 @@ class EnhancerStats:
         batches: runs of the network that succeeded.
         backoffs: times memory ran out and the batch was halved or moved to the CPU.
         fallbacks: times a reduced precision came to another picture than fp32 and was given up.
+        over_budget: batches that took more than ``memory_budget``: one face that does so alone, or the first
+            batch of a size that turned out dearer than the smaller ones had shown.
+        reloads: times the network was loaded again after `GFPGANEnhancer.unload`.
         ms: stage to milliseconds spent (``prepare``, ``network``, ``finish``).
     """
 
@@ -32,6 +35,8 @@ class EnhancerStats:
     batches: int = 0
     backoffs: int = 0
     fallbacks: int = 0
+    over_budget: int = 0
+    reloads: int = 0
     ms: dict[str, float] = field(default_factory=lambda: defaultdict(float))
 
     @contextmanager
@@ -57,6 +62,8 @@ class EnhancerStats:
             "batches": self.batches,
             "backoffs": self.backoffs,
             "fallbacks": self.fallbacks,
+            "over_budget": self.over_budget,
+            "reloads": self.reloads,
             "ms": {stage: round(value, 2) for stage, value in self.ms.items()},
         }
 

@@ -5,14 +5,13 @@ from __future__ import annotations
 import inspect
 import logging
 import threading
-from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 from torch.nn.functional import interpolate
 
-from musetalk_enhance import GFPGANEnhancer, monitor_gpu_memory
+from musetalk_enhance import GFPGANEnhancer
 from musetalk_enhance.errors import (
     ConfigError,
     EnhanceError,
@@ -21,7 +20,6 @@ from musetalk_enhance.errors import (
     OutOfMemoryError,
     RestorerError,
 )
-from tests.conftest import RECORD
 
 
 def test_plan_names_are_there():
@@ -209,66 +207,6 @@ def test_no_face_is_no_failure(make_enhancer, faces):
     assert enhancer.stats.passed_through == {"no face": 5} and enhancer.stats.failed == 0
 
 
-class Hungry:
-    """Runs out of memory above `most` faces."""
-
-    def __init__(self, most: int, error: Exception | None = None) -> None:
-        self.most, self.tried = most, []
-        self.error = error or RuntimeError("CUDA out of memory. Tried to allocate")
-
-    def __call__(self, batch: torch.Tensor) -> torch.Tensor:
-        self.tried.append(len(batch))
-        if len(batch) > self.most:
-            raise self.error
-        return 1 - batch
-
-
-@pytest.mark.parametrize("error", [None, MemoryError(), torch.cuda.OutOfMemoryError("x")])
-def test_memory_mode_halves_and_retries_the_same_frames(make_enhancer, rng, error):
-    frames = rng.integers(0, 256, (11, 256, 256, 3), np.uint8)
-    hungry = Hungry(2, error)
-    enhancer = make_enhancer(hungry, mode="memory", batch_size=8)
-    assert np.array_equal(enhancer(frames), 255 - frames), "every frame, in order"
-    assert hungry.tried[:3] == [8, 4, 2] and max(hungry.tried[3:]) == 2
-    assert enhancer.stats.backoffs == 2 and enhancer.stats.restored == 11
-
-
-def test_memory_mode_grows_again_after_a_quiet_while(make_enhancer, faces):
-    hungry = Hungry(2)
-    enhancer = make_enhancer(hungry, mode="memory", batch_size=4)
-    enhancer(faces)
-    hungry.most = 99
-    for _ in range(20):
-        enhancer(faces)
-    assert hungry.tried[-2:] == [4, 1]
-
-
-def test_memory_mode_keeps_to_its_budget(make_enhancer, faces):
-    record = replace(RECORD, bytes_per_face=2**20)
-    assert make_enhancer(record=record, mode="memory", memory_budget="3MiB")._planner.size == 3
-    assert make_enhancer(record=record, mode="memory", memory_budget="1MiB")._planner.size == 1
-
-
-def test_not_even_one_face_fits(make_enhancer, faces):
-    enhancer = make_enhancer(Hungry(0), mode="memory")
-    assert np.array_equal(enhancer(faces), faces)
-    assert enhancer.stats.passed_through == {"out of memory": 5}
-    with pytest.raises(OutOfMemoryError) as caught:
-        make_enhancer(Hungry(0), mode="memory", on_error="raise")(faces)
-    assert isinstance(caught.value, MemoryError)
-
-
-def test_memory_mode_goes_to_the_cpu_when_one_face_does_not_fit(make_enhancer, faces):
-    enhancer = make_enhancer(mode="memory")
-    restorer = enhancer._restorer
-    restorer.device = torch.device("meta")  # stands in for a GPU
-    real, restorer.restore = restorer.restore, lambda x: (_ for _ in ()).throw(MemoryError())
-    restorer.to = lambda device: (setattr(restorer, "device", device), setattr(restorer, "restore", real))
-    out = enhancer(faces)
-    assert np.array_equal(out, faces) and restorer.device.type == "cpu"
-    assert enhancer.stats.restored == 5 and enhancer.stats.backoffs == 3  # 5 -> 2 -> 1 -> the CPU
-
-
 def test_batch_size_is_kept(make_enhancer, faces):
     enhancer = make_enhancer(batch_size=2)
     enhancer(faces)
@@ -339,13 +277,6 @@ def test_device_that_is_not_there():
         pytest.skip("this machine has a GPU")
     with pytest.raises(ConfigError, match="cuda:0.*allowed: auto, cpu"):
         GFPGANEnhancer(model="lite", device="cuda:0")
-
-
-def test_monitor_gpu_memory_gives_numbers():
-    numbers = monitor_gpu_memory()
-    assert numbers["process_bytes"] > 2**20 and numbers["ram_total_bytes"] >= numbers["ram_free_bytes"] > 0
-    if not numbers["gpu_available"]:
-        assert numbers["total_bytes"] == numbers["allocated_bytes"] == 0 and numbers["device"] == "cpu"
 
 
 def test_every_error_is_an_enhance_error():

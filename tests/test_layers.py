@@ -14,6 +14,7 @@ PACKAGE = ROOT / "musetalk_enhance"
 LAYERS = [
     {"_version", "errors"},
     {"registry", "settings", "frames", "imaging", "stats", "memory", "media", "metrics"},
+    {"costs"},
     {"weights"},
     {"backends"},
     {"official"},

@@ -3,6 +3,10 @@
 The host's files stay as they are: `attach` wraps one VAE from Python, `run_script` runs the host's own script with
 every VAE wrapped and with our flags and the YAML section ``gfpgan:`` taken out before the host sees them (MuseTalk
 walks every top-level key of its YAML as a task).
+
+No detector and no parser of ours runs here: the boxes that MuseTalk computed before its loop (once per avatar in
+``realtime_inference.py``) are those of the faces that its VAE hands out, and its own blending puts the restored ones
+back.
 """
 
 from __future__ import annotations
@@ -16,10 +20,12 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from types import TracebackType
 from typing import Any
+from weakref import WeakKeyDictionary
 
 from ..enhancer import GFPGANEnhancer
-from ..errors import HostError
+from ..errors import ConfigError, HostError
 from ..settings import SECTION, merge, section_of
+from .decoder import Decoder, to_array
 
 logger = logging.getLogger("musetalk_enhance")
 
@@ -34,20 +40,43 @@ class Attachment:
     Attributes:
         owner: the VAE (or its class) whose ``decode_latents`` is wrapped.
         enhancer: what restores its frames.
+        on_device: whether the decoder's tensor is taken before the host copies it to the CPU; see `attach`.
     """
 
-    def __init__(self, owner: Any, enhancer: Callable[[Any], Any]) -> None:
+    def __init__(self, owner: Any, enhancer: Callable[[Any], Any], on_device: str | bool = "auto") -> None:
         """Wrap ``owner.decode_latents``; `attach` is the public way."""
-        self.owner, self.enhancer = owner, enhancer
+        self.owner, self.enhancer, self.on_device = owner, enhancer, on_device
         self._own = vars(owner).get(METHOD)
+        self._verdicts: WeakKeyDictionary[Any, bool] = WeakKeyDictionary()
         original = getattr(owner, METHOD)
 
         def decode_latents(*args: Any, **kwargs: Any) -> Any:
-            return self.enhancer(original(*args, **kwargs))
+            return self._decode(original, args, kwargs)
 
         decode_latents.__wrapped__ = original  # type: ignore[attr-defined]
         self._wrapper: Callable[..., Any] | None = decode_latents
         setattr(owner, METHOD, decode_latents)
+
+    def _decode(self, original: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Decode and restore: on the decoder's device where that is wanted and known to be the same."""
+        vae, latents = (args[0], args[1:]) if isinstance(self.owner, type) and args else (self.owner, args)
+        plain = bool(kwargs) or len(latents) != 1 or self.on_device is False or not _takes_tensors(self.enhancer)
+        if plain or not Decoder.fits(vae):
+            return self.enhancer(original(*args, **kwargs))
+        if vae not in self._verdicts:
+            return self.enhancer(self._first(vae, original, args))
+        if not self._verdicts[vae]:
+            return self.enhancer(original(*args))
+        return to_array(self.enhancer(Decoder(vae).decode(latents[0])))
+
+    def _first(self, vae: Any, original: Callable[..., Any], args: tuple[Any, ...]) -> Any:
+        """The host's own frames of the first batch of `vae`, which decides on the way of the others."""
+        frames, device = Decoder(vae).verify(lambda latents: original(*args[:-1], latents), args[-1])
+        self._verdicts[vae] = device is not None and (self.on_device is True or device != "cpu")
+        if device is None:
+            level = logging.WARNING if self.on_device is True else logging.DEBUG
+            logger.log(level, "%s of %s is not MuseTalk's own: it is not taken apart", METHOD, type(vae).__name__)
+        return frames
 
     @property
     def attached(self) -> bool:
@@ -79,25 +108,40 @@ class Attachment:
         self.detach()
 
 
-def attach(vae: Any, enhancer: Callable[[Any], Any]) -> Attachment:
+def _takes_tensors(enhancer: Any) -> bool:
+    """Whether `enhancer` is one of ours and on: anything else is given what the host makes."""
+    if isinstance(enhancer, _LateEnhancer):
+        enhancer = enhancer.ready()
+    return isinstance(enhancer, GFPGANEnhancer) and enhancer.enabled
+
+
+def attach(vae: Any, enhancer: Callable[[Any], Any], on_device: str | bool = "auto") -> Attachment:
     """Restore every batch that `vae` decodes, from now until `Attachment.detach`.
 
     Args:
         vae: MuseTalk's ``VAE`` (or its class): anything with a method ``decode_latents`` that returns frames.
         enhancer: a `GFPGANEnhancer` with ``color="bgr"``, or any callable frames -> frames.
+        on_device: whether a `GFPGANEnhancer` is handed the decoder's tensor where it is, instead of the host's
+            copy of it on the CPU. ``"auto"``: where the decoder is on a GPU. True: always. False: never. The first
+            batch goes the host's own way and decides: only where its bytes are reproduced to the last bit are the
+            following ones restored on the device. What comes back is the same either way:
+            (N, H, W, 3) uint8, BGR, an array.
 
     >>> with attach(vae, enhancer):  # doctest: +SKIP
     ...     main(args)
 
     Raises:
         HostError: `vae` has no ``decode_latents``, or an enhancer is attached already.
+        ConfigError: `on_device` is none of its values.
     """
+    if not isinstance(on_device, bool) and on_device != "auto":
+        raise ConfigError("on_device", on_device, "auto | True | False")
     method = getattr(vae, METHOD, None)
     if not callable(method):
         raise HostError(f"{vae!r} has no method {METHOD}; attach takes MuseTalk's VAE")
     if hasattr(method, "__wrapped__") and method.__qualname__.startswith(Attachment.__qualname__):
         raise HostError(f"an enhancer is attached to {vae!r} already; detach it first")
-    return Attachment(vae, enhancer)
+    return Attachment(vae, enhancer, on_device)
 
 
 class _LateEnhancer:
@@ -118,12 +162,16 @@ class _LateEnhancer:
         if settings.enabled:
             logger.info("faces are restored with %s on %s", self.enhancer.model_name, self.enhancer.device)
 
-    def __call__(self, frames: Any) -> Any:
+    def ready(self) -> GFPGANEnhancer:
+        """The enhancer, made from the flags alone where no YAML was read."""
         if self.enhancer is None:
             self.make(None)
         assert self.enhancer is not None
+        return self.enhancer
+
+    def __call__(self, frames: Any) -> Any:
         self.calls += 1
-        return self.enhancer(frames)
+        return self.ready()(frames)
 
 
 @contextmanager

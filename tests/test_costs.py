@@ -1,0 +1,108 @@
+"""The cost of a batch, from the batches that were watched."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from musetalk_enhance import costs
+from musetalk_enhance.costs import CostModel, Peak
+
+MIB = 2**20
+CPU = torch.device("cpu")
+
+
+def model(*needs: tuple[int, int]) -> CostModel:
+    """A model that has seen (faces, bytes)."""
+    costs_ = CostModel(7)
+    for faces, need in needs:
+        costs_.add(faces, Peak(need, 0))
+    return costs_
+
+
+def test_before_anything_was_measured_the_guess_counts():
+    assert model().line() == (0, 7) and model().bytes_for(3) == 21 and model().fitting(30, 9) == 4
+
+
+def test_one_batch_says_no_more_than_that_all_of_it_grows():
+    one = model((1, 100))
+    assert one.line() == (0, 100)
+    assert one.bytes_for(1) == 100, "measured: no headroom"
+    assert one.bytes_for(2) == 210
+    assert [one.fitting(budget, 9) for budget in (99, 209, 210)] == [0, 1, 2]
+
+
+def test_two_batches_make_a_line():
+    two = model((1, 100), (2, 150))
+    assert two.line() == (50, 50)
+    assert two.bytes_for(4) == 150 + 110 and two.fitting(10**9, 6) == 6
+
+
+def test_between_measured_batches_it_is_interpolated():
+    three = model((1, 100), (2, 150), (8, 300))
+    assert [three.bytes_for(n) for n in (1, 2, 5, 8)] == [100, 150, 225, 300]
+    assert three.fitting(230, 32) == 5
+
+
+def test_a_larger_batch_is_never_taken_to_be_cheaper():
+    odd = model((1, 100), (2, 80))
+    assert odd.bytes_for(2) == 100 and odd.line() == (0, 50), "no slope to go by: the average"
+
+
+def test_what_was_kept_counts_to_the_next():
+    arena = CostModel(7)
+    arena.add(1, Peak(100, 100))
+    arena.add(2, Peak(60, 0))
+    assert arena.measured == {1: 100, 2: 160}
+
+
+def test_steps():
+    assert [m.next_step for m in (model(), model((1, 9)), model((2, 9)), model((1, 9), (8, 9)))] == [1, 2, 8, 32]
+
+
+def work(size: int) -> np.ndarray:
+    np.ones(3 * size, np.uint8)
+    return np.ones(size, np.uint8)
+
+
+@pytest.mark.parametrize("sampled", [False, True])
+def test_watch_on_the_cpu(monkeypatch, sampled):
+    if sampled:
+
+        def refuse(self, text):
+            raise PermissionError
+
+        monkeypatch.setattr(Path, "write_text", refuse)
+    work(MIB)
+    with costs.watch(CPU) as peak:
+        kept = work(40 * MIB)
+    assert 30 * MIB * 3 < peak.highest < 45 * MIB * 3
+    assert 38 * MIB < peak.kept < 46 * MIB and kept.size == 40 * MIB
+
+
+def test_watch_ends_quietly_with_an_error():
+    with pytest.raises(KeyError), costs.watch(CPU):
+        raise KeyError
+
+
+def test_watch_on_cuda(monkeypatch):
+    state = {"allocated": 100, "peak": 9999, "reserved": 200, "free": 700}
+
+    def reset(device):
+        state["peak"] = state["allocated"]
+
+    for name, answer in {
+        "reset_peak_memory_stats": reset,
+        "memory_allocated": lambda device: state["allocated"],
+        "memory_reserved": lambda device: state["reserved"],
+        "max_memory_allocated": lambda device: state["peak"],
+        "mem_get_info": lambda device: (state["free"], 1000),
+    }.items():
+        monkeypatch.setattr(torch.cuda, name, answer)
+    with costs.watch(torch.device("cuda")) as peak:
+        state.update(allocated=110, peak=150, reserved=260, free=600)  # 60 more reserved, 40 taken by others
+    assert (peak.highest, peak.kept) == (50 + 40, 10 + 40)
+    assert costs.measurable(torch.device("cuda")) and not costs.measurable(torch.device("meta"))

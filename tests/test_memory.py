@@ -1,0 +1,105 @@
+"""Figures of memory, with and without a GPU."""
+
+from __future__ import annotations
+
+import gc
+import weakref
+
+import numpy as np
+import pytest
+import torch
+
+from musetalk_enhance import memory, monitor_gpu_memory
+
+BYTES = {
+    "allocated_bytes",
+    "reserved_bytes",
+    "peak_bytes",
+    "free_bytes",
+    "total_bytes",
+    "process_bytes",
+    "ram_free_bytes",
+    "ram_total_bytes",
+}
+
+
+@pytest.mark.parametrize("device", [None, "cpu"])
+def test_monitor_gpu_memory_gives_numbers(device):
+    numbers = monitor_gpu_memory(device)
+    assert set(numbers) == BYTES | {"gpu_available", "device"}
+    assert all(type(numbers[name]) is int and numbers[name] >= 0 for name in BYTES)
+    assert type(numbers["gpu_available"]) is bool and type(numbers["device"]) is str
+    assert numbers["process_bytes"] > 2**20 and numbers["ram_total_bytes"] >= numbers["ram_free_bytes"] > 0
+    if not numbers["gpu_available"]:
+        assert numbers["total_bytes"] == numbers["allocated_bytes"] == 0 and numbers["device"] == "cpu"
+
+
+def pretend_gpu(monkeypatch, **figures):
+    """Have torch.cuda answer with `figures`, by function name."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    for name, value in figures.items():
+        monkeypatch.setattr(torch.cuda, name, lambda device=None, value=value: value)
+
+
+def test_monitor_gpu_memory_with_a_gpu(monkeypatch):
+    pretend_gpu(
+        monkeypatch,
+        mem_get_info=(3, 9),
+        get_device_name="pretended",
+        memory_allocated=4,
+        memory_reserved=5,
+        max_memory_allocated=6,
+    )
+    numbers = monitor_gpu_memory("cuda:0")
+    gpu = [numbers[f"{name}_bytes"] for name in ("free", "total", "allocated", "reserved", "peak")]
+    assert gpu == [3, 9, 4, 5, 6] and numbers["device"] == "pretended" and numbers["gpu_available"]
+    assert monitor_gpu_memory("cpu")["total_bytes"] == 0
+
+
+def test_free_on_cuda_counts_what_the_allocator_holds_unused(monkeypatch):
+    pretend_gpu(monkeypatch, mem_get_info=(100, 900), memory_allocated=40, memory_reserved=50)
+    assert memory.free_bytes(torch.device("cuda")) == 110
+
+
+def test_free_keeps_to_the_limit_of_a_container(monkeypatch, tmp_path):
+    limit, usage = tmp_path / "limit", tmp_path / "usage"
+    monkeypatch.setattr(memory, "_CGROUPS", [(str(limit), str(usage))])
+    everything = memory.free_bytes(torch.device("cpu"))
+    assert everything > 2**20
+    usage.write_text("1000\n")
+    limit.write_text("5000\n")
+    assert memory.free_bytes(torch.device("cpu")) == 4000
+    limit.write_text("max\n")
+    assert memory.free_bytes(torch.device("cpu")) > 2**20
+
+
+def test_freed_memory_goes_back_to_the_machine():
+    small = [np.ones(100_000, np.uint8) for _ in range(1000)]  # below the size that is mapped on its own
+    full = memory.resident_bytes()
+    del small
+    memory.release(torch.device("cpu"))
+    assert memory.resident_bytes() < full - 50 * 2**20
+
+
+def test_an_error_lets_go_of_what_it_came_through():
+    def fail():
+        large = torch.zeros(10)
+        refs.append(weakref.ref(large))
+        raise ValueError
+
+    refs: list[weakref.ref] = []
+    kept = None
+    gc.disable()
+    try:
+        try:
+            try:
+                fail()
+            except ValueError as error:
+                raise RuntimeError from error
+        except RuntimeError as error:
+            kept = error
+        assert refs[0]() is not None
+        memory.forget_locals(kept)
+        assert refs[0]() is None and kept.__traceback__ is not None
+    finally:
+        gc.enable()
