@@ -21,6 +21,7 @@ LAYERS = [
     {"batching"},
     {"enhancer"},
     {"hosts", "jobs", "service"},
+    {"bench"},
     {"cli"},
     {"__main__"},
 ]
