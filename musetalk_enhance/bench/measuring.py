@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import statistics
 import threading
 import time
@@ -170,7 +169,6 @@ class _Loaded:
             self.seen.stages, self.seen.runs_as = self._runner.stages(), self._runner.runs_as()
             self._runner.close()
             self._runner = None
-            gc.collect()
 
 
 def resident(device: torch.device) -> int:
