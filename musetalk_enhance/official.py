@@ -18,7 +18,7 @@ import importlib.util
 import sys
 import threading
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from types import ModuleType
@@ -157,6 +157,7 @@ def build_gfpganer(
     bg_upsampler: Any = None,
     device: torch.device | None = None,
     download: bool = False,
+    helpers: Sequence[weights.Weight] | None = None,
 ) -> Any:
     """A ``gfpgan.GFPGANer`` whose three networks come from files that are here and have been checked.
 
@@ -165,6 +166,7 @@ def build_gfpganer(
         state_dict: its tensors, unwrapped.
         upscale, arch, channel_multiplier, bg_upsampler, device: GFPGANer's own arguments.
         download: whether the detector and the parser may be fetched into the cache, before anything is built.
+        helpers: weights to take for `HELPERS`, in that order, instead of those in the cache.
 
     Raises:
         MissingDependencyError: the extra gfpgan is not installed.
@@ -172,7 +174,7 @@ def build_gfpganer(
         CheckpointError: the checkpoint does not fit `arch` and `channel_multiplier`.
     """
     gfpgan = import_official("gfpgan.utils")
-    helpers = [weights.require(name, download=download) for name in HELPERS]
+    helpers = helpers or [weights.require(name, download=download) for name in HELPERS]
     files: dict[Path, Any] = {helper.path: helper.state_dict() for helper in helpers}
     files[path] = {"params_ema": dict(state_dict)}
     served = {weights.WEIGHTS.get(name).file: helper.path for name, helper in zip(HELPERS, helpers, strict=True)}

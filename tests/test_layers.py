@@ -22,6 +22,7 @@ LAYERS = [
     {"batching"},
     {"enhancer"},
     {"hosts", "jobs", "service"},
+    {"bench"},
     {"cli"},
     {"__main__"},
 ]

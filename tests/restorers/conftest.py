@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import math
-import re
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -15,63 +14,12 @@ import torch
 from torch.nn.functional import interpolate
 
 from musetalk_enhance import official, weights
+from musetalk_enhance.bench.checkpoints import random_gfpgan, random_helpers, shapes
 from musetalk_enhance.errors import MissingDependencyError
 from musetalk_enhance.restorers.base import LoadRequest, Restorer
-from musetalk_enhance.restorers.gfpgan import GEOMETRY
 from musetalk_enhance.settings import EnhancerSettings
 
 CPU = torch.device("cpu")
-SMALL = {  # standard deviation of weights that would otherwise make the output overflow -1..1
-    r"stylegan_decoder\.to_rgb.*modulated_conv\.weight": 0.12,
-    r"condition_scale\.\d+\.2\.weight": 0.3,
-}
-GAINS = {  # the clean network has the gains of its activations and residual sums in its weights
-    r"(conv_body_first|final_conv|.*\.conv1|condition_.*\.0|.*style_mlp\..*)\.weight": math.sqrt(2),
-    r".*\.skip\.weight": 1 / math.sqrt(2),
-}
-
-
-def shapes(arch: str, multiplier: int) -> dict[str, tuple[int, ...]]:
-    """Names and shapes of a full-size network's tensors; no memory is taken."""
-    from spandrel.architectures.GFPGAN import GFPGAN
-    from spandrel.architectures.RestoreFormer import RestoreFormer
-
-    with torch.device("meta"):
-        if arch == "RestoreFormer":
-            network = RestoreFormer()
-        elif arch == "clean":
-            network = GFPGAN(**GEOMETRY, channel_multiplier=multiplier)
-        else:  # bilinear and original have the same names and shapes
-            module = official.import_official("gfpgan.archs.gfpgan_bilinear_arch")
-            network = module.GFPGANBilinear(**GEOMETRY, channel_multiplier=multiplier)
-    return {key: tuple(tensor.shape) for key, tensor in network.state_dict().items()}
-
-
-def random_gfpgan(arch: str, multiplier: int, seed: int = 0) -> dict[str, torch.Tensor]:
-    """Weights that keep the variance of what passes through about 1, so that the output depends on the input.
-
-    Noise strengths and biases, which a fresh network has at 0, are drawn too: otherwise a proof that two
-    networks agree would not see them.
-    """
-    generator = torch.Generator().manual_seed(seed)
-    state = {}
-    for key, shape in shapes(arch, multiplier).items():
-        tensor = torch.randn(shape, generator=generator)
-        if key.endswith("bias"):
-            around_one = re.search(r"modulation\.bias|condition_scale\.\d+\.2\.bias", key)
-            rate = 100.0 if "style_mlp" in key and arch != "clean" else 1.0
-            tensor = tensor * 0.1 * rate + (1.0 if around_one else 0.0)
-        elif re.fullmatch(r"stylegan_decoder\.style_conv(1|s\.\d+)\.weight", key):
-            tensor = tensor * 0.1  # strength of the noise
-        elif "noises" not in key and "constant_input" not in key:
-            tensor = tensor * next((std for name, std in SMALL.items() if re.fullmatch(name, key)), 1.0)
-            if arch == "clean":
-                gain = next((gain for name, gain in GAINS.items() if re.fullmatch(name, key)), 1.0)
-                tensor = tensor * gain / math.sqrt(math.prod(shape[2:] if len(shape) == 5 else shape[1:]))
-            elif "style_mlp" in key:
-                tensor = tensor * 100  # equalised with a rate of 0.01
-        state[key] = tensor
-    return state
 
 
 def random_restoreformer(seed: int = 0) -> dict[str, torch.Tensor]:
@@ -158,22 +106,8 @@ def plain_fused_act(official_stack: None, monkeypatch: pytest.MonkeyPatch) -> No
 @pytest.fixture(scope="session")
 def helper_files(official_stack: None, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """Random files of facexlib's detector and parser, by their names in the table of weights."""
-    from facexlib.detection.retinaface import RetinaFace
-    from facexlib.parsing.parsenet import ParseNet
-
     folder = tmp_path_factory.mktemp("helpers")
-    with torch.random.fork_rng(devices=[]), official._quiet():
-        torch.manual_seed(0)
-        detector = RetinaFace(network_name="resnet50", device=CPU).state_dict()
-        parser = ParseNet(in_size=512, out_size=512, parsing_ch=19).state_dict()
-    for index in range(3):
-        detector[f"ClassHead.{index}.conv1x1.weight"].zero_()
-        detector[f"ClassHead.{index}.conv1x1.bias"][0::2] += 50  # background everywhere: no face is found
-    parser["out_mask_conv.conv2d.bias"][1] += 1e3  # everything is skin: the whole face is pasted
-    states = {
-        "RetinaFace-R50": {f"module.{key}": tensor for key, tensor in detector.items()},
-        "ParseNet": parser,
-    }
+    states = random_helpers()
     files = {name: folder / weights.WEIGHTS.get(name).file for name in states}
     for name, path in files.items():
         torch.save(states[name], path)

@@ -1,0 +1,95 @@
+"""This library as a candidate: one for each set of options."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any
+
+from ..enhancer import GFPGANEnhancer
+from ..errors import RestorerError
+from ..settings import EnhancerSettings
+from .roofline import emulated
+from .runner import Candidate, Runner, Value
+from .subject import Subject, pictures
+
+if TYPE_CHECKING:
+    import numpy as np
+
+
+class EnhancerRunner(Runner):
+    """`GFPGANEnhancer` on MuseTalk's kind of frames: uint8, 256 px, BGR.
+
+    Args:
+        enhancer: closed by `close`.
+        faces: how many, in one call.
+    """
+
+    def __init__(self, enhancer: GFPGANEnhancer, faces: int) -> None:
+        self.enhancer, self.faces = enhancer, faces
+        self._frames = pictures(faces)
+
+    def run(self) -> np.ndarray:
+        """One call with all faces; see `Runner.run`."""
+        done: np.ndarray = self.enhancer(self._frames)
+        return done
+
+    def start(self) -> None:
+        """Clear the statistics."""
+        self.enhancer.stats.clear()
+
+    def stages(self) -> dict[str, float]:
+        """The enhancer's own stages; see `Runner.stages`."""
+        stats = self.enhancer.stats
+        return {stage: ms / stats.restored for stage, ms in stats.ms.items()} if stats.restored else {}
+
+    def runs_as(self) -> str:
+        """Backend and dtype that ran: ``auto`` has chosen by now, a failed precision check has stepped back."""
+        backend = getattr(getattr(self.enhancer, "_restorer", None), "backend", None)
+        return str(backend) if backend is not None else ""
+
+    def close(self) -> None:
+        """Close the enhancer."""
+        self.enhancer.close()
+
+
+def ours(subject: Subject, device: str, faces: int, **values: Value) -> Candidate:
+    """This library with one set of options.
+
+    Args:
+        subject: the model.
+        device: as the option `device`.
+        faces: in one run; rounded up to whole batches.
+        values: ``backend``, ``dtype``, ``batch``, ``region``, as the schema of options calls them (`batch` is
+            its `batch_size`). They are checked when the candidate is built, so a refusal is a row, no crash.
+    """
+    batch = int(values["batch"])
+    whole = -(-faces // batch) * batch
+
+    def build() -> Runner:
+        if device == "cpu" and values["backend"] == "torch" and emulated(str(values["dtype"])):
+            raise RestorerError(f"this CPU has no instructions for {values['dtype']}: torch takes minutes for a face")
+        options = {("batch_size" if key == "batch" else key): value for key, value in values.items()}
+        settings: dict[str, Any] = {**subject.options, **options, "device": device, "on_error": "raise"}
+        return EnhancerRunner(GFPGANEnhancer.from_settings(EnhancerSettings(enabled=True, **settings)), whole)
+
+    name = "{backend} {dtype} batch {batch}".format(**values)
+    if values["region"] != "full":
+        name += f" {values['region']}"
+    return Candidate(name, build, {"path": "ours", **values})
+
+
+def every(
+    subject: Subject,
+    device: str,
+    faces: int,
+    backends: Iterable[str],
+    dtypes: Iterable[str],
+    regions: Iterable[str],
+    batches: Iterable[int],
+) -> list[Candidate]:
+    """One candidate for each combination, batches varying fastest."""
+    return [
+        ours(subject, device, faces, backend=backend, dtype=dtype, region=region, batch=batch)
+        for backend, dtype, region, batch in itertools.product(backends, dtypes, regions, batches)
+    ]
