@@ -137,12 +137,12 @@ class NcnnRecorder(Ops):
         out, channels, height, width = layer.weight.shape
         self._weight(layer.weight)
         weight = self.layer("MemoryData", [], p0=width, p1=height, p11=channels, p2=out)[0]
-        for factor, sides in ((style, {"p11": channels, "p2": 1}), (demodulation, {"p11": 1, "p2": out})):
-            shaped = self.layer("Reshape", [factor], p0=1, p1=1, **sides)[0]
+        for factor, depth, count in ((style, channels, 1), (demodulation, 1, out)):
+            shaped = self.layer("Reshape", [factor], p0=1, p1=1, p11=depth, p2=count)[0]
             weight = self.layer("BinaryOp", [weight, shaped], p0=_MULTIPLY)[0]
         self._weight(layer.bias)
         bias = self.layer("MemoryData", [], p0=out)[0]
-        params = {"p0": out, "p1": width, "p4": layer.padding, "p5": 1, "p6": layer.weight.numel(), "p19": 1}
+        params: dict[str, Any] = {"p0": out, "p1": width, "p4": layer.padding, "p5": 1, "p6": layer.weight.numel(), "p19": 1}
         return self.layer("Convolution", [x, weight, bias], **params)[0]
 
     def _data(self, value: torch.Tensor) -> str:
