@@ -142,8 +142,9 @@ class NcnnRecorder(Ops):
             weight = self.layer("BinaryOp", [weight, shaped], p0=_MULTIPLY)[0]
         self._weight(layer.bias)
         bias = self.layer("MemoryData", [], p0=out)[0]
-        params: dict[str, Any] = {"p0": out, "p1": width, "p4": layer.padding, "p5": 1, "p6": layer.weight.numel(), "p19": 1}
-        return self.layer("Convolution", [x, weight, bias], **params)[0]
+        size = layer.weight.numel()
+        blobs = [x, weight, bias]
+        return self.layer("Convolution", blobs, p0=out, p1=width, p4=layer.padding, p5=1, p6=size, p19=1)[0]
 
     def _data(self, value: torch.Tensor) -> str:
         channels, height, width = value.shape[-3:]

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import argparse
-import importlib
 import json
 import logging
-from importlib.util import find_spec
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +16,7 @@ HELP = "measure faces per second, ms a stage and memory, beside gfpgan's own pat
 
 logger = logging.getLogger("musetalk_enhance")
 
-_TUNING = "musetalk_enhance.tuning"
+BACKENDS = ["torch", "onnx", "openvino", "ncnn"]
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -25,9 +24,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--model", default="gfpgan-1.4", help="name or path; default: %(default)s")
     parser.add_argument("--random", action="store_true", help="random weights of GFPGAN's size, whatever is here")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:N; default: %(default)s")
-    parser.add_argument("--backends", type=_words, default=["torch"], metavar="A,B", help="default: torch")
-    parser.add_argument("--dtypes", type=_words, default=["fp32"], metavar="A,B", help="default: fp32")
-    parser.add_argument("--regions", type=_words, default=["full"], metavar="A,B", help="default: full")
+    parser.add_argument(
+        "--backends", type=_words, default=BACKENDS, metavar="A,B", help=f"default: {','.join(BACKENDS)}"
+    )
+    parser.add_argument("--dtypes", type=_words, default=["fp32", "bf16"], metavar="A,B", help="default: fp32,bf16")
+    parser.add_argument(
+        "--regions", type=_words, default=["full", "lower"], metavar="A,B", help="default: full,lower"
+    )
     parser.add_argument("--batches", type=_numbers, metavar="N,M", help="faces at once; default: 1,4,8")
     parser.add_argument("--faces", type=_count, metavar="N", help="faces in one run of ours; default: 8")
     parser.add_argument("--rounds", type=_count, metavar="N", help="how often each candidate runs; default: 3")
@@ -44,21 +47,41 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--musetalk", type=Path, metavar="DIR", help="MuseTalk with its weights, for --host-loop")
     parser.add_argument("--out", type=Path, default=Path("out/bench"), metavar="DIR", help="default: %(default)s")
     parser.add_argument("--json", action="store_true", help="print the report as JSON instead of a table")
-    if find_spec(_TUNING) is not None:
-        parser.add_argument("--tune", action="store_true", help="choose backend and dtype anew for this machine")
+    parser.add_argument(
+        "--tune",
+        action="store_true",
+        help="only measure anew what backend: auto and dtype: auto take on this machine",
+    )
 
 
 def run(args: argparse.Namespace) -> int:
     """Measure and print the report, the table last; 1 when nothing of ours could be measured."""
-    if getattr(args, "tune", False):
-        importlib.import_module(_TUNING).retune(EnhancerSettings(enabled=True, model=args.model, device=args.device))
-        return 0
+    if args.tune:
+        return _tune(args)
     from ..bench import report, suite
 
     made = suite.run(plan_of(args), logger.info)
     print(json.dumps(made, indent=2) if args.json else report.text(made))
     logger.info("written: %s", ", ".join(str(path) for path in sorted(args.out.glob("bench.*"))))
     return 0 if any(row["path"] == "ours" and row["reason"] is None for row in made["rows"]) else 1
+
+
+def _tune(args: argparse.Namespace) -> int:
+    """Measure and remember for every region; print way and milliseconds a face, fastest first."""
+    from ..backends.choosing import tune
+    from ..bench.subject import open_subject
+    from ..enhancer import pick_device
+    from ..restorers.catalog import choose
+
+    device = pick_device(args.device)
+    with tempfile.TemporaryDirectory() as folder:
+        subject = open_subject(args.model, args.random, Path(folder), logger.info)
+        for region in args.regions:
+            settings = EnhancerSettings(enabled=True, device=args.device, region=region, **subject.options)
+            ms = tune(choose(settings).network(), settings, device)
+            for way in sorted(ms, key=lambda way: ms[way]):
+                print(f"{subject.name} {region:<6} {way:<14} {ms[way]:9.1f} ms a face")
+    return 0
 
 
 def plan_of(args: argparse.Namespace) -> Any:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 import sys
-from types import ModuleType, SimpleNamespace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
+from musetalk_enhance.backends import tuning
 from musetalk_enhance.bench import candidates, roofline, suite
 from musetalk_enhance.bench.subject import Subject, open_subject, pictures
 from musetalk_enhance.cli import bench, main
@@ -23,6 +24,7 @@ def small(monkeypatch, tmp_path):
     tiny = roofline.probes(CPU, 16, 2**12)
     monkeypatch.setattr(roofline, "probes", lambda device: list(tiny))
     words = ["bench", "--model", "lite", "--device", "cpu", "--quick", "--batches", "1"]
+    words += ["--backends", "torch", "--dtypes", "fp32", "--regions", "full"]
     return [*words, "--out", str(tmp_path / "out")]
 
 
@@ -108,16 +110,15 @@ def test_quick_is_small_and_words_win(small):
     assert bench.plan_of(parser.parse_args([])).batches == [1, 4, 8]
 
 
-def test_tune_is_there_once_its_module_is(monkeypatch, capsys):
+def test_tune_measures_anew_and_remembers(monkeypatch, capsys):
     parser = __import__("argparse").ArgumentParser()
-    monkeypatch.setattr(bench, "find_spec", lambda name: object())
     bench.add_arguments(parser)
-    tuned = []
-    module = ModuleType(bench._TUNING)
-    module.retune = tuned.append
-    monkeypatch.setitem(sys.modules, bench._TUNING, module)
-    assert bench.run(parser.parse_args(["--tune", "--model", "lite", "--device", "cpu"])) == 0
-    assert tuned[0].model == "lite" and tuned[0].device == "cpu"
+    words = ["--tune", "--model", "lite", "--device", "cpu", "--regions", "lower"]
+    assert bench.run(parser.parse_args(words)) == 0
+    rows = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert {"torch", "ncnn"} <= {row[2] for row in rows} and all(row[:2] == ["lite", "lower"] for row in rows)
+    assert [float(row[4]) for row in rows] == sorted(float(row[4]) for row in rows)
+    assert tuning.path().exists()
 
 
 def test_faces_are_whole_batches_and_the_same_for_all():
