@@ -42,9 +42,10 @@ class GFPGANEnhancer:
     (2, 256, 256, 3)
 
     Args:
-        model_path: path of a GFPGAN or RestoreFormer checkpoint; None takes `model`.
+        model_path: path of a GFPGAN, RestoreFormer or CodeFormer checkpoint; None takes `model`.
         upscale: size of the faces that `enhance_face` and its kin return, as a multiple of the input's.
-        arch: network of the checkpoint: ``clean``, ``bilinear``, ``original``, ``RestoreFormer``.
+        arch: network of the checkpoint: ``clean``, ``bilinear``, ``original``, ``RestoreFormer``,
+            ``CodeFormer``.
         channel_multiplier: width of the checkpoint's StyleGAN2 decoder, 1 or 2.
         bg_upsampler: background upsampler for ``engine="official"``.
         device: ``"cpu"``, ``"cuda"``, ``"cuda:1"``, ``"mps"``, a `torch.device`; None takes the best there is.
@@ -53,6 +54,7 @@ class GFPGANEnhancer:
         value_range: of float frames: ``"auto"``, ``"0..1"``, ``"0..255"`` or ``"-1..1"``.
         output_size: ``"same"``, ``"native"`` (what the network made), ``"upscale"``, or a side in pixels.
         strength: 0..1, blend of the restored face over the input.
+        fidelity: 0..1, CodeFormer's ``w``; other models take only the default.
         region: which part may change; ``"full"`` or ``"lower"`` (all that MuseTalk keeps, and quicker).
         mode: ``"batch"`` for throughput, ``"memory"`` to stay within `memory_budget`. In both a batch that runs
             out of memory is halved and its frames are tried again.
@@ -88,6 +90,7 @@ class GFPGANEnhancer:
         value_range: str = "auto",
         output_size: str | int = "same",
         strength: float = 1.0,
+        fidelity: float = 0.5,
         region: str = "full",
         mode: str = "batch",
         batch_size: str | int = "auto",

@@ -151,7 +151,9 @@ class EnhancerSettings:
         _text("auto | the name of a restorer | the path of a .safetensors or .pth file"),
     )
     model_path: str | None = _option(
-        None, "Path of a GFPGAN or RestoreFormer checkpoint; its network is told by arch.", _text("a path")
+        None,
+        "Path of a GFPGAN, RestoreFormer or CodeFormer checkpoint; its network is told by arch.",
+        _text("a path"),
     )
     upscale: float = _option(
         2.0,
@@ -162,7 +164,7 @@ class EnhancerSettings:
     arch: str = _option(
         "clean",
         "Network of the checkpoint at model_path.",
-        _choice("clean", "bilinear", "original", "RestoreFormer"),
+        _choice("clean", "bilinear", "original", "RestoreFormer", "CodeFormer"),
     )
     channel_multiplier: int = _option(
         2, "Width of the StyleGAN2 decoder of the checkpoint at model_path.", _whole(1, 2)
@@ -208,6 +210,11 @@ class EnhancerSettings:
         _whole(16, 4096, "same", "native", "upscale"),
     )
     strength: float = _option(1.0, "Blend of the restored face over the input; 0 changes nothing.", _number(0, 1))
+    fidelity: float = _option(
+        0.5,
+        "CodeFormer's w: 0 paints the best face, 1 keeps closest to the input. Other models have no such thing.",
+        _number(0, 1),
+    )
     region: str = _option(
         "full",
         "Which part of the face may change. lower: from just above the centre of the frame down, which is all "

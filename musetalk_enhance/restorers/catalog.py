@@ -17,6 +17,7 @@ from ..errors import ConfigError, EnhanceError, RestorerError, suggest
 from ..registry import Registry
 from ..settings import EnhancerSettings
 from .base import LoadRequest, NetworkRestorer, Restorer, RestorerRecord
+from .codeformer import RECORD as CODEFORMER_RECORD
 from .gfpgan import RECORDS as GFPGAN_RECORDS
 from .lite import FIRST_KEY as LITE_KEY
 from .lite import RECORD as LITE_RECORD
@@ -113,6 +114,11 @@ MODELS.add(
     "restoreformer",
     Model(RESTOREFORMER_RECORD, _late(".restoreformer", "RestoreFormerRestorer"), "RestoreFormer"),
 )
+MODELS.add(
+    "codeformer",
+    Model(CODEFORMER_RECORD, _late(".codeformer", "CodeFormerRestorer"), "CodeFormer"),
+)
+_BY_ARCH = {"RestoreFormer": "restoreformer", "CodeFormer": "codeformer"}
 
 
 @cache
@@ -165,6 +171,15 @@ def choose(settings: EnhancerSettings) -> Choice:
         ConfigError: there is no such model, or it cannot honour an option.
         WeightError: its weight is missing, damaged or not to be trusted.
     """
+    choice = _choose(settings)
+    record, usual = choice.model.record, EnhancerSettings().fidelity
+    if not record.has_fidelity and settings.fidelity != usual:
+        allowed = f"{usual} with model: {record.name} (only codeformer has it; strength works for every model)"
+        raise ConfigError("fidelity", settings.fidelity, allowed)
+    return choice
+
+
+def _choose(settings: EnhancerSettings) -> Choice:
     path = settings.model_path or (settings.model if _is_path(settings.model) else None)
     if path is not None:
         return _from_path(Path(path), settings)
@@ -198,10 +213,10 @@ def _from_path(path: Path, settings: EnhancerSettings) -> Choice:
     weight = weights.open_file(path, trust_unpinned=settings.trust_unpinned)
     if settings.engine == "native" and weight.path.stat().st_size < _LITE_MOST and LITE_KEY in weight.state_dict():
         return Choice(_renamed(MODELS.get("lite"), path), settings, weight)
-    if settings.arch == "RestoreFormer" and settings.channel_multiplier != 2:
-        allowed = "2 with arch: RestoreFormer (it has none)"
+    if settings.arch in _BY_ARCH and settings.channel_multiplier != 2:
+        allowed = f"2 with arch: {settings.arch} (it has none)"
         raise ConfigError("channel_multiplier", settings.channel_multiplier, allowed)
-    name = "restoreformer" if settings.arch == "RestoreFormer" else AUTO_ORDER[0]
+    name = _BY_ARCH.get(settings.arch, AUTO_ORDER[0])
     return _with_engine(Choice(_renamed(MODELS.get(name), path), settings, weight))
 
 
@@ -212,7 +227,7 @@ def _renamed(model: Model, path: Path) -> Model:
 def _with_engine(choice: Choice) -> Choice:
     if choice.settings.engine != "official":
         return choice
-    if choice.model.arch is None:
+    if choice.model.arch in (None, "CodeFormer"):  # GFPGANer has no such network
         raise ConfigError("engine", "official", f"native with model: {choice.model.record.name}")
     record = replace(OFFICIAL_RECORD, name=choice.model.record.name, licence=choice.model.record.licence)
     return replace(choice, model=Model(record, _late(".official", "OfficialRestorer"), choice.model.arch))

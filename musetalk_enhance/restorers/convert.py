@@ -33,6 +33,9 @@ if TYPE_CHECKING:
 EQUALISED = ("bilinear", "original")
 """Archs whose checkpoints have the same names and shapes: nothing in the file tells them apart."""
 
+WIDTHLESS = ("RestoreFormer", "CodeFormer")
+"""Archs that have no channel multiplier."""
+
 _BASE_WIDTH = 16  # channels of the first layer at channel_multiplier 1
 _ROOT2 = math.sqrt(2)
 _RATE = 0.01  # learning-rate multiplier of the mapping network
@@ -82,10 +85,10 @@ def detect(state_dict: StateDict, path: Path | None = None) -> tuple[str, int | 
         path: where it came from, for the error.
 
     Returns:
-        (arch, channel multiplier); the multiplier is None for RestoreFormer, which has none.
+        (arch, channel multiplier); the multiplier is None for RestoreFormer and CodeFormer, which have none.
 
     Raises:
-        CheckpointError: it is none of the four networks; says what it is, where that is known.
+        CheckpointError: it is none of the five networks; says what it is, where that is known.
     """
     if "conv_body_first.weight" in state_dict:
         arch, first = "clean", "conv_body_first.weight"
@@ -93,8 +96,10 @@ def detect(state_dict: StateDict, path: Path | None = None) -> tuple[str, int | 
         arch, first = "equalised", "conv_body_first.0.weight"
     elif "quant_conv.weight" in state_dict and "encoder.down.0.block.0.norm1.weight" in state_dict:
         return "RestoreFormer", None
+    elif "position_emb" in state_dict and "idx_pred_layer.1.weight" in state_dict:
+        return "CodeFormer", None
     else:
-        wanted = "a GFPGAN (arch clean, bilinear or original) or RestoreFormer network"
+        wanted = "a GFPGAN (arch clean, bilinear or original), RestoreFormer or CodeFormer network"
         raise CheckpointError(path, _stranger(state_dict), wanted)
     width = state_dict[first].shape[0]
     if width not in (_BASE_WIDTH, 2 * _BASE_WIDTH):
@@ -124,7 +129,7 @@ def check(state_dict: StateDict, arch: str, channel_multiplier: int, path: Path 
         return
     names = EQUALISED if found in EQUALISED else (found,)
     width = "" if multiplier is None else f", channel_multiplier {multiplier}"
-    needed = f"arch {arch}" + ("" if arch == "RestoreFormer" else f", channel_multiplier {channel_multiplier}")
+    needed = f"arch {arch}" + ("" if arch in WIDTHLESS else f", channel_multiplier {channel_multiplier}")
     hint = " Say " + " or ".join(f"arch: {name}" for name in names)
     hint += " (the file does not tell which)" if len(names) > 1 else ""
     hint += "." if multiplier is None else f", and channel_multiplier: {multiplier}."
