@@ -37,8 +37,8 @@ ORDER = {
 """Ways worth measuring on a kind of device, and the order in which they are taken where measuring is off."""
 SAFER = {"fp16": ("bf16", "fp32"), "bf16": ("fp32",), "fp32": ()}
 ROUNDS = 3
-TOO_SLOW = 1.6
-"""A way whose first run took this many times the best one's is not measured further."""
+TOO_SLOW = 2.0
+"""A way that took this many times as long as the best one is not measured further."""
 
 
 @dataclass(frozen=True)
@@ -170,7 +170,10 @@ def tune(
         EnhanceError: not one way works here.
     """
     logger.info("measuring once how %s runs fastest on this machine ...", spec.name)
-    took = measure(spec, settings, device, ways or possible_ways(settings, device))
+    from .exporting import shared
+
+    with shared():
+        took = measure(spec, settings, device, ways or possible_ways(settings, device))
     ms = {str(way): round(value * 1e3, 2) for way, value in took.items()}
     tuning.remember(_key(spec, settings, device), {"network": spec.key, "ms": ms})
     logger.info("%s", picked_text(spec.name, ms))
@@ -202,8 +205,9 @@ def measure(spec: NetworkSpec, settings: EnhancerSettings, device: torch.device,
     for way in ways:
         try:
             backends[way] = open_way(way, spec, settings, device)
-            _timed(backends[way], faces, device)  # the first run allocates and compiles
-            took[way] = _timed(backends[way], faces, device)
+            took[way] = _timed(backends[way], faces, device)  # allocates and compiles
+            if took[way] <= TOO_SLOW * min(took.values()):
+                took[way] = _timed(backends[way], faces, device)
         except (MissingDependencyError, RestorerError) as error:
             problem = problem or error
             logger.debug("%s: %s", way, error)

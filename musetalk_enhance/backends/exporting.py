@@ -11,6 +11,8 @@ import inspect
 import io
 import os
 import secrets
+import shutil
+import tempfile
 import warnings
 from collections.abc import Iterator, Mapping
 from importlib import import_module
@@ -32,6 +34,7 @@ OPSET = 17
 MOST_DIFFERENCE = 1e-4
 """Largest absolute difference from torch, in the network's own value range, at which a file is kept."""
 CHECKED_BATCHES = (1, 3)
+_shared: Path | None = None
 _OUT_OF_MEMORY = ("bad_alloc", "bad allocation", "allocaterawinternal", "cudaerrormemoryallocation")
 
 
@@ -68,8 +71,34 @@ def export(spec: NetworkSpec, path: str | Path, *, facts: Mapping[str, str] | No
     return found
 
 
+@contextlib.contextmanager
+def shared() -> Iterator[None]:
+    """While inside, a network that several backends want is traced once; for measuring them one after another."""
+    global _shared
+    with tempfile.TemporaryDirectory(prefix="musetalk_enhance-", ignore_cleanup_errors=True) as folder:
+        before, _shared = _shared, Path(folder)
+        try:
+            yield
+        finally:
+            _shared = before
+
+
 def write(spec: NetworkSpec, path: Path, *, facts: Mapping[str, str] | None = None) -> None:
-    """Write `spec` to `path` as it is, unchecked.
+    """Write `spec` to `path` as it is, unchecked; inside `shared`, a copy of what was written before.
+
+    The arguments and errors are those of `_write`.
+    """
+    if _shared is None or facts:
+        return _write(spec, path, facts)
+    known = _shared / f"{id(spec)}.onnx"
+    if not known.exists():
+        _write(spec, known, None)
+    shutil.copyfile(known, path)
+    return None
+
+
+def _write(spec: NetworkSpec, path: Path, facts: Mapping[str, str] | None) -> None:
+    """Trace `spec` and write it to `path`.
 
     float32 (batch, C, H, W) called ``faces`` in, float32 (batch, C', H', W') called ``restored`` out, any
     number of faces, no operator of anybody's own, opset 17.
