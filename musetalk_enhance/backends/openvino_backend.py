@@ -22,8 +22,8 @@ _TELEMETRY = "openvino_telemetry"
 class OpenVinoBackend(Backend):
     """Runs the exported graph in OpenVINO on all cores. One thread at a time.
 
-    One compiled graph takes every batch: a graph compiled for one size runs no faster (3 % at most with lite,
-    nothing with GFPGAN) and keeps a second copy of the weights, over 1 GB with GFPGAN.
+    One compiled graph takes every batch. A graph compiled for one size took as much processor time (within 4 %, lite
+    and GFPGAN, batches of 1 and 2), and each keeps a copy of the weights: over 1 GB with GFPGAN.
 
     Args:
         spec: the network; it is exported to a private file.

@@ -45,24 +45,29 @@ class CodeFormerRestorer(NetworkRestorer):
             MissingDependencyError: the package spandrel_extra_arches is not installed.
         """
         from ..backends.wrapping import FirstOutput
-        from .codeformer_network import looked_up
+        from .codeformer_network import exportable
         from .convert import check, fill
 
         if request.weight is None:
             raise CheckpointError(None, "nothing", f"a CodeFormer checkpoint for {request.record.name}")
-        build = _imported()
+        build = imported()
         state_dict, path = request.weight.state_dict(), request.weight.path
         check(state_dict, "CodeFormer", request.settings.channel_multiplier, path)
         source = empty(build)
         fill(source, state_dict, path, "CodeFormer")
         fidelity = request.settings.fidelity
-        module = FirstOutput(looked_up(source), weight=fidelity)
+        module = FirstOutput(exportable(source), weight=fidelity)
         key = "codeformer" if fidelity else "codeformer alone"  # at 0 nothing is mixed in, and that is quicker
         shape, value_range = (3, SIDE, SIDE), request.record.value_range
         return NetworkSpec(request.record.name, module, shape, value_range, key, channels_last=False)
 
 
-def _imported() -> Any:
+def imported() -> Any:
+    """The network's class.
+
+    Raises:
+        MissingDependencyError: the package spandrel_extra_arches is not installed.
+    """
     try:
         with warnings.catch_warnings():  # it compiles a function with torch.jit, which new versions warn about
             warnings.simplefilter("ignore")

@@ -1,4 +1,4 @@
-"""CodeFormer's network as every backend can run it: its codes looked up instead of multiplied out."""
+"""What it takes to trace CodeFormer's network for any batch and to run it in any precision."""
 
 from __future__ import annotations
 
@@ -29,8 +29,20 @@ class Codebook(nn.Module):
         return codes.reshape(-1, *shape[1:]).permute(0, 3, 1, 2).contiguous()
 
 
-def looked_up(network: Any) -> nn.Module:
-    """`network`, spandrel_extra_arches' ``CodeFormer``, with a `Codebook`; in place."""
+class BySize(nn.ModuleDict):
+    """Takes the place of the network's dictionary of layers, whose keys are sides of feature maps in pixels.
+
+    The network asks with ``str(x.shape[-1])``, which reads ``"tensor(32)"`` instead of ``"32"`` in a trace.
+    """
+
+    def __getitem__(self, key: str) -> nn.Module:
+        """The layer for ``"32"`` or ``"tensor(32)"``."""
+        return super().__getitem__("".join(filter(str.isdigit, key)))
+
+
+def exportable(network: Any) -> nn.Module:
+    """`network`, spandrel_extra_arches' ``CodeFormer``, with a `Codebook` and `BySize` put in; same numbers."""
     network.quantize = Codebook(network.quantize.embedding)
+    network.fuse_convs_dict = BySize(network.fuse_convs_dict.items())
     out: nn.Module = network
     return out

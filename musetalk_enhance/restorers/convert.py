@@ -42,7 +42,7 @@ _RATE = 0.01  # learning-rate multiplier of the mapping network
 
 _TELLTALES = {
     "body.0.rdb1.conv1.weight": "Real-ESRGAN (an upscaler)",
-    "position_emb": "CodeFormer",
+    "position_emb": "a part of CodeFormer",
     "body.conv1.weight": "RetinaFace (a face detector)",
     "ClassHead.0.conv1x1.weight": "RetinaFace (a face detector)",
     "out_mask_conv.conv2d.weight": "ParseNet (a face parser)",

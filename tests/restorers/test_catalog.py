@@ -47,7 +47,7 @@ def choose(**options):
 
 
 def test_names():
-    assert catalog.model_names() == ["lite", "gfpgan-1.4", "gfpgan-1.3", "gfpgan-1.2", "restoreformer"]
+    assert catalog.model_names() == ["lite", "gfpgan-1.4", "gfpgan-1.3", "gfpgan-1.2", "restoreformer", "codeformer"]
     assert catalog.model_names("GFPGAN*") == ["gfpgan-1.4", "gfpgan-1.3", "gfpgan-1.2"]
 
 

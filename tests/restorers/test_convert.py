@@ -46,7 +46,7 @@ def test_detect_restoreformer():
 @pytest.mark.parametrize(
     ("keys", "said"),
     [
-        (["position_emb", "x"], "CodeFormer"),
+        (["position_emb", "x"], "a part of CodeFormer"),
         (["body.0.rdb1.conv1.weight"], "Real-ESRGAN"),
         (["body.conv1.weight"], "RetinaFace"),
         (["a.b"], "an unknown network, 1 tensors, the first called 'a.b'"),
@@ -54,7 +54,7 @@ def test_detect_restoreformer():
     ],
 )
 def test_a_stranger_is_named(keys, said):
-    with pytest.raises(CheckpointError, match="GFPGAN .* or RestoreFormer") as caught:
+    with pytest.raises(CheckpointError, match="GFPGAN .* RestoreFormer or CodeFormer") as caught:
         convert.detect({key: torch.zeros(1) for key in keys})
     assert said in caught.value.actual
 
