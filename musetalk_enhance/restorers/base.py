@@ -146,7 +146,10 @@ class NetworkRestorer(Restorer):
         low, high = self.request.record.value_range
         if (low, high) == (0.0, 1.0):
             return self.backend.run(faces_rgb)
-        return self.backend.run(faces_rgb * (high - low) + low).sub_(low).div_(high - low)
+        import torch
+
+        with torch.inference_mode():  # what torch's backend answers may be changed in place only there
+            return self.backend.run(faces_rgb * (high - low) + low).sub_(low).div_(high - low)
 
     def to(self, device: torch.device) -> None:
         """Move the network to `device`."""
