@@ -9,6 +9,8 @@ import torch
 from torch import nn
 from torch.nn import functional
 
+from . import polyphase
+
 SLOPE = 0.2
 """Negative slope of every leaky ReLU of StyleGAN2 and of GFPGAN's U-Net."""
 
@@ -303,6 +305,8 @@ class TorchOps(Ops):
 
     def bicubic2(self, x: torch.Tensor) -> torch.Tensor:
         """See `Ops.bicubic2`."""
+        if torch.onnx.is_in_onnx_export():  # other runtimes are quicker that way
+            return polyphase.bicubic2(x)
         return functional.interpolate(x, scale_factor=2.0, mode="bicubic", align_corners=False)
 
     def rows_below(self, x: torch.Tensor, first: int, keep: int, value: float) -> torch.Tensor:

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from musetalk_enhance.backends import exporting
-from musetalk_enhance.backends.ops import Modulated
+from musetalk_enhance.backends.ops import TORCH, Modulated
 from musetalk_enhance.errors import ConfigError, MissingDependencyError, OutOfMemoryError, RestorerError
 from musetalk_enhance.memory import is_out_of_memory
 from tests.backends.conftest import spec_of
@@ -28,8 +28,6 @@ class Styled(nn.Module):
         self.layer = Modulated(weight, style, torch.ones(3), torch.zeros(3), squares, epsilon=1e-8)
 
     def forward(self, faces):
-        from musetalk_enhance.backends.ops import TORCH
-
         return TORCH.modulated(faces, faces.mean((2, 3)), self.layer)
 
 
@@ -152,3 +150,15 @@ def test_other_errors_are_the_restorers():
     with pytest.raises(RestorerError, match=r"a test failed: Fail: broken") as caught, exporting.translated("a test"):
         raise onnxruntime.capi.onnxruntime_pybind11_state.Fail("broken")
     assert not is_out_of_memory(caught.value)
+
+
+def test_a_bicubic_enlargement_is_written_as_a_convolution(tmp_path):
+    import onnx
+
+    class Enlarging(nn.Module):
+        def forward(self, faces):
+            return TORCH.bicubic2(faces)
+
+    assert exporting.export(spec_of(Enlarging()), tmp_path / "large.onnx") < 1e-6
+    kinds = {node.op_type for node in onnx.load(tmp_path / "large.onnx").graph.node}
+    assert "Conv" in kinds and "Resize" not in kinds
