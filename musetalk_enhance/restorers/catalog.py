@@ -212,16 +212,17 @@ def _check_name_and_arch(name: str, arch: str, settings: EnhancerSettings) -> No
 def _from_path(path: Path, settings: EnhancerSettings) -> Choice:
     weight = weights.open_file(path, trust_unpinned=settings.trust_unpinned)
     if settings.engine == "native" and weight.path.stat().st_size < _LITE_MOST and LITE_KEY in weight.state_dict():
-        return Choice(_renamed(MODELS.get("lite"), path), settings, weight)
+        return Choice(_renamed(MODELS.get("lite"), weight), settings, weight)
     if settings.arch in _BY_ARCH and settings.channel_multiplier != 2:
         allowed = f"2 with arch: {settings.arch} (it has none)"
         raise ConfigError("channel_multiplier", settings.channel_multiplier, allowed)
     name = _BY_ARCH.get(settings.arch, AUTO_ORDER[0])
-    return _with_engine(Choice(_renamed(MODELS.get(name), path), settings, weight))
+    return _with_engine(Choice(_renamed(MODELS.get(name), weight), settings, weight))
 
 
-def _renamed(model: Model, path: Path) -> Model:
-    return replace(model, record=replace(model.record, name=path.stem, weight=None, licence="the file's own"))
+def _renamed(model: Model, weight: weights.Weight) -> Model:
+    licence = weight.entry.licence if weight.entry else "the file's own"
+    return replace(model, record=replace(model.record, name=weight.path.stem, weight=None, licence=licence))
 
 
 def _with_engine(choice: Choice) -> Choice:

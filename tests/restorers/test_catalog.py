@@ -113,6 +113,16 @@ def test_a_path_to_a_network_like_lite(tmp_path):
     assert enhancer.model_name == "mine" and enhancer._record.input_size == 256
 
 
+def test_a_published_file_at_a_path_keeps_its_licence(tmp_path, monkeypatch):
+    entry = weights.WEIGHTS.get("CodeFormer")
+    weight = weights.Weight(tmp_path / "mine.pth", entry.sha256, entry)
+    (tmp_path / "mine.pth").write_bytes(b"x" * 64)
+    monkeypatch.setattr(weights, "open_file", lambda path, **_: weight)
+    monkeypatch.setattr(weights.Weight, "state_dict", lambda self: {})
+    record = choose(model=str(weight.path), arch="CodeFormer").model.record
+    assert (record.name, record.licence) == ("mine", entry.licence)
+
+
 def test_files_that_are_no_checkpoint(tmp_path):
     broken = tmp_path / "broken.safetensors"
     broken.write_bytes(ASSET.read_bytes()[:5000])
