@@ -273,19 +273,28 @@ def table(report: dict[str, Any], out: Path) -> str:
     return "\n".join(lines)
 
 
+def _rate(text: str) -> Fraction:
+    try:
+        return Fraction(text)
+    except ZeroDivisionError as error:
+        raise ValueError(text) from error
+
+
 def parse(argv: list[str] | None) -> argparse.Namespace:
     """The command line. Restoration is on, with the embedded model at its own size, unless flags say otherwise."""
     parser = argparse.ArgumentParser(description="Restore a synthetic talking head and measure it.")
     parser.add_argument("--out", type=Path, default=Path("out/demo"), help="folder for the files (%(default)s)")
     parser.add_argument("--seconds", type=float, default=4.0, help="length of the clip (%(default)s)")
-    parser.add_argument("--fps", type=Fraction, default=Fraction(25), help="such as 25 or 30000/1001 (25)")
+    parser.add_argument("--fps", type=_rate, default=Fraction(25), help="such as 25 or 30000/1001 (25)")
     parser.add_argument("--size", type=int, default=640, help="side of the frames in pixels (%(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="another take (%(default)s)")
     add_gfpgan_arguments(parser)
     parser.set_defaults(enable_gfpgan=True)
     args = parser.parse_args(argv)
-    if args.seconds <= 0 or args.fps <= 0 or not 160 <= args.size <= 2160:
+    if not 0 < args.seconds < float("inf") or args.fps <= 0 or not 160 <= args.size <= 2160:
         parser.error("--seconds and --fps must be over 0, --size from 160 to 2160")
+    if any(path.exists() and not path.is_dir() for path in (args.out, *args.out.parents)):
+        parser.error(f"--out {args.out}: a file stands where a folder is needed")
     if not hasattr(args, "gfpgan_model") and not hasattr(args, "gfpgan_model_path"):
         args.gfpgan_model = "lite"
     if not hasattr(args, "gfpgan_output_size"):  # the host resizes to the box itself, and the box is over 256 px

@@ -7,6 +7,7 @@ import logging
 import threading
 from collections.abc import Sequence
 from contextlib import suppress
+from functools import cache
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
@@ -14,8 +15,9 @@ from . import memory
 from .batching import BatchPlanner
 from .errors import EnhanceError, FrameError, NoFaceError, OutOfMemoryError, RestorerError
 from .frames import FrameBatch, is_frame
-from .imaging import compose, resize
-from .settings import EnhancerSettings, given_flags, merge, plain, section_of
+from .imaging import compose, resize, resize_picture
+from .precision import without_autocast
+from .settings import EnhancerSettings, alone, given_flags, merge, section_of
 from .stats import EnhancerStats
 
 if TYPE_CHECKING:
@@ -131,7 +133,7 @@ class GFPGANEnhancer:
             ConfigError: an unknown key or an impossible value.
         """
         section = section_of(cfg)
-        return cls.from_settings(merge({"enabled": True, **plain(cfg)} if section is None else section))
+        return cls.from_settings(merge({"enabled": True, **alone(cfg)} if section is None else section))
 
     @classmethod
     def from_args(cls, args: argparse.Namespace, cfg: Any = None) -> GFPGANEnhancer:
@@ -158,11 +160,20 @@ class GFPGANEnhancer:
         self._no_cpu = False
         self._restorer = restorer
         self._owned = restorer is None
+        self._planned: BatchPlanner | None = None
         if not settings.enabled:
             return
+        if settings.mode == "batch" and settings.memory_budget != "auto":
+            _say_once_that_the_budget_is_unused()
         self._restorer = restorer or self._load(settings)
         self._record = self._restorer.request.record
-        self._planner = BatchPlanner(settings, self._record, self.device)
+
+    @property
+    def _planner(self) -> BatchPlanner:
+        """Made with the first frames: what the host itself loads until then is no longer free."""
+        if self._planned is None:
+            self._planned = BatchPlanner(self.settings, self._record, self.device)
+        return self._planned
 
     def _load(self, settings: EnhancerSettings) -> Restorer:
         """The restorer that `settings` mean; on the CPU when it does not fit on its device and that is allowed."""
@@ -196,7 +207,7 @@ class GFPGANEnhancer:
     @property
     def loaded(self) -> bool:
         """Whether the network is in memory, ready to run."""
-        return self._restorer is not None and self._parked_from is None
+        return not self._closed and self._restorer is not None and self._parked_from is None
 
     @property
     def device(self) -> torch.device:
@@ -269,22 +280,16 @@ class GFPGANEnhancer:
         """Bring a face to (width, height) in pixels: area when shrinking, Lanczos when enlarging.
 
         Args:
-            face: (H, W, 3) uint8 or float array.
+            face: (H, W, 3) uint8 or float array, or (3, H, W) tensor.
             size_wh: (width, height).
-        """
-        import cv2
-        import numpy as np
 
-        if not isinstance(face, np.ndarray) or face.ndim != 3:
-            raise FrameError("shape", str(getattr(face, "shape", type(face).__name__)), "an (H, W, 3) array")
-        width, height = (int(side) for side in size_wh)
-        if width < 1 or height < 1:
-            raise FrameError("size", f"a size of {width}x{height}", "(width, height) in pixels, 1 at least")
-        if face.shape[:2] == (height, width):
-            return np.ascontiguousarray(face)
-        shrinks = height <= face.shape[0] and width <= face.shape[1]
-        how = cv2.INTER_AREA if shrinks else cv2.INTER_LANCZOS4
-        return cv2.resize(np.ascontiguousarray(face), (width, height), interpolation=how)
+        Returns:
+            The face in that size: same container, dtype and device.
+
+        Raises:
+            FrameError: `face` is neither, or empty; or a side is below 1.
+        """
+        return resize_picture(face, size_wh)
 
     def reset(self) -> None:
         """Forget what was learnt of the stream; call it between clips."""
@@ -342,7 +347,7 @@ class GFPGANEnhancer:
             self._restorer = self._load(named or self.settings.replace(model=self._record.name))
         assert self._restorer is not None
         self._no_cpu = False
-        self._planner = BatchPlanner(self.settings, self._record, self.device)
+        self._planned = None
         self.stats.reloads += 1
 
     def close(self) -> None:
@@ -541,13 +546,15 @@ class GFPGANEnhancer:
         import torch
 
         assert self._restorer is not None
-        with torch.no_grad():  # not inference mode: a host may change what it gets in place
+        device = self._restorer.device
+        # not inference mode: a host may change what it gets in place
+        with torch.no_grad(), without_autocast(device):
             with self.stats.timed("prepare"):
-                faces = batch.to_network(chunk, self._restorer.device, self.settings.color)
+                faces = batch.to_network(chunk, device, self.settings.color)
                 side = self._record.input_size
                 inputs = faces if side is None else resize(faces, (side, side), enlarge="bilinear")
             with self.stats.timed("network"):
-                restored = self._restorer.restore(inputs)
+                restored = _checked_form(self._restorer.restore(inputs), len(chunk))
                 whole = bool(torch.isfinite(restored.sum()))  # one pass; NaN and infinity survive a sum
             if not whole:
                 raise RestorerError("the network returned NaN or infinite values")
@@ -555,10 +562,11 @@ class GFPGANEnhancer:
                 size = self._size_out(batch.size_hw(chunk[0]), restored, output_size)
                 done = compose(faces, inputs, restored, size, self.settings.strength, self.settings.region)
                 out = batch.from_network(done, chunk[0], self.settings.color)
+        results = dict(zip(chunk, out, strict=True))
         self.stats.batches += 1
         self.stats.restored += len(chunk)
         self.stats.fallbacks = self._restorer.fallbacks
-        return dict(zip(chunk, out, strict=True))
+        return results
 
     def _size_out(
         self, size_hw: tuple[int, int], restored: torch.Tensor | None, output_size: str | int
@@ -588,6 +596,22 @@ class GFPGANEnhancer:
             size = self._size_out(batch.size_hw(index), None, output_size) if batch.has_size(index) else None
             out.append(batch.passthrough(index, size))
         return batch.close(out)
+
+
+def _checked_form(restored: Any, count: int) -> torch.Tensor:
+    """What a restorer returned, if that is one face of three channels for each of `count` frames."""
+    import torch
+
+    if not isinstance(restored, torch.Tensor):
+        raise RestorerError(f"the restorer returned {type(restored).__name__}, not a tensor")
+    if restored.ndim != 4 or tuple(restored.shape[:2]) != (count, 3):
+        raise RestorerError(f"the restorer returned shape {tuple(restored.shape)}, not ({count}, 3, height, width)")
+    return restored
+
+
+@cache
+def _say_once_that_the_budget_is_unused() -> None:
+    logger.warning("memory_budget means nothing with mode: batch; say mode: memory to keep within it")
 
 
 def torch_device(name: str) -> torch.device:

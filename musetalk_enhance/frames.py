@@ -25,6 +25,9 @@ RANGES = {"0..1": (0.0, 1.0), "0..255": (0.0, 255.0), "-1..1": (-1.0, 1.0)}
 OVERSHOOT = 0.05
 """A decoder may overshoot its range by this share of it; such values are clamped, not refused."""
 
+Extent = tuple[float, float]
+"""Lowest and highest value of a frame."""
+
 _NEEDED = "a (H, W, 3) uint8 or float array, or a (3, H, W) tensor"
 
 
@@ -87,6 +90,8 @@ class FrameBatch:
             batch.problems[0] = FrameError("shape", shape, f"a batch of shape {axes}{hint}")
             batch.refused = True
             return batch
+        if is_tensor(source) and (problem := _storage_problem(source)):
+            return cls(source, kind, [], {0: FrameError(*problem)}, refused=True)
         batch = cls(source, kind, source)
         batch._check(value_range, known)
         return batch
@@ -102,12 +107,20 @@ class FrameBatch:
                 self.problems[index] = FrameError(*problem, index=index)
             elif _is_float(frame):
                 floats.append(index)
-        extents = dict(zip(floats, _extents([self.frames[index] for index in floats]), strict=True))
-        for index in [index for index, extent in extents.items() if not np.isfinite(extent).all()]:
-            del extents[index]
-            self.problems[index] = FrameError("nonfinite", "NaN or infinite values", "finite values", index=index)
-        if not extents:
-            return
+        extents: dict[int, Extent] = {}
+        for index, extent in zip(floats, _extents([self.frames[index] for index in floats]), strict=True):
+            if isinstance(extent, Exception):
+                actual = f"values that cannot be looked at ({extent})"
+                self.problems[index] = FrameError("unreadable", actual, _NEEDED, index=index)
+            elif not np.isfinite(extent).all():
+                actual = "NaN or infinite values"
+                self.problems[index] = FrameError("nonfinite", actual, "finite values", index=index)
+            else:
+                extents[index] = extent
+        if extents:
+            self._check_range(extents, value_range, known)
+
+    def _check_range(self, extents: dict[int, Extent], value_range: str, known: tuple[float, float] | None) -> None:
         self.value_range = RANGES.get(value_range) or known or _guess_range(list(extents.values()))
         for index, extent in extents.items():
             if self.value_range is None or not _fits(extent, self.value_range):
@@ -148,8 +161,9 @@ class FrameBatch:
             faces = stacked if _is_chw(first) else stacked.permute(0, 3, 1, 2)
         else:
             array = self.source if whole else np.stack([self.frames[i] for i in indices])
-            array = np.require(array, requirements=("C", "W"))  # torch takes no negative stride, nor read-only
-            faces = torch.from_numpy(array).to(device).permute(0, 3, 1, 2)
+            # torch takes no negative stride, nothing read-only, no foreign order of bytes
+            array = np.require(_native(array), requirements=("C", "W"))
+            faces = _sent(torch.from_numpy(array), device).permute(0, 3, 1, 2)
         if color == "bgr":
             faces = faces.flip(1)
         low, high = self._range_of(first)
@@ -196,7 +210,9 @@ class FrameBatch:
             return frame
         if size_hw is not None:
             frame = _resized(frame, size_hw)
-        return frame.contiguous().clone() if is_tensor(frame) else np.array(frame, order="C")
+        if not is_tensor(frame):
+            return np.array(frame, order="C")
+        return frame.clone() if _storage_problem(frame) else frame.contiguous().clone()
 
     def close(self, results: Sequence[Any]) -> Any:
         """One result per frame, in the container the host used."""
@@ -208,7 +224,14 @@ class FrameBatch:
             import torch
 
             return torch.stack(list(results))
-        return np.stack(results)
+        return np.stack(results).astype(self.source.dtype, copy=False)  # stacking forgets the order of the bytes
+
+
+def _sent(pixels: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """Pixels on `device`; to a GPU from page-locked memory, so that the host need not wait for the copy."""
+    if device.type == "cuda" and not pixels.is_cuda:
+        return pixels.pin_memory().to(device, non_blocking=True)
+    return pixels.to(device)
 
 
 def _is_float(frame: Any) -> bool:
@@ -225,6 +248,23 @@ def _form_problem(frame: Any) -> tuple[str, str, str] | None:
     """(reason, actual, expected) of a frame whose form is wrong, None of a good one."""
     if not is_frame(frame):
         return "type", type(frame).__name__, _NEEDED
+    try:
+        return _storage_problem(frame) or _shape_problem(frame) or _dtype_problem(frame)
+    except Exception as error:  # a tensor of a kind that does not even tell its shape
+        return "unreadable", f"{type(frame).__name__} ({error})", _NEEDED
+
+
+def _storage_problem(frame: Any) -> tuple[str, str, str] | None:
+    if not is_tensor(frame):
+        return None
+    if frame.is_meta:
+        return "storage", "a tensor on the meta device, without values", _NEEDED
+    if str(frame.layout) != "torch.strided":
+        return "storage", f"a tensor of layout {frame.layout}", "a dense tensor (to_dense())"
+    return None
+
+
+def _shape_problem(frame: Any) -> tuple[str, str, str] | None:
     shape = tuple(frame.shape)
     if len(shape) == 2:
         return "channels", f"a grey picture of shape {shape}", "three colour channels"
@@ -238,17 +278,23 @@ def _form_problem(frame: Any) -> tuple[str, str, str] | None:
     height, width = shape[1:] if chw else shape[:2]
     if not (MIN_SIDE <= height <= MAX_SIDE and MIN_SIDE <= width <= MAX_SIDE):
         return "size", f"{width}x{height} pixels", f"sides from {MIN_SIDE} to {MAX_SIDE} pixels"
+    return None
+
+
+def _dtype_problem(frame: Any) -> tuple[str, str, str] | None:
+    if not is_tensor(frame) and _is_float(frame) and frame.dtype.itemsize > 8:
+        return "dtype", f"values of type {frame.dtype}", "uint8 or float of 64 bits at most"
     if not _is_float(frame) and str(frame.dtype).removeprefix("torch.") != "uint8":
         return "dtype", f"values of type {frame.dtype}", "uint8 or float"
     return None
 
 
-def _extents(frames: Sequence[Any]) -> list[tuple[float, float]]:
-    """Lowest and highest value of each frame; NaN where it has one.
+def _extents(frames: Sequence[Any]) -> list[Extent | Exception]:
+    """Lowest and highest value of each frame, NaN where it has one; the error where it cannot be looked at.
 
     Those of tensors come to the CPU together: each figure asked for singly would wait for the GPU.
     """
-    found: dict[int, tuple[float, float]] = {}
+    found: dict[int, Extent | Exception] = {}
     pending: dict[object, list[int]] = {}
     for position, frame in enumerate(frames):
         if is_tensor(frame):
@@ -256,11 +302,26 @@ def _extents(frames: Sequence[Any]) -> list[tuple[float, float]]:
         else:
             found[position] = float(frame.min()), float(frame.max())
     for positions in pending.values():
-        import torch
-
-        both = torch.stack([torch.stack(frames[i].detach().aminmax()) for i in positions])
-        found |= dict(zip(positions, ((low, high) for low, high in both.tolist()), strict=True))
+        found |= dict(zip(positions, _tensor_extents([frames[i] for i in positions]), strict=True))
     return [found[position] for position in range(len(frames))]
+
+
+def _tensor_extents(frames: Sequence[torch.Tensor]) -> list[Extent | Exception]:
+    """Extents of tensors of one type on one device: together, or singly where that fails."""
+    import torch
+
+    try:
+        both = torch.stack([torch.stack(_wide(frame.detach()).aminmax()) for frame in frames])
+        return [(low, high) for low, high in both.tolist()]
+    except Exception as error:
+        if len(frames) == 1:
+            return [error]
+    return [extent for frame in frames for extent in _tensor_extents([frame])]
+
+
+def _wide(tensor: torch.Tensor) -> torch.Tensor:
+    """Floats of fewer than 32 bits as float32: not every torch can compare those on every device."""
+    return tensor if tensor.element_size() >= 4 else tensor.float()
 
 
 def _fits(extent: tuple[float, float], value_range: tuple[float, float]) -> bool:
@@ -271,12 +332,12 @@ def _fits(extent: tuple[float, float], value_range: tuple[float, float]) -> bool
 def _guess_range(extents: list[tuple[float, float]]) -> tuple[float, float] | None:
     """The range that most frames speak for; None when none can be told.
 
-    Negative values up to -1 mean -1..1, values over 8 mean 0..255. What stays within 0..1 fits all three and
-    follows the others; values that end between 1 and 8 speak for nothing.
+    Values well below 0, down to -1, mean -1..1, values over 8 mean 0..255. What stays within 0..1 (a decoder may
+    undershoot a little) fits all three and follows the others; values that end between 1 and 8 speak for nothing.
     """
     votes: Counter[str] = Counter()
     for low, high in extents:
-        if _fits((low, high), RANGES["0..1"]) and low >= 0:
+        if _fits((low, high), RANGES["0..1"]):
             votes["0..1"] += 1
         elif _fits((low, high), RANGES["-1..1"]):
             votes["-1..1"] += 1
@@ -288,16 +349,22 @@ def _guess_range(extents: list[tuple[float, float]]) -> tuple[float, float] | No
     return RANGES[best] if best else None
 
 
+def _native(array: np.ndarray) -> np.ndarray:
+    """`array` with its bytes in the machine's own order, the only one torch takes."""
+    return array.astype(array.dtype.newbyteorder("="), copy=False)
+
+
 def _resized(frame: Any, size_hw: tuple[int, int]) -> Any:
     import torch
     from torch.nn.functional import interpolate
 
-    tensor = frame if is_tensor(frame) else torch.from_numpy(np.ascontiguousarray(frame))
-    chw = tensor if _is_chw(frame) else tensor.permute(2, 0, 1)
-    if tuple(chw.shape[1:]) == tuple(size_hw):
+    shape = tuple(frame.shape)
+    if (shape[1:] if _is_chw(frame) else shape[:2]) == tuple(size_hw):
         return frame
+    tensor = frame if is_tensor(frame) else torch.from_numpy(np.ascontiguousarray(_native(frame)))
+    chw = tensor if _is_chw(frame) else tensor.permute(2, 0, 1)
     enlarged = interpolate(chw[None].float(), size=size_hw, mode="bicubic", antialias=True)[0]
     if not _is_float(frame):
         enlarged = enlarged.round().clamp(0, 255)
     enlarged = (enlarged if _is_chw(frame) else enlarged.permute(1, 2, 0)).to(tensor.dtype)
-    return enlarged if is_tensor(frame) else enlarged.contiguous().numpy()
+    return enlarged if is_tensor(frame) else enlarged.contiguous().numpy().astype(frame.dtype, copy=False)

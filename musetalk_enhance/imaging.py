@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from .errors import FrameError
+from .frames import is_tensor
 
 if TYPE_CHECKING:
     import torch
@@ -84,3 +89,51 @@ def compose(
     if weights is not None:
         weight = strength * faces.new_tensor(weights)[:, None]
     return base + weight * (result - base)
+
+
+def resize_picture(picture: Any, size_wh: tuple[int, int]) -> Any:
+    """Bring one picture to (width, height) with OpenCV: area when shrinking, Lanczos when enlarging.
+
+    Args:
+        picture: (H, W, 1 to 4) uint8 or float array, or (1 to 4, H, W) tensor.
+        size_wh: (width, height) in pixels.
+
+    Returns:
+        An array or tensor of the same dtype and on the same device, C-contiguous.
+
+    Raises:
+        FrameError: `picture` is neither, or empty; or a side is below 1.
+    """
+    width, height = (int(side) for side in size_wh)
+    if width < 1 or height < 1:
+        raise FrameError("size", f"a size of {width}x{height}", "(width, height) in pixels, 1 at least")
+    if not is_tensor(picture):
+        return _resized_array(picture, (width, height))
+    if picture.is_floating_point() and picture.element_size() < 4:
+        return resize_picture(picture.float(), size_wh).to(picture.dtype)
+    if picture.ndim != 3:
+        raise FrameError("shape", f"shape {tuple(picture.shape)}", "a (3, H, W) tensor")
+    import torch
+
+    resized = _resized_array(picture.detach().permute(1, 2, 0).cpu().numpy(), (width, height))
+    return torch.from_numpy(resized).permute(2, 0, 1).contiguous().to(picture.device)
+
+
+def _resized_array(picture: Any, size_wh: tuple[int, int]) -> np.ndarray:
+    import cv2
+
+    if not isinstance(picture, np.ndarray) or picture.ndim != 3:
+        actual = str(getattr(picture, "shape", type(picture).__name__))
+        raise FrameError("shape", actual, "an (H, W, 3) array or a (3, H, W) tensor")
+    if not picture.size or picture.shape[2] > 4:
+        raise FrameError("shape", f"shape {picture.shape}", "a picture of 1 to 4 channels that is not empty")
+    if picture.dtype.newbyteorder("=") not in (np.uint8, np.float16, np.float32, np.float64):
+        raise FrameError("dtype", f"values of type {picture.dtype}", "uint8 or float of 64 bits at most")
+    width, height = size_wh
+    if picture.shape[:2] == (height, width):
+        return np.ascontiguousarray(picture)
+    known = picture.dtype.newbyteorder("=") if picture.dtype.itemsize != 2 else np.dtype(np.float32)
+    shrinks = height <= picture.shape[0] and width <= picture.shape[1]
+    how = cv2.INTER_AREA if shrinks else cv2.INTER_LANCZOS4
+    resized = cv2.resize(np.ascontiguousarray(picture, known), size_wh, interpolation=how)
+    return resized.reshape(height, width, picture.shape[2]).astype(picture.dtype, copy=False)

@@ -13,6 +13,7 @@ from fractions import Fraction
 from pathlib import Path
 from types import TracebackType
 from typing import Any
+from uuid import uuid4
 
 import numpy as np
 from numpy.typing import NDArray
@@ -100,10 +101,10 @@ class VideoWriter:
             yuv420p halves the colour; nothing of the picture is cut off.
     """
 
-    def __init__(self, path: PathLike, fps: Fraction | int, size_wh: tuple[int, int], crf: int = 18) -> None:
+    def __init__(self, path: PathLike, fps: Fraction | float, size_wh: tuple[int, int], crf: int = 18) -> None:
         """Args:
             path: where to; the ending tells the container, ``.mp4`` or ``.mkv``. The folder must exist.
-            fps: frames per second, exact.
+            fps: frames per second; a fraction is exact, of a float see `exact_fps`.
             size_wh: width and height of every frame to come, in pixels.
             crf: x264's constant rate factor, 0 (lossless) to 51; 18 is hardly told from the original.
 
@@ -111,15 +112,14 @@ class VideoWriter:
             ConfigError: `fps`, `size_wh` or `crf` is impossible.
             MediaError: the file cannot be begun.
         """
-        if fps <= 0:
-            raise ConfigError("fps", fps, "a fraction over 0")
+        rate = exact_fps(fps)
         if min(size_wh) < 2:
             raise ConfigError("size_wh", size_wh, "two numbers of pixels, 2 at least")
         if not 0 <= crf <= 51:
             raise ConfigError("crf", crf, "a whole number from 0 to 51")
-        self.path, self.fps, self.size_wh, self.count = Path(path), Fraction(fps), size_wh, 0
+        self.path, self.fps, self.size_wh, self.count = Path(path), rate, size_wh, 0
         self.coded_wh = (size_wh[0] + size_wh[0] % 2, size_wh[1] + size_wh[1] % 2)
-        self._part = self.path.with_name(f".{self.path.stem}.part-{os.getpid()}{self.path.suffix}")
+        self._part = self.path.with_name(f".{self.path.stem}.part-{uuid4().hex}{self.path.suffix}")
         self._converter = _Converter()
         self._container, self._stream = self._begin(crf)
 
@@ -211,6 +211,27 @@ class VideoWriter:
             self.close()
         else:
             self.abort()
+
+
+def exact_fps(fps: Fraction | float) -> Fraction:
+    """A frame rate as an exact fraction: 29.97 and its kin are n * 1000/1001, other floats what they read as.
+
+    >>> exact_fps(29.97), exact_fps(12.5)
+    (Fraction(30000, 1001), Fraction(25, 2))
+
+    Raises:
+        ConfigError: not a finite number over 0.
+    """
+    try:
+        rate = Fraction(fps)
+    except (ValueError, OverflowError, TypeError):  # NaN, infinity, no number
+        rate = Fraction(0)
+    if isinstance(fps, float):
+        ntsc = Fraction(1000 * round(rate), 1001)
+        rate = ntsc if rate.denominator > 1 and abs(rate - ntsc) < Fraction(1, 1000) else rate.limit_denominator(1001)
+    if rate <= 0:
+        raise ConfigError("fps", fps, "a number over 0")
+    return rate
 
 
 def read_image(path: PathLike) -> Image:

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-from collections.abc import Callable, Mapping
+import re
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -74,10 +76,12 @@ def _switch() -> tuple[Check, str]:
     return check, "true | false"
 
 
-def _text(allowed: str) -> tuple[Check, str]:
+def _text(allowed: str, none: str | None = None) -> tuple[Check, str]:
+    """Text; null means `none`."""
+
     def check(raw: Any) -> str | None:
         if raw is None:
-            return None
+            return none
         if not isinstance(raw, (str, Path)) or not str(raw).strip():
             raise ValueError
         return str(raw)
@@ -90,10 +94,9 @@ def _device() -> tuple[Check, str]:
         if raw is None:
             return "auto"
         word = str(raw).lower()  # a torch.device prints as "cuda:0"
-        kind, _, index = word.partition(":")
-        if kind not in ("auto", "cpu", "cuda", "mps") or (index and not (kind == "cuda" and index.isdigit())):
+        if not re.fullmatch(r"auto|(cpu|mps)(:0)?|cuda(:[0-9]+)?", word):
             raise ValueError
-        return word
+        return word if word.startswith("cuda") else word.partition(":")[0]
 
     return check, "auto | cpu | cuda | cuda:N | mps"
 
@@ -120,7 +123,7 @@ def _memory() -> tuple[Check, str]:
 
     return (
         check,
-        'auto | bytes (1048576 at least) | a size such as "2GiB" | a share of what is free, 0.0 to 1.0',
+        'auto | bytes (1048576 at least) | a size such as "2GiB" | a share of what is free, over 0.0 up to 1.0',
     )
 
 
@@ -148,7 +151,7 @@ class EnhancerSettings:
         "auto",
         "Which restorer: a name (`musetalk-enhance models` lists them) or the path of a checkpoint. "
         "auto: the best GFPGAN whose weight is in the cache, otherwise the embedded lite.",
-        _text("auto | the name of a restorer | the path of a .safetensors or .pth file"),
+        _text("auto | the name of a restorer | the path of a .safetensors or .pth file", none="auto"),
     )
     model_path: str | None = _option(
         None,
@@ -281,6 +284,8 @@ def checked(option: dataclasses.Field[Any], raw: Any, key: str) -> Any:
     Raises:
         ConfigError: naming `key`, as the user wrote it.
     """
+    if type(raw).__module__ == "numpy" and getattr(raw, "shape", None) == ():
+        raw = raw.item()  # a number of numpy's is a number
     try:
         return option.metadata["check"](raw)
     except (ValueError, TypeError, OverflowError) as error:
@@ -332,37 +337,69 @@ def section_of(cfg: Any) -> dict[str, Any] | None:
     Raises:
         ConfigError: the file or the section is not a mapping.
     """
-    tree = plain(cfg)
-    if SECTION not in tree:
+    from omegaconf import OmegaConf
+
+    if cfg is None:
         return None
-    section = tree[SECTION]
+    with _read(cfg) as node:
+        if SECTION not in node:
+            return None
+        section = node[SECTION]
+        if OmegaConf.is_config(section):  # of the host's other keys nothing is resolved
+            section = OmegaConf.to_container(section, resolve=True)
     if section is None:
         return {}
     if not isinstance(section, dict):
         raise ConfigError(SECTION, section, "a section of options, such as {enabled: true}")
-    return section
+    return {str(key): value for key, value in section.items()}
 
 
 def plain(cfg: Any) -> dict[str, Any]:
     """`cfg` (mapping, OmegaConf node, path of a YAML file, None) as a plain dict, interpolations resolved."""
     from omegaconf import OmegaConf
-    from omegaconf.errors import OmegaConfBaseException
 
     if cfg is None:
         return {}
+    with _read(cfg) as node:
+        tree = OmegaConf.to_container(node, resolve=True)
+    assert isinstance(tree, dict)
+    return {str(key): value for key, value in tree.items()}
+
+
+@contextmanager
+def _read(cfg: Any) -> Iterator[Any]:
+    """`cfg` as an OmegaConf mapping; what goes wrong with it inside becomes a ConfigError."""
+    from omegaconf import DictConfig, OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+
     where = str(cfg) if isinstance(cfg, (str, Path)) else "configuration"
     try:
         node = OmegaConf.load(cfg) if isinstance(cfg, (str, Path)) else OmegaConf.create(cfg)
-        tree = OmegaConf.to_container(node, resolve=True)
+        if not isinstance(node, DictConfig):
+            raise ConfigError(where, OmegaConf.to_container(node), "a mapping of options")
+        yield node
+    except ConfigError:
+        raise
     except (OmegaConfBaseException, OSError, ValueError) as error:
         raise ConfigError(where, str(error), "a readable YAML mapping of options") from error
     except Exception as error:  # yaml's own errors, without importing yaml
         if type(error).__module__.startswith("yaml"):
             raise ConfigError(where, str(error), "valid YAML") from error
         raise
-    if not isinstance(tree, dict):
-        raise ConfigError(where, type(tree).__name__, "a mapping of options")
-    return {str(key): value for key, value in tree.items()}
+
+
+def alone(cfg: Any) -> dict[str, Any]:
+    """`cfg` as the section itself, without a host's tree around it.
+
+    Raises:
+        ConfigError: it looks like a host's tree: sections, and not one option.
+    """
+    section = plain(cfg)
+    known = {option.name for option in options()}
+    if not known & set(section) and any(isinstance(value, (dict, list)) for value in section.values()):
+        allowed = f"a configuration with a section {SECTION}:, or the options themselves"
+        raise ConfigError("configuration", ", ".join(section), allowed)
+    return section
 
 
 def merge(section: Mapping[str, Any] | None, flags: Mapping[str, Any] | None = None) -> EnhancerSettings:

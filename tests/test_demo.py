@@ -173,7 +173,20 @@ def test_an_unknown_model_is_one_line(tmp_path, capsys):
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.parametrize("flags", [["--seconds", "0"], ["--fps", "0"], ["--size", "20"], ["--seconds", "soon"]])
+@pytest.mark.parametrize(
+    "flags",
+    [
+        ["--seconds", "0"],
+        ["--seconds", "nan"],
+        ["--seconds", "inf"],
+        ["--out", __file__],
+        ["--out", f"{__file__}/x"],
+        ["--fps", "0"],
+        ["--fps", "1/0"],
+        ["--size", "20"],
+        ["--seconds", "soon"],
+    ],
+)
 def test_impossible_flags(flags, capsys):
     with pytest.raises(SystemExit) as caught:
         demo.main(flags)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import logging
 import threading
+import time
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ import torch
 from torch.nn.functional import interpolate
 
 from musetalk_enhance import GFPGANEnhancer
+from musetalk_enhance.enhancer import _say_once_that_the_budget_is_unused
 from musetalk_enhance.errors import (
     ConfigError,
     EnhanceError,
@@ -20,6 +22,8 @@ from musetalk_enhance.errors import (
     OutOfMemoryError,
     RestorerError,
 )
+from musetalk_enhance.settings import EnhancerSettings
+from tests.conftest import RECORD
 
 
 def test_plan_names_are_there():
@@ -297,3 +301,136 @@ def test_a_precision_that_was_given_up_is_counted(make_enhancer, faces, monkeypa
     monkeypatch.setattr(type(enhancer._restorer), "fallbacks", property(lambda _: 1))
     enhancer(faces)
     assert enhancer.stats.fallbacks == 1 and enhancer.stats.as_dict()["fallbacks"] == 1
+
+
+@pytest.mark.parametrize("kind", ["float16", "longdouble", "sparse"])
+def test_odd_frames_come_back_and_are_counted(make_enhancer, kind):
+    frames = {
+        "float16": torch.full((2, 3, 64, 64), float("nan"), dtype=torch.float16),
+        "longdouble": np.zeros((2, 64, 64, 3), np.longdouble),
+        "sparse": torch.zeros(2, 3, 64, 64).to_sparse(),
+    }[kind]
+    enhancer = make_enhancer(output_size="same")
+    out = enhancer(frames)
+    assert type(out) is type(frames) and out.dtype == frames.dtype and out.shape == frames.shape
+    if kind != "longdouble" or np.longdouble(0).itemsize > 8:
+        assert enhancer.stats.restored == 0 and sum(enhancer.stats.passed_through.values()) == enhancer.stats.frames
+
+
+@pytest.mark.parametrize("wrong", [lambda b: b[:1], lambda b: b[:, :1], lambda b: b[0], lambda b: b.numpy()])
+def test_a_restorer_that_returns_another_form(make_enhancer, faces, wrong):
+    enhancer = make_enhancer(lambda batch: wrong(1 - batch))
+    enhancer._restorer.restore = lambda batch: wrong(1 - batch)  # also past the backend
+    out = enhancer(faces)
+    single = wrong(torch.zeros(1, 3, 4, 4))
+    if isinstance(single, torch.Tensor) and single.shape == (1, 3, 4, 4):  # right for one face alone
+        assert all(np.abs(out[i].astype(int) - (255 - faces[i])).max() <= 1 for i in range(5))
+    else:
+        assert np.array_equal(out, faces) and enhancer.stats.failed == 5 and enhancer.stats.restored == 0
+        with pytest.raises(RestorerError, match="returned"):
+            make_enhancer(lambda batch: wrong(1 - batch), on_error="raise")(faces)
+
+
+def test_autocast_of_the_host_means_nothing_here(faces):
+    with GFPGANEnhancer(model="lite", backend="torch", dtype="fp32") as enhancer:
+        expected = enhancer(faces[:1])
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            assert np.array_equal(enhancer(faces[:1]), expected)
+            run = enhancer._restorer.restore(torch.zeros(1, 3, 256, 256))
+            assert torch.is_autocast_cpu_enabled() if torch.__version__ < "2.4" else torch.is_autocast_enabled("cpu")
+        assert torch.equal(run, enhancer._restorer.restore(torch.zeros(1, 3, 256, 256)))
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float64])
+def test_the_default_dtype_of_the_host_means_nothing_here(faces, dtype):
+    with GFPGANEnhancer(model="lite", backend="torch") as enhancer:
+        expected = enhancer(faces[:1])
+    torch.set_default_dtype(dtype)
+    try:
+        with GFPGANEnhancer(model="lite", backend="torch") as enhancer:
+            assert np.array_equal(enhancer(faces[:1]), expected)
+        assert torch.get_default_dtype() == dtype
+    finally:
+        torch.set_default_dtype(torch.float32)
+
+
+def test_the_random_numbers_of_the_host_go_on(faces):
+    before = torch.random.get_rng_state()
+    with GFPGANEnhancer(model="lite") as enhancer:
+        enhancer(faces[:1])
+    assert torch.equal(torch.random.get_rng_state(), before)
+
+
+def test_disabled_with_a_restorer_is_whole(make_enhancer, faces):
+    restorer = make_enhancer()._restorer
+    with GFPGANEnhancer.from_settings(EnhancerSettings(), restorer=restorer) as enhancer:
+        assert enhancer(faces) is faces and enhancer.enhance_face(faces[0]) is not None
+        assert (enhancer.model_name, enhancer.loaded, str(enhancer.device)) == ("none", False, "cpu")
+        enhancer.unload()
+        enhancer.reset()
+        with pytest.raises(RestorerError, match="disabled"):
+            enhancer.memory_plan()
+
+
+def test_calls_take_turns(make_enhancer, faces):
+    inside, most = [], []
+
+    def slow(batch):
+        inside.append(1)
+        time.sleep(0.02)
+        most.append(len(inside))
+        inside.pop()
+        return batch
+
+    enhancer = make_enhancer(slow)
+    threads = [threading.Thread(target=enhancer, args=(faces[:1],)) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert most == [1] * 4, "one call at a time: a network keeps state"
+
+
+def test_the_batch_is_planned_with_the_first_frames(make_enhancer, faces, monkeypatch):
+    enhancer = make_enhancer()
+    monkeypatch.setattr("musetalk_enhance.memory.free_bytes", lambda device: 2 * 3 * RECORD.bytes_per_face)
+    enhancer(faces)
+    assert [shape[0] for shape in enhancer._restorer.backend.shapes] == [3, 2]
+
+
+def test_a_budget_without_memory_mode_is_said_once(make_enhancer, caplog):
+    _say_once_that_the_budget_is_unused.cache_clear()
+    with caplog.at_level(logging.WARNING):
+        make_enhancer(memory_budget=0.5)
+        make_enhancer(memory_budget=0.5)
+        make_enhancer(memory_budget=0.5, mode="memory")
+    assert len(caplog.records) == 1 and "mode: memory" in caplog.text
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.float16, np.float32, np.float64, ">f4"])
+@pytest.mark.parametrize("size_wh", [(20, 10), (48, 64), (32, 32)])
+def test_resize_to_original_keeps_the_type(dtype, size_wh):
+    face = np.full((32, 32, 3), 1, dtype)
+    out = GFPGANEnhancer.resize_to_original(face, size_wh)
+    assert out.shape == (*size_wh[::-1], 3) and out.dtype == face.dtype and np.allclose(out.astype(float), 1)
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.float16, torch.bfloat16, torch.float32])
+def test_resize_to_original_takes_tensors(dtype):
+    face = torch.arange(3)[:, None, None].expand(3, 32, 32).to(dtype)
+    out = GFPGANEnhancer.resize_to_original(face, (20, 10))
+    assert out.shape == (3, 10, 20) and out.dtype == dtype and out[:, 5, 5].tolist() == [0, 1, 2]
+
+
+@pytest.mark.parametrize(
+    "face",
+    [np.zeros((4, 4, 3), np.int64), np.zeros((0, 4, 3), np.uint8), np.zeros((4, 4, 5), np.uint8), torch.zeros(4, 4)],
+)
+def test_resize_to_original_refuses_the_rest(face):
+    with pytest.raises(FrameError):
+        GFPGANEnhancer.resize_to_original(face, (8, 8))
+
+
+def test_a_hosts_tree_without_our_section_is_told_from_options():
+    with pytest.raises(ConfigError, match="a section gfpgan:"):
+        GFPGANEnhancer.from_config({"task_0": {"video_path": "a.mp4"}})

@@ -127,3 +127,64 @@ def test_one_frame_without_a_batch_axis_is_refused_as_a_whole():
     batch = FrameBatch.open(np.zeros((64, 64, 3), np.uint8))
     assert batch.refused and len(batch) == 1
     assert "enhance_face" in str(batch.problems[0])
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_tensors_are_looked_at_on_every_torch(rng, dtype):
+    frames = torch.from_numpy(rng.random((2, 3, 32, 32), np.float32)).to(dtype)
+    frames[1, 0, 0, 0] = float("nan")
+    batch = FrameBatch.open(frames)
+    assert batch.value_range == (0, 1) and {i: p.reason for i, p in batch.problems.items()} == {1: "nonfinite"}
+
+
+def test_values_that_cannot_be_looked_at_are_a_problem_of_that_frame(monkeypatch):
+    def broken(tensor):
+        if tensor[0, 0, 0] == 1:
+            raise RuntimeError("not implemented")
+        return tensor
+
+    monkeypatch.setattr("musetalk_enhance.frames._wide", broken)
+    batch = FrameBatch.open(torch.stack([torch.zeros(3, 32, 32), torch.ones(3, 32, 32)]))
+    assert {i: p.reason for i, p in batch.problems.items()} == {1: "unreadable"} and batch.groups() == [[0]]
+
+
+@pytest.mark.parametrize("odd", ["meta", "sparse"])
+def test_tensors_without_plain_values_are_refused(odd):
+    good = torch.zeros(3, 32, 32)
+    frame = good.to("meta") if odd == "meta" else good.to_sparse()
+    batch = FrameBatch.open([good, frame])
+    assert {i: p.reason for i, p in batch.problems.items()} == {1: "storage"}
+    assert type(batch.passthrough(1, None)) is torch.Tensor
+    whole = FrameBatch.open(torch.zeros(2, 3, 32, 32, device="meta") if odd == "meta" else torch.stack([frame] * 2))
+    assert whole.refused and whole.problems[0].reason == "storage"
+    assert whole.copy().shape == (2, 3, 32, 32)
+
+
+def test_a_slight_undershoot_is_still_0_to_1(rng):
+    frames = rng.random((3, 32, 32, 3), np.float32)
+    frames[1, 0, 0, 0] = -0.003
+    assert FrameBatch.open(frames).value_range == (0, 1)
+    frames[2, 0, 0, 0] = -0.5
+    assert FrameBatch.open(frames).value_range == (-1, 1)
+
+
+def test_the_order_of_the_bytes_stays(rng):
+    frames = rng.random((2, 32, 32, 3)).astype(">f4")
+    for source in (frames, list(frames)):
+        out = round_trip(source)
+        assert out[0].dtype == ">f4" and np.allclose(out, frames, atol=1e-6)
+    assert FrameBatch.open(frames).passthrough(0, (48, 48)).dtype == ">f4"
+
+
+def test_floats_that_torch_does_not_know_are_refused():
+    batch = FrameBatch.open(np.zeros((1, 32, 32, 3), np.longdouble))
+    if np.longdouble(0).itemsize > 8:
+        assert batch.problems[0].reason == "dtype" and not batch.has_size(0)
+
+
+@pytest.mark.parametrize("frame", [np.ones((32, 32, 3), np.uint8), torch.ones(3, 32, 32)])
+def test_a_frame_handed_back_is_a_copy(frame):
+    for size in (None, (32, 32)):
+        out = FrameBatch.open([frame]).passthrough(0, size)
+        out[:] = 7
+        assert frame.max() == 1

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from musetalk_enhance.imaging import LOWER_FROM, LOWER_FULL, compose, kept_rows, region_weights
+from musetalk_enhance.imaging import LOWER_FROM, LOWER_FULL, compose, kept_rows, region_weights, resize
 
 
 def test_full_has_no_weights():
@@ -37,3 +37,10 @@ def test_the_host_keeps_nothing_of_the_ramp():
     sigma = 0.3 * ((0.05 * 1.5 * 256 - 1) * 0.5 - 1) + 0.8  # OpenCV's own rule for this kernel, 256 px box
     tail = 0.5 * (1 - torch.erf(torch.tensor((0.5 - LOWER_FULL) * 256 / sigma / 2**0.5)))
     assert float(tail) < 0.03
+
+
+def test_shrinking_by_any_factor_leaves_no_moire():
+    """A checkerboard is grey when it is made smaller; without antialiasing it beats against the new grid."""
+    board = (torch.arange(96)[:, None] + torch.arange(96)[None, :]).remainder(2).float().expand(1, 3, 96, 96)
+    for size in ((48, 48), (70, 70), (50, 90)):
+        assert (resize(board, size)[..., 4:-4, 4:-4] - 0.5).abs().max() < 0.2

@@ -13,7 +13,7 @@ from tests.conftest import ROOT
 PACKAGE = ROOT / "musetalk_enhance"
 LAYERS = [
     {"_version", "errors"},
-    {"registry", "settings", "frames", "imaging", "stats", "memory", "media", "metrics"},
+    {"registry", "settings", "frames", "imaging", "stats", "memory", "media", "metrics", "precision"},
     {"costs"},
     {"weights"},
     {"backends"},

@@ -13,7 +13,7 @@ import psutil
 import pytest
 
 from musetalk_enhance.errors import ConfigError, FrameError, MediaError
-from musetalk_enhance.media import VideoWriter, probe, read_frames, read_image, write_image
+from musetalk_enhance.media import VideoWriter, exact_fps, probe, read_frames, read_image, write_image
 
 pytestmark = pytest.mark.filterwarnings("error")
 
@@ -293,3 +293,33 @@ def test_pictures_that_fail_are_named(tmp_path):
             write_image(tmp_path / name, gradient())
     with pytest.raises(FrameError, match="float32"):
         write_image(tmp_path / "face.png", gradient().astype(np.float32))
+
+
+@pytest.mark.parametrize(
+    ("fps", "exact"),
+    [
+        (29.97, NTSC),
+        (23.976, Fraction(24000, 1001)),
+        (59.94, Fraction(60000, 1001)),
+        (25.0, 25),
+        (12.5, Fraction(25, 2)),
+    ],
+)
+def test_float_rates(tmp_path, fps, exact):
+    assert exact_fps(fps) == exact
+    assert probe(write(tmp_path / "clip.mp4", [gradient(i) for i in range(3)], fps)).fps == exact
+
+
+@pytest.mark.parametrize("fps", [float("nan"), float("inf"), 0.0, -1.0, 0, None])
+def test_impossible_rates(tmp_path, fps):
+    with pytest.raises(ConfigError, match="fps"):
+        VideoWriter(tmp_path / "clip.mp4", fps, (96, 64))
+
+
+def test_two_writers_of_one_process_may_write_the_same_file(tmp_path):
+    path = tmp_path / "clip.mp4"
+    with VideoWriter(path, 25, (96, 64)) as one, VideoWriter(path, 25, (96, 64)) as two:
+        for index in range(4):
+            one.write(gradient(index))
+            two.write(gradient(index))
+    assert sum(1 for _ in read_frames(path)) == 4 and [file.name for file in tmp_path.iterdir()] == ["clip.mp4"]

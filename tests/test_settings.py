@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 
+import numpy as np
 import pytest
 import torch
 from omegaconf import OmegaConf
@@ -76,6 +77,9 @@ def test_every_option_has_a_flag_and_help():
         ({"memory_budget": 10}, ["gfpgan.memory_budget", "10"]),
         ({"device": "gpu"}, ["gfpgan.device", "'gpu'", "cuda:N"]),
         ({"device": "cpu:1"}, ["gfpgan.device"]),
+        ({"device": "cuda:"}, ["gfpgan.device"]),
+        ({"device": "auto:"}, ["gfpgan.device"]),
+        ({"memory_budget": 0.0}, ["gfpgan.memory_budget", "over 0.0 up to 1.0"]),
         ({"model_path": ""}, ["gfpgan.model_path"]),
         ({"model_path": [1]}, ["gfpgan.model_path"]),
         ({"model": None, "model_path": None, "color": None}, ["gfpgan.color", "None"]),
@@ -115,7 +119,16 @@ def test_memory_budget(text, value):
     assert EnhancerSettings(memory_budget=text).memory_budget == value
 
 
-@pytest.mark.parametrize(("raw", "value"), [(None, "auto"), (torch.device("cpu"), "cpu"), ("CUDA:1", "cuda:1")])
+@pytest.mark.parametrize(
+    ("raw", "value"),
+    [
+        (None, "auto"),
+        (torch.device("cpu"), "cpu"),
+        (torch.device("cpu", 0), "cpu"),
+        ("CUDA:1", "cuda:1"),
+        ("mps:0", "mps"),
+    ],
+)
 def test_device(raw, value):
     assert EnhancerSettings(device=raw).device == value
 
@@ -146,3 +159,22 @@ def test_yaml_files(tmp_path):
 
 def test_empty_section_is_a_section():
     assert section_of({"gfpgan": None}) == {} and section_of({"task_0": {}}) is None and section_of(None) is None
+
+
+def test_null_is_auto_for_the_model():
+    assert EnhancerSettings(model=None).model == merge({"model": None}).model == "auto"
+
+
+def test_numbers_of_numpy_are_numbers():
+    settings = EnhancerSettings(
+        strength=np.float32(0.5), batch_size=np.int64(4), memory_budget=np.float64(0.25), cpu_fallback=np.bool_(False)
+    )
+    assert settings == EnhancerSettings(strength=0.5, batch_size=4, memory_budget=0.25, cpu_fallback=False)
+    assert type(settings.batch_size) is int and type(settings.strength) is float
+
+
+def test_only_our_section_is_resolved():
+    tree = OmegaConf.create({"task": "${oc.env:NO_SUCH_VARIABLE_HERE}", "size": 4, "gfpgan": {"upscale": "${size}"}})
+    assert section_of(tree) == {"upscale": 4}
+    with pytest.raises(ConfigError, match="nowhere"):
+        section_of({"gfpgan": {"upscale": "${nowhere}"}})

@@ -8,6 +8,7 @@ import time
 from typing import TYPE_CHECKING
 
 from ..errors import RestorerError
+from ..precision import without_autocast
 from .base import Backend, NetworkSpec
 
 if TYPE_CHECKING:
@@ -48,7 +49,7 @@ class TorchBackend(Backend):
         """See `Backend.run`."""
         import torch
 
-        with torch.inference_mode():
+        with torch.inference_mode(), without_autocast(batch.device):
             faces = batch.to(self._type).contiguous(memory_format=self._order)
             if self._may_graph and faces.is_cuda and len(faces) <= BUCKETS[-1]:
                 return self._graphed(faces).float()

@@ -9,7 +9,8 @@ from __future__ import annotations
 import argparse
 import logging
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from importlib import import_module
 
 from .._version import __version__
@@ -41,8 +42,36 @@ def main(argv: Sequence[str] | None = None) -> int:
     Args:
         argv: arguments without the program's name; None takes ``sys.argv``.
     """
-    logging.basicConfig(format="%(name)s: %(message)s", level=logging.INFO, stream=sys.stderr)
     words = list(sys.argv[1:] if argv is None else argv)
+    with _said_on_stderr():
+        return _main(words)
+
+
+@contextmanager
+def _said_on_stderr() -> Iterator[None]:
+    """While inside, what the library logs goes to stderr; the root logger is left to the host's script."""
+    logger = logging.getLogger("musetalk_enhance")
+    if any(isinstance(handler, _StderrHandler) for handler in logger.handlers):  # a command within a command
+        yield
+        return
+    handler, level, propagate = _StderrHandler(sys.stderr), logger.level, logger.propagate
+    handler.setFormatter(logging.Formatter("%(name)s: %(message)s"))
+    logger.addHandler(handler)
+    logger.setLevel(level or logging.INFO)
+    logger.propagate = False
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
+        logger.setLevel(level)
+        logger.propagate = propagate
+
+
+class _StderrHandler(logging.StreamHandler):  # type: ignore[type-arg]
+    """The command line's own handler."""
+
+
+def _main(words: list[str]) -> int:
     try:
         if words[:1] == ["run"] and words[1:] not in (["-h"], ["--help"]):
             from .run import run_words  # the script's own arguments are none of argparse's business

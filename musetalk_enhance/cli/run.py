@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import logging
+import re
 from collections.abc import Sequence
 
 from ..errors import ConfigError
@@ -34,16 +35,31 @@ def split(words: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
     """
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
     add_gfpgan_arguments(parser)
+    end = list(words).index("--") if "--" in words else len(words)  # what follows is the host's in any case
     try:
-        args, rest = parser.parse_known_args(list(words))
+        args, rest = parser.parse_known_args(_joined(words[:end]))
     except argparse.ArgumentError as error:
-        raise ConfigError(str(error.argument_name), "nothing", "a value after the flag") from None
+        lacking = "expected" in error.message
+        allowed = "a value after the flag" if lacking else "the flag alone"
+        raise ConfigError(str(error.argument_name), "nothing" if lacking else error.message, allowed) from None
     known = [flag_of(option.name) for option in options()]
     for word in rest:
         name, _, value = word.partition("=")
         if name.startswith((f"--{SECTION}_", f"--enable_{SECTION}", f"--no-{SECTION}_")):
             raise ConfigError.unknown(name, value, known)
-    return args, rest
+    return args, [*rest, *words[end:]]
+
+
+def _joined(words: Sequence[str]) -> list[str]:
+    """`words` with ``--gfpgan_x -1..1`` as ``--gfpgan_x=-1..1``: argparse would take the value for a flag."""
+    joined: list[str] = []
+    for word in words:
+        ours = bool(joined) and joined[-1].startswith(f"--{SECTION}_") and "=" not in joined[-1]
+        if ours and re.match(r"-\.?\d", word):
+            joined[-1] += f"={word}"
+        else:
+            joined.append(word)
+    return joined
 
 
 def run_words(words: Sequence[str]) -> int:
@@ -53,6 +69,10 @@ def run_words(words: Sequence[str]) -> int:
         EnhanceError: a wrong option, or the script cannot be run.
     """
     args, rest = split(words)
+    if rest[:1] == ["-m"]:
+        module = rest[1] if len(rest) > 1 else "scripts.inference"
+        path = module.replace(".", "/") + ".py"
+        raise ConfigError("SCRIPT", f"-m {module}", f"the path of the script: {path}")
     if not rest or rest[0].startswith("-"):
         raise ConfigError("SCRIPT", rest[0] if rest else "", "the host's script before its own arguments")
     return _run(rest[0], rest[1:], args)
@@ -64,8 +84,8 @@ def _run(script: str, arguments: Sequence[str], args: argparse.Namespace) -> int
     try:
         enhancer = run_script(script, arguments, given_flags(args))
     except SystemExit as stop:
-        if isinstance(stop.code, int):
-            return stop.code
+        if stop.code is None or isinstance(stop.code, int):
+            return stop.code or 0
         logger.error("%s", stop.code)
         return 1
     if not enhancer.enabled:

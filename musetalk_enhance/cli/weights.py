@@ -39,7 +39,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     command.add_argument("--quiet", action="store_true", help="no progress bar")
 
     command = commands.add_parser(
-        "verify", help="hash the files in the cache; without NAME, a weight never fetched is no failure"
+        "verify",
+        help="hash the files in the cache; without NAME, a weight never fetched is no failure, an empty cache is",
     )
     command.add_argument("names", nargs="*", metavar="NAME")
     command.add_argument("--json", action="store_true", help="as JSON")

@@ -148,18 +148,26 @@ class _LateEnhancer:
     """Stands in for the enhancer until flags and YAML are known, which is before the first frame."""
 
     def __init__(self, flags: dict[str, Any]) -> None:
-        self.flags = flags
+        self.flags, self.settings = flags, merge(None, flags)
         self.enhancer: GFPGANEnhancer | None = None
         self.calls = 0
 
+    def check(self) -> None:
+        """See whether the model that the flags name is there, without loading it: a YAML may add options yet."""
+        from ..restorers.catalog import choose
+
+        if self.settings.enabled and {"model", "model_path"} & set(self.flags):
+            choose(self.settings)
+
     def make(self, section: dict[str, Any] | None) -> None:
-        settings = merge(section, self.flags)
+        """The enhancer that a YAML section and the flags mean, in place of one made for another section."""
+        self.settings = merge(section, self.flags)
         if self.enhancer is not None:
-            if section is None or self.enhancer.settings == settings:
+            if self.enhancer.settings == self.settings:
                 return
             self.enhancer.close()
-        self.enhancer = GFPGANEnhancer.from_settings(settings)
-        if settings.enabled:
+        self.enhancer = GFPGANEnhancer.from_settings(self.settings)
+        if self.enhancer.enabled:
             logger.info("faces are restored with %s on %s", self.enhancer.model_name, self.enhancer.device)
 
     def ready(self) -> GFPGANEnhancer:
@@ -168,6 +176,11 @@ class _LateEnhancer:
             self.make(None)
         assert self.enhancer is not None
         return self.enhancer
+
+    def close(self) -> None:
+        """Give back what the enhancer holds, where there is one."""
+        if self.enhancer is not None:
+            self.enhancer.close()
 
     def __call__(self, frames: Any) -> Any:
         self.calls += 1
@@ -197,13 +210,31 @@ def _config_without_section(late: _LateEnhancer) -> Iterator[None]:
 
 
 def _config_path(arguments: Sequence[str]) -> str | None:
-    """The value of ``--inference_config`` among the host's own arguments."""
+    """The value of ``--inference_config`` among the host's own arguments: of several the last, as argparse does.
+
+    A beginning of the flag counts as well (argparse takes one that is unique); it is three letters at least.
+    """
+    found = None
     for position, word in enumerate(arguments):
-        if word == CONFIG_FLAG and position + 1 < len(arguments):
-            return arguments[position + 1]
-        if word.startswith(CONFIG_FLAG + "="):
-            return word.partition("=")[2]
-    return None
+        if word == "--":
+            break
+        flag, equals, value = word.partition("=")
+        if CONFIG_FLAG.startswith(flag) and len(flag) >= len("--inf"):
+            found = value if equals else next(iter(arguments[position + 1 : position + 2]), found)
+    return found
+
+
+@contextmanager
+def _attached(owner: Any, late: _LateEnhancer) -> Iterator[None]:
+    """Attach `late` while inside. A wrapper that the host put over ours is left with it: its run is over."""
+    attachment = attach(owner, late)
+    try:
+        yield
+    finally:
+        try:
+            attachment.detach()
+        except HostError as error:
+            logger.warning("%s", error)
 
 
 def _vae_class() -> Any:
@@ -229,7 +260,7 @@ def run_script(script: str, arguments: Sequence[str], flags: dict[str, Any]) -> 
     Raises:
         ConfigError: an option in `flags` or in the YAML section is wrong.
         HostError: the script or MuseTalk's package is not there, or the script never decoded a frame.
-        SystemExit: the script ended itself with a code other than 0.
+        SystemExit: the script ended itself with a code other than 0, or has shown its help.
     """
     if not os.path.isfile(script):
         raise HostError(f"no script {script!r} in {os.getcwd()}; give MuseTalk's own, such as scripts/inference.py")
@@ -238,26 +269,25 @@ def run_script(script: str, arguments: Sequence[str], flags: dict[str, Any]) -> 
     # Told before the host loads gigabytes; a missing file is the host's own error to report.
     if config is not None and os.path.isfile(config):
         late.make(section_of(config))
-    elif flags.get("enabled"):
-        late.make(None)
+    else:
+        late.check()
     argv, path = sys.argv, list(sys.path)
     with ExitStack() as stack:
+        stack.callback(late.close)
         stack.callback(setattr, sys, "argv", argv)
         stack.callback(sys.path.__setitem__, slice(None), path)
         sys.argv = [script, *arguments]
         sys.path[:0] = [os.getcwd(), os.path.dirname(os.path.abspath(script))]
         stack.enter_context(_config_without_section(late))
-        stack.enter_context(attach(_vae_class(), late))
+        stack.enter_context(_attached(_vae_class(), late))
         try:
             runpy.run_path(script, run_name="__main__")
         except SystemExit as stop:
-            if stop.code not in (None, 0):
+            if stop.code not in (None, 0) or {"-h", "--help"} & set(arguments):
                 raise
-    enhancer = late.enhancer or GFPGANEnhancer.from_settings(merge(None, {**flags, "enabled": False}))
-    enhancer.close()
-    if enhancer.enabled and not late.calls:
+    if late.settings.enabled and not late.calls:
         raise HostError(f"{script} ended without decoding a single frame; its own messages above say why")
-    return enhancer
+    return late.enhancer or GFPGANEnhancer.from_settings(late.settings.replace(enabled=False))
 
 
 __all__ = ["Attachment", "attach", "run_script"]

@@ -14,6 +14,7 @@ from pathlib import Path
 from .. import weights
 from ..backends import NetworkSpec
 from ..errors import ConfigError, EnhanceError, RestorerError, suggest
+from ..precision import as_if_alone
 from ..registry import Registry
 from ..settings import EnhancerSettings
 from .base import LoadRequest, NetworkRestorer, Restorer, RestorerRecord
@@ -62,7 +63,7 @@ class Choice:
         Raises:
             EnhanceError: whatever kept it from loading, as a typed error.
         """
-        with self._said_plainly():
+        with self._said_plainly(), as_if_alone():
             return self.model.kind()(self._request(device))
 
     def network(self) -> NetworkSpec:
@@ -72,7 +73,7 @@ class Choice:
             ConfigError: the model is not one network (``engine: official``, some plug-ins).
             EnhanceError: whatever kept it from loading, as a typed error.
         """
-        with self._said_plainly():
+        with self._said_plainly(), as_if_alone():
             kind = self.model.kind()
             if not issubclass(kind, NetworkRestorer):
                 allowed = "a model that is one network"
@@ -186,14 +187,17 @@ def _choose(settings: EnhancerSettings) -> Choice:
     name = settings.model
     if name == "auto":
         name = next((known for known in AUTO_ORDER if weights.find(known) is not None), "lite")
-        if settings.engine == "official" and name == "lite":
-            name = AUTO_ORDER[0]  # which then says that its weight is missing
+        if name == "lite" and (settings.engine == "official" or settings.download):
+            name = AUTO_ORDER[0]  # which is fetched then, or says that its weight is missing
         if name == "lite":
+            _check_unused("lite, which auto comes to (arch and channel_multiplier go with model_path)", settings)
             _say_once_that_lite_runs()
     model = get_model(name)
     if model.arch is not None:
         _check_name_and_arch(name, model.arch, settings)
         settings = settings.replace(arch=model.arch)
+    else:
+        _check_unused(name, settings)
     weight = weights.require(model.record.weight, download=settings.download) if model.record.weight else None
     return _with_engine(Choice(model, settings, weight))
 
@@ -209,9 +213,17 @@ def _check_name_and_arch(name: str, arch: str, settings: EnhancerSettings) -> No
         raise ConfigError("channel_multiplier", settings.channel_multiplier, f"2 with model: {name}")
 
 
+def _check_unused(name: str, settings: EnhancerSettings) -> None:
+    """Refuse options that say what a GFPGAN checkpoint is, where the model is none."""
+    for option, default in (("arch", "clean"), ("channel_multiplier", 2)):
+        if getattr(settings, option) != default:
+            raise ConfigError(option, getattr(settings, option), f"{default} with model: {name}")
+
+
 def _from_path(path: Path, settings: EnhancerSettings) -> Choice:
     weight = weights.open_file(path, trust_unpinned=settings.trust_unpinned)
     if settings.engine == "native" and weight.path.stat().st_size < _LITE_MOST and LITE_KEY in weight.state_dict():
+        _check_unused(f"{path}, a network of lite's form", settings)
         return Choice(_renamed(MODELS.get("lite"), weight), settings, weight)
     if settings.arch in _BY_ARCH and settings.channel_multiplier != 2:
         allowed = f"2 with arch: {settings.arch} (it has none)"

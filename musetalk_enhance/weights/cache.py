@@ -19,7 +19,7 @@ CACHE_ENV = "MUSETALK_ENHANCE_CACHE"
 OFFLINE_ENV = "MUSETALK_ENHANCE_OFFLINE"
 
 _BLOCK = 2**20
-_known_hashes: dict[tuple[str, int, int, int], str] = {}
+_known_hashes: dict[tuple[str, int, int, int, int], str] = {}
 
 
 @dataclass(frozen=True)
@@ -101,14 +101,14 @@ def _size(path: Path) -> int | None:
 def sha256_of(path: Path, *, remember: bool = True) -> str:
     """The sha256 of a file, 64 lower-case hex digits.
 
-    With `remember`, it is not read again in this process while its size and time of change stay as they are.
+    With `remember`, it is not read again in this process while its size and times of change stay as they are.
 
     Raises:
         CorruptWeightError: the file cannot be read.
     """
     try:
         stat = path.stat()
-        key = (str(path.absolute()), stat.st_size, stat.st_mtime_ns, stat.st_ino)
+        key = (str(path.absolute()), stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino)
         if remember and key in _known_hashes:
             return _known_hashes[key]
         digest = hashlib.sha256()

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from urllib.parse import quote, urlsplit
+from uuid import uuid4
 
 from ..errors import CacheError, ConfigError, DownloadError, EnhanceError
 from . import cache, table
@@ -105,7 +106,7 @@ def _mirrored(entry: WeightEntry, mirrors: Iterable[str]) -> list[str]:
 def _exclusive(target: Path) -> Iterator[Path]:
     """The path to download to, ours alone: other processes and threads wait until we are done.
 
-    Where the file system knows no locks, the path is this process's own, and nothing is resumed.
+    Where the file system knows no locks, the path is this call's own, and nothing is resumed.
     """
     from filelock import FileLock, Timeout  # in every environment that has torch 2
 
@@ -118,7 +119,7 @@ def _exclusive(target: Path) -> Iterator[Path]:
             _log.warning("another process is fetching %s; waiting for it", target.name)
             lock.acquire()
     except NotImplementedError:
-        part = target.with_name(f"{target.name}.{os.getpid()}.part")
+        part = target.with_name(f"{target.name}.{uuid4().hex}.part")
         try:
             yield part
         finally:
@@ -208,7 +209,8 @@ def _bar(entry: WeightEntry, progress: bool) -> Iterator[Report]:
     """A bar on stderr; yields what to call with the bytes that are there. Seldom redrawn in a log file."""
     from tqdm import tqdm
 
-    interval = 0.1 if sys.stderr.isatty() else 10.0
+    progress = progress and sys.stderr is not None  # there is none under pythonw or in some services
+    interval = 0.1 if progress and sys.stderr.isatty() else 10.0
     with tqdm(
         total=entry.size,
         desc=entry.file,

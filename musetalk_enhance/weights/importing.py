@@ -6,6 +6,7 @@ import os
 import re
 import shutil
 from pathlib import Path
+from uuid import uuid4
 
 from ..errors import CheckpointError, CorruptWeightError, MissingWeightError, WeightError, suggest
 from . import cache, table
@@ -54,7 +55,7 @@ def import_file(path: str | Path, *, copy: bool = True) -> Path:
 
 def _put(source: Path, target: Path, entry: WeightEntry) -> None:
     """Copy beside the target, check the copy, rename: nobody ever sees half a file."""
-    part = target.with_name(f".{target.name}.{os.getpid()}.import")
+    part = target.with_name(f".{target.name}.{uuid4().hex}.import")  # threads share a process id
     try:
         try:
             shutil.copyfile(source, part)

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import json
+import logging
 import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from musetalk_enhance import attach
+from musetalk_enhance import GFPGANEnhancer, attach
 from musetalk_enhance.cli import main
+from musetalk_enhance.cli.run import split
 from musetalk_enhance.errors import HostError
+from musetalk_enhance.hosts.musetalk import _config_path
 
 VAE = """
 import numpy as np
@@ -118,10 +121,10 @@ def test_flags_win_over_yaml(host):
     assert seen["seen"][0]["shape"] == [2, 128, 128, 3]
 
 
-def test_off_means_as_if_we_were_not_there(host, caplog):
+def test_off_means_as_if_we_were_not_there(host, capsys):
     code, seen = run("scripts/inference.py", "--inference_config", "configs/off.yaml")
     assert code == 0 and seen["seen"][0]["shape"] == [2, 256, 256, 3] and seen["seen"][0]["red"] == 40
-    assert "nothing was restored" in caplog.text
+    assert "nothing was restored" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -141,6 +144,8 @@ def test_off_means_as_if_we_were_not_there(host, caplog):
         ),
         (["scripts/none.py", "--enable_gfpgan"], "no script"),
         (["--enable_gfpgan"], "SCRIPT"),
+        (["-m", "scripts.inference", "--enable_gfpgan"], "scripts/inference.py"),
+        (["scripts/inference.py", "--enable_gfpgan=true"], "ignored explicit argument 'true'"),
     ],
 )
 def test_wrong_calls_end_before_the_host_starts(host, capsys, words, said):
@@ -216,3 +221,86 @@ def test_detaching_under_somebody_elses_wrapper_is_refused():
     vae.decode_latents = lambda latents: None
     with pytest.raises(HostError, match="wrapped again"):
         attachment.detach()
+
+
+@pytest.fixture
+def made(monkeypatch) -> list[GFPGANEnhancer]:
+    """Every enhancer that is loaded during the test, in order."""
+    found: list[GFPGANEnhancer] = []
+    load = GFPGANEnhancer._load
+
+    def noting(self, settings):
+        found.append(self)
+        return load(self, settings)
+
+    monkeypatch.setattr(GFPGANEnhancer, "_load", noting)
+    return found
+
+
+def test_one_model_is_loaded_although_the_yaml_is_known_late(host, made):
+    (host / "configs/default.yaml").write_text((host / "configs/on.yaml").read_text())
+    assert run("scripts/inference.py", "--enable_gfpgan", "--gfpgan_strength", "0.5")[0] == 0
+    assert [enhancer.settings.output_size for enhancer in made] == ["native"]
+
+
+def test_every_enhancer_is_closed_the_replaced_one_too(host, made):
+    (host / "configs/second.yaml").write_text((host / "configs/on.yaml").read_text().replace("native", "128"))
+    script = host / "scripts/inference.py"
+    script.write_text(script.read_text().replace("seen = []", "OmegaConf.load('configs/second.yaml'); seen = []"))
+    code, seen = run("scripts/inference.py", "--inference_config", "configs/on.yaml")
+    assert code == 0 and seen["seen"][0]["shape"] == [2, 128, 128, 3]
+    assert len(made) == 2 and not any(enhancer.loaded for enhancer in made)
+    assert [enhancer.model_name for enhancer in made] == ["none", "none"]
+
+
+@pytest.mark.parametrize(
+    ("words", "path"),
+    [
+        (["--inference_config", "a", "--inference_config=b"], "b"),
+        (["--inference_conf", "a"], "a"),
+        (["--inf=a"], "a"),
+        (["--i", "a", "--inference_config"], None),
+        (["--", "--inference_config", "a"], None),
+    ],
+)
+def test_the_config_is_found_as_argparse_finds_it(words, path):
+    assert _config_path(words) == path
+
+
+def test_a_value_may_begin_with_a_minus(host):
+    args, rest = split(["s.py", "--gfpgan_value_range", "-1..1", "--shift", "-7", "--gfpgan_color", "rgb"])
+    assert (args.gfpgan_value_range, args.gfpgan_color, rest) == ("-1..1", "rgb", ["s.py", "--shift", "-7"])
+
+
+def test_words_after_two_dashes_are_the_hosts(host):
+    args, rest = split(["s.py", "--enable_gfpgan", "--", "--gfpgan_modell", "x", "--gfpgan_model", "y"])
+    assert rest == ["s.py", "--", "--gfpgan_modell", "x", "--gfpgan_model", "y"]
+    assert args.enable_gfpgan and not hasattr(args, "gfpgan_model")
+
+
+def test_the_hosts_own_wrapper_does_not_fail_the_run(host, capsys):
+    script = host / "scripts/inference.py"
+    wrap = "inner = VAE.decode_latents\nVAE.decode_latents = lambda self, latents: inner(self, latents)\nseen = []"
+    script.write_text(script.read_text().replace("seen = []", wrap))
+    code, seen = run("scripts/inference.py", "--enable_gfpgan", "--gfpgan_model", "lite")
+    assert code == 0 and seen and "wrapped again after us" in capsys.readouterr().err
+
+
+def test_the_scripts_help_is_no_failure(host, capsys):
+    assert run("scripts/inference.py", "--enable_gfpgan", "--gfpgan_model", "lite", "--help")[0] == 0
+    assert "--inference_config" in capsys.readouterr().out
+
+
+def test_logging_is_left_to_the_host(host, capsys, monkeypatch):
+    root, ours = logging.getLogger(), logging.getLogger("musetalk_enhance")
+    monkeypatch.setattr(root, "handlers", [])
+    script = host / "scripts/inference.py"
+    setup = (
+        "import logging\nlogging.basicConfig(format='HOST %(message)s', level=10)\nlogging.debug('hello')\nseen = []"
+    )
+    script.write_text(script.read_text().replace("seen = []", setup))
+    before = list(ours.handlers), ours.level, ours.propagate
+    assert run("scripts/inference.py", "--enable_gfpgan", "--gfpgan_model", "lite")[0] == 0
+    said = capsys.readouterr().err
+    assert "HOST hello" in said and said.count("faces are restored with lite") == 1
+    assert (list(ours.handlers), ours.level, ours.propagate) == before

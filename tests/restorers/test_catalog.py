@@ -160,3 +160,18 @@ def test_broken_plugin_is_reported_and_breaks_nothing_else(plugin, value, capsys
     assert main(["models"]) == 0
     printed = capsys.readouterr().out
     assert "broken" in printed and "lite" in printed
+
+
+@pytest.mark.parametrize("options", [{"arch": "bilinear"}, {"channel_multiplier": 1}])
+def test_options_of_a_gfpgan_checkpoint_are_refused_where_there_is_none(tmp_path, options):
+    path = tmp_path / "mine.safetensors"
+    path.write_bytes(ASSET.read_bytes())
+    for model in ({"model": "lite"}, {"model_path": str(path)}, {"model": "auto"}):
+        with pytest.raises(ConfigError, match="model_path" if model == {"model": "auto"} else "lite"):
+            choose(**model, **options)
+
+
+def test_auto_with_download_fetches_the_best_gfpgan(monkeypatch):
+    asked = []
+    monkeypatch.setattr(weights, "require", lambda name, download: asked.append((name, download)))
+    assert choose(download=True).model.record.name == "gfpgan-1.4" and asked == [("GFPGANv1.4", True)]

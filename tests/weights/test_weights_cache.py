@@ -200,3 +200,12 @@ def test_a_cache_path_that_is_a_file_or_below_one(
         fetch("tiny")
     assert isinstance(caught.value, OSError)
     assert "a file stands where a folder is needed" in str(caught.value)
+
+
+def test_a_file_changed_behind_its_time_is_read_again(tmp_path):
+    path = tmp_path / "x"
+    path.write_bytes(b"one")
+    stat, first = path.stat(), cache.sha256_of(path)
+    path.write_bytes(b"two")
+    os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+    assert cache.sha256_of(path) != first

@@ -357,3 +357,9 @@ def test_the_bar_is_drawn_on_stderr_only_when_asked(
     out, err = capsys.readouterr()
     assert out == ""
     assert "tiny.pth" in err and "100%" in err
+
+
+def test_no_bar_where_there_is_no_stderr(server, add, monkeypatch) -> None:
+    add(server.add("/tiny.pth", DATA))
+    monkeypatch.setattr("sys.stderr", None)
+    assert download.fetch("tiny").read_bytes() == DATA

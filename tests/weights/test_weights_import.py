@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import shutil
+import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -125,3 +127,21 @@ def test_a_copy_that_fails_leaves_nothing(
         import_file(source, copy=False)
     assert list(cache_folder.iterdir()) == []
     assert source.read_bytes() == DATA
+
+
+def test_threads_may_import_the_same_file(add: Add, tmp_path: Path, cache_folder: Path, monkeypatch) -> None:
+    add()
+    source = tmp_path / "x.pth"
+    source.write_bytes(DATA)
+    copied = threading.Barrier(2, timeout=10)
+    copyfile = shutil.copyfile
+
+    def together(*paths: Path) -> None:
+        copyfile(*paths)
+        copied.wait()  # both copies are there before either gets its name
+
+    monkeypatch.setattr(shutil, "copyfile", together)
+    with ThreadPoolExecutor(2) as pool:
+        done = list(pool.map(import_file, [source, source]))
+    assert done == [cache_folder / "tiny.pth"] * 2 and done[0].read_bytes() == DATA
+    assert [path.name for path in cache_folder.iterdir()] == ["tiny.pth"]
