@@ -320,7 +320,7 @@ def test_a_real_network_stays_within_its_budget(make_enhancer, rng):
 def test_unload_and_the_next_call_loads_again(faces):
     enhancer = GFPGANEnhancer(model="auto", device="cpu")
     before = enhancer(faces[:2])
-    network = weakref.ref(enhancer._restorer.backend.module)
+    network = weakref.ref(enhancer._restorer.backend)
     enhancer.unload()
     enhancer.unload()
     assert network() is None and not enhancer.loaded
