@@ -434,3 +434,18 @@ def test_resize_to_original_refuses_the_rest(face):
 def test_a_hosts_tree_without_our_section_is_told_from_options():
     with pytest.raises(ConfigError, match="a section gfpgan:"):
         GFPGANEnhancer.from_config({"task_0": {"video_path": "a.mp4"}})
+
+
+def test_one_restored_face_is_not_laid_over_all_frames(make_enhancer, faces):
+    out = make_enhancer(lambda batch: (1 - batch)[:1], strength=0.5)(faces)
+    assert np.abs(out.astype(int) - 127).max() <= 1, "tried again singly, each face is its own"
+    enhancer = make_enhancer(lambda batch: batch[:, :1], strength=0.5)
+    assert np.array_equal(enhancer(faces), faces) and enhancer.stats.failed == 5
+
+
+def test_autocast_of_the_host_does_not_reach_a_restorer_of_somebody_elses(make_enhancer, faces):
+    seen = []
+    enhancer = make_enhancer(lambda batch: seen.append((batch @ batch).dtype) or batch)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert np.array_equal(enhancer(faces), faces)
+    assert seen == [torch.float32]

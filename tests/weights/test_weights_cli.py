@@ -147,6 +147,9 @@ def test_import(add: Add, tmp_path: Path, capsys: pytest.CaptureFixture[str], ca
 
 def test_a_command_is_needed(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
+        run("--help")
+    assert "an empty cache is" in " ".join(capsys.readouterr().out.split()), "as test_verify has it"
+    with pytest.raises(SystemExit):
         run()
     assert "COMMAND" in capsys.readouterr().err
     assert cli.HELP and "\n" not in cli.HELP
