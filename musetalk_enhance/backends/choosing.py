@@ -123,8 +123,17 @@ def _opened(ways: list[Way], spec: NetworkSpec, settings: EnhancerSettings, devi
     raise problems[0]
 
 
-def open_way(way: Way, spec: NetworkSpec, settings: EnhancerSettings, device: torch.device) -> Backend:
+def open_way(
+    way: Way, spec: NetworkSpec, settings: EnhancerSettings, device: torch.device, forms: bool = True
+) -> Backend:
     """Open one way.
+
+    Args:
+        way: backend and dtype.
+        spec: the network.
+        settings: what else the backend is told.
+        device: where it runs.
+        forms: whether torch may measure the forms of modulated convolutions, seconds on a CPU.
 
     Raises:
         MissingDependencyError: its runtime is not installed.
@@ -142,9 +151,10 @@ def open_way(way: Way, spec: NetworkSpec, settings: EnhancerSettings, device: to
         from .ncnn_backend import NcnnBackend
 
         return NcnnBackend(spec, way.dtype)
-    from .forms import choose_forms
+    if forms:
+        from .forms import choose_forms
 
-    choose_forms(spec, device)
+        choose_forms(spec, device)
     return TorchBackend(spec, device, way.dtype, graphs=settings.mode == "batch")
 
 
@@ -212,7 +222,8 @@ def measure(spec: NetworkSpec, settings: EnhancerSettings, device: torch.device,
     problem: EnhanceError | None = None
     for way in ways:
         try:
-            backends[way] = open_way(way, spec, settings, device)
+            # on a CPU the forms differ by a tenth, and measuring them takes longer than all of this
+            backends[way] = open_way(way, spec, settings, device, forms=device.type != "cpu")
             took[way] = _timed(backends[way], faces, device)  # allocates and compiles
             if took[way] <= TOO_SLOW * min(took.values()):
                 took[way] = _timed(backends[way], faces, device)

@@ -90,10 +90,10 @@ def test_a_remembered_way_that_is_gone_gives_way_to_the_next(tiny, measuring, no
     tuning.remember(tuning.key_of(f"{tiny.key} auto auto auto", CPU), {"ms": {"ncnn fp32": 1.0, "torch fp32": 2.0}})
     real = choosing.open_way
 
-    def without_ncnn(way, *rest):
+    def without_ncnn(way, *rest, **more):
         if way.backend == "ncnn":
             raise MissingDependencyError("ncnn", "ncnn", "a test")
-        return real(way, *rest)
+        return real(way, *rest, **more)
 
     monkeypatch.setattr(choosing, "open_way", without_ncnn)
     assert str(open_backend(tiny, settings(), CPU)) == "torch fp32"
@@ -102,7 +102,7 @@ def test_a_remembered_way_that_is_gone_gives_way_to_the_next(tiny, measuring, no
 
 
 def test_nothing_works_is_the_first_ones_error(tiny, measuring, no_bf16, monkeypatch):
-    def none(way, *_):
+    def none(way, *_, **__):
         raise RestorerError(f"no {way}")
 
     monkeypatch.setattr(choosing, "open_way", none)
