@@ -79,7 +79,8 @@ def test_watch_on_the_cpu(monkeypatch, sampled):
     work(MIB)
     with costs.watch(CPU) as peak:
         kept = work(40 * MIB)
-    assert 30 * MIB * 3 < peak.highest < 45 * MIB * 3
+    # the freed block of three is seen; whether the C library gave it back before the kept one is its own business
+    assert 30 * MIB * 3 < peak.highest < 45 * MIB * 4
     assert 38 * MIB < peak.kept < 46 * MIB and kept.size == 40 * MIB
 
 

@@ -303,7 +303,7 @@ def test_a_real_network_stays_within_its_budget(make_enhancer, rng):
         *(torch.nn.Conv2d(width, width, 3, padding=1) for _ in range(2)),
         torch.nn.Conv2d(width, 3, 3, padding=1),
     )
-    budget = 420 * MIB
+    budget = 640 * MIB  # two to four faces, as the C library keeps freed blocks or not
     enhancer = make_enhancer(network, mode="memory", memory_budget=budget)
     frames = rng.integers(0, 256, (8, 256, 256, 3), np.uint8)
     enhancer(frames)
