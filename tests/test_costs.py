@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+import subprocess
+import sys
 
-import numpy as np
 import pytest
 import torch
 
 from musetalk_enhance import costs
 from musetalk_enhance.costs import CostModel, Peak
+from tests.conftest import ROOT
 
 MIB = 2**20
 CPU = torch.device("cpu")
@@ -63,25 +64,37 @@ def test_steps():
     assert [m.next_step for m in (model(), model((1, 9)), model((2, 9)), model((1, 9), (8, 9)))] == [1, 2, 8, 32]
 
 
-def work(size: int) -> np.ndarray:
+MEASURED = """
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+import numpy as np
+from musetalk_enhance import costs
+
+def work(size):
     np.ones(3 * size, np.uint8)
     return np.ones(size, np.uint8)
 
+def refuse(self, text):
+    raise PermissionError
 
-@pytest.mark.parametrize("sampled", [False, True])
-def test_watch_on_the_cpu(monkeypatch, sampled):
-    if sampled:
+if sys.argv[1] == "sampled":
+    Path.write_text = refuse
+work(2**20)
+with costs.watch(SimpleNamespace(type="cpu")) as peak:
+    kept = work(40 * 2**20)
+print(peak.highest, peak.kept, kept.size)
+"""
 
-        def refuse(self, text):
-            raise PermissionError
 
-        monkeypatch.setattr(Path, "write_text", refuse)
-    work(MIB)
-    with costs.watch(CPU) as peak:
-        kept = work(40 * MIB)
-    # the freed block of three is seen; whether the C library gave it back before the kept one is its own business
-    assert 30 * MIB * 3 < peak.highest < 45 * MIB * 4
-    assert 38 * MIB < peak.kept < 46 * MIB and kept.size == 40 * MIB
+@pytest.mark.parametrize("how", ["kernel", "sampled"])
+def test_watch_on_the_cpu(how):
+    """In a process of its own: in a large one the system takes cold pages away meanwhile."""
+    done = subprocess.run([sys.executable, "-c", MEASURED, how], capture_output=True, text=True, cwd=ROOT, check=True)
+    highest, kept, size = map(int, done.stdout.split())
+    # whether the C library gives the freed block of three back before it makes the kept one is its own business
+    assert 30 * MIB * 3 < highest < 45 * MIB * 4
+    assert 36 * MIB < kept < 46 * MIB and size == 40 * MIB
 
 
 def test_watch_ends_quietly_with_an_error():
