@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import logging
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from functools import cache
 from types import TracebackType
@@ -14,8 +14,10 @@ from typing import TYPE_CHECKING, Any
 from . import memory
 from .batching import BatchPlanner
 from .errors import EnhanceError, FrameError, NoFaceError, OutOfMemoryError, RestorerError
-from .frames import FrameBatch, is_frame
-from .imaging import compose, resize, resize_picture
+from .finishing import Finisher, FrameNote, Stream, Work
+from .frames import FrameBatch, is_frame, is_tensor
+from .hints import Hints
+from .imaging import resize, resize_picture
 from .precision import without_autocast
 from .settings import EnhancerSettings, alone, given_flags, merge, section_of
 from .stats import EnhancerStats
@@ -26,6 +28,9 @@ if TYPE_CHECKING:
     from .restorers.base import Restorer
 
 logger = logging.getLogger("musetalk_enhance")
+
+
+Observer = Callable[[Any, Any, "FrameNote | str"], None]
 
 
 class GFPGANEnhancer:
@@ -57,7 +62,15 @@ class GFPGANEnhancer:
         output_size: ``"same"``, ``"native"`` (what the network made), ``"upscale"``, or a side in pixels.
         strength: 0..1, blend of the restored face over the input.
         fidelity: 0..1, CodeFormer's ``w``; other models take only the default.
-        region: which part may change; ``"full"`` or ``"lower"`` (all that MuseTalk keeps, and quicker).
+        region: which part may change; ``"full"``, ``"lower"`` (all that MuseTalk keeps, and quicker) or
+            ``"mouth"``. Outside, the host's pixels come back bit for bit.
+        align: ``"none"``, or ``"ffhq"``: bring each face to the FFHQ template for the network, and back.
+        landmarks: who finds them where the host gives none: ``"embedded"`` or ``"yunet"``.
+        stability: 0..1, how firmly detail is held still over time, or ``"auto"``.
+        color_match: whether low frequencies are locked to the input's, or ``"auto"``.
+        guard: whether a frame whose mouth, eyes or structure moved is restored less, or ``"auto"``.
+        sharpness_gate: whether a face that is sharp already is left alone, or ``"auto"``.
+        occluder: path of an ONNX occluder (``dfl_xseg.onnx``); what covers a face is not painted over.
         mode: ``"batch"`` for throughput, ``"memory"`` to stay within `memory_budget`. In both a batch that runs
             out of memory is halved and its frames are tried again.
         batch_size: faces in one run of the network, or ``"auto"``.
@@ -94,6 +107,13 @@ class GFPGANEnhancer:
         strength: float = 1.0,
         fidelity: float = 0.5,
         region: str = "full",
+        align: str = "none",
+        landmarks: str = "embedded",
+        stability: str | float = "auto",
+        color_match: str | bool = "auto",
+        guard: str | bool = "auto",
+        sharpness_gate: str | bool = "auto",
+        occluder: str | None = None,
         mode: str = "batch",
         batch_size: str | int = "auto",
         memory_budget: str | int | float = "auto",
@@ -154,6 +174,12 @@ class GFPGANEnhancer:
         self._lock = threading.RLock()
         self._said: set[str] = set()
         self._known_range: tuple[float, float] | None = None
+        self._finisher = Finisher(settings)
+        self._stream = Stream()
+        self._last: tuple[Any, Any] | None = None
+        self._hints = Hints.of(0)
+        self._notes: dict[int, FrameNote | str] = {}
+        self._observers: list[Observer] = []
         self._closed = not settings.enabled
         self._parked_from: torch.device | None = None
         self._last_device: torch.device  # set by `unload`
@@ -239,15 +265,33 @@ class GFPGANEnhancer:
                 "measured": self._planner.costs.largest,
             }
 
-    def __call__(self, frames: Any) -> Any:
+    def __call__(self, frames: Any, *, landmarks: Any = None, occlusion: Any = None, keys: Any = None) -> Any:
         """Restore a batch of frames; see the class for what may be given and what comes back.
+
+        Args:
+            frames: the next frames of the stream.
+            landmarks: of each frame, (N, 5, 2) or a sequence with None where they are not known: x and y in pixels
+                of the frame, left eye, right eye, nose, left and right corner of the mouth as seen in the picture.
+            occlusion: of each frame, (N, H, W) or a sequence with None: not 0 where something covers the face. It
+                is never painted over.
+            keys: of each frame, something hashable that names it, such as the place in a looping avatar: landmarks
+                that were found for a key are not looked for again.
 
         Raises:
             FrameError: `frames` is no batch of frames at all; or, with ``on_error="raise"``, a frame is bad or
                 the batch is empty.
             RestorerError: with ``on_error="raise"``, the network failed.
         """
-        return self._run(frames, self.settings.output_size)
+        return self._run(frames, self.settings.output_size, hints=(landmarks, occlusion, keys))
+
+    def observe(self, observer: Observer) -> None:
+        """Have `observer` called with every frame from now on, in order.
+
+        Args:
+            observer: called with the frame as it came, the frame as it goes back, and a `FrameNote`, or the reason
+                (a text) why it was handed back as it came. It must change nothing.
+        """
+        self._observers.append(observer)
 
     def enhance_face(self, face: Any) -> Any:
         """Restore one frame.
@@ -295,6 +339,9 @@ class GFPGANEnhancer:
         """Forget what was learnt of the stream; call it between clips."""
         with self._lock:
             self._known_range = None
+            self._stream = Stream()
+            self._last = None
+            self._finisher.reset()
 
     def unload(self) -> None:
         """Give the network's memory back; the next call loads it again, with the same settings.
@@ -372,7 +419,13 @@ class GFPGANEnhancer:
     ) -> None:
         self.close()
 
-    def _run(self, frames: Any, output_size: str | int, settings: EnhancerSettings | None = None) -> Any:
+    def _run(
+        self,
+        frames: Any,
+        output_size: str | int,
+        settings: EnhancerSettings | None = None,
+        hints: tuple[Any, Any, Any] = (None, None, None),
+    ) -> Any:
         """Restore `frames` to `output_size`; `settings` are those of this call where it has some of its own."""
         if not self.enabled:
             return frames
@@ -381,11 +434,13 @@ class GFPGANEnhancer:
             batch = FrameBatch.open(frames, self.settings.value_range, self._known_range)
             if batch.value_range and batch.value_range != (0.0, 1.0):
                 self._known_range = batch.value_range
+            self._hints = Hints.of(len(batch), *hints)
+            self._notes = {}
             self.stats.frames += len(batch)
             if len(batch) == 0:
                 return self._empty(batch)
             for index in sorted(batch.problems):
-                self._refuse(batch.problems[index])
+                self._refuse(batch.problems[index], index)
             results = self._restore(batch, output_size, settings) if self._is_awake(batch) else {}
             out = self._finish(batch, results, output_size)
             if self.settings.mode == "memory":
@@ -406,7 +461,7 @@ class GFPGANEnhancer:
                 raise
             for index in (index for group in batch.groups() for index in group):
                 self.stats.failed += 1
-                self._count(f"reload: {type(error).__name__}", f"frame {index}: {error}")
+                self._count(f"reload: {type(error).__name__}", f"frame {index}: {error}", index)
             return False
         return True
 
@@ -418,7 +473,7 @@ class GFPGANEnhancer:
         if settings is not None:
             planner = BatchPlanner(settings, self._record, self.device, planner)
         results: dict[int, Any] = {}
-        for group in batch.groups():
+        for group in batch.runs():
             results.update(self._restore_group(batch, group, output_size, planner))
         return results
 
@@ -528,45 +583,72 @@ class GFPGANEnhancer:
             kind = OutOfMemoryError if reason == "out of memory" else RestorerError
             raise kind(f"frame {index}: {self.model_name} failed: {error}") from error
         self.stats.failed += reason != "no face"
-        self._count(reason, f"frame {index}: {str(error) or type(error).__name__}")
+        self._count(reason, f"frame {index}: {str(error) or type(error).__name__}", index)
 
-    def _refuse(self, error: FrameError) -> None:
+    def _refuse(self, error: FrameError, index: int) -> None:
         if self.settings.on_error == "raise":
             raise error
-        self._count(error.reason, str(error))
+        self._count(error.reason, str(error), index)
 
-    def _count(self, reason: str, text: str) -> None:
+    def _count(self, reason: str, text: str, index: int) -> None:
         self.stats.passed_through[reason] += 1
+        self._notes[index] = reason
         if reason not in self._said:
             self._said.add(reason)
             logger.warning("%s: handed back as it came; further such frames are only counted (stats)", text)
 
     def _forward(self, batch: FrameBatch, chunk: Sequence[int], output_size: str | int) -> dict[int, Any]:
-        """Restore frames of one size: index to finished frame."""
+        """Restore frames of one size: index to finished frame. The stream goes on only when all of it worked."""
         import torch
 
         assert self._restorer is not None
-        device = self._restorer.device
+        device, finisher = self._restorer.device, self._finisher
         # not inference mode: a host may change what it gets in place
         with torch.no_grad(), without_autocast(device):
             with self.stats.timed("prepare"):
                 faces = batch.to_network(chunk, device, self.settings.color)
                 side = self._record.input_size
                 inputs = faces if side is None else resize(faces, (side, side), enlarge="bilinear")
+                pictures = finisher.pictures(faces)
             with self.stats.timed("network"):
                 restored = _checked_form(self._restorer.restore(inputs), len(chunk))
+            with self.stats.timed("motion"):  # on a GPU the network is still running
+                motions = finisher.motions(pictures, self._stream)
+            with self.stats.timed("network"):
                 whole = bool(torch.isfinite(restored.sum()))  # one pass; NaN and infinity survive a sum
             if not whole:
                 raise RestorerError("the network returned NaN or infinite values")
             with self.stats.timed("finish"):
                 size = self._size_out(batch.size_hw(chunk[0]), restored, output_size)
-                done = compose(faces, inputs, restored, size, self.settings.strength, self.settings.region)
-                out = batch.from_network(done, chunk[0], self.settings.color)
-        results = dict(zip(chunk, out, strict=True))
+                work = Work(faces, inputs, restored, size, None, motions, pictures)
+                done = finisher.finish(work, self._stream)
+                out = batch.from_network(done.faces, chunk, self.settings.color, done.touched)
+                last = self._repeat(batch, chunk, out)
+        self._stream, self._last = done.stream, last
+        self._note(chunk, done.notes)
+        return dict(zip(chunk, out, strict=True))
+
+    def _repeat(self, batch: FrameBatch, chunk: Sequence[int], out: Any) -> tuple[Any, Any]:
+        """Hand a frame that is the same bits as the one before the same bits back; returns the last frame's pair."""
+        before = self._last
+        for place, index in enumerate(chunk):
+            if before is not None and before[1].shape == out[place].shape and batch.same(index, before[0]):
+                out[place] = before[1]
+                self.stats.repeated += 1
+            before = batch.frames[index], out[place]
+        last = out[len(chunk) - 1]
+        return batch.own(chunk[-1]), last.clone() if is_tensor(last) else last.copy()  # the host may change its own
+
+    def _note(self, chunk: Sequence[int], notes: Sequence[FrameNote]) -> None:
+        assert self._restorer is not None
+        self._notes.update(zip(chunk, notes, strict=True))
         self.stats.batches += 1
         self.stats.restored += len(chunk)
         self.stats.fallbacks = self._restorer.fallbacks
-        return results
+        for note in notes:
+            self.stats.guarded.update([note.guard] if note.guard else [])
+            self.stats.sharp += note.sharp
+            self.stats.cuts += note.cut
 
     def _size_out(
         self, size_hw: tuple[int, int], restored: torch.Tensor | None, output_size: str | int
@@ -592,9 +674,11 @@ class GFPGANEnhancer:
         for index in range(len(batch)):
             if index in results:
                 out.append(results[index])
-                continue
-            size = self._size_out(batch.size_hw(index), None, output_size) if batch.has_size(index) else None
-            out.append(batch.passthrough(index, size))
+            else:
+                size = self._size_out(batch.size_hw(index), None, output_size) if batch.has_size(index) else None
+                out.append(batch.passthrough(index, size))
+            for observer in self._observers:
+                observer(batch.frames[index], out[index], self._notes.get(index, "unknown"))
         return batch.close(out)
 
 

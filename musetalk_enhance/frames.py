@@ -9,6 +9,7 @@ import sys
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -144,6 +145,11 @@ class FrameBatch:
                 found.setdefault(key, []).append(index)
         return list(found.values())
 
+    def runs(self) -> list[list[int]]:
+        """Like `groups`, but each run holds only good frames that follow one another: for work that goes by time."""
+        kinds = {index: kind for kind, group in enumerate(self.groups()) for index in group}
+        return [list(run) for _, run in groupby(sorted(kinds), key=kinds.__getitem__)]
+
     def size_hw(self, index: int) -> tuple[int, int]:
         """Height and width of a good frame, in pixels."""
         shape = self.frames[index].shape
@@ -170,11 +176,36 @@ class FrameBatch:
         faces = faces.float()
         return (faces - low).div_(high - low).clamp_(0, 1)
 
-    def from_network(self, faces_rgb: torch.Tensor, index: int, color: str) -> Any:
-        """float32 (n, 3, H, W), RGB, 0..1 in the layout, type, range, order and place of frame `index`.
+    def from_network(
+        self, faces_rgb: torch.Tensor, indices: Sequence[int], color: str, touched: torch.Tensor | None = None
+    ) -> Any:
+        """Restored frames in the layout, type, range, order and place of the frames they were made from.
 
-        Returns an array (n, H, W, 3), or a tensor in the layout of that frame; C-contiguous.
+        Args:
+            faces_rgb: float32 (n, 3, H, W), RGB, 0..1.
+            indices: the frames of one group that they were made from.
+            color: order of the channels wanted.
+            touched: bool (1 or n, 1, H, W); elsewhere the frame's own values are handed back bit for bit, where it
+                has that size. None: everywhere.
+
+        Returns:
+            An array (n, H, W, 3), or a tensor in the layout of the frames; C-contiguous.
         """
+        out = self._converted(faces_rgb, indices[0], color)
+        if touched is None or self.size_hw(indices[0]) != tuple(faces_rgb.shape[2:]):
+            return out
+        first = self.frames[indices[0]]
+        if not is_tensor(first):
+            keep = ~np.broadcast_to(touched.permute(0, 2, 3, 1).cpu().numpy(), out.shape)
+            np.copyto(out, np.stack([self.frames[index] for index in indices]), where=keep)
+            return out
+        import torch
+
+        where = touched if _is_chw(first) else touched.permute(0, 2, 3, 1)
+        given = torch.stack([self.frames[index].detach() for index in indices])
+        return torch.where(where.to(given.device), out, given).contiguous()
+
+    def _converted(self, faces_rgb: torch.Tensor, index: int, color: str) -> Any:
         import torch
 
         first = self.frames[index]
@@ -189,6 +220,22 @@ class FrameBatch:
             faces = faces if _is_chw(first) else faces.permute(0, 2, 3, 1)
             return faces.to(device=first.device, dtype=first.dtype).contiguous()
         return faces.permute(0, 2, 3, 1).contiguous().cpu().numpy().astype(first.dtype, copy=False)
+
+    def same(self, index: int, frame: Any) -> bool:
+        """Whether frame `index` and another one are of one kind and hold the same bits."""
+        own = self.frames[index]
+        if is_tensor(own) is not is_tensor(frame) or own.dtype != frame.dtype or own.shape != frame.shape:
+            return False
+        if is_tensor(own):
+            import torch
+
+            return own.device == frame.device and torch.equal(own, frame)
+        return bool(np.array_equal(own, frame))
+
+    def own(self, index: int) -> Any:
+        """A copy of frame `index`."""
+        frame = self.frames[index]
+        return frame.detach().clone() if is_tensor(frame) else np.array(frame)
 
     def _range_of(self, frame: Any) -> tuple[float, float]:
         return self.value_range if _is_float(frame) and self.value_range else RANGES["0..255"]

@@ -18,14 +18,12 @@ second, with a ramp between. MuseTalk keeps what is below 1/2 and blurs that edg
 
 
 def kept_rows(region: str, height: int) -> range:
-    """Rows of a frame of `height` pixels that `region` may change."""
-    return range(int(height * LOWER_FROM) if region == "lower" else 0, height)
+    """Rows of a frame of `height` pixels that `region` may change; ``mouth`` lies within ``lower``."""
+    return range(0 if region == "full" else int(height * LOWER_FROM), height)
 
 
-def region_weights(region: str, height: int) -> list[float] | None:
-    """How much of the restored face each row gets, 0..1; None where it is 1 everywhere."""
-    if region != "lower":
-        return None
+def lower_weights(height: int) -> list[float]:
+    """How much of the restored face each row gets with ``region: lower``, 0..1."""
     start, full = height * LOWER_FROM, height * LOWER_FULL
     return [min(1.0, max(0.0, (row + 0.5 - start) / (full - start))) for row in range(height)]
 
@@ -56,39 +54,30 @@ def resize(faces: torch.Tensor, size_hw: tuple[int, int], enlarge: str = "bicubi
     return interpolate(faces, size=size_hw, mode=mode, align_corners=False, antialias=antialias)
 
 
-def compose(
+def residual_of(
     faces: torch.Tensor,
     inputs: torch.Tensor,
     restored: torch.Tensor,
     size_hw: tuple[int, int],
-    strength: float,
-    region: str = "full",
+    base: torch.Tensor,
 ) -> torch.Tensor:
-    """Lay restored faces over the host's frames, at the size that is handed back.
+    """What a restorer adds to the host's frames, at the size that is handed back.
 
-    Detail of a frame that is larger than the network's input would be lost on the way; what shrinking took
-    off is added again.
+    Detail of a frame that is larger than the network's input is lost on the way; what shrinking took off is no
+    part of the difference.
 
     Args:
         faces: the host's frames, (N, 3, H, W).
         inputs: what the network was given, (N, 3, S, S).
         restored: what it made, (N, 3, T, T).
         size_hw: height and width to hand back.
-        strength: 0 gives `faces`, 1 gives `restored`.
-        region: which rows may change, see `region_weights`.
+        base: `faces` in that size.
     """
     result = resize(restored, size_hw)
     height, width = faces.shape[2:]
     if inputs.shape[2] < height or inputs.shape[3] < width:
         result = result + resize(faces - resize(inputs, (height, width)), size_hw)
-    weights = region_weights(region, size_hw[0])
-    if strength >= 1 and weights is None:
-        return result
-    base = resize(faces, size_hw)
-    weight: float | torch.Tensor = strength
-    if weights is not None:
-        weight = strength * faces.new_tensor(weights)[:, None]
-    return base + weight * (result - base)
+    return result - base
 
 
 def resize_picture(picture: Any, size_wh: tuple[int, int]) -> Any:

@@ -76,6 +76,15 @@ def _switch() -> tuple[Check, str]:
     return check, "true | false"
 
 
+def _auto(check: tuple[Check, str]) -> tuple[Check, str]:
+    """`check`, or the word auto."""
+
+    def either(raw: Any) -> Any:
+        return "auto" if isinstance(raw, str) and raw.lower() == "auto" else check[0](raw)
+
+    return either, f"auto | {check[1]}"
+
+
 def _text(allowed: str, none: str | None = None) -> tuple[Check, str]:
     """Text; null means `none`."""
 
@@ -221,8 +230,50 @@ class EnhancerSettings:
     region: str = _option(
         "full",
         "Which part of the face may change. lower: from just above the centre of the frame down, which is all "
-        "that MuseTalk keeps; rows that cannot reach it are not computed.",
-        _choice("full", "lower", later=("mouth",)),
+        "that MuseTalk keeps; rows that cannot reach it are not computed. mouth: lips and chin only. The edge is "
+        "soft; outside the host's pixels come back bit for bit.",
+        _choice("full", "lower", "mouth"),
+    )
+    align: str = _option(
+        "none",
+        "none: the network sees the host's crop as it is. ffhq: the face is turned and scaled as in the pictures "
+        "that GFPGAN and CodeFormer were trained on, and back, by its landmarks.",
+        _choice("none", "ffhq"),
+    )
+    landmarks: str = _option(
+        "embedded",
+        "Who finds the landmarks for align: ffhq and region: mouth where the host gives none. embedded: the small "
+        "network that the guard uses. yunet: OpenCV's detector, whose weight must be in the cache.",
+        _choice("embedded", "yunet"),
+    )
+    stability: str | float = _option(
+        "auto",
+        "How firmly restored detail is held still where the host's picture is still; 0 leaves every frame to "
+        "itself. auto: 1 with engine: native, 0 with official.",
+        _auto(_number(0, 1)),
+    )
+    color_match: str | bool = _option(
+        "auto",
+        "Lock the low frequencies of the restored face to the input's: no tint, no step at the seam. auto: true "
+        "with engine: native, false with official.",
+        _auto(_switch()),
+    )
+    guard: str | bool = _option(
+        "auto",
+        "Lower the strength of a frame whose mouth, eyes or coarse structure the restorer has moved. auto: true "
+        "with engine: native, false with official.",
+        _auto(_switch()),
+    )
+    sharpness_gate: str | bool = _option(
+        "auto",
+        "Leave a face alone that is as sharp as a photograph already. auto: true with engine: native, false with "
+        "official.",
+        _auto(_switch()),
+    )
+    occluder: str | None = _option(
+        None,
+        "Path of an ONNX file that finds what covers a face (dfl_xseg.onnx); it is never painted over.",
+        _text("a path"),
     )
     mode: str = _option(
         "batch",
@@ -262,7 +313,37 @@ class EnhancerSettings:
                 "bg_upsampler", self.bg_upsampler, "None with engine: native (a face crop has no background)"
             )
 
+    @property
+    def stability_amount(self) -> float:
+        """`stability` as a number."""
+        return float(self.engine == "native") if self.stability == "auto" else float(self.stability)
+
+    @property
+    def color_match_on(self) -> bool:
+        """`color_match` as a decision."""
+        return self._decided(self.color_match)
+
+    @property
+    def guard_on(self) -> bool:
+        """`guard` as a decision."""
+        return self._decided(self.guard)
+
+    @property
+    def sharpness_gate_on(self) -> bool:
+        """`sharpness_gate` as a decision."""
+        return self._decided(self.sharpness_gate)
+
+    @property
+    def computed_region(self) -> str:
+        """The region the network must compute: all of it where what it makes is turned back afterwards."""
+        return "full" if self.align == "ffhq" else self.region
+
+    def _decided(self, value: str | bool) -> bool:
+        return self.engine == "native" if value == "auto" else bool(value)
+
     def _check_official(self) -> None:
+        if self.align == "ffhq":
+            raise ConfigError("align", "ffhq", "none with engine: official (GFPGANer does with the crop what it likes)")
         if self.model == "lite":
             raise ConfigError("engine", "official", "native with model: lite (GFPGANer has no such network)")
         if self.backend not in ("auto", "torch"):

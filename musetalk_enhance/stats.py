@@ -24,6 +24,11 @@ class EnhancerStats:
         fallbacks: times a reduced precision came to another picture than fp32 and was given up.
         over_budget: batches that took more than ``memory_budget``: one face that does so alone, or the first
             batch of a size that turned out dearer than the smaller ones had shown.
+        guarded: reason to number of frames whose strength the guard lowered: ``mouth``, ``eyes``, ``identity``;
+            ``recovery``: not itself at fault, but soon after one that was.
+        sharp: frames that were sharp already and were left alone, in part or altogether.
+        cuts: frames with which another scene began.
+        repeated: frames that were the same bits as the one before, and came back as the same bits.
         reloads: times the network was loaded again after `GFPGANEnhancer.unload`.
         ms: stage to milliseconds spent (``prepare``, ``network``, ``finish``).
     """
@@ -36,6 +41,10 @@ class EnhancerStats:
     backoffs: int = 0
     fallbacks: int = 0
     over_budget: int = 0
+    guarded: Counter[str] = field(default_factory=Counter)
+    sharp: int = 0
+    cuts: int = 0
+    repeated: int = 0
     reloads: int = 0
     ms: dict[str, float] = field(default_factory=lambda: defaultdict(float))
 
@@ -63,6 +72,10 @@ class EnhancerStats:
             "backoffs": self.backoffs,
             "fallbacks": self.fallbacks,
             "over_budget": self.over_budget,
+            "guarded": dict(self.guarded),
+            "sharp": self.sharp,
+            "cuts": self.cuts,
+            "repeated": self.repeated,
             "reloads": self.reloads,
             "ms": {stage: round(value, 2) for stage, value in self.ms.items()},
         }
@@ -71,8 +84,10 @@ class EnhancerStats:
         """One line for a person."""
         passed = sum(self.passed_through.values())
         reasons = ", ".join(f"{count} {reason}" for reason, count in sorted(self.passed_through.items()))
+        guarded = sum(count for reason, count in self.guarded.items() if reason != "recovery")
         per_face = self.ms["network"] / self.restored if self.restored else 0.0
         return (
             f"{self.restored} of {self.frames} faces restored, {passed} handed back as they came"
-            f"{f' ({reasons})' if reasons else ''}; {per_face:.1f} ms a face in the network"
+            f"{f' ({reasons})' if reasons else ''}{f', {guarded} held back by the guard' if guarded else ''}"
+            f"{f', {self.sharp} sharp already' if self.sharp else ''}; {per_face:.1f} ms a face in the network"
         )

@@ -96,7 +96,7 @@ class GFPGANRestorer(NetworkRestorer):
             return NetworkSpec(name, FirstOutput(source, **CALL), shape, value_range, key, channels_last=False)
         from .gfpgan_network import GFPGANNetwork
 
-        module = GFPGANNetwork(source, kept_rows(settings.region, SIDE).start)
+        module = GFPGANNetwork(source, kept_rows(settings.computed_region, SIDE).start)
         key = f"{key.replace('bilinear', 'clean')} rows {module.keep}"
         record = partial(_record_on, module)
         return NetworkSpec(name, module, shape, value_range, key, symbolic=record)

@@ -82,7 +82,7 @@ class LiteRestorer(NetworkRestorer):
         from .lite_network import LiteNetwork
 
         weight = request.weight or open_file(ASSET)
-        keep = kept_rows(request.settings.region, SIDE).start
+        keep = kept_rows(request.settings.computed_region, SIDE).start
         module = LiteNetwork(_network(weight.state_dict(), weight.path), keep)
         key = f"lite {module.width}x{len(module.body)} rows {keep}"
         record = partial(_record_on, module)

@@ -1,0 +1,84 @@
+"""Which part of a face may change, as feathered masks. Made once for a size and a place, then looked up."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any
+
+from ..imaging import lower_weights
+
+if TYPE_CHECKING:
+    import torch
+
+Landmarks = tuple[tuple[float, float], ...]
+"""Left eye, right eye, nose, left and right corner of the mouth, as shares of width and height."""
+
+USUAL: Landmarks = ((0.30, 0.36), (0.70, 0.36), (0.50, 0.58), (0.34, 0.77), (0.66, 0.77))
+"""Where they are in MuseTalk's boxes, from forehead to chin."""
+DROP, ACROSS, ALONG = 0.20, 0.72, 0.60
+"""The mouth's region as an ellipse, in units of the distance from the eyes to the mouth: how far its middle lies
+below the mouth, and half its width and height. An open mouth, its lips and their corners lie in the even part."""
+EVEN = 0.72
+"""Share of the ellipse within which everything may change; from there to its rim the mask falls to 0."""
+_STEPS = 128
+"""Landmarks are rounded to this part of a side: a mask is made once for each place."""
+
+
+def region_mask(
+    region: str, size_hw: tuple[int, int], landmarks: Sequence[Any] | None = None, device: torch.device | None = None
+) -> torch.Tensor | None:
+    """How much of the restored face each pixel gets.
+
+    Args:
+        region: ``"full"``, ``"lower"`` or ``"mouth"``.
+        size_hw: height and width of the faces, in pixels.
+        landmarks: of each face, (N, 5, 2), x and y as shares of width and height, or None for a face whose
+            landmarks are not known. Only ``"mouth"`` looks at them.
+        device: where the mask is wanted.
+
+    Returns:
+        float32 (1 or N, 1, H, W), 0..1, exactly 0 outside; None where it is 1 everywhere.
+    """
+    import torch
+
+    if region == "full":
+        return None
+    if region == "lower":
+        return _lower(size_hw).to(device)
+    places = [USUAL if points is None else _rounded(points) for points in landmarks or [None]]
+    return torch.cat([_mouth(size_hw, place) for place in places]).to(device)
+
+
+def _rounded(points: Any) -> Landmarks:
+    return tuple((round(float(x) * _STEPS) / _STEPS, round(float(y) * _STEPS) / _STEPS) for x, y in points)
+
+
+@lru_cache(maxsize=16)
+def _lower(size_hw: tuple[int, int]) -> torch.Tensor:
+    import torch
+
+    height, width = size_hw
+    rows = torch.tensor(lower_weights(height), dtype=torch.float32)
+    return rows.view(1, 1, height, 1).expand(1, 1, height, width).contiguous()
+
+
+@lru_cache(maxsize=512)
+def _mouth(size_hw: tuple[int, int], place: Landmarks) -> torch.Tensor:
+    """The ellipse around the mouth, upright to the line of the eyes, within the lower half."""
+    import torch
+
+    height, width = size_hw
+    points = torch.tensor(place, dtype=torch.float32) * torch.tensor([width, height], dtype=torch.float32)
+    eyes, mouth = points[:2].mean(0), points[3:].mean(0)
+    down = mouth - eyes
+    length = float(down.norm().clamp(min=1.0))
+    down = down / length
+    across = torch.stack([down[1], -down[0]])
+    middle = mouth + DROP * length * down
+    y, x = torch.meshgrid(torch.arange(height) + 0.5, torch.arange(width) + 0.5, indexing="ij")
+    offset = torch.stack([x, y], dim=-1) - middle
+    radius = torch.hypot(offset @ across / (ACROSS * length), offset @ down / (ALONG * length))
+    edge = ((1 - radius) / (1 - EVEN)).clamp(0, 1)
+    mask = (edge * edge * (3 - 2 * edge))[None, None]
+    return mask * _lower(size_hw)

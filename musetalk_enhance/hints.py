@@ -1,0 +1,73 @@
+"""What a host knows of its frames beyond their pixels: landmarks, what covers a face, which avatar frame it is."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .errors import FrameError
+
+
+@dataclass(frozen=True)
+class Hints:
+    """One entry per frame; None where the host says nothing.
+
+    Attributes:
+        landmarks: float32 (5, 2), x and y in pixels of the frame: left eye, right eye, nose, left and right corner
+            of the mouth as seen in the picture.
+        occlusion: (H, W), not 0 where something covers the face.
+        keys: what the frame is called; landmarks found for a key are not looked for again.
+    """
+
+    landmarks: list[NDArray[np.float32] | None]
+    occlusion: list[Any]
+    keys: list[Hashable | None]
+
+    @classmethod
+    def of(cls, count: int, landmarks: Any = None, occlusion: Any = None, keys: Any = None) -> Hints:
+        """The hints of `count` frames.
+
+        Args:
+            count: how many frames there are.
+            landmarks: (N, 5, 2), or a sequence of (5, 2) and None.
+            occlusion: (N, H, W), or a sequence of (H, W) and None.
+            keys: a sequence of hashable things and None.
+
+        Raises:
+            FrameError: another number of entries than of frames, or landmarks of another shape.
+        """
+        points = _each(landmarks, count, "landmarks")
+        return cls(
+            [None if each is None else _landmarks(each, index) for index, each in enumerate(points)],
+            _each(occlusion, count, "occlusion"),
+            _each(keys, count, "keys"),
+        )
+
+    def __bool__(self) -> bool:
+        return any(each is not None for each in (*self.landmarks, *self.occlusion, *self.keys))
+
+
+def _each(values: Any, count: int, name: str) -> list[Any]:
+    if values is None:
+        return [None] * count
+    if not isinstance(values, Sequence) and not hasattr(values, "shape"):
+        raise FrameError(name, type(values).__name__, f"one entry for each of the {count} frames")
+    if isinstance(values, str) or len(values) != count:
+        raise FrameError(name, f"{len(values)} entries", f"one for each of the {count} frames")
+    return list(values)
+
+
+def _landmarks(points: Any, index: int) -> NDArray[np.float32] | None:
+    """Checked landmarks; None where they are not finite numbers, as a detector's answer may be."""
+    detached = points.detach().cpu() if hasattr(points, "detach") else points
+    try:
+        array = np.asarray(detached, np.float32)
+    except (ValueError, TypeError) as error:
+        raise FrameError("landmarks", f"{type(points).__name__} ({error})", "(5, 2) numbers", index=index) from error
+    if array.shape != (5, 2):
+        raise FrameError("landmarks", f"shape {array.shape}", "(5, 2): x and y of five points", index=index)
+    return array if np.isfinite(array).all() else None

@@ -1,0 +1,133 @@
+"""How a face moved between two frames of a stream, seen in the host's own pictures.
+
+OpenCV's DIS optical flow (Kroeger et al., "Fast Optical Flow using Dense Inverse Search", ECCV 2016) does the work,
+on the CPU: a GPU that is busy with the network is not asked, and need not be waited for.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+Picture = NDArray[np.uint8]
+Floats = NDArray[np.float32]
+
+LONGEST, SHORTEST = 256, 64
+"""Sides between which the motion is looked at, in pixels: a larger face is shrunk, a smaller one enlarged."""
+LIPS_FROM, LIPS_FULL = 1.0, 3.0
+"""Pixels of 256 in a frame by which something moves otherwise than the head: below the first it is held still in
+full, above the second not at all. Lips that speak move so; a head that turns does not."""
+CUT = 0.45
+"""A frame whose difference from the moved one before is this share of its own contrast shows something else."""
+_GRID = 16
+_ROUNDS = 4
+
+
+@dataclass(frozen=True)
+class Motion:
+    """From one frame to the one before it.
+
+    Attributes:
+        flow: float32 (h, w, 2), x and y: what is at a pixel now was at that pixel plus this, in pixels.
+        error: float32 (h, w, 3), RGB, 0..1: this frame minus the one before, moved: what the flow cannot explain.
+        rigid: float32 (h, w), 0..1: 1 where the face moves as the head does, 0 where lips or lids go their own way.
+        cut: whether this is another scene; what was before must not be held on to.
+    """
+
+    flow: Floats
+    error: Floats
+    rigid: Floats
+    cut: bool
+
+
+def working_size(height: int, width: int) -> tuple[int, int]:
+    """Height and width at which the motion of a face of (height, width) pixels is looked at."""
+    scale = min(1.0, LONGEST / max(height, width))
+    scale = max(scale, SHORTEST / min(height, width))
+    return round(height * scale), round(width * scale)
+
+
+class MotionFinder:
+    """Finds the motion between frames; one for each stream, because OpenCV's flow keeps its buffers."""
+
+    def __init__(self) -> None:
+        """DIS between its presets "fast" and "medium": pixels of half size, two rounds of refinement."""
+        self._flow: Any = cv2.DISOpticalFlow.create(cv2.DISOPTICAL_FLOW_PRESET_FAST)
+        self._flow.setFinestScale(1)
+        self._flow.setGradientDescentIterations(12)
+        self._flow.setVariationalRefinementIterations(2)
+
+    def all(self, before: Picture | None, pictures: Sequence[Picture]) -> list[Motion | None]:
+        """The motion into each picture from the one before it.
+
+        Args:
+            before: the picture before the first, uint8 (h, w, 3), RGB; None at the beginning of a stream.
+            pictures: uint8 (h, w, 3), RGB.
+
+        Returns:
+            One motion per picture; None where there is nothing before it, or something of another size.
+        """
+        found: list[Motion | None] = []
+        for picture in pictures:
+            same = before is not None and before.shape == picture.shape
+            found.append(self.between(before, picture) if before is not None and same else None)
+            before = picture
+        return found
+
+    def between(self, before: Picture, now: Picture) -> Motion:
+        """The motion from `before` to `now`, both uint8 (h, w, 3), RGB, of one size, 64 pixels at least."""
+        greys = [cv2.cvtColor(picture, cv2.COLOR_RGB2GRAY) for picture in (now, before)]
+        flow = np.asarray(self._flow.calc(*greys, None), np.float32)
+        columns, rows = _grid(*flow.shape[:2])
+        places = columns + flow[..., 0], rows + flow[..., 1]
+        moved = cv2.remap(before, *places, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
+        error = (now.astype(np.float32) - moved.astype(np.float32)) / np.float32(255)
+        contrast = float(now.std()) / 255 + 0.02
+        return Motion(flow, error, _rigid(flow), float(np.abs(error).mean()) > CUT * contrast)
+
+
+@lru_cache(maxsize=8)
+def _grid(height: int, width: int) -> tuple[Floats, Floats]:
+    columns, rows = np.meshgrid(np.arange(width, dtype=np.float32), np.arange(height, dtype=np.float32))
+    return columns, rows
+
+
+def _rigid(flow: Floats) -> Floats:
+    """Where the flow follows the one affine motion that most of the picture agrees on, 0..1.
+
+    The fit is by least squares, reweighted: Holland and Welsch, "Robust regression using iteratively reweighted
+    least-squares", 1977, with Cauchy's weights.
+    """
+    height, width = flow.shape[:2]
+    unit = np.float32(256 / max(height, width))
+    coarse = cv2.resize(flow, (_GRID, _GRID), interpolation=cv2.INTER_AREA).reshape(-1, 2) * unit
+    places = _places()
+    weights = np.ones((len(places), 1), np.float32)
+    for _ in range(_ROUNDS):
+        affine = np.linalg.lstsq(places * weights, coarse * weights, rcond=None)[0]
+        apart = np.linalg.norm(coarse - places @ affine, axis=1, keepdims=True)
+        weights = 1 / (1 + (apart / 0.3) ** 2)
+    own = np.linalg.norm(flow * unit - _affine_flow(affine, height, width), axis=2)
+    own = cv2.GaussianBlur(np.asarray(own, np.float32), (0, 0), 4 / float(unit))
+    return np.asarray(1 - np.clip((own - LIPS_FROM) / (LIPS_FULL - LIPS_FROM), 0, 1), np.float32)
+
+
+@lru_cache(maxsize=1)
+def _places() -> Floats:
+    """The middles of the coarse grid's cells, (256, 3): x and y from -1 to 1, and 1."""
+    steps = (np.arange(_GRID, dtype=np.float32) + 0.5) * (2 / _GRID) - 1
+    x, y = np.meshgrid(steps, steps)
+    return np.stack([x.ravel(), y.ravel(), np.ones(_GRID * _GRID, np.float32)], axis=1).astype(np.float32)
+
+
+def _affine_flow(affine: Any, height: int, width: int) -> Floats:
+    x = ((np.arange(width, dtype=np.float32) + 0.5) * (2 / width) - 1)[None, :, None]
+    y = ((np.arange(height, dtype=np.float32) + 0.5) * (2 / height) - 1)[:, None, None]
+    field = x * affine[0] + y * affine[1] + affine[2]
+    return np.asarray(field, np.float32)

@@ -1,0 +1,52 @@
+"""Whether a face is sharp already, so that nothing needs to be added."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import torch
+
+SOFT, SHARP = 0.24, 0.36
+"""Below the first the face is restored in full, above the second it is left alone. Faces enlarged from 96 to 192
+pixels to 256 measure 0.11 to 0.21, photographs of 300 pixels and more 0.3 to 1.3."""
+FORGETTING = 0.8
+"""Share of the measure that comes from the frames before, so that a face does not switch."""
+_BLOCK = 8
+_STRUCTURE = 0.1
+
+
+def detail_ratio(faces: torch.Tensor) -> torch.Tensor:
+    """How much of the finest detail a face has, against what it has at half its size.
+
+    The ratio of the squared Laplacian at full size to that at half size (the finest two steps of a Laplacian
+    pyramid: Burt and Adelson, 1983), where the face has most structure, so that noise on flat skin does not count
+    as detail. It does not depend on contrast, light or what the face looks like.
+
+    Args:
+        faces: float32 (N, 3, H, W), 0..1, any order of channels.
+
+    Returns:
+        float32 (N,), 0 for a face without structure.
+    """
+    import torch
+    from torch.nn.functional import adaptive_avg_pool2d, avg_pool2d
+
+    grey = faces.mean(1, keepdim=True)
+    if min(grey.shape[2:]) < 4 * _BLOCK:
+        return grey.new_zeros(len(grey))
+    fine, coarse = _laplacian(grey), _laplacian(avg_pool2d(grey, 2))
+    blocks = (grey.shape[2] // (2 * _BLOCK), grey.shape[3] // (2 * _BLOCK))
+    fine, coarse = (adaptive_avg_pool2d(each.square(), blocks).flatten(1) for each in (fine, coarse))
+    most = coarse.topk(max(1, round(_STRUCTURE * coarse.shape[1])), dim=1)
+    return torch.gather(fine, 1, most.indices).sum(1) / (most.values.sum(1) + 1e-6)
+
+
+def needed(ratio: torch.Tensor) -> torch.Tensor:
+    """How much restoring a face of that ratio needs: 1 soft, 0 sharp; (N,) to (N,)."""
+    return (1 - (ratio - SOFT) / (SHARP - SOFT)).clamp(0, 1)
+
+
+def _laplacian(grey: torch.Tensor) -> torch.Tensor:
+    inner = grey[..., 1:-1, 1:-1]
+    return grey[..., 1:-1, :-2] + grey[..., 1:-1, 2:] + grey[..., :-2, 1:-1] + grey[..., 2:, 1:-1] - 4 * inner

@@ -1,0 +1,136 @@
+"""The restored detail held still over time, as far as the host's own picture is still.
+
+A restorer decides anew in every frame what to add, so its detail flickers where the host's picture hardly changes.
+Here the detail of the frame before is moved with the face and mixed into this frame's, just so much that what is
+added changes no more than a share of what the host's picture itself changes. Where lips move the picture changes
+much, and nothing is held; on still skin it hardly changes, and nearly everything is. The idea of judging a video
+by what is left after motion compensation is Lai et al., "Learning Blind Video Temporal Consistency", ECCV 2018.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+from ..imaging import resize
+
+if TYPE_CHECKING:
+    import numpy as np
+    import torch
+
+    from .motion import Motion
+
+TARGET = 1.02
+"""What the restored video may change from frame to frame, moved with the face, as a multiple of what the host's
+does. The share below is steered to it."""
+FIRST_SHARE, LOWEST_SHARE, HIGHEST_SHARE = 0.2, 0.03, 1.5
+STEERING, MEMORY = 3.0, 0.8
+"""How strongly the share follows the ratio that was measured, and how slowly that ratio forgets."""
+MOST = 0.97
+"""Most of the detail before that is kept: what is wrong fades within a second, however still the picture."""
+QUIET = 0.4 / 255
+"""A change of the host's picture that is always allowed for: the rounding to 8 bits."""
+REVIVED = 1.15
+"""Mixing blurs; detail is given back the strength that the restorer gave it, by at most this factor."""
+_CELL = 4
+_EVEN = 1e-3
+
+
+@dataclass(frozen=True)
+class Held:
+    """What a stream remembers.
+
+    Attributes:
+        residual: what was added to the frame before, float32 (1, 3, S, S).
+        share: scalar, what the detail may change, as a share of the picture's own change.
+        changes: (2,), forgetful sums of how much the restored and the host's video changed.
+    """
+
+    residual: torch.Tensor
+    share: torch.Tensor
+    changes: torch.Tensor
+
+    @classmethod
+    def first(cls, residual: torch.Tensor) -> Held:
+        """What is remembered of a first frame."""
+        return cls(residual, residual.new_tensor(FIRST_SHARE), residual.new_zeros(2))
+
+
+def hold(
+    residual: torch.Tensor, motion: Motion | None, held: Held | None, amount: float, support: torch.Tensor | None
+) -> tuple[torch.Tensor, Held]:
+    """What is added to one frame, held still; and what to remember for the next.
+
+    Args:
+        residual: what the restorer would add to this frame, float32 (1, 3, S, S).
+        motion: from this frame to the one before; None where there is none.
+        held: what was remembered of the frame before; None where there is nothing.
+        amount: 0..1, how much of the holding is done.
+        support: (1, 1, S, S), not 0 where the face may change; None for everywhere.
+
+    Returns:
+        The residual to add, (1, 3, S, S), and what is remembered.
+    """
+    if held is None or held.residual.shape != residual.shape:
+        return residual, Held.first(residual)
+    if motion is None or motion.cut:
+        return residual, replace(held, residual=residual)
+    import torch
+
+    size = (residual.shape[2], residual.shape[3])
+    before = moved(held.residual, motion.flow)
+    error = torch.from_numpy(motion.error).to(residual.device).permute(2, 0, 1)[None]
+    coarse = (max(1, error.shape[2] // _CELL), max(1, error.shape[3] // _CELL))
+    allowed = held.share * (_energy(error, coarse).sqrt() + QUIET)
+    differs = _energy(residual - before, coarse).sqrt() + 1e-6
+    rigid = resize(torch.from_numpy(motion.rigid).to(residual.device)[None, None], coarse)
+    kept = (1 - allowed / differs).clamp(0, MOST) * rigid * amount
+    result = residual + resize(kept, size, enlarge="bilinear") * (before - residual)
+    result = result * _revival(residual, result, coarse, size)
+    return result, replace(_steered(held, error, result - before, support), residual=result)
+
+
+def _energy(values: torch.Tensor, coarse: tuple[int, int]) -> torch.Tensor:
+    """Mean square over the channels, on a coarse grid, over about twelve pixels of 256; (1, 1, *coarse)."""
+    from torch.nn.functional import adaptive_avg_pool2d, avg_pool2d
+
+    cells = adaptive_avg_pool2d(values.square().mean(1, keepdim=True), coarse)
+    return avg_pool2d(cells, 3, 1, 1, count_include_pad=False)
+
+
+def _revival(wanted: torch.Tensor, mixed: torch.Tensor, coarse: tuple[int, int], size: tuple[int, int]) -> torch.Tensor:
+    floor = (_EVEN) ** 2
+    factor = ((_energy(wanted, coarse) + floor) / (_energy(mixed, coarse) + floor)).sqrt().clamp(1, REVIVED)
+    return resize(factor, size, enlarge="bilinear")
+
+
+def _steered(held: Held, error: torch.Tensor, change: torch.Tensor, support: torch.Tensor | None) -> Held:
+    """`held` with a share that brings the restored video's change nearer to `TARGET` times the host's."""
+    import torch
+
+    small = (error.shape[2], error.shape[3])
+    there = 1.0 if support is None else resize((support > 0).float(), small)
+    restored = ((error + resize(change, small)).abs() * there).mean()
+    host = (error.abs() * there).mean()
+    changes = MEMORY * held.changes + torch.stack([restored, host])
+    ratio = ((changes[0] + _EVEN**2) / (changes[1] + _EVEN**2)).clamp(max=2)
+    share = (held.share * (STEERING * (TARGET - ratio)).exp()).clamp(LOWEST_SHARE, HIGHEST_SHARE)
+    return replace(held, share=share, changes=changes)
+
+
+def moved(picture: torch.Tensor, flow: np.ndarray) -> torch.Tensor:
+    """A picture (1, C, S, S) moved by a flow (h, w, 2) that may be smaller; cubic, its border repeated.
+
+    ``moved(before, flow)[..., y, x] = before[..., y + flow_y, x + flow_x]``, the flow in its own pixels.
+    """
+    import torch
+    from torch.nn.functional import grid_sample
+
+    height, width = picture.shape[2:]
+    steps = torch.from_numpy(flow).to(picture.device).permute(2, 0, 1)[None]
+    scale = steps.new_tensor([2 / flow.shape[1], 2 / flow.shape[0]]).view(1, 2, 1, 1)
+    steps = resize(steps * scale, (height, width), enlarge="bilinear").permute(0, 2, 3, 1)
+    x = (torch.arange(width, device=picture.device) + 0.5) * (2 / width) - 1
+    y = (torch.arange(height, device=picture.device) + 0.5) * (2 / height) - 1
+    places = torch.stack(torch.meshgrid(x, y, indexing="xy"), dim=-1)[None]
+    return grid_sample(picture, places + steps, mode="bicubic", padding_mode="border", align_corners=False)
