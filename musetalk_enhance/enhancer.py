@@ -620,7 +620,7 @@ class GFPGANEnhancer:
                 raise RestorerError("the network returned NaN or infinite values")
             with self.stats.timed("finish"):
                 size = self._size_out(batch.size_hw(chunk[0]), restored, output_size)
-                work = Work(faces, inputs, restored, size, None, motions, pictures)
+                work = Work(faces, inputs, restored, size, self._hints.at(chunk), motions, pictures)
                 done = finisher.finish(work, self._stream)
                 out = batch.from_network(done.faces, chunk, self.settings.color, done.touched)
                 last = self._repeat(batch, chunk, out)

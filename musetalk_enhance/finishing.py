@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
+from .hints import Hints
 from .imaging import resize, residual_of
 
 if TYPE_CHECKING:
@@ -66,7 +67,7 @@ class Work:
         inputs: what the network was given, (N, 3, S, S).
         restored: what it made, (N, 3, T, T).
         size_hw: height and width to hand back.
-        mask: (1 or N, 1, *size_hw), 0..1, where the face may change; None for everywhere.
+        hints: what the host knows of each frame.
         motions: into each frame from the one before it; empty where nothing is held still.
         pictures: as the motions were looked at; empty likewise.
     """
@@ -75,7 +76,7 @@ class Work:
     inputs: torch.Tensor
     restored: torch.Tensor
     size_hw: tuple[int, int]
-    mask: torch.Tensor | None = None
+    hints: Hints
     motions: list[Motion | None] = field(default_factory=list)
     pictures: list[NDArray[np.uint8]] = field(default_factory=list)
 
@@ -108,6 +109,9 @@ class Finisher:
         self._finder: MotionFinder | None = None
         self._guard: Guard | None = None
 
+    def reset(self) -> None:
+        """Forget what was found of the stream."""
+
     def pictures(self, faces: torch.Tensor) -> list[NDArray[np.uint8]]:
         """The faces as the motion is looked at; nothing where nothing is held still."""
         if not self.settings.stability_amount:
@@ -136,14 +140,14 @@ class Finisher:
         """
         import torch
 
-        settings, mask = self.settings, work.mask
+        settings, mask = self.settings, self._mask(work)
         base = resize(work.faces, work.size_hw)
         residual = residual_of(work.faces, work.inputs, work.restored, work.size_hw, base)
         if settings.color_match_on:
             from .stability.colour import without_tint
 
             residual = without_tint(residual, mask)
-        residual, stream = self._held(residual, work, stream)
+        residual, stream = self._held(residual, work, mask, stream)
         if mask is not None:
             residual = residual * mask
         needs, stream = self._needs(work.faces, stream)
@@ -166,7 +170,20 @@ class Finisher:
             touched = some if touched is None else touched & some
         return Finished(base + residual, touched, stream, notes)
 
-    def _held(self, residual: torch.Tensor, work: Work, stream: Stream) -> tuple[torch.Tensor, Stream]:
+    def _mask(self, work: Work) -> torch.Tensor | None:
+        """Where the faces may change: in the region, and not where something covers them."""
+        from .faces.regions import region_mask
+
+        height, width = work.faces.shape[2:]
+        places: list[Any] = []
+        if self.settings.region == "mouth":
+            places = [None if points is None else points / (width, height) for points in work.hints.landmarks]
+        mask = region_mask(self.settings.region, work.size_hw, places, work.faces.device)
+        return mask
+
+    def _held(
+        self, residual: torch.Tensor, work: Work, mask: torch.Tensor | None, stream: Stream
+    ) -> tuple[torch.Tensor, Stream]:
         """The residuals held still, one after the other."""
         if not work.pictures:
             return residual, stream
@@ -176,7 +193,7 @@ class Finisher:
 
         held, done = stream.held, []
         for index, motion in enumerate(work.motions):
-            support = None if work.mask is None else work.mask[index % len(work.mask)][None]
+            support = None if mask is None else mask[index % len(mask)][None]
             amount = self.settings.stability_amount
             one, held = hold(residual[index : index + 1], motion, held, amount, support)
             done.append(one)

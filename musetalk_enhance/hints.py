@@ -47,6 +47,10 @@ class Hints:
             _each(keys, count, "keys"),
         )
 
+    def at(self, indices: Sequence[int]) -> Hints:
+        """Those of some frames."""
+        return Hints(*([each[index] for index in indices] for each in (self.landmarks, self.occlusion, self.keys)))
+
     def __bool__(self) -> bool:
         return any(each is not None for each in (*self.landmarks, *self.occlusion, *self.keys))
 

@@ -26,13 +26,11 @@ Check = Callable[[Any], Any]
 """Takes a raw value (also the text of a flag), returns the checked one, raises ValueError."""
 
 
-def _choice(*values: str, later: tuple[str, ...] = ()) -> tuple[Check, str]:
+def _choice(*values: str) -> tuple[Check, str]:
     folded = {value.lower(): value for value in values}
 
     def check(raw: Any) -> str:
         word = raw.lower() if isinstance(raw, str) else None
-        if word in later:
-            raise ValueError(f"{raw!r} is planned, but not part of this version")
         if word not in folded:
             raise ValueError(suggest(raw, values) if isinstance(raw, str) else "")
         return folded[word]
@@ -371,7 +369,7 @@ def checked(option: dataclasses.Field[Any], raw: Any, key: str) -> Any:
         return option.metadata["check"](raw)
     except (ValueError, TypeError, OverflowError) as error:
         hint = str(error) if isinstance(error, ValueError) else ""
-        hint = f" {hint.strip()}" if "planned" in hint or "mean" in hint else ""
+        hint = f" {hint.strip()}" if "mean" in hint else ""
         raise ConfigError(key, raw, option.metadata["allowed"], hint) from None
 
 

@@ -43,10 +43,14 @@ class FakeRestorer(Restorer):
 
 @pytest.fixture
 def make_enhancer():
-    """make_enhancer(function=None, record=RECORD, **settings) -> an enhancer around a FakeRestorer."""
+    """make_enhancer(function=None, record=RECORD, **settings) -> an enhancer around a FakeRestorer.
+
+    What a network made comes back as it is, unless `settings` say otherwise.
+    """
 
     def make(function: Callable | None = None, record: RestorerRecord = RECORD, **options) -> GFPGANEnhancer:
-        settings = EnhancerSettings(enabled=True, **options)
+        plain = {"stability": 0, "color_match": False, "guard": False, "sharpness_gate": False}
+        settings = EnhancerSettings(enabled=True, **(plain | options))
         request = LoadRequest(record, settings, torch.device("cpu"))
         return GFPGANEnhancer.from_settings(settings, FakeRestorer(request, function))
 

@@ -17,7 +17,7 @@ def round_trip(source, color="bgr", value_range="auto"):
     assert not batch.problems
     out = {}
     for group in batch.groups():
-        done = batch.from_network(batch.to_network(group, CPU, color), group[0], color)
+        done = batch.from_network(batch.to_network(group, CPU, color), group, color)
         out.update(zip(group, done, strict=True))
     return batch.close([out[i] for i in range(len(batch))])
 

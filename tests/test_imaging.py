@@ -6,28 +6,25 @@ import numpy as np
 import pytest
 import torch
 
-from musetalk_enhance.imaging import LOWER_FROM, LOWER_FULL, compose, kept_rows, region_weights, resize
+from musetalk_enhance.imaging import LOWER_FROM, LOWER_FULL, kept_rows, lower_weights, residual_of, resize
 
 
-def test_full_has_no_weights():
-    assert region_weights("full", 256) is None
+def test_full_keeps_every_row():
     assert kept_rows("full", 256) == range(0, 256)
 
 
 @pytest.mark.parametrize("height", [16, 96, 256, 511, 512])
 def test_lower_rises_from_nothing_to_all(height):
-    weights = region_weights("lower", height)
+    weights = lower_weights(height)
     assert len(weights) == height and sorted(weights) == weights
     assert weights[kept_rows("lower", height).start - 1] == 0 and weights[-1] == 1
     assert all(weight == 1 for weight in weights[int(np.ceil(height * LOWER_FULL)) :])
     assert all(weight == 0 for weight in weights[: int(height * LOWER_FROM)])
 
 
-def test_compose_lays_only_the_region_over_the_frame():
-    faces, restored = torch.zeros(2, 3, 64, 64), torch.ones(2, 3, 128, 128)
-    done = compose(faces, faces, restored, (64, 64), 0.5, "lower")
-    assert (done[:, :, :28] == 0).all() and (done[:, :, 30:] == 0.5).all()
-    assert (compose(faces, faces, restored, (64, 64), 1.0) == 1).all()
+def test_the_residual_is_what_leads_from_the_frame_to_the_restored_one():
+    faces, restored = torch.rand(2, 3, 64, 64), torch.ones(2, 3, 128, 128)
+    assert torch.allclose(faces + residual_of(faces, faces, restored, (64, 64), faces), torch.ones(2, 3, 64, 64))
 
 
 def test_the_host_keeps_nothing_of_the_ramp():

@@ -13,13 +13,15 @@ from tests.conftest import ROOT
 PACKAGE = ROOT / "musetalk_enhance"
 LAYERS = [
     {"_version", "errors"},
-    {"registry", "settings", "frames", "imaging", "stats", "memory", "media", "metrics", "precision"},
+    {"registry", "settings", "frames", "imaging", "stats", "memory", "media", "metrics", "precision", "hints"},
     {"costs"},
     {"weights"},
     {"backends"},
     {"official"},
     {"restorers"},
     {"faces"},
+    {"stability"},
+    {"finishing"},
     {"batching"},
     {"enhancer"},
     {"hosts", "jobs", "service"},

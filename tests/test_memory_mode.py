@@ -107,16 +107,16 @@ def test_it_grows_again_after_a_quiet_while(make, frames, mode):
     assert hungry.tried[-2:] == [8, 3] and {4, 8} <= set(hungry.tried)
 
 
-@pytest.mark.parametrize("stage", ["to_network", "compose", "from_network"])
+@pytest.mark.parametrize("stage", ["to_network", "residual_of", "from_network"])
 def test_the_stages_around_the_network_are_retried_too(make, frames, monkeypatch, stage):
-    from musetalk_enhance import enhancer as module
+    from musetalk_enhance import finishing as module
     from musetalk_enhance.frames import FrameBatch
 
-    owner = module if stage == "compose" else FrameBatch
+    owner = module if stage == "residual_of" else FrameBatch
     real, failed = getattr(owner, stage), []
 
     def once(*args, **kwargs):
-        many = args[0] if stage == "compose" else args[1]
+        many = args[0] if stage == "residual_of" else args[1]
         if stage != "from_network" and len(many) > 2 or not failed:
             failed.append(1)
             raise MemoryError
@@ -358,7 +358,7 @@ def checkpoint(folder):
 def test_a_weight_that_is_gone_at_the_reload(faces, tmp_path):
     path = checkpoint(tmp_path)
     for on_error in ("passthrough", "raise"):
-        enhancer = GFPGANEnhancer(str(path), device="cpu", on_error=on_error)
+        enhancer = GFPGANEnhancer(str(path), device="cpu", on_error=on_error, sharpness_gate=False, guard=False)
         enhancer.unload()
         moved = path.rename(tmp_path / "away.safetensors")
         if on_error == "raise":

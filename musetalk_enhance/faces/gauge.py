@@ -62,7 +62,8 @@ class FaceGauge:
         from safetensors.torch import load_file
 
         self.device = torch.device(device or "cpu")
-        self.network = GaugeNetwork()
+        with torch.random.fork_rng(devices=[]):  # a host's random numbers are its own
+            self.network = GaugeNetwork()
         self.network.load_state_dict({name: tensor.float() for name, tensor in load_file(ASSET).items()})
         self.network.eval().requires_grad_(False).to(self.device)
 

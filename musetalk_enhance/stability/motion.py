@@ -86,8 +86,8 @@ class MotionFinder:
         flow = np.asarray(self._flow.calc(*greys, None), np.float32)
         columns, rows = _grid(*flow.shape[:2])
         places = columns + flow[..., 0], rows + flow[..., 1]
-        moved = cv2.remap(before, *places, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
-        error = (now.astype(np.float32) - moved.astype(np.float32)) / np.float32(255)
+        moved = cv2.remap(before.astype(np.float32), *places, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
+        error = (now - moved) / np.float32(255)
         contrast = float(now.std()) / 255 + 0.02
         return Motion(flow, error, _rigid(flow), float(np.abs(error).mean()) > CUT * contrast)
 

@@ -20,17 +20,17 @@ if TYPE_CHECKING:
 
     from .motion import Motion
 
-TARGET = 1.02
+TARGET = 1.015
 """What the restored video may change from frame to frame, moved with the face, as a multiple of what the host's
 does. The share below is steered to it."""
-FIRST_SHARE, LOWEST_SHARE, HIGHEST_SHARE = 0.2, 0.03, 1.5
+FIRST_SHARE, LOWEST_SHARE, HIGHEST_SHARE = 0.12, 0.02, 1.5
 STEERING, MEMORY = 3.0, 0.8
 """How strongly the share follows the ratio that was measured, and how slowly that ratio forgets."""
 MOST = 0.97
 """Most of the detail before that is kept: what is wrong fades within a second, however still the picture."""
-QUIET = 0.4 / 255
+QUIET = 0.2 / 255
 """A change of the host's picture that is always allowed for: the rounding to 8 bits."""
-REVIVED = 1.15
+REVIVED = 1.1
 """Mixing blurs; detail is given back the strength that the restorer gave it, by at most this factor."""
 _CELL = 4
 _EVEN = 1e-3
