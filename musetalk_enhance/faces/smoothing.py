@@ -64,7 +64,7 @@ class OneEuroFilter:
             raise FrameError("nonfinite", "NaN or infinite values", "finite values")
         if self._last is None or self._smooth is None or self._speed is None:
             self._last, self._smooth, self._speed = now, now, np.zeros_like(now)
-            return now.copy()
+            return np.array(now)
         if now.shape != self._last.shape:
             raise FrameError("shape", f"shape {now.shape}", f"shape {self._last.shape} as before, or a reset()")
         self._speed = self._speed + self._alpha(self.d_cutoff) * ((now - self._last) * self.fps - self._speed)
@@ -72,7 +72,7 @@ class OneEuroFilter:
             now - self._smooth
         )
         self._last = now
-        return self._smooth.copy()
+        return np.array(self._smooth)
 
     def _alpha(self, cutoff: Any) -> Any:
         return 1 / (1 + self.fps / (2 * pi * cutoff))
