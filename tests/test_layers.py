@@ -18,6 +18,7 @@ LAYERS = [
     {"weights"},
     {"backends"},
     {"official"},
+    {"faces"},
     {"restorers"},
     {"faces"},
     {"stability"},

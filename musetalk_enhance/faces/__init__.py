@@ -1,1 +1,1 @@
-"""What is known about a face crop: its landmarks, how far mouth and eyes are open."""
+"""Where a face is, how it is brought to a network's template and back, and what covers it."""
