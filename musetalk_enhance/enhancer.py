@@ -17,7 +17,7 @@ from .errors import EnhanceError, FrameError, NoFaceError, OutOfMemoryError, Res
 from .finishing import Finisher, FrameNote, Stream, Work
 from .frames import FrameBatch, is_frame, is_tensor
 from .hints import Hints
-from .imaging import resize, resize_picture
+from .imaging import resize_picture
 from .precision import without_autocast
 from .settings import EnhancerSettings, alone, given_flags, merge, section_of
 from .stats import EnhancerStats
@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 logger = logging.getLogger("musetalk_enhance")
 
 
+PLACES_AT_ONCE = 16
+"""Faces whose landmarks are looked for together."""
 Observer = Callable[[Any, Any, "FrameNote | str"], None]
 
 
@@ -193,6 +195,7 @@ class GFPGANEnhancer:
             _say_once_that_the_budget_is_unused()
         self._restorer = restorer or self._load(settings)
         self._record = self._restorer.request.record
+        self._finisher.open(self._record.input_size)
 
     @property
     def _planner(self) -> BatchPlanner:
@@ -473,9 +476,21 @@ class GFPGANEnhancer:
         if settings is not None:
             planner = BatchPlanner(settings, self._record, self.device, planner)
         results: dict[int, Any] = {}
+        if self._finisher.needs_places:
+            self._find_places(batch)
         for group in batch.runs():
             results.update(self._restore_group(batch, group, output_size, planner))
         return results
+
+    def _find_places(self, batch: FrameBatch) -> None:
+        """Fill in the landmarks of every good frame, once, in the order of the stream."""
+        with self.stats.timed("landmarks"):
+            for run in batch.runs():
+                for start in range(0, len(run), PLACES_AT_ONCE):
+                    some = run[start : start + PLACES_AT_ONCE]
+                    faces = batch.to_network(some, self.device, self.settings.color)
+                    for index, points in zip(some, self._finisher.places(faces, self._hints.at(some)), strict=True):
+                        self._hints.landmarks[index] = points
 
     def _restore_group(
         self, batch: FrameBatch, group: list[int], output_size: str | int, planner: BatchPlanner
@@ -607,8 +622,8 @@ class GFPGANEnhancer:
         with torch.no_grad(), without_autocast(device):
             with self.stats.timed("prepare"):
                 faces = batch.to_network(chunk, device, self.settings.color)
-                side = self._record.input_size
-                inputs = faces if side is None else resize(faces, (side, side), enlarge="bilinear")
+                hints = self._hints.at(chunk)
+                inputs, laid = finisher.inputs(faces, self._record.input_size, hints)
                 pictures = finisher.pictures(faces)
             with self.stats.timed("network"):
                 restored = _checked_form(self._restorer.restore(inputs), len(chunk))
@@ -620,7 +635,7 @@ class GFPGANEnhancer:
                 raise RestorerError("the network returned NaN or infinite values")
             with self.stats.timed("finish"):
                 size = self._size_out(batch.size_hw(chunk[0]), restored, output_size)
-                work = Work(faces, inputs, restored, size, self._hints.at(chunk), motions, pictures)
+                work = Work(faces, inputs, restored, size, hints, laid, motions, pictures)
                 done = finisher.finish(work, self._stream)
                 out = batch.from_network(done.faces, chunk, self.settings.color, done.touched)
                 last = self._repeat(batch, chunk, out)
@@ -649,6 +664,7 @@ class GFPGANEnhancer:
             self.stats.guarded.update([note.guard] if note.guard else [])
             self.stats.sharp += note.sharp
             self.stats.cuts += note.cut
+            self.stats.unaligned += not note.aligned
 
     def _size_out(
         self, size_hw: tuple[int, int], restored: torch.Tensor | None, output_size: str | int

@@ -10,13 +10,16 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from .hints import Hints
-from .imaging import resize, residual_of
+from .imaging import residual_of, resize
 
 if TYPE_CHECKING:
     import numpy as np
     import torch
     from numpy.typing import NDArray
 
+    from .faces.align import Aligner, Alignment
+    from .faces.occlusion import Occluder
+    from .faces.places import PlaceFinder
     from .settings import EnhancerSettings
     from .stability.guard import Guard
     from .stability.motion import Motion, MotionFinder
@@ -50,12 +53,15 @@ class FrameNote:
             still lowered from before; None where the guard did nothing.
         sharp: whether it was sharp already, so that some or all of the restoring was left out.
         cut: whether a scene began with it.
+        aligned: False where ``align: ffhq`` found no landmarks that can be used, so that the network saw the crop
+            as it came.
     """
 
     strength: float = 1.0
     guard: str | None = None
     sharp: bool = False
     cut: bool = False
+    aligned: bool = True
 
 
 @dataclass(frozen=True)
@@ -67,7 +73,8 @@ class Work:
         inputs: what the network was given, (N, 3, S, S).
         restored: what it made, (N, 3, T, T).
         size_hw: height and width to hand back.
-        hints: what the host knows of each frame.
+        hints: what is known of each frame, landmarks filled in where they are needed.
+        laid: which faces were laid on the template, and how; None where none was.
         motions: into each frame from the one before it; empty where nothing is held still.
         pictures: as the motions were looked at; empty likewise.
     """
@@ -77,6 +84,7 @@ class Work:
     restored: torch.Tensor
     size_hw: tuple[int, int]
     hints: Hints
+    laid: tuple[list[int], Alignment] | None = None
     motions: list[Motion | None] = field(default_factory=list)
     pictures: list[NDArray[np.uint8]] = field(default_factory=list)
 
@@ -103,14 +111,83 @@ class Finisher:
 
     def __init__(self, settings: EnhancerSettings) -> None:
         """Args:
-            settings: stability, color_match, guard, sharpness_gate and strength are looked at.
+        settings: stability, color_match, guard, sharpness_gate and strength are looked at.
         """
         self.settings = settings
         self._finder: MotionFinder | None = None
         self._guard: Guard | None = None
+        self._aligner: Aligner | None = None
+        self._places: PlaceFinder | None = None
+        self._occluder: Occluder | None = None
+
+    def open(self, side: int | None) -> None:
+        """Load what the settings ask for, so that what is missing is known before a long run.
+
+        Args:
+            side: of the network's input, in pixels; None where it takes any.
+
+        Raises:
+            MissingWeightError: the detector's or occluder's file is not there.
+            MissingDependencyError: a package is not installed.
+            CheckpointError: the occluder's file is another graph.
+        """
+        settings = self.settings
+        if settings.align == "ffhq":
+            from .faces.align import TEMPLATE_SIDE, Aligner
+
+            self._aligner = Aligner(side or TEMPLATE_SIDE)
+        if settings.align == "ffhq" or settings.region == "mouth":
+            from .faces.places import PlaceFinder
+
+            self._places = PlaceFinder(settings.landmarks)
+        if settings.occluder is not None:
+            from .faces.occlusion import Occluder
+
+            self._occluder = Occluder(settings.occluder)
 
     def reset(self) -> None:
-        """Forget what was found of the stream."""
+        """Begin another stream."""
+        if self._places is not None:
+            self._places.reset()
+
+    @property
+    def needs_places(self) -> bool:
+        """Whether `places` has anything to do."""
+        return self._places is not None
+
+    def places(self, faces: torch.Tensor, hints: Hints) -> list[Any]:
+        """The landmarks of faces that follow one another in the stream; call it once for each frame."""
+        assert self._places is not None
+        return self._places.fill(faces, hints)
+
+    def inputs(
+        self, faces: torch.Tensor, side: int | None, hints: Hints
+    ) -> tuple[torch.Tensor, tuple[list[int], Alignment] | None]:
+        """What the network is given, and which of it was laid on the template.
+
+        Args:
+            faces: float32 (N, 3, H, W), RGB, 0..1.
+            side: of the network's input, in pixels; None where it takes any.
+            hints: of these faces, filled in by `places`.
+        """
+        if self._aligner is None:
+            return (faces if side is None else resize(faces, (side, side), enlarge="bilinear")), None
+        size = (int(faces.shape[2]), int(faces.shape[3]))
+        usable = [
+            index
+            for index, points in enumerate(hints.landmarks)
+            if points is not None and not self._aligner.problems(points[None], size)
+        ]
+        inputs = resize(faces, (self._aligner.side, self._aligner.side), enlarge="bilinear")
+        if not usable:
+            return inputs, None
+        import numpy as np
+
+        points = np.array([hints.landmarks[index] for index in usable])
+        aligned, alignment = self._aligner.warp(faces[usable], points)
+        inputs = inputs.clone()
+        inputs[usable] = aligned
+        return inputs, (usable, alignment)
 
     def pictures(self, faces: torch.Tensor) -> list[NDArray[np.uint8]]:
         """The faces as the motion is looked at; nothing where nothing is held still."""
@@ -142,7 +219,7 @@ class Finisher:
 
         settings, mask = self.settings, self._mask(work)
         base = resize(work.faces, work.size_hw)
-        residual = residual_of(work.faces, work.inputs, work.restored, work.size_hw, base)
+        residual = self._residual(work, base)
         if settings.color_match_on:
             from .stability.colour import without_tint
 
@@ -161,8 +238,8 @@ class Finisher:
             reasons, stream = guarded.reasons, replace(stream, guard=guarded.weights[-1])
         cuts = [motion is not None and motion.cut for motion in work.motions] or [False] * len(weights)
         notes = [
-            FrameNote(weight, reason, need < 1, cut)
-            for weight, reason, need, cut in zip(weights, reasons, needs, cuts, strict=True)
+            FrameNote(weight, reason, need < 1, cut, self._aligner is None or index in (work.laid or ([],))[0])
+            for index, (weight, reason, need, cut) in enumerate(zip(weights, reasons, needs, cuts, strict=True))
         ]
         touched = None if mask is None else mask > 0
         if min(weights) <= 0:
@@ -172,14 +249,56 @@ class Finisher:
 
     def _mask(self, work: Work) -> torch.Tensor | None:
         """Where the faces may change: in the region, and not where something covers them."""
+        mask = self._region(work)
+        seen = self._visibility(work)
+        if seen is not None:
+            mask = seen if mask is None else mask * seen
+        return mask
+
+    def _region(self, work: Work) -> torch.Tensor | None:
         from .faces.regions import region_mask
 
         height, width = work.faces.shape[2:]
-        places: list[Any] = []
-        if self.settings.region == "mouth":
-            places = [None if points is None else points / (width, height) for points in work.hints.landmarks]
-        mask = region_mask(self.settings.region, work.size_hw, places, work.faces.device)
-        return mask
+        places = [None if points is None else points / (width, height) for points in work.hints.landmarks]
+        return region_mask(self.settings.region, work.size_hw, places, work.faces.device)
+
+    def _visibility(self, work: Work) -> torch.Tensor | None:
+        """Where the face is seen, (N, 1, *size_hw), 0..1; None where nothing says that anything covers it."""
+        import torch
+
+        height, width = int(work.faces.shape[2]), int(work.faces.shape[3])
+        seen = None if self._occluder is None else self._occluder.mask(work.faces)
+        if any(mask is not None for mask in work.hints.occlusion):
+            from .faces.occlusion import host_mask
+
+            told = [
+                work.faces.new_ones(1, 1, height, width)
+                if mask is None
+                else host_mask(mask, 1, (height, width), device=work.faces.device)
+                for mask in work.hints.occlusion
+            ]
+            seen = torch.cat(told) if seen is None else torch.minimum(seen, torch.cat(told))
+        return None if seen is None else _shrunk_mask(seen, work.size_hw)
+
+    def _residual(self, work: Work, base: torch.Tensor) -> torch.Tensor:
+        """What the network adds to the host's frames."""
+        if work.laid is None:
+            return residual_of(work.faces, work.inputs, work.restored, work.size_hw, base)
+        import torch
+
+        assert self._aligner is not None
+        usable, alignment = work.laid
+        added = work.restored[usable] - resize(
+            work.inputs[usable], (int(work.restored.shape[2]), int(work.restored.shape[3]))
+        )
+        laid, coverage = self._aligner.unwarp(added, alignment, work.size_hw)
+        residual = torch.empty_like(base)
+        residual[usable] = laid * coverage
+        rest = [index for index in range(len(base)) if index not in set(usable)]
+        if rest:
+            faces, inputs, restored = work.faces[rest], work.inputs[rest], work.restored[rest]
+            residual[rest] = residual_of(faces, inputs, restored, work.size_hw, base[rest])
+        return residual
 
     def _held(
         self, residual: torch.Tensor, work: Work, mask: torch.Tensor | None, stream: Stream
@@ -225,3 +344,10 @@ def _weighted(residual: torch.Tensor, weights: list[float]) -> torch.Tensor:
     if all(weight == 1 for weight in weights):
         return residual
     return residual * residual.new_tensor(weights).view(-1, 1, 1, 1)
+
+
+def _shrunk_mask(seen: torch.Tensor, size_hw: tuple[int, int]) -> torch.Tensor:
+    """A visibility in another size; what is covered in part stays 0 where it was 0 anywhere near."""
+    if tuple(seen.shape[2:]) == size_hw:
+        return seen
+    return resize(seen, size_hw, enlarge="bilinear").clamp(0, 1)

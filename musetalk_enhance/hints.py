@@ -49,7 +49,11 @@ class Hints:
 
     def at(self, indices: Sequence[int]) -> Hints:
         """Those of some frames."""
-        return Hints(*([each[index] for index in indices] for each in (self.landmarks, self.occlusion, self.keys)))
+        return Hints(
+            [self.landmarks[index] for index in indices],
+            [self.occlusion[index] for index in indices],
+            [self.keys[index] for index in indices],
+        )
 
     def __bool__(self) -> bool:
         return any(each is not None for each in (*self.landmarks, *self.occlusion, *self.keys))

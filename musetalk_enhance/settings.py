@@ -341,7 +341,7 @@ class EnhancerSettings:
 
     def _check_official(self) -> None:
         if self.align == "ffhq":
-            raise ConfigError("align", "ffhq", "none with engine: official (GFPGANer does with the crop what it likes)")
+            raise ConfigError("align", "ffhq", "none with engine: official (GFPGANer aligns by itself)")
         if self.model == "lite":
             raise ConfigError("engine", "official", "native with model: lite (GFPGANer has no such network)")
         if self.backend not in ("auto", "torch"):

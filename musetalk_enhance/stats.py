@@ -27,6 +27,7 @@ class EnhancerStats:
         guarded: reason to number of frames whose strength the guard lowered: ``mouth``, ``eyes``, ``identity``;
             ``recovery``: not itself at fault, but soon after one that was.
         sharp: frames that were sharp already and were left alone, in part or altogether.
+        unaligned: frames that ``align: ffhq`` could not align, for want of landmarks; restored as they came.
         cuts: frames with which another scene began.
         repeated: frames that were the same bits as the one before, and came back as the same bits.
         reloads: times the network was loaded again after `GFPGANEnhancer.unload`.
@@ -43,6 +44,7 @@ class EnhancerStats:
     over_budget: int = 0
     guarded: Counter[str] = field(default_factory=Counter)
     sharp: int = 0
+    unaligned: int = 0
     cuts: int = 0
     repeated: int = 0
     reloads: int = 0
@@ -74,6 +76,7 @@ class EnhancerStats:
             "over_budget": self.over_budget,
             "guarded": dict(self.guarded),
             "sharp": self.sharp,
+            "unaligned": self.unaligned,
             "cuts": self.cuts,
             "repeated": self.repeated,
             "reloads": self.reloads,

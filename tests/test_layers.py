@@ -18,7 +18,6 @@ LAYERS = [
     {"weights"},
     {"backends"},
     {"official"},
-    {"faces"},
     {"restorers"},
     {"faces"},
     {"stability"},

@@ -47,7 +47,7 @@ class Guard:
 
     def __init__(self, device: torch.device) -> None:
         """Args:
-            device: where the faces will be.
+        device: where the faces will be.
         """
         self.gauge = FaceGauge(device)
 

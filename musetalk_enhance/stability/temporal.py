@@ -98,7 +98,9 @@ def _energy(values: torch.Tensor, coarse: tuple[int, int]) -> torch.Tensor:
     return avg_pool2d(cells, 3, 1, 1, count_include_pad=False)
 
 
-def _revival(wanted: torch.Tensor, mixed: torch.Tensor, coarse: tuple[int, int], size: tuple[int, int]) -> torch.Tensor:
+def _revival(
+    wanted: torch.Tensor, mixed: torch.Tensor, coarse: tuple[int, int], size: tuple[int, int]
+) -> torch.Tensor:
     floor = (_EVEN) ** 2
     factor = ((_energy(wanted, coarse) + floor) / (_energy(mixed, coarse) + floor)).sqrt().clamp(1, REVIVED)
     return resize(factor, size, enlarge="bilinear")

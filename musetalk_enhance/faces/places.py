@@ -1,0 +1,73 @@
+"""Where the landmarks of a stream's faces are: told by the host, or found here, and steady over time."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..hints import Hints
+from .align import LandmarkTrack
+from .gauge import FaceGauge
+
+if TYPE_CHECKING:
+    import torch
+
+SURE = 0.5
+"""The gauge's confidence under which it has seen no face."""
+_NOWHERE = np.full((5, 2), np.nan, np.float32)
+
+
+class PlaceFinder:
+    """Fills in the landmarks that a host did not give, frame by frame in the order of the stream."""
+
+    def __init__(self, source: str) -> None:
+        """Args:
+            source: ``"embedded"``, the gauge; or ``"yunet"``, OpenCV's detector.
+
+        Raises:
+            MissingWeightError: YuNet's weight is not in the cache.
+        """
+        from .detect import make_detector
+
+        self._track = LandmarkTrack(make_detector(source) if source != "embedded" else None)
+        self._gauge = FaceGauge() if source == "embedded" else None
+
+    def reset(self) -> None:
+        """Begin another stream: nothing of one face is used for another, even if their keys are the same."""
+        self._track.reset()
+
+    def fill(self, faces: torch.Tensor, hints: Hints) -> list[NDArray[np.float32] | None]:
+        """The landmarks of each face, smoothed (`LandmarkTrack`); None where no face was found.
+
+        Args:
+            faces: float32 (N, 3, H, W), RGB, 0..1.
+            hints: what the host knows of these faces.
+        """
+        found = self._measured(faces, hints)
+        steady = []
+        for face, points, key in zip(faces, found, hints.keys, strict=True):
+            picture = None
+            if points is None and self._gauge is None and not self._track.knows(key):
+                picture = face.flip(0).mul(255).round().byte().permute(1, 2, 0).contiguous().cpu().numpy()
+            here = self._track.update(landmarks=points, face_bgr=picture, key=key)
+            steady.append(None if here is None else here.astype(np.float32))
+        return steady
+
+    def _measured(self, faces: torch.Tensor, hints: Hints) -> list[NDArray[np.float32] | None]:
+        """The host's own landmarks, and the gauge's where there are none and it is asked."""
+        found = list(hints.landmarks)
+        lacking = [
+            index
+            for index, (points, key) in enumerate(zip(found, hints.keys, strict=True))
+            if points is None and not self._track.knows(key)
+        ]
+        if self._gauge is None or not lacking:
+            return found
+        if self._gauge.device != faces.device:
+            self._gauge.to(faces.device)
+        seen = self._gauge.measure(faces[lacking])
+        for index, points, sure in zip(lacking, seen.landmarks.cpu().numpy(), seen.confidence.tolist(), strict=True):
+            found[index] = points if sure > SURE else _NOWHERE
+        return found
