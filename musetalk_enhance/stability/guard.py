@@ -13,10 +13,15 @@ if TYPE_CHECKING:
     import torch
 
 REASONS = ("mouth", "eyes", "identity")
-MOUTH_LIMIT, EYES_LIMIT = 0.08, 0.10
-"""What the openings may move, in units of `Gauged`."""
-IDENTITY_LIMIT = 0.6
-"""What the low-frequency structure may move, see `structure_moved`."""
+MOUTH_LIMIT, EYES_LIMIT = 0.04, 0.06
+"""What the openings may move, in units of `Gauged`. Between a soft face and the sharp one it was made from they move
+by 0.007 and 0.024 at most; a mouth that is painted shut moves by 0.03 to 0.4."""
+SHIFT_LIMIT = 0.03
+"""What the eyes or the corners of the mouth may shift, as a share of the distance from the eyes to the mouth: 3 to 4
+pixels of 256. Soft and sharp differ by 0.013 at most."""
+IDENTITY_LIMIT = 0.5
+"""What the coarse structure may move, see `structure_moved`. Soft and sharp differ by 0.35 at most; eyes that are
+shifted by 5 pixels of 256 by 0.9 and more."""
 NONE_LEFT = 2.0
 """At the limit the restorer still has its full strength, at this multiple of it none."""
 RECOVERY = 0.1
@@ -64,7 +69,7 @@ class Guard:
         reasons: list[str | None] = []
         for row in rows:
             wanted = min(1.0, max(0.0, (NONE_LEFT - max(row)) / (NONE_LEFT - 1)))
-            before = min(wanted, before + RECOVERY)
+            before = min(wanted, round(before + RECOVERY, 6))
             weights.append(before)
             reasons.append(REASONS[row.index(max(row))] if max(row) > 1 else "recovery" if before < 1 else None)
         return Guarded(weights, reasons, [(row[0], row[1], row[2]) for row in rows])
@@ -79,8 +84,12 @@ def moved(gauge: FaceGauge, given: torch.Tensor, restored: torch.Tensor) -> torc
     sure = (torch.minimum(seen.confidence[:count], seen.confidence[count:]) > SURE).float()
     mouth = (seen.mouth[count:] - seen.mouth[:count]).abs() / MOUTH_LIMIT
     eyes = (seen.eyes[count:] - seen.eyes[:count]).abs().amax(1) / EYES_LIMIT
-    identity = structure_moved(pair[:count], pair[count:]) / IDENTITY_LIMIT
-    return torch.stack([mouth * sure, eyes * sure, identity], dim=1)
+    before, after = seen.landmarks[:count], seen.landmarks[count:]
+    length = (before[:, 3:].mean(1) - before[:, :2].mean(1)).norm(dim=1).clamp(min=1)
+    shift = (after - before).norm(dim=2) / length[:, None] / SHIFT_LIMIT
+    mouth = torch.maximum(mouth, shift[:, 3:].amax(1)) * sure
+    eyes = torch.maximum(eyes, shift[:, :2].amax(1)) * sure
+    return torch.stack([mouth, eyes, structure_moved(pair[:count], pair[count:]) / IDENTITY_LIMIT], dim=1)
 
 
 def structure_moved(given: torch.Tensor, restored: torch.Tensor) -> torch.Tensor:

@@ -1,0 +1,122 @@
+"""The guard: restorers that close a mouth, open one, shut or shift eyes, or change who it is, are held back."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from musetalk_enhance.faces.gauge import FaceGauge
+from musetalk_enhance.faces.regions import region_mask
+from musetalk_enhance.stability.guard import RECOVERY, moved
+from tests.stability.conftest import to_faces, to_frames
+
+ONLY = {"guard": True, "batch_size": 8}
+
+
+@pytest.fixture(scope="module")
+def gauge() -> FaceGauge:
+    return FaceGauge()
+
+
+@pytest.fixture(scope="module")
+def mouths(gauge, soft):
+    """(indices by opening, the mask of the mouth)."""
+    seen = gauge.measure(soft)
+    return seen.mouth.argsort().tolist(), region_mask("mouth", (256, 256), list((seen.landmarks[:1] / 256).numpy()))
+
+
+def painted(soft: torch.Tensor, index: int, mask: torch.Tensor):
+    """A restorer that paints the mouth of frame `index` on every face."""
+    mouth = soft[index : index + 1]
+
+    def paint(batch: torch.Tensor) -> torch.Tensor:
+        small = torch.nn.functional.avg_pool2d(batch, 2)
+        return (small + mask * (mouth - small)).repeat_interleave(2, 2).repeat_interleave(2, 3)
+
+    return paint
+
+
+def shifted_eyes(batch: torch.Tensor) -> torch.Tensor:
+    batch = batch.clone()
+    batch[:, :, 130:250] = torch.roll(batch[:, :, 130:250], 12, 3)
+    return batch
+
+
+def test_an_honest_restorer_is_left_alone(make_enhancer, take, soft):
+    truth = iter(take.split(8))
+    honest = lambda batch: next(truth).repeat_interleave(2, 2).repeat_interleave(2, 3)  # noqa: E731
+    enhancer = make_enhancer(honest, **ONLY)
+    out = enhancer(to_frames(soft))
+    assert not enhancer.stats.guarded and np.array_equal(out, to_frames(take))
+
+
+def test_a_restorer_that_closes_the_mouth_is_held_back(make_enhancer, soft, mouths, gauge):
+    order, mask = mouths
+    wide = soft[order[-4:]]
+    enhancer = make_enhancer(painted(soft, order[0], mask), **ONLY)
+    out = to_faces(enhancer(to_frames(wide)))
+    assert enhancer.stats.guarded.keys() & {"mouth", "identity"} and enhancer.stats.guarded.total() == 4
+    assert (gauge.measure(out).mouth - gauge.measure(wide).mouth).abs().max() < 0.04
+    spoilt = to_faces(make_enhancer(painted(soft, order[0], mask))(to_frames(wide)))
+    assert (gauge.measure(spoilt).mouth - gauge.measure(wide).mouth).abs().min() > 0.04, (
+        "without the guard it is shut"
+    )
+
+
+def test_teeth_in_a_closed_mouth_are_held_back(make_enhancer, soft, mouths, gauge):
+    order, mask = mouths
+    shut = soft[order[:3]]
+    enhancer = make_enhancer(painted(soft, order[-1], mask), **ONLY)
+    out = to_faces(enhancer(to_frames(shut)))
+    assert enhancer.stats.guarded.total() == 3
+    assert (gauge.measure(out).mouth - gauge.measure(shut).mouth).abs().max() < 0.04
+
+
+def test_shifted_eyes_are_held_back(make_enhancer, soft):
+    given = to_frames(soft[:4])
+    enhancer = make_enhancer(shifted_eyes, **ONLY)
+    out = enhancer(given)
+    assert enhancer.stats.guarded.total() == 4
+    assert (
+        np.abs(out.astype(int) - given).mean()
+        < 0.3 * np.abs(make_enhancer(shifted_eyes)(given).astype(int) - given).mean()
+    )
+
+
+def test_another_face_is_held_back(make_enhancer, soft):
+    enhancer = make_enhancer(lambda batch: batch.flip(3), **ONLY)
+    given = to_frames(soft[:3])
+    assert (
+        np.array_equal(enhancer(given), given)
+        and enhancer.stats.guarded["identity"] + enhancer.stats.guarded["eyes"] + enhancer.stats.guarded["mouth"] == 3
+    )
+
+
+def test_strength_comes_back_little_by_little(make_enhancer, soft):
+    """One bad frame, then good ones: down at once, up by a tenth a frame."""
+    calls = []
+
+    def once(batch: torch.Tensor) -> torch.Tensor:
+        calls.append(1)
+        return batch.flip(3) if len(calls) == 3 else batch + 0.005
+
+    notes = []
+    enhancer = make_enhancer(once, guard=True, batch_size=1)
+    enhancer.observe(lambda given, out, note: notes.append(note))
+    enhancer(to_frames(soft[:20]))
+    strengths = [note.strength for note in notes]
+    assert strengths[:3] == [1, 1, 0] and strengths[13:] == pytest.approx([1] * 7)
+    assert np.diff(strengths[2:13]) == pytest.approx([RECOVERY] * 10)
+    assert enhancer.stats.guarded["recovery"] == 9, "from 0.1 to 0.9"
+
+
+def test_what_is_no_face_is_no_reason(gauge):
+    noise = torch.rand(2, 3, 256, 256, generator=torch.Generator().manual_seed(0))
+    assert (moved(gauge, noise, noise.flip(0))[:, :2] == 0).all(), "the gauge sees no face, so it says nothing"
+
+
+def test_the_order_of_a_batch_does_not_matter(gauge, soft):
+    both = moved(gauge, soft[:4], soft[4:8])
+    each = torch.cat([moved(gauge, soft[i : i + 1], soft[4 + i : 5 + i]) for i in range(4)])
+    assert torch.allclose(both, each, atol=1e-3)

@@ -1,0 +1,159 @@
+"""Held still: flicker goes, sharpness stays, nothing is dragged along, and a still frame is still."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from musetalk_enhance.finishing import Finisher
+from musetalk_enhance.stability.motion import MotionFinder
+from musetalk_enhance.stability.temporal import moved
+from tests.stability.conftest import to_faces, to_frames
+
+PLAIN = {"color_match": False, "guard": False, "sharpness_gate": False}
+
+
+class Flickering:
+    """Sharpens, by another amount and with another grain in every frame: a restorer that decides anew."""
+
+    def __init__(self, sharp: torch.Tensor, amount: float = 0.5) -> None:
+        self.sharp, self.amount, self.calls = sharp, amount, 0
+        self.random = torch.Generator().manual_seed(5)
+
+    def __call__(self, batch: torch.Tensor) -> torch.Tensor:
+        first, self.calls = self.calls, self.calls + len(batch)
+        truth = self.sharp[first : first + len(batch)].repeat_interleave(2, 2).repeat_interleave(2, 3)
+        share = 1 + self.amount * (2 * torch.rand(len(batch), 1, 1, 1, generator=self.random) - 1)
+        grain = 0.02 * torch.randn(len(batch), 1, 64, 64, generator=self.random)
+        grain = torch.nn.functional.interpolate(grain, size=batch.shape[2:], mode="bicubic")
+        return batch + share * (truth - batch) + grain
+
+
+def energy(frames: np.ndarray) -> float:
+    import cv2
+
+    return float(np.mean([cv2.Laplacian(cv2.cvtColor(f, cv2.COLOR_BGR2GRAY), cv2.CV_64F).var() for f in frames]))
+
+
+def flicker(frames: np.ndarray, given: np.ndarray) -> float:
+    """How much what was added changes from frame to frame, moved with the face."""
+    finder, total = MotionFinder(), 0.0
+    added = to_faces(frames) - to_faces(given)
+    for index, motion in enumerate(finder.all(None, list(np.ascontiguousarray(given[..., ::-1])))):
+        if motion is not None:
+            total += float((added[index] - moved(added[index - 1 : index], motion.flow)[0]).abs().mean())
+    return total
+
+
+@pytest.fixture(scope="module")
+def given(soft) -> np.ndarray:
+    return to_frames(soft)
+
+
+def test_flicker_goes_and_sharpness_stays(make_enhancer, take, given):
+    off = make_enhancer(Flickering(take), **PLAIN)(given)
+    on = make_enhancer(Flickering(take), stability=1, **PLAIN)(given)
+    assert flicker(on, given) < 0.4 * flicker(off, given)
+    assert energy(on) - energy(given) > 0.9 * (energy(off) - energy(given))
+    truth = to_frames(take).astype(np.float32)
+    assert np.abs(on - truth).mean() < np.abs(off - truth).mean(), "nearer to the truth as well"
+
+
+def test_half_of_it_is_half(make_enhancer, take, given):
+    runs = [make_enhancer(Flickering(take), stability=share, **PLAIN)(given) for share in (0, 0.5, 1)]
+    still = [flicker(run, given) for run in runs]
+    assert still[0] > 1.2 * still[1] > 1.2 * still[2]
+
+
+def test_batches_do_not_matter(make_enhancer, take, given):
+    sharpen = lambda batch: (batch + 0.5 * (batch - torch.nn.functional.avg_pool2d(batch, 9, 1, 4))).clamp(0, 1)  # noqa: E731
+    whole, single = (make_enhancer(sharpen, stability=1, batch_size=size, **PLAIN) for size in (8, 1))
+    together = whole(given[:12])
+    realtime = np.concatenate([single(given[:5]), single(given[5:6]), single(given[6:12])])
+    assert np.abs(together.astype(int) - realtime).max() <= 1
+
+
+def test_a_frame_never_depends_on_the_next(make_enhancer, take, given):
+    sharpen = lambda batch: 2 * batch - torch.nn.functional.avg_pool2d(batch, 9, 1, 4)  # noqa: E731
+    one = make_enhancer(sharpen, stability=1, guard=True, color_match=True, batch_size=8)(given[:10])
+    other = make_enhancer(sharpen, stability=1, guard=True, color_match=True, batch_size=8)
+    changed = given[:16].copy()
+    changed[10:] = 255 - changed[10:]
+    assert np.array_equal(other(changed)[:8], one[:8])
+
+
+def test_a_still_frame_comes_out_the_same_fifty_times(make_enhancer, take, given):
+    enhancer = make_enhancer(Flickering(take[:1].expand(50, -1, -1, -1)), stability=1, batch_size=8)
+    out = enhancer(np.repeat(given[:1], 50, 0))
+    assert (out == out[0]).all() and enhancer.stats.repeated == 49
+
+
+def test_what_the_host_does_to_its_frames_afterwards_is_its_own_affair(make_enhancer, given):
+    enhancer = make_enhancer(lambda batch: 1 - batch, stability=1)
+    first = enhancer(given[:1])
+    kept = first.copy()
+    first[:] = 0
+    assert np.array_equal(enhancer(given[:1]), kept)
+
+
+def test_a_cut_lets_go(make_enhancer, given):
+    brighter = lambda batch: batch + 0.2  # noqa: E731
+    other = 255 - given[:1, ::-1]
+    enhancer = make_enhancer(brighter, stability=1, **PLAIN)
+    enhancer(given[:5])
+    after = enhancer(other)
+    assert enhancer.stats.cuts == 1
+    assert np.array_equal(after, make_enhancer(brighter, stability=1, **PLAIN)(other)), (
+        "as if nothing had been before"
+    )
+
+
+def test_reset_forgets(make_enhancer, take, given):
+    enhancer = make_enhancer(Flickering(take), stability=1, **PLAIN)
+    enhancer(given[:6])
+    enhancer.reset()
+    enhancer._restorer.backend.function = Flickering(take[6:])
+    fresh = make_enhancer(Flickering(take[6:]), stability=1, **PLAIN)
+    assert np.array_equal(enhancer(given[6:12]), fresh(given[6:12]))
+
+
+def test_two_streams_know_nothing_of_each_other(make_enhancer, take, given):
+    one, other = (make_enhancer(Flickering(take), stability=1, **PLAIN) for _ in range(2))
+    only = make_enhancer(Flickering(take), stability=1, **PLAIN)
+    alone = np.concatenate([only(given[start : start + 4]) for start in range(0, 12, 4)])
+    parts = []
+    for start in range(0, 12, 4):
+        parts.append(one(given[start : start + 4]))
+        other(given[::-1][start : start + 4])
+    assert np.array_equal(np.concatenate(parts), alone)
+
+
+def test_lips_that_move_are_not_dragged(make_enhancer, take, given):
+    """With a perfect restorer holding still can only spoil: the mouth must stay as open as it is."""
+    from musetalk_enhance.faces.gauge import FaceGauge
+
+    out = make_enhancer(Flickering(take, 0.0), stability=1, **PLAIN)(given)
+    gauge = FaceGauge()
+    truth, ours = gauge.measure(take).mouth.numpy(), gauge.measure(to_faces(out)).mouth.numpy()
+    assert np.corrcoef(truth, ours)[0, 1] > 0.99 and np.abs(truth - ours).max() < 0.03
+
+
+def test_a_batch_that_failed_leaves_the_stream_as_it_was(make_enhancer, take, given, monkeypatch):
+    calls = []
+    real = Finisher.finish
+
+    def once(self, work, stream):
+        done = real(self, work, stream)
+        if len(calls) == 1:
+            calls.append(1)
+            raise MemoryError
+        calls.append(1)
+        return done
+
+    sharpen = lambda batch: 2 * batch - torch.nn.functional.avg_pool2d(batch, 9, 1, 4)  # noqa: E731
+    alone = make_enhancer(sharpen, stability=1, batch_size=4, **PLAIN)(given[:8])
+    monkeypatch.setattr(Finisher, "finish", once)
+    enhancer = make_enhancer(sharpen, stability=1, batch_size=4, **PLAIN)
+    out = enhancer(given[:8])
+    assert enhancer.stats.backoffs == 1 and np.abs(out.astype(int) - alone).max() <= 1
