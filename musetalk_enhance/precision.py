@@ -35,7 +35,8 @@ def as_if_alone() -> Iterator[None]:
     import torch
 
     default = torch.get_default_dtype()
-    with torch.random.fork_rng(devices=[]), torch.device("cpu"):
+    cpu = torch.device("cpu")
+    with torch.random.fork_rng(devices=[]), cpu, without_autocast(cpu):  # a trace would note what autocast does
         try:
             if default != torch.float32:
                 torch.set_default_dtype(torch.float32)

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from .. import memory
+from ..precision import without_autocast
 from . import tuning
 from .base import NetworkSpec
 from .ops import FORMS, Modulated, TorchOps
@@ -46,7 +47,7 @@ def _measured_forms(spec: NetworkSpec, device: torch.device, layers: list[Modula
     count = 1 if device.type == "cpu" else 8
     backend = TorchBackend(spec, device, graphs=False)
     ops = _TimingOps(device)
-    with torch.inference_mode():
+    with torch.inference_mode(), without_autocast(device):
         faces = torch.zeros(count, *spec.input_shape, device=device)
         backend.module.compute(ops, faces)  # type: ignore[operator]
     parts = [part for part in backend.module.modules() if isinstance(part, Modulated)]

@@ -197,3 +197,14 @@ def test_the_gpu_is_the_one_that_is_current_when_it_is_loaded(monkeypatch):
     choice = catalog.choose(EnhancerSettings(enabled=True, model="lite"))
     devices = [str(choice._request(torch.device(name)).device) for name in ("cuda", "cuda:0", "cpu")]
     assert devices == ["cuda:1", "cuda:0", "cpu"]
+
+
+@pytest.mark.parametrize("backend", ["torch", "onnx", "openvino", "ncnn"])
+def test_a_host_s_autocast_is_not_written_into_networks(rng, backend):
+    faces = rng.integers(0, 256, (2, 256, 256, 3), np.uint8)
+    expected = GFPGANEnhancer(model="lite", backend="torch")(faces)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        enhancer = GFPGANEnhancer(model="lite", backend=backend)
+    restored = enhancer(faces)
+    assert enhancer.stats.restored == len(faces)
+    assert np.abs(restored.astype(int) - expected).max() <= 1
