@@ -128,7 +128,7 @@ def _watch_cuda(device: torch.device) -> Iterator[Peak]:
     import torch
 
     def elsewhere() -> int:  # in use on the GPU, but not by torch's allocator: another runtime's arena
-        free, total = torch.cuda.mem_get_info(device)
+        free, total = memory.on_gpu(device)
         return int(total - free - torch.cuda.memory_reserved(device))
 
     peak = Peak()

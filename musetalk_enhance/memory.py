@@ -62,7 +62,7 @@ def monitor_gpu_memory(device: str | int | None = None) -> dict[str, Any]:
         "ram_total_bytes": ram.total,
     }
     if numbers["gpu_available"]:
-        free, total = torch.cuda.mem_get_info(gpu)
+        free, total = on_gpu(gpu)
         numbers.update(
             device=torch.cuda.get_device_name(gpu),
             allocated_bytes=torch.cuda.memory_allocated(gpu),
@@ -91,18 +91,39 @@ def free_bytes(device: torch.device) -> int:
         import torch
 
         unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-        return int(torch.cuda.mem_get_info(device)[0]) + unused
+        return on_gpu(device)[0] + unused
     import psutil
 
     return min([int(psutil.virtual_memory().available), *_free_in_container()])
 
 
+def on_gpu(device: torch.device) -> tuple[int, int]:
+    """Bytes free and in all on a CUDA device, as the driver counts them.
+
+    Before torch 2.5, ``mem_get_info`` refuses a device without a number.
+    """
+    import torch
+
+    free, total = torch.cuda.mem_get_info(None if device.index is None else device)
+    return int(free), int(total)
+
+
 def _free_in_container() -> Iterator[int]:
     for limit, usage in _CGROUPS:
         try:
-            yield max(0, int(Path(limit).read_text()) - int(Path(usage).read_text()))
+            used = int(Path(usage).read_text()) - _given_back(Path(usage).with_name("memory.stat"))
+            yield max(0, int(Path(limit).read_text()) - used)
         except (OSError, ValueError):  # no such file, or "max"
             continue
+
+
+def _given_back(stat: Path) -> int:
+    """Bytes of a container's use that are files read once, which the kernel drops when memory is wanted."""
+    try:
+        facts = dict(line.split() for line in stat.read_text().splitlines())
+        return int(facts.get("total_inactive_file", facts.get("inactive_file", 0)))
+    except (OSError, ValueError):
+        return 0
 
 
 def is_out_of_memory(error: BaseException) -> bool:

@@ -31,11 +31,12 @@ def _knows_autocast(kind: str) -> bool:
 
 @contextmanager
 def as_if_alone() -> Iterator[None]:
-    """While inside, torch builds float32 networks, and the random numbers that takes are none of the host's."""
+    """While inside, torch builds float32 networks on the CPU; random numbers that takes are none of the host's."""
     import torch
 
     default = torch.get_default_dtype()
-    with torch.random.fork_rng(devices=[]):
+    cpu = torch.device("cpu")
+    with torch.random.fork_rng(devices=[]), cpu, without_autocast(cpu):  # a trace would note what autocast does
         try:
             if default != torch.float32:
                 torch.set_default_dtype(torch.float32)

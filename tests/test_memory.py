@@ -103,3 +103,26 @@ def test_an_error_lets_go_of_what_it_came_through():
         assert refs[0]() is None and kept.__traceback__ is not None
     finally:
         gc.enable()
+
+
+@pytest.mark.parametrize(("device", "asked"), [("cuda", None), ("cuda:1", torch.device("cuda:1"))])
+def test_a_gpu_without_a_number_is_the_current_one(monkeypatch, device, asked):
+    """Before torch 2.5, which MuseTalk pins, ``mem_get_info`` refuses ``torch.device("cuda")``."""
+    seen = []
+    pretend_gpu(monkeypatch, get_device_name="x", memory_allocated=0, memory_reserved=0, max_memory_allocated=0)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device=None: seen.append(device) or (3, 9))
+    assert memory.free_bytes(torch.device(device)) == 3
+    assert monitor_gpu_memory(device)["total_bytes"] == 9
+    assert seen == [asked, asked]
+
+
+@pytest.mark.parametrize("key", ["inactive_file", "total_inactive_file"])
+def test_files_that_a_container_has_read_are_not_memory_in_use(monkeypatch, tmp_path, key):
+    limit, usage = tmp_path / "limit", tmp_path / "usage"
+    monkeypatch.setattr(memory, "_CGROUPS", [(str(limit), str(usage))])
+    limit.write_text("5000\n")
+    usage.write_text("4900\n")
+    (tmp_path / "memory.stat").write_text(f"anon 100\n{key} 4500\n")
+    assert memory.free_bytes(torch.device("cpu")) == 4600
+    (tmp_path / "memory.stat").write_text("nonsense\n")
+    assert memory.free_bytes(torch.device("cpu")) == 100

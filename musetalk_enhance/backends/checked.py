@@ -53,6 +53,8 @@ class CheckedBackend(Backend):
     def __init__(self, spec: NetworkSpec, openers: Sequence[Callable[[], Backend]], device: torch.device) -> None:
         self._spec: NetworkSpec | None = spec
         self._openers, self._device = list(openers), device
+        self._opened_on = device
+        self._given_up = False  # the backend in use is closed, the next one is not open yet
         self.fallbacks = 0
         self._backend = self._openers.pop(0)()
 
@@ -70,12 +72,20 @@ class CheckedBackend(Backend):
         """See `Backend.run`."""
         if self._spec is not None and len(batch):
             self._check(self._spec, batch[:1])
-            self._spec = None
+            self._forget()
         return self._backend.run(batch)
+
+    def _forget(self) -> None:
+        """Let go of the network itself, which the other ways hold as well."""
+        self._spec = None
+        self._openers.clear()
 
     def _check(self, spec: NetworkSpec, face: torch.Tensor) -> None:
         expected: torch.Tensor | None = None
-        while self._backend.dtype != "fp32":
+        while self._given_up or self._backend.dtype != "fp32":
+            if self._given_up:
+                self._next()
+                continue
             if expected is None:
                 reference = TorchBackend(spec, self._device, graphs=False)
                 expected = reference.run(face.to(self._device))
@@ -85,7 +95,15 @@ class CheckedBackend(Backend):
             logger.warning("%s gives %s on the first face: it is not used", self._backend, problem)
             self.fallbacks += 1
             self._backend.close()
-            self._backend = self._openers.pop(0)()
+            self._given_up = True
+
+    def _next(self) -> None:
+        """Open the next way. Where that fails, as memory is short perhaps, it stays the next one."""
+        backend = self._openers[0]()
+        if self._device != self._opened_on:
+            backend.to(self._device)
+        del self._openers[0]
+        self._backend, self._given_up = backend, False
 
     def _problem(self, face: torch.Tensor, expected: torch.Tensor) -> str | None:
         try:
@@ -99,8 +117,9 @@ class CheckedBackend(Backend):
     def to(self, device: torch.device) -> None:
         """See `Backend.to`."""
         self._backend.to(device)
+        self._device = device
 
     def close(self) -> None:
         """See `Backend.close`."""
         self._backend.close()
-        self._spec = None
+        self._forget()

@@ -10,6 +10,7 @@ from functools import cache, partial
 from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
+from .. import memory
 from ..errors import ConfigError, EnhanceError, MissingDependencyError, RestorerError
 from . import tuning
 from .base import Backend, NetworkSpec
@@ -82,7 +83,8 @@ def possible_ways(settings: EnhancerSettings, device: torch.device) -> list[Way]
     """
     if settings.backend == "auto":
         ways = [Way(*pair) for pair in (*ORDER[device.type], *_bf16(device))]
-        ways += [Way(name, settings.dtype) for name in ("ncnn", "torch") if settings.dtype in DTYPES[name]]
+        more = ("ncnn", "torch") if device.type == "cpu" else ("torch",)
+        ways += [Way(name, settings.dtype) for name in more if settings.dtype in DTYPES[name]]
     else:
         if device.type != "cpu" and settings.backend in ("openvino", "ncnn"):
             if not settings.allow_cpu:
@@ -162,15 +164,33 @@ def _picked(spec: NetworkSpec, settings: EnhancerSettings, device: torch.device,
     """`ways` with the fastest first, as measured now or before; as they are where measuring is off."""
     if not tuning.enabled():
         return ways
-    entry = tuning.remembered(_key(spec, settings, device))
-    ms = entry["ms"] if entry and isinstance(entry.get("ms"), dict) else tune(spec, settings, device, ways)
+    ms = _remembered_ms(_key(spec, settings, device))
+    if ms is None:
+        try:
+            ms = tune(spec, settings, device, ways)
+        except Exception as error:
+            if not memory.is_out_of_memory(error):
+                raise
+            logger.warning("no memory to measure how %s runs fastest: %s is taken", spec.name, ways[0])
+            memory.forget_locals(error)
+            ms = {}
+        if not ms:
+            memory.release(device)
     known = {str(way): way for way in ways}
     best = [known[name] for name in sorted(ms, key=lambda name: ms[name]) if name in known]
     return best + [way for way in ways if way not in best]
 
 
+def _remembered_ms(key: str) -> dict[str, float] | None:
+    """Way to milliseconds, as measured before; None where that was not, or where somebody spoilt the file."""
+    ms = (tuning.remembered(key) or {}).get("ms")
+    sound = isinstance(ms, dict) and ms and all(isinstance(value, (int, float)) for value in ms.values())
+    return ms if sound else None
+
+
 def _key(spec: NetworkSpec, settings: EnhancerSettings, device: torch.device) -> str:
-    return tuning.key_of(f"{spec.key} {settings.backend} {settings.dtype} {settings.provider}", device)
+    mode = "" if device.type == "cpu" else f" {settings.mode}"  # which decides on CUDA graphs and the batch measured
+    return tuning.key_of(f"{spec.key} {settings.backend} {settings.dtype} {settings.provider}{mode}", device)
 
 
 def tune(
@@ -210,36 +230,48 @@ def measure(spec: NetworkSpec, settings: EnhancerSettings, device: torch.device,
 
     Raises:
         EnhanceError: not one of them works; the first one's own error.
+        MemoryError, RuntimeError: memory ran out; not a word on which way is the fastest.
     """
     import torch
 
-    count = 1 if device.type == "cpu" else 8
+    count = 1 if device.type == "cpu" or settings.mode == "memory" else 8
     generator = torch.Generator().manual_seed(0)
     low, high = spec.value_range
     faces = (torch.rand(count, *spec.input_shape, generator=generator) * (high - low) + low).to(device)
     backends: dict[Way, Backend] = {}
     took: dict[Way, float] = {}
-    problem: EnhanceError | None = None
-    for way in ways:
-        try:
-            # on a CPU the forms differ by a tenth, and measuring them takes longer than all of this
-            backends[way] = open_way(way, spec, settings, device, forms=device.type != "cpu")
-            took[way] = _timed(backends[way], faces, device)  # allocates and compiles
-            if took[way] <= TOO_SLOW * min(took.values()):
-                took[way] = _timed(backends[way], faces, device)
-        except (MissingDependencyError, RestorerError) as error:
-            problem = problem or error
-            logger.debug("%s: %s", way, error)
-    for _ in range(ROUNDS - 1):
-        for way in [way for way in took if took[way] <= TOO_SLOW * min(took.values())]:
-            took[way] = min(took[way], _timed(backends[way], faces, device))
-    for way, backend in backends.items():
-        if way.backend != "torch" or way.dtype != "fp32":  # torch in fp32 shares the module
+    problem: Exception | None = None
+    try:
+        for way in ways:
+            if took and _is_emulated(way, device):
+                continue
+            try:
+                # on a CPU the forms differ by a tenth, and measuring them takes longer than all of this
+                backends[way] = open_way(way, spec, settings, device, forms=device.type != "cpu")
+                first = _timed(backends[way], faces, device)  # allocates and compiles
+                again = first <= TOO_SLOW * min(took.values(), default=first)
+                took[way] = _timed(backends[way], faces, device) if again else first
+            # besides our own errors: an operation that this torch, or this GPU, does not have in this type
+            except (MissingDependencyError, RuntimeError) as error:
+                if memory.is_out_of_memory(error):
+                    raise
+                problem = problem or error
+                logger.debug("%s: %s", way, error)
+        for _ in range(ROUNDS - 1):
+            for way in [way for way in took if took[way] <= TOO_SLOW * min(took.values())]:
+                took[way] = min(took[way], _timed(backends[way], faces, device))
+    finally:
+        for backend in backends.values():
             backend.close()
     if not took:
         assert problem is not None
         raise problem
     return {way: value / count for way, value in took.items()}
+
+
+def _is_emulated(way: Way, device: torch.device) -> bool:
+    """Whether torch has no instructions for this on the CPU: a face may take minutes then."""
+    return way.backend == "torch" and way.dtype != "fp32" and device.type == "cpu" and not _bf16(device)
 
 
 def _timed(backend: Backend, faces: torch.Tensor, device: torch.device) -> float:

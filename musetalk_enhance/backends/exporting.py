@@ -13,8 +13,10 @@ import os
 import secrets
 import shutil
 import tempfile
+import threading
 import warnings
 from collections.abc import Iterator, Mapping
+from contextvars import ContextVar
 from importlib import import_module
 from pathlib import Path
 from types import ModuleType
@@ -34,7 +36,9 @@ OPSET = 17
 MOST_DIFFERENCE = 1e-4
 """Largest difference from torch at which a file is kept; 1 is the width of the network's value range."""
 CHECKED_BATCHES = (1, 3)
-_shared: Path | None = None
+_shared: ContextVar[Path | None] = ContextVar("musetalk_enhance_shared", default=None)  # one for each thread
+_tracing = threading.Lock()
+"""torch's exporter, the warning filters and stdout are the whole process's: one network is traced at a time."""
 _OUT_OF_MEMORY = ("bad_alloc", "bad allocation", "allocaterawinternal", "cudaerrormemoryallocation")
 
 
@@ -73,13 +77,12 @@ def export(spec: NetworkSpec, path: str | Path, *, facts: Mapping[str, str] | No
 @contextlib.contextmanager
 def shared() -> Iterator[None]:
     """While inside, a network that several backends want is traced once; for measuring them one after another."""
-    global _shared
     with tempfile.TemporaryDirectory(prefix="musetalk_enhance-", ignore_cleanup_errors=True) as folder:
-        before, _shared = _shared, Path(folder)
+        token = _shared.set(Path(folder))
         try:
             yield
         finally:
-            _shared = before
+            _shared.reset(token)
 
 
 def write(spec: NetworkSpec, path: Path, *, facts: Mapping[str, str] | None = None) -> None:
@@ -87,9 +90,10 @@ def write(spec: NetworkSpec, path: Path, *, facts: Mapping[str, str] | None = No
 
     The arguments and errors are those of `_write`.
     """
-    if _shared is None or facts:
+    folder = _shared.get()
+    if folder is None or facts:
         return _write(spec, path, facts)
-    known = _shared / f"{id(spec)}.onnx"
+    known = folder / f"{id(spec)}.onnx"
     if not known.exists():
         _write(spec, known, None)
     shutil.copyfile(known, path)
@@ -112,7 +116,7 @@ def _write(spec: NetworkSpec, path: Path, facts: Mapping[str, str] | None) -> No
     known = inspect.signature(torch.onnx.export).parameters
     tracing: dict[str, Any] = {"dynamo": False} if "dynamo" in known else {}  # torch 2.0 knows nothing else
     try:
-        with _one_form(spec.module), _quiet():
+        with _tracing, _one_form(spec.module), _quiet():
             torch.onnx.export(
                 spec.module,
                 (random_faces(spec, 2),),

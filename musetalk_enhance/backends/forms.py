@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from typing import Any
 
 import torch
 
+from .. import memory
+from ..precision import without_autocast
 from . import tuning
 from .base import NetworkSpec
 from .ops import FORMS, Modulated, TorchOps
 from .torch_backend import TorchBackend
+
+logger = logging.getLogger("musetalk_enhance")
 
 
 def choose_forms(spec: NetworkSpec, device: torch.device) -> None:
@@ -19,11 +24,19 @@ def choose_forms(spec: NetworkSpec, device: torch.device) -> None:
     if not layers or not tuning.enabled():
         return
     key = tuning.key_of(f"{spec.key} forms", device)
-    entry = tuning.remembered(key)
-    if entry is None or len(entry.get("forms", ())) != len(layers):
-        entry = {"network": spec.key, "forms": _measured_forms(spec, device, layers)}
-        tuning.remember(key, entry)
-    for layer, form in zip(layers, entry["forms"], strict=True):
+    forms = (tuning.remembered(key) or {}).get("forms")
+    if not isinstance(forms, list) or len(forms) != len(layers) or not set(FORMS).issuperset(map(str, forms)):
+        forms = None
+        try:
+            forms = _measured_forms(spec, device, layers)
+        except RuntimeError as error:  # memory, mostly: every form is right, and there may be enough for fewer faces
+            logger.debug("forms of %s are not measured: %s", spec.name, error)
+            memory.forget_locals(error)
+        if forms is None:
+            memory.release(device)
+            return
+        tuning.remember(key, {"network": spec.key, "forms": forms})
+    for layer, form in zip(layers, forms, strict=True):
         layer.form = form
 
 
@@ -34,7 +47,7 @@ def _measured_forms(spec: NetworkSpec, device: torch.device, layers: list[Modula
     count = 1 if device.type == "cpu" else 8
     backend = TorchBackend(spec, device, graphs=False)
     ops = _TimingOps(device)
-    with torch.inference_mode():
+    with torch.inference_mode(), without_autocast(device):
         faces = torch.zeros(count, *spec.input_shape, device=device)
         backend.module.compute(ops, faces)  # type: ignore[operator]
     parts = [part for part in backend.module.modules() if isinstance(part, Modulated)]

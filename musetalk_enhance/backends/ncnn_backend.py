@@ -216,11 +216,11 @@ class NcnnRecorder(Ops):
         """See `Ops.bicubic2`."""
         return self.layer("Interp", [x], p0=3, p1=2.0, p2=2.0)[0]
 
-    def rows_below(self, x: str, first: int, keep: int, value: float) -> str:
+    def rows_below(self, x: str, first: int, keep: int) -> str:
         """See `Ops.rows_below`."""
         if not first and not keep:
             return x
-        return self.layer("Padding", [self.crop(x, keep - first)], p0=keep, p5=value)[0]
+        return self.pad_edge(self.crop(x, keep - first), keep, 0, 0, 0)
 
 
 class NcnnBackend(Backend):

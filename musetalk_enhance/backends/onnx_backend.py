@@ -117,6 +117,12 @@ class OnnxBackend(Backend):
         """See `Backend.to`; a graph that was opened on the CPU stays there."""
         if device == self._device:
             return
+        if device.type == "cpu" and self._asked != "auto" and self.provider != "cpu":  # a move off the GPU
+            asked = f"{self._spec_name} runs with provider {self._asked}, which was asked for"
+            self.provider = self._cpu_instead(asked)
+            self._device, self._shape, self._session = device, None, None
+            self._session = self._made("cpu")
+            return
         if not self._path.exists():
             if self._possible(device) != self.provider:
                 raise RestorerError(f"{self._spec_name} was opened on the CPU and cannot move to {device}")

@@ -198,8 +198,11 @@ class Ops(ABC):
         """Twice the size, bicubic (A = -0.75), pixel centres at half."""
 
     @abstractmethod
-    def rows_below(self, x: Any, first: int, keep: int, value: float) -> Any:
-        """x, whose first row is row `first`, as a whole picture: `value` above row `keep`."""
+    def rows_below(self, x: Any, first: int, keep: int) -> Any:
+        """x, whose first row is row `first`, as a whole picture: copies of row `keep` above that.
+
+        A resize reaches across the edge: what it finds there shall be like what it misses.
+        """
 
 
 class TorchOps(Ops):
@@ -309,11 +312,12 @@ class TorchOps(Ops):
             return polyphase.bicubic2(x)
         return functional.interpolate(x, scale_factor=2.0, mode="bicubic", align_corners=False)
 
-    def rows_below(self, x: torch.Tensor, first: int, keep: int, value: float) -> torch.Tensor:
+    def rows_below(self, x: torch.Tensor, first: int, keep: int) -> torch.Tensor:
         """See `Ops.rows_below`."""
         if not first and not keep:
             return x
-        return functional.pad(x[:, :, keep - first :], (0, 0, keep, 0), value=value)
+        kept = x[:, :, keep - first :]
+        return torch.cat([kept[:, :, :1].expand(-1, -1, keep, -1), kept], 2)
 
 
 TORCH = TorchOps()

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import copy
+import inspect
 import logging
 import time
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ..errors import RestorerError
+from ..memory import is_out_of_memory
 from ..precision import without_autocast
 from .base import Backend, NetworkSpec
 
@@ -36,14 +38,15 @@ class TorchBackend(Backend):
         import torch
 
         self.dtype = dtype
-        self._type = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[dtype]
+        self._type = _type(dtype)
+        self._asked, self._device = dtype, device
         self._order = torch.channels_last if spec.channels_last else torch.contiguous_format
         shared = dtype == "fp32" and device.type == "cpu"
         self.module = cast(spec.module if shared else copy.deepcopy(spec.module), self._type).to(device)
         if spec.channels_last:
             self.module.to(memory_format=self._order)
         self._may_graph = graphs
-        self._graphs: dict[tuple[int, ...], _Graph] = {}
+        self._graphs: dict[tuple[int, ...], _Graph | None] = {}  # None: running was quicker
 
     def run(self, batch: torch.Tensor) -> torch.Tensor:
         """See `Backend.run`."""
@@ -65,26 +68,40 @@ class TorchBackend(Backend):
         if key not in self._graphs:
             filled = torch.cat([faces, faces[-1:].expand(bucket - count, -1, -1, -1)])
             try:
-                self._graphs[key] = _Graph(self.module, filled.contiguous(memory_format=self._order))
-            except torch.cuda.OutOfMemoryError:
-                self._graphs.clear()
-                raise
+                graph = _Graph(self.module, filled.contiguous(memory_format=self._order))
             except RuntimeError as error:
+                self._graphs.clear()
+                if is_out_of_memory(error):
+                    raise
                 logger.warning("CUDA graphs are off: %s", error)
                 self._may_graph = False
-                return self.module(faces)  # type: ignore[no-any-return]
-        graph = self._graphs[key]
-        return graph.replay(faces) if graph.wins else self.module(faces)
+            else:
+                self._graphs[key] = graph if graph.wins else None
+            del filled
+        known = self._graphs.get(key)
+        return known.replay(faces) if known else self.module(faces)
 
     def to(self, device: torch.device) -> None:
-        """See `Backend.to`."""
+        """See `Backend.to`. Off a GPU it works in fp32: on the CPU, less may take many times as long."""
         self._graphs.clear()
-        self.module.to(device)
+        if device.type != self._device.type:
+            self.dtype = "fp32" if device.type == "cpu" else self._asked
+            self._type = _type(self.dtype)
+        self._device = device
+        cast(self.module.to(device), self._type)
 
     def close(self) -> None:
         """See `Backend.close`."""
         self._graphs.clear()
         self.module = None  # type: ignore[assignment]
+
+
+def _alone() -> dict[str, Any]:
+    """What keeps a capture from failing at, and from breaking, what other threads of the host do on the GPU."""
+    import torch
+
+    known = inspect.signature(torch.cuda.graph.__init__).parameters
+    return {"capture_error_mode": "thread_local"} if "capture_error_mode" in known else {}  # since torch 2.1
 
 
 class _Graph:
@@ -93,16 +110,24 @@ class _Graph:
     def __init__(self, module: torch.nn.Module, faces: torch.Tensor) -> None:
         import torch
 
+        with torch.cuda.device(faces.device):  # a capture sees the streams of the current device only
+            self._capture(module, faces)
+
+    def _capture(self, module: torch.nn.Module, faces: torch.Tensor) -> None:
+        import torch
+
         self._input = faces.clone()
-        side = torch.cuda.Stream(faces.device)  # type: ignore[no-untyped-call]
-        side.wait_stream(torch.cuda.current_stream(faces.device))
+        side = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+        side.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(side):
             for _ in range(2):
                 expected = module(self._input)
-        torch.cuda.current_stream(faces.device).wait_stream(side)
+        torch.cuda.current_stream().wait_stream(side)
         self._graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(self._graph):
+        # torch's own stream for captures belongs to the device that was current when it was first asked for
+        with torch.cuda.graph(self._graph, stream=side, **_alone()):
             self._output = module(self._input)
+        self._output.zero_()  # a graph that captured nothing would leave in it what is right by chance
         self._graph.replay()
         if not torch.allclose(self._output.float(), expected.float(), atol=1e-2):
             raise RuntimeError("a captured batch came out different")
@@ -115,6 +140,12 @@ class _Graph:
         self._graph.replay()
         restored: torch.Tensor = self._output[:count].clone()
         return restored
+
+
+def _type(dtype: str) -> torch.dtype:
+    import torch
+
+    return {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[dtype]
 
 
 def _seconds(function: object, times: int = 5) -> float:

@@ -10,7 +10,7 @@ import hashlib
 import json
 import os
 import platform
-import tempfile
+import secrets
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -92,10 +92,12 @@ def remember(key: str, entry: dict[str, Any]) -> None:
         path().parent.mkdir(parents=True, exist_ok=True)
         with FileLock(str(path()) + ".lock", timeout=5):
             content = {**_read(), key: entry}
-            handle, temporary = tempfile.mkstemp(dir=path().parent, suffix=".tmp")
-            with os.fdopen(handle, "w", encoding="utf-8") as file:
-                json.dump(content, file, indent=1, sort_keys=True)
-            os.replace(temporary, path())
+            temporary = path().with_name(f".{FILE}-{secrets.token_hex(4)}")
+            try:
+                temporary.write_text(json.dumps(content, indent=1, sort_keys=True), encoding="utf-8")
+                os.replace(temporary, path())
+            finally:
+                temporary.unlink(missing_ok=True)
     except (OSError, Timeout):
         return
 

@@ -29,11 +29,11 @@ def overlapped(enhance: Callable[[Any], Any], batches: Iterable[Any], depth: int
     waiting: deque[Future[Any]] = deque()
     with ThreadPoolExecutor(1, thread_name_prefix="enhance") as pool:
         for batch in batches:
-            waiting.append(pool.submit(_on_side_stream, enhance, batch, _ready_event(batch)))
+            waiting.append(pool.submit(_on_side_stream, enhance, batch, _ready_events(batch), _device(batch)))
             while len(waiting) > depth:
-                yield waiting.popleft().result()
+                yield _handed_over(waiting.popleft().result())
         while waiting:
-            yield waiting.popleft().result()
+            yield _handed_over(waiting.popleft().result())
 
 
 def _cuda() -> Any:
@@ -42,37 +42,61 @@ def _cuda() -> Any:
     return torch.cuda if torch.cuda.is_available() else None
 
 
-def _ready_event(batch: Any) -> Any:
-    """An event after which a CUDA tensor of the host's is complete; None for anything else."""
+def _tensors(batch: Any) -> list[Any]:
+    """The CUDA tensors of a batch: itself, or those of a list or tuple."""
     import torch
 
-    if not (isinstance(batch, torch.Tensor) and batch.is_cuda):
-        return None
-    return torch.cuda.current_stream(batch.device).record_event()
+    each = batch if isinstance(batch, (list, tuple)) else [batch]
+    return [frame for frame in each if isinstance(frame, torch.Tensor) and frame.is_cuda]
 
 
-def _on_side_stream(enhance: Callable[[Any], Any], batch: Any, ready: Any) -> Any:
+def _device(batch: Any) -> int | None:
+    """Number of the GPU: the batch's, or else the calling thread's current one, which the other thread has not."""
     cuda = _cuda()
     if cuda is None:
+        return None
+    found: int = next((tensor.device.index for tensor in _tensors(batch)), cuda.current_device())
+    return found
+
+
+def _ready_events(batch: Any) -> list[Any]:
+    """Events after which the CUDA tensors of the host's are complete."""
+    import torch
+
+    return [torch.cuda.current_stream(device).record_event() for device in {each.device for each in _tensors(batch)}]
+
+
+def _on_side_stream(enhance: Callable[[Any], Any], batch: Any, ready: list[Any], device: int | None) -> Any:
+    cuda = _cuda()
+    if cuda is None or device is None:
         return enhance(batch)
-    stream = _side_stream()
-    with cuda.stream(stream):
-        if ready is not None:
-            stream.wait_event(ready)
-            batch.record_stream(stream)
+    stream = _side_stream(device)
+    with cuda.stream(stream):  # and with it, its device
+        for event in ready:
+            stream.wait_event(event)
+        for tensor in _tensors(batch):
+            tensor.record_stream(stream)
         done = enhance(batch)
         stream.synchronize()
+    return done
+
+
+def _handed_over(done: Any) -> Any:
+    """`done`, made on the side stream: its memory is not used anew while the host's stream reads it."""
+    import torch
+
+    for tensor in _tensors(done):
+        tensor.record_stream(torch.cuda.current_stream(tensor.device))
     return done
 
 
 _STREAMS: dict[int, Any] = {}
 
 
-def _side_stream() -> Any:
+def _side_stream(index: int) -> Any:
     """One stream for each device, made once: the allocator keeps a pool of memory for every stream."""
     import torch
 
-    index = torch.cuda.current_device()
     if index not in _STREAMS:
-        _STREAMS[index] = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+        _STREAMS[index] = torch.cuda.Stream(index)  # type: ignore[no-untyped-call]
     return _STREAMS[index]

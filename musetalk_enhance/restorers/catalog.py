@@ -83,7 +83,10 @@ class Choice:
     def _request(self, device: object) -> LoadRequest:
         import torch
 
-        return LoadRequest(self.model.record, self.settings, torch.device(str(device)), self.weight)
+        name = str(device)
+        if name == "cuda":  # the current one, which may be another in the host's next thread
+            name = f"cuda:{torch.cuda.current_device()}"
+        return LoadRequest(self.model.record, self.settings, torch.device(name), self.weight)
 
     @contextmanager
     def _said_plainly(self) -> Iterator[None]:

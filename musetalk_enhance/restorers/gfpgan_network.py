@@ -57,7 +57,7 @@ class GFPGANNetwork(nn.Module):
 
     Args:
         source: spandrel's ``GFPGANv1Clean`` with its weights; its tensors are taken over, not copied.
-        keep: first row of the 512 that is needed; rows above it come out black. 0 computes the whole face.
+        keep: first row of the 512 that is needed; rows above it are copies of it. 0 computes the whole face.
 
     Attributes:
         first_row: resolution to first row that is computed (see `first_rows`).
@@ -89,7 +89,7 @@ class GFPGANNetwork(nn.Module):
         self.eval().requires_grad_(False)
 
     def forward(self, faces_rgb: torch.Tensor) -> torch.Tensor:
-        """float (N, 3, 512, 512), RGB, -1..1, to the same, restored; rows above `keep` are -1."""
+        """float (N, 3, 512, 512), RGB, -1..1, to the same, restored; rows above `keep` are copies of it."""
         image: torch.Tensor = self.compute(TORCH, faces_rgb)
         return image
 
@@ -119,7 +119,7 @@ class GFPGANNetwork(nn.Module):
             out = ops.modulated(out, styles[1], self.convs[2 * index + 2])
             rgb = ops.modulated(out, styles[2], self.rgbs[index + 1])
             image = ops.add(rgb, ops.up2(ops.crop(image, skip_first)))
-        return ops.rows_below(image, self.first_row[side], self.keep, -1.0)
+        return ops.rows_below(image, self.first_row[side], self.keep)
 
 
 class _Residual(nn.Module):

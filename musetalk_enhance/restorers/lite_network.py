@@ -16,7 +16,7 @@ class LiteNetwork(nn.Module):
 
     Args:
         source: spandrel's Compact network, 12 channels in and out, scale 2.
-        keep: first row of the 256 that is needed; rows above it come out black. 0 computes the whole face.
+        keep: first row of the 256 that is needed; rows above it are copies of it. 0 computes the whole face.
 
     Attributes:
         width: channels of the hidden layers.
@@ -36,7 +36,7 @@ class LiteNetwork(nn.Module):
         self.eval().requires_grad_(False)
 
     def forward(self, faces_rgb: torch.Tensor) -> torch.Tensor:
-        """float (N, 3, 256, 256), RGB, 0..1, to (N, 3, 512, 512), not clamped; rows above 2 * `keep` are 0."""
+        """float (N, 3, 256, 256), RGB, 0..1, to (N, 3, 512, 512), not clamped; rows above 2 * `keep` are copies."""
         sharp: torch.Tensor = self.compute(TORCH, faces_rgb)
         return sharp
 
@@ -50,7 +50,7 @@ class LiteNetwork(nn.Module):
         rim = 2 * PADDING
         detail = ops.cut(ops.shuffle2(ops.shuffle2(x)), 2 * top, rim, rim, rim)
         sharp = ops.add(ops.bicubic2(faces), detail)
-        return ops.rows_below(sharp, 2 * self.first, 2 * self.keep, 0.0)
+        return ops.rows_below(sharp, 2 * self.first, 2 * self.keep)
 
 
 def _conv(layer: Any, after: Any) -> Conv:

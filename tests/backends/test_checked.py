@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import logging
+import weakref
 from functools import partial
 
 import pytest
@@ -10,7 +12,7 @@ import torch
 
 from musetalk_enhance.backends import FakeBackend, TorchBackend
 from musetalk_enhance.backends.checked import CheckedBackend, verdict
-from tests.backends.conftest import CPU
+from tests.backends.conftest import CPU, TinyNetwork, spec_of
 
 
 def broken(function):
@@ -91,3 +93,49 @@ def test_running_out_of_memory_is_nobodys_precision(tiny, batch):
     with pytest.raises(RuntimeError, match="memory"):
         backend.run(batch)
     assert backend.fallbacks == 0
+
+
+def test_it_does_not_keep_the_network_that_it_was_checked_with(batch):
+    """GFPGAN in fp32 is 350 MB, beside the copy that runs."""
+    spec = spec_of(TinyNetwork())
+    kept = weakref.ref(spec.module)
+    backend = CheckedBackend(spec, [partial(TorchBackend, spec, CPU, "bf16"), partial(TorchBackend, spec, CPU)], CPU)
+    del spec
+    assert kept() is not None
+    backend.run(batch)
+    gc.collect()
+    assert kept() is None and str(backend) == "torch bf16"
+
+
+def test_a_safer_way_that_finds_no_memory_is_tried_again(tiny, batch):
+    full = [True]
+
+    def safe():
+        if full.pop() if full else False:
+            raise RuntimeError("CUDA out of memory")
+        return TorchBackend(tiny, CPU)
+
+    bad = broken(lambda faces: faces * float("nan"))
+    backend = CheckedBackend(tiny, [lambda: bad, safe], CPU)
+    with pytest.raises(RuntimeError, match="out of memory"):
+        backend.run(batch)
+    assert torch.allclose(backend.run(batch), tiny.module(batch), atol=1e-6)
+    assert backend.fallbacks == 1 and str(backend) == "torch fp32"
+
+
+def test_after_a_move_the_check_and_the_safer_ways_are_there_too(tiny, batch, monkeypatch):
+    from musetalk_enhance.backends import checked
+
+    checks, elsewhere = [], torch.device("meta")
+
+    class Noted(TorchBackend):
+        def __init__(self, spec, device, *rest, **more):
+            checks.append(device)
+            super().__init__(spec, device, *rest, **more)
+
+    monkeypatch.setattr(checked, "TorchBackend", Noted)
+    safe = FakeBackend(tiny.module)
+    backend = CheckedBackend(tiny, [lambda: broken(lambda faces: faces * float("nan")), lambda: safe], elsewhere)
+    backend.to(CPU)
+    backend.run(batch)
+    assert checks == [CPU] and safe.devices == [CPU]

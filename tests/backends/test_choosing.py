@@ -7,7 +7,7 @@ import json
 import pytest
 import torch
 
-from musetalk_enhance.backends import choosing, open_backend, tuning
+from musetalk_enhance.backends import FakeBackend, choosing, open_backend, tuning
 from musetalk_enhance.backends.choosing import Way, possible_ways
 from musetalk_enhance.backends.forms import choose_forms
 from musetalk_enhance.backends.ops import FORMS, Modulated
@@ -185,3 +185,100 @@ def test_the_line_for_a_person():
     )
     assert Way("ncnn", "fp32") == Way("ncnn", "fp32")
     assert isinstance(layer(), Modulated)
+
+
+def test_what_runs_on_the_cpu_only_is_no_way_elsewhere():
+    for device in (CUDA, torch.device("mps")):
+        assert not [way for dtype in ("fp32", "bf16") for way in ways(device, dtype=dtype) if "ncnn" in way]
+
+
+def failing(monkeypatch, errors):
+    """`open_way`, but what it opens fails with ``errors[str(way)]`` when it runs; every backend opened is noted."""
+    opened = []
+    real = choosing.open_way
+
+    def opening(way, *rest, **more):
+        backend = FakeBackend(lambda batch: batch) if str(way) in errors else real(way, *rest, **more)
+        if str(way) in errors:
+
+            def run(_):
+                raise errors[str(way)]
+
+            backend.run = run
+        opened.append(backend)
+        return backend
+
+    monkeypatch.setattr(choosing, "open_way", opening)
+    return opened
+
+
+def test_an_operation_that_is_missing_costs_a_way_not_the_model(tiny, measuring, no_bf16, monkeypatch):
+    """Before torch 2.1, CUDA enlarges nothing in bf16; MuseTalk pins 2.0.1."""
+    error = RuntimeError("\"upsample_bilinear2d_out_frame\" not implemented for 'BFloat16'")
+    failing(monkeypatch, {"ncnn fp32": error})
+    assert str(open_backend(tiny, settings(), CPU)) != "ncnn fp32"
+    (entry,) = json.loads(tuning.path().read_text()).values()
+    assert "ncnn fp32" not in entry["ms"] and "torch fp32" in entry["ms"]
+
+
+@pytest.mark.parametrize("error", [torch.cuda.OutOfMemoryError("CUDA out of memory"), MemoryError()])
+def test_without_memory_to_measure_the_first_way_is_taken(tiny, measuring, no_bf16, monkeypatch, caplog, error):
+    opened = failing(monkeypatch, {"onnx fp32": error})
+    monkeypatch.setattr(choosing, "possible_ways", lambda *_: [Way("torch", "fp32"), Way("onnx", "fp32")])
+    assert str(open_backend(tiny, settings(), CPU)) == "torch fp32"
+    assert "no memory to measure" in caplog.text and not tuning.path().exists()
+    assert opened[0].module is None and opened[1].closed  # what was opened for measuring is given back
+
+
+def test_a_type_without_instructions_is_measured_only_where_nothing_else_runs(tiny, measuring, no_bf16, monkeypatch):
+    failing(monkeypatch, {"torch bf16": AssertionError("minutes pass")})
+    assert str(open_backend(tiny, settings(dtype="bf16"), CPU)) == "ncnn bf16"
+
+
+def test_memory_mode_measures_one_face(tiny, monkeypatch):
+    faces = []
+    monkeypatch.setattr(choosing, "open_way", lambda *_, **__: FakeBackend())
+    monkeypatch.setattr(choosing, "_timed", lambda _, batch, __: faces.append(len(batch)) or 1.0)
+    for mode in ("memory", "batch"):
+        choosing.measure(tiny, settings(mode=mode), torch.device("meta"), [Way("torch", "fp32")])
+    assert set(faces[: len(faces) // 2]) == {1} and set(faces[len(faces) // 2 :]) == {8}
+
+
+@pytest.mark.parametrize("ms", [None, {}, {"torch fp32": None}, {"torch fp32": "quick"}, [1]])
+def test_spoilt_figures_are_a_new_measurement(tiny, measuring, no_bf16, ms):
+    tuning.remember(tuning.key_of(f"{tiny.key} auto auto auto", CPU), {"ms": ms})
+    open_backend(tiny, settings(), CPU)
+    (entry,) = json.loads(tuning.path().read_text()).values()
+    assert "torch fp32" in entry["ms"] and min(entry["ms"].values()) > 0
+
+
+@pytest.mark.parametrize("forms", [None, 3, ["curly"], [None], ["scale", "scale"]])
+def test_spoilt_forms_are_measured_again(measuring, forms):
+    spec = spec_of(OneStyle(), side=8)
+    tuning.remember(tuning.key_of(f"{spec.key} forms", CPU), {"forms": forms})
+    choose_forms(spec, CPU)
+    assert spec.module.layer.form in FORMS
+
+
+def test_forms_that_do_not_fit_in_memory_stay_as_they_are(measuring, monkeypatch):
+    from musetalk_enhance.backends import forms
+
+    def full(*_):
+        raise torch.cuda.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(forms, "_measured_forms", full)
+    spec = spec_of(OneStyle(), side=8)
+    choose_forms(spec, CPU)
+    assert spec.module.layer.form == FORMS[0] and not tuning.path().exists()
+
+
+def test_a_disk_that_is_full_leaves_no_file_behind(monkeypatch):
+    tuning.remember("a", {"ms": {"torch fp32": 1.0}})
+    before = sorted(tuning.path().parent.iterdir())
+
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(tuning.os, "replace", full)
+    tuning.remember("b", {"ms": {}})
+    assert sorted(tuning.path().parent.iterdir()) == before and tuning.remembered("a")

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import sys
+import threading
+import warnings
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import onnxruntime
@@ -162,3 +165,35 @@ def test_a_bicubic_enlargement_is_written_as_a_convolution(tmp_path):
     assert exporting.export(spec_of(Enlarging()), tmp_path / "large.onnx") < 1e-6
     kinds = {node.op_type for node in onnx.load(tmp_path / "large.onnx").graph.node}
     assert "Conv" in kinds and "Resize" not in kinds
+
+
+def test_two_threads_that_measure_at_once_do_not_share(tiny, tmp_path):
+    """The folder of one is gone when the other still writes, or writes for the first time afterwards."""
+    inside, outside = threading.Barrier(2, timeout=20), threading.Event()
+
+    def first():
+        with exporting.shared():
+            inside.wait()
+            inside.wait()
+        outside.set()
+
+    def second():
+        inside.wait()
+        with exporting.shared():
+            inside.wait()
+            outside.wait(20)
+            exporting.write(tiny, tmp_path / "second.onnx")
+
+    with ThreadPoolExecutor(2) as pool:
+        for done in [pool.submit(first), pool.submit(second)]:
+            done.result()
+    exporting.write(tiny, tmp_path / "third.onnx")
+    assert (tmp_path / "second.onnx").exists() and (tmp_path / "third.onnx").exists()
+
+
+def test_two_threads_leave_warnings_and_output_as_they_were(tiny, tmp_path):
+    filters, out = list(warnings.filters), sys.stdout
+    with ThreadPoolExecutor(4) as pool:
+        for done in [pool.submit(exporting.write, tiny, tmp_path / f"{index}.onnx") for index in range(8)]:
+            done.result()
+    assert warnings.filters == filters and sys.stdout is out

@@ -22,7 +22,7 @@ class Everything(TinyNetwork):
         x = ops.cut(x, 2, 4, 6, 0)
         x = ops.add(x, ops.bicubic2(ops.down2(faces)))
         x = ops.crop(x, 6)
-        return ops.rows_below(x, 6, 8, -1.0)
+        return ops.rows_below(x, 6, 8)
 
 
 @pytest.mark.parametrize("network", [TinyNetwork, Everything])

@@ -237,3 +237,16 @@ def test_on_a_gpu_nothing_is_copied_to_the_host(tiny, monkeypatch):
     assert noted["input"] == ("faces", "cuda", 0, np.float32, (2, 3, 16, 16), faces.data_ptr())
     assert noted["output"] == ("restored", "cuda", 0, np.float32, (2, 3, 32, 32), restored.data_ptr())
     assert noted["ran"] and noted["synchronised"]
+
+
+def test_a_provider_that_was_asked_for_leaves_the_gpu_only_where_that_is_allowed(tiny, batch, working_cuda, caplog):
+    strict = OnnxBackend(tiny, CUDA, provider="cuda")
+    with pytest.raises(RestorerError, match="provider cuda, which was asked for; allow_cpu: true"):
+        strict.to(CPU)
+    assert strict.provider == "cuda" and strict.run(batch).abs().max() == 0
+    backend = OnnxBackend(tiny, CUDA, provider="cuda", allow_cpu=True)
+    backend.to(CPU)
+    assert backend.provider == "cpu" and "The CPU runs it" in caplog.text
+    assert torch.allclose(backend.run(batch), tiny.module(batch), atol=1e-5)
+    backend.to(CUDA)
+    assert backend.provider == "cuda"

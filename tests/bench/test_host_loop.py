@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 import threading
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
 
 from musetalk_enhance.bench import host_loop, overlapped
 
@@ -134,3 +137,67 @@ def test_diffusers_networks_of_musetalk_s_form(monkeypatch):
     small = {"block_out_channels": (32, 64, 64, 64)}
     host = host_loop.diffusers_host(CPU, 1, unet=small, vae={"block_out_channels": (32, 32, 32, 32)})
     assert host.generate().shape == (1, 256, 256, 3)
+
+
+class OnGpu(torch.Tensor):
+    """A tensor that says it lies on a second GPU and notes which streams it is kept for."""
+
+    is_cuda = True
+    device = torch.device("cuda:1")
+
+    def record_stream(self, stream):
+        kept.append((float(self.flatten()[0]), stream))
+
+
+kept: list = []
+
+
+@pytest.fixture
+def second_gpu(monkeypatch):
+    """torch.cuda whose current device is 1 in this thread and, as ever, 0 in any other."""
+    notes = SimpleNamespace(waits=[], streams=[], synchronised=0)
+    main = threading.get_ident()
+
+    class Side:
+        def __init__(self, index):
+            notes.streams.append(index)
+
+        def wait_event(self, event):
+            notes.waits.append(event)
+
+        def synchronize(self):
+            notes.synchronised += 1
+
+    fakes = {
+        "is_available": lambda: True,
+        "current_device": lambda: int(threading.get_ident() == main),
+        "Stream": Side,
+        "stream": lambda _: contextlib.nullcontext(),
+        "current_stream": lambda device: SimpleNamespace(
+            record_event=lambda: f"ready {device}", host=threading.get_ident() == main
+        ),
+    }
+    for name, fake in fakes.items():
+        monkeypatch.setattr(torch.cuda, name, fake)
+    monkeypatch.setattr("musetalk_enhance.bench.overlap._STREAMS", {})
+    kept.clear()
+    return notes
+
+
+def on_gpu(value):
+    return torch.full((1, 3, 2, 2), float(value)).as_subclass(OnGpu)
+
+
+@pytest.mark.parametrize("wrap", [lambda tensor: tensor, lambda tensor: [tensor, tensor], lambda tensor: (tensor,)])
+def test_tensors_wait_for_the_host_s_stream_and_the_host_s_for_ours(second_gpu, wrap):
+    (done,) = overlapped(lambda batch: wrap(on_gpu(5)), [wrap(on_gpu(2))])
+    assert type(done) is type(wrap(on_gpu(0)))
+    assert second_gpu.streams == [1] and second_gpu.waits == ["ready cuda:1"] and second_gpu.synchronised == 1
+    count = len(wrap(0)) if isinstance(wrap(0), (list, tuple)) else 1
+    assert [value for value, _ in kept] == [2.0] * count + [5.0] * count
+    assert all(stream.host for _, stream in kept[count:])
+
+
+def test_arrays_are_enhanced_on_the_gpu_that_is_current_for_the_host(second_gpu):
+    assert list(overlapped(lambda batch: batch, [np.zeros(1)])) == [0]
+    assert second_gpu.streams == [1] and not second_gpu.waits and not kept

@@ -175,3 +175,36 @@ def test_auto_with_download_fetches_the_best_gfpgan(monkeypatch):
     asked = []
     monkeypatch.setattr(weights, "require", lambda name, download: asked.append((name, download)))
     assert choose(download=True).model.record.name == "gfpgan-1.4" and asked == [("GFPGANv1.4", True)]
+
+
+@pytest.mark.parametrize("backend", ["torch", "onnx", "ncnn"])
+def test_a_host_s_default_device_is_not_where_networks_are_built(rng, backend):
+    faces = rng.integers(0, 256, (2, 256, 256, 3), np.uint8)
+    expected = GFPGANEnhancer(model="lite", backend="torch")(faces)
+    torch.set_default_device("meta")
+    try:
+        enhancer = GFPGANEnhancer(model="lite", backend=backend)
+        restored = enhancer(faces)
+        assert torch.empty(0).device.type == "meta"
+    finally:
+        torch.set_default_device(None)
+    assert enhancer.stats.restored == len(faces)
+    assert np.abs(restored.astype(int) - expected).max() <= 1
+
+
+def test_the_gpu_is_the_one_that_is_current_when_it_is_loaded(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 1)
+    choice = catalog.choose(EnhancerSettings(enabled=True, model="lite"))
+    devices = [str(choice._request(torch.device(name)).device) for name in ("cuda", "cuda:0", "cpu")]
+    assert devices == ["cuda:1", "cuda:0", "cpu"]
+
+
+@pytest.mark.parametrize("backend", ["torch", "onnx", "openvino", "ncnn"])
+def test_a_host_s_autocast_is_not_written_into_networks(rng, backend):
+    faces = rng.integers(0, 256, (2, 256, 256, 3), np.uint8)
+    expected = GFPGANEnhancer(model="lite", backend="torch")(faces)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        enhancer = GFPGANEnhancer(model="lite", backend=backend)
+    restored = enhancer(faces)
+    assert enhancer.stats.restored == len(faces)
+    assert np.abs(restored.astype(int) - expected).max() <= 1
