@@ -27,7 +27,7 @@ def without_tint(residual: torch.Tensor, support: torch.Tensor | None) -> torch.
         float32 (N, 3, S, S), whose Gaussian blur is nearly 0 everywhere inside.
     """
     size = (residual.shape[2], residual.shape[3])
-    return residual - resize(blurred(residual, support), size, enlarge="bicubic")
+    return residual - resize(blurred(residual, support), size, enlarge="bilinear")
 
 
 def blurred(picture: torch.Tensor, support: torch.Tensor | None = None) -> torch.Tensor:

@@ -25,7 +25,7 @@ LIPS_FROM, LIPS_FULL = 1.0, 3.0
 full, above the second not at all. Lips that speak move so; a head that turns does not."""
 CUT = 0.45
 """A frame whose difference from the moved one before is this share of its own contrast shows something else."""
-_GRID = 16
+_GRID, _CELL = 16, 4
 _ROUNDS = 4
 
 
@@ -36,7 +36,8 @@ class Motion:
     Attributes:
         flow: float32 (h, w, 2), x and y: what is at a pixel now was at that pixel plus this, in pixels.
         error: float32 (h, w, 3), RGB, 0..1: this frame minus the one before, moved: what the flow cannot explain.
-        rigid: float32 (h, w), 0..1: 1 where the face moves as the head does, 0 where lips or lids go their own way.
+        rigid: float32 (h / 4, w / 4), 0..1: 1 where the face moves as the head does, 0 where lips or lids go their
+            own way.
         cut: whether this is another scene; what was before must not be held on to.
     """
 
@@ -88,7 +89,7 @@ class MotionFinder:
         places = columns + flow[..., 0], rows + flow[..., 1]
         moved = cv2.remap(before.astype(np.float32), *places, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
         error = (now - moved) / np.float32(255)
-        contrast = float(now.std()) / 255 + 0.02
+        contrast = float(np.mean(cv2.meanStdDev(now)[1])) / 255 + 0.02
         return Motion(flow, error, _rigid(flow), float(np.abs(error).mean()) > CUT * contrast)
 
 
@@ -104,17 +105,18 @@ def _rigid(flow: Floats) -> Floats:
     The fit is by least squares, reweighted: Holland and Welsch, "Robust regression using iteratively reweighted
     least-squares", 1977, with Cauchy's weights.
     """
-    height, width = flow.shape[:2]
-    unit = np.float32(256 / max(height, width))
-    coarse = cv2.resize(flow, (_GRID, _GRID), interpolation=cv2.INTER_AREA).reshape(-1, 2) * unit
+    height, width = flow.shape[0] // _CELL, flow.shape[1] // _CELL
+    unit = np.float32(256 / max(flow.shape))
+    small = cv2.resize(flow, (width, height), interpolation=cv2.INTER_AREA) * unit
+    coarse = cv2.resize(small, (_GRID, _GRID), interpolation=cv2.INTER_AREA).reshape(-1, 2)
     places = _places()
     weights = np.ones((len(places), 1), np.float32)
     for _ in range(_ROUNDS):
         affine = np.linalg.lstsq(places * weights, coarse * weights, rcond=None)[0]
         apart = np.linalg.norm(coarse - places @ affine, axis=1, keepdims=True)
         weights = 1 / (1 + (apart / 0.3) ** 2)
-    own = np.linalg.norm(flow * unit - _affine_flow(affine, height, width), axis=2)
-    own = cv2.GaussianBlur(np.asarray(own, np.float32), (0, 0), 4 / float(unit))
+    own = cv2.magnitude(*cv2.split(small - _affine_flow(affine, height, width)))
+    own = cv2.GaussianBlur(own, (0, 0), max(0.5, 4 / _CELL / float(unit)))
     return np.asarray(1 - np.clip((own - LIPS_FROM) / (LIPS_FULL - LIPS_FROM), 0, 1), np.float32)
 
 

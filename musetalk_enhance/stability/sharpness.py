@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from ..imaging import pooled
+
 if TYPE_CHECKING:
     import torch
 
@@ -30,14 +32,14 @@ def detail_ratio(faces: torch.Tensor) -> torch.Tensor:
         float32 (N,), 0 for a face without structure.
     """
     import torch
-    from torch.nn.functional import adaptive_avg_pool2d, avg_pool2d
+    from torch.nn.functional import avg_pool2d
 
-    grey = faces.mean(1, keepdim=True)
+    grey = faces[:, 1:2]  # green, most of a picture's light in any order of channels
     if min(grey.shape[2:]) < 4 * _BLOCK:
         return grey.new_zeros(len(grey))
     fine, coarse = _laplacian(grey), _laplacian(avg_pool2d(grey, 2))
     blocks = (grey.shape[2] // (2 * _BLOCK), grey.shape[3] // (2 * _BLOCK))
-    fine, coarse = (adaptive_avg_pool2d(each.square(), blocks).flatten(1) for each in (fine, coarse))
+    fine, coarse = (pooled(each.square(), blocks).flatten(1) for each in (fine, coarse))
     noise = fine.quantile(_FLAT, dim=1)  # what flat skin has: that of white noise is a quarter at half size
     most = coarse.topk(max(1, round(_STRUCTURE * coarse.shape[1])), dim=1)
     detail = torch.gather(fine, 1, most.indices).mean(1) - noise
@@ -50,5 +52,8 @@ def needed(ratio: torch.Tensor) -> torch.Tensor:
 
 
 def _laplacian(grey: torch.Tensor) -> torch.Tensor:
-    inner = grey[..., 1:-1, 1:-1]
-    return grey[..., 1:-1, :-2] + grey[..., 1:-1, 2:] + grey[..., :-2, 1:-1] + grey[..., 2:, 1:-1] - 4 * inner
+    """With the border repeated, so that the size stays."""
+    from torch.nn.functional import conv2d, pad
+
+    taps = grey.new_tensor([[0.0, 1.0, 0.0], [1.0, -4.0, 1.0], [0.0, 1.0, 0.0]])
+    return conv2d(pad(grey, (1, 1, 1, 1), mode="replicate"), taps[None, None])

@@ -12,7 +12,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from ..imaging import resize
+from ..imaging import pooled, resize
 
 if TYPE_CHECKING:
     import numpy as np
@@ -26,11 +26,11 @@ does. The share below is steered to it."""
 FIRST_SHARE, LOWEST_SHARE, HIGHEST_SHARE = 0.12, 0.02, 1.5
 STEERING, MEMORY = 3.0, 0.8
 """How strongly the share follows the ratio that was measured, and how slowly that ratio forgets."""
-MOST = 0.97
+MOST = 0.93
 """Most of the detail before that is kept: what is wrong fades within a second, however still the picture."""
 QUIET = 0.2 / 255
 """A change of the host's picture that is always allowed for: the rounding to 8 bits."""
-REVIVED = 1.1
+REVIVED = 1.05
 """Mixing blurs; detail is given back the strength that the restorer gave it, by at most this factor."""
 _CELL = 4
 _EVEN = 1e-3
@@ -92,9 +92,9 @@ def hold(
 
 def _energy(values: torch.Tensor, coarse: tuple[int, int]) -> torch.Tensor:
     """Mean square over the channels, on a coarse grid, over about twelve pixels of 256; (1, 1, *coarse)."""
-    from torch.nn.functional import adaptive_avg_pool2d, avg_pool2d
+    from torch.nn.functional import avg_pool2d
 
-    cells = adaptive_avg_pool2d(values.square().mean(1, keepdim=True), coarse)
+    cells = pooled(values.square(), coarse).mean(1, keepdim=True)
     return avg_pool2d(cells, 3, 1, 1, count_include_pad=False)
 
 
