@@ -19,6 +19,7 @@ LAYERS = [
     {"backends"},
     {"official"},
     {"restorers"},
+    {"faces"},
     {"batching"},
     {"enhancer"},
     {"hosts", "jobs", "service"},

@@ -1,0 +1,1 @@
+"""What is known about a face crop: its landmarks, how far mouth and eyes are open."""
