@@ -200,10 +200,11 @@ def largest_part(mask: NDArray[Any]) -> Mask:
 def seam_step(a: Image, b: Image, region: Mask, band: int | None = None, sectors: int = 8) -> float:
     """Largest step of brightness that `b` has over `a` at the edge of a region, in grey levels.
 
-    Of ``b - a`` (grey) the mean over a band just inside the edge minus that over a band just outside, by
+    Of ``b - a`` (grey) the median over a band just inside the edge minus that over a band just outside, by
     sector around the region's centre, and the largest of them by size. Differences to the input cancel what
-    the face itself has there; detail has no mean and does not count; a feathered edge has no step. Outside the
-    picture the output is taken for unchanged, as a host pastes crops back.
+    the face itself has there; detail lies on both sides of zero and does not count; a feathered edge has no
+    step. Outside the picture the output is taken for unchanged, as a host pastes crops back. The formula is our
+    own; sectors with fewer pixels than a square of the band's width do not count.
 
     Args:
         a: the input, BGR uint8 ``(H, W, 3)`` or grey ``(H, W)``.
@@ -236,14 +237,13 @@ def seam_step(a: Image, b: Image, region: Mask, band: int | None = None, sectors
     y, x = np.mgrid[: inside.shape[0], : inside.shape[1]]
     angle = np.arctan2(y - rows.mean(), x - columns.mean())
     sector = np.floor((angle + np.pi) / (2 * np.pi) * sectors).astype(int) % sectors
-    return float(np.max(np.abs(_means(step, sector, inner, sectors) - _means(step, sector, outer, sectors))))
-
-
-def _means(values: Floats, sector: NDArray[Any], where: NDArray[Any], sectors: int) -> NDArray[np.float64]:
-    """Mean of `values` by sector where `where`; 0 for a sector without a pixel."""
-    chosen = where.astype(bool)
-    sums = np.bincount(sector[chosen], values[chosen], sectors)
-    return np.asarray(sums / np.maximum(np.bincount(sector[chosen], minlength=sectors), 1))
+    sides = [(step[side == 1], sector[side == 1]) for side in (inner, outer)]
+    steps = [0.0]
+    for number in range(sectors):
+        within, without = (values[where == number] for values, where in sides)
+        if min(within.size, without.size) >= band**2:
+            steps.append(abs(float(np.median(within)) - float(np.median(without))))
+    return max(steps)
 
 
 # --- between two moments of one clip ----------------------------------------------------------------------

@@ -69,6 +69,7 @@ class ReportBuilder:
         self._worst = WorstFrames(apart=max(1, round(self.fps / 2)))
         self._sizes: Sizes | None = None
         self._before: Moment | None = None
+        self._motion: metrics.Motion | None = None
         self._cuts: list[int] = []
 
     @property
@@ -114,11 +115,12 @@ class ReportBuilder:
 
     def _moving(self, moment: Moment, notes: Mapping[str, Any]) -> dict[str, float]:
         """Figures that need the frame before; a cut starts anew."""
-        before, speed = self._before, None
+        before, speed, self._motion = self._before, None, None
         values: dict[str, float] = {}
         if before is not None and not notes.get("cut"):
             motion = metrics.Motion.between(before.work["in"], moment.work["in"])
             if motion.seen.mean() >= LEAST_SEEN:
+                self._motion = motion
                 values = moving_figures(before, moment, motion)
                 shape = moment.luminance["in"].shape
                 speed = fit_floats(motion.speed, shape) * (max(shape) / max(motion.speed.shape))
@@ -129,36 +131,19 @@ class ReportBuilder:
 
     def _offer(self, moment: Moment, values: dict[str, float]) -> None:
         """Hand the frame to the keepers of the worst ones, by kind of trouble."""
-        index, nan = self.frames, float("nan")
+        for kind, score in _scores(values).items():
+            make = self._flicker_panels if kind == "flicker" else _panels
+            self._worst.offer(kind, self.frames, score, lambda make=make: make(moment))  # type: ignore[misc]
 
-        def panels() -> Panels:
-            shown = [("in", moment.detail["in"]), ("out", moment.detail["out"])]
-            shown.append(("out − in, ×4", difference(moment.detail["in"], moment.detail["out"])))
-            return [*shown, *((("reference", moment.detail["ref"]),) if "ref" in moment.detail else ())]
-
-        def changes() -> Panels:
-            assert self._before is not None
-            shown = [(name, moment.detail[name]) for name in ("in", "out")]
-            shown += [
-                (f"change of {name} in a frame, ×4", difference(self._before.work[name], moment.work[name]))
-                for name in ("in", "out")
-            ]
-            return shown
-
-        drift = max(abs(values[f"drift_{channel}"]) for channel in "bgr")
-        scores = {
-            "mouth": abs(values["mouth_out"] - values["mouth_in"]),
-            "eyes": abs(values["eyes_out"] - values["eyes_in"]),
-            "movement": max(values[f"moved_{part}"] for part in ("whole", "eyes", "mouth")),
-            "structure": 1 - min(values[f"structure_{part}"] for part in ("whole", "eyes", "mouth")),
-            "colour": drift,
-            "seam": values["seam"],
-            "likeness": -values["psnr_out"] + 100 if np.isfinite(values.get("psnr_out", nan)) else nan,
-        }
-        for kind, score in scores.items():
-            self._worst.offer(kind, index, score, panels)
-        flicker = values.get("warping_out", nan) - max(values.get("warping_in", nan), values.get("warping_ref", 0.0))
-        self._worst.offer("flicker", index, flicker, changes)
+    def _flicker_panels(self, moment: Moment) -> Panels:
+        """Both clips, and what is left of their change from the frame before when motion is taken out."""
+        assert self._before is not None and self._motion is not None
+        shown = [(name, moment.detail[name]) for name in ("in", "out")]
+        for name in ("in", "out"):
+            expected, seen = self._before.work[name], self._motion.seen[..., None]
+            found = np.where(seen, self._motion.warp(moment.work[name]), expected)
+            shown.append((f"change of {name} beyond motion, ×4", difference(expected, found)))
+        return shown
 
     def finish(self, totals: Mapping[str, Any] | None = None) -> Report:
         """Judge what was added.
@@ -184,6 +169,29 @@ class ReportBuilder:
             totals=dict(totals or {}),
             verdicts=[*self.verdicts, *judge(self._series, self._flicker, self.limits)],
         )
+
+
+def _panels(moment: Moment) -> Panels:
+    before, after = moment.detail["in"], moment.detail["out"]
+    shown = [("in", before), ("out", after), ("out − in, ×4", difference(before, after))]
+    return [*shown, ("reference", moment.detail["ref"])] if "ref" in moment.detail else shown
+
+
+def _scores(values: Mapping[str, float]) -> dict[str, float]:
+    """How bad a frame is, by kind of trouble; NaN or 0 where it is not."""
+    nan, parts = float("nan"), ("whole", "eyes", "mouth")
+    yardstick = max(values.get("warping_in", nan), values.get("warping_ref", 0.0))
+    psnr = values.get("psnr_out", nan)
+    return {
+        "flicker": values.get("warping_out", nan) - yardstick,
+        "mouth": abs(values["mouth_out"] - values["mouth_in"]),
+        "eyes": abs(values["eyes_out"] - values["eyes_in"]),
+        "colour": max(abs(values[f"drift_{channel}"]) for channel in "bgr"),
+        "seam": values["seam"],
+        "structure": 1 - min(values[f"structure_{part}"] for part in parts),
+        "movement": max(values[f"moved_{part}"] for part in parts),
+        "likeness": 100 - psnr if np.isfinite(psnr) else nan,
+    }
 
 
 def fit_floats(values: NDArray[np.float32], shape: tuple[int, ...]) -> NDArray[np.float32]:

@@ -65,7 +65,6 @@ class Moment:
         work: BGR uint8 by clip, `WORK_SIDE`.
         luminance: float32 by clip, grey levels, longer edge 128.
         openings: by clip.
-        parts: rows and columns of whole, eyes and mouth, as shares, see `part`.
     """
 
     detail: dict[str, Image]

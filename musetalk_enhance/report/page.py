@@ -58,12 +58,10 @@ def _summary(report: Report) -> str:
 
 def _row(verdict: Verdict) -> str:
     chip = _CHIPS.get(verdict.state, "info")
-    value = "–" if verdict.value is None else f"{verdict.value:.4g}"
-    limit = "" if verdict.limit is None else f"{'≤' if verdict.at_most else '≥'} {verdict.limit:.4g}"
     return (
         f'<a class="row {verdict.state}" href="#{verdict.kind}"><b class="chip">{chip}</b>'
-        f'<span class="label">{escape(verdict.label)}</span><span class="value">{value}</span>'
-        f'<span class="limit">{limit}</span><span class="text">{escape(verdict.text)}</span></a>'
+        f'<span class="label">{escape(verdict.label)}</span><span class="value">{_value(verdict)}</span>'
+        f'<span class="limit">{_limit(verdict)}</span><span class="text">{escape(verdict.text)}</span></a>'
     )
 
 
@@ -81,8 +79,27 @@ def _section(report: Report, section: Section) -> str:
     state = FAIL if failed else PASS
     return (
         f'<section id="{section.kind}" class="{state}"><h2>{escape(section.title)}{mark}</h2>'
-        f'<p>{escape(section.lead)}</p><div class="plots">{plots}</div>{pictures}</section>'
+        f'<p>{escape(section.lead)}</p><div class="plots">{plots}{_side(section)}</div>{pictures}</section>'
     )
+
+
+def _side(section: Section) -> str:
+    """The section's verdicts beside its plots."""
+    lines = "".join(
+        f'<li class="{verdict.state}"><b class="chip">{_CHIPS.get(verdict.state, "info")}</b> '
+        f"{escape(verdict.label)}: <b>{_value(verdict)}</b> <span>{_limit(verdict)}</span>"
+        f"<small>{escape(verdict.text)}</small></li>"
+        for verdict in section.verdicts
+    )
+    return f"<ul>{lines}</ul>"
+
+
+def _value(verdict: Verdict) -> str:
+    return "–" if verdict.value is None else f"{verdict.value:.3g}"
+
+
+def _limit(verdict: Verdict) -> str:
+    return "" if verdict.limit is None else f"{'≤' if verdict.at_most else '≥'} {verdict.limit:.3g}"
 
 
 def _shot(report: Report, shot: Shot) -> str:

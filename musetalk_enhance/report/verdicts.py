@@ -21,6 +21,8 @@ class Limits:
     Attributes:
         sharpness_ratio: least mean Laplacian energy, out / in.
         warping_ratio: most warping error, as a multiple of the yardstick (see `judge`).
+        warping_grain: warping error over the input's that is allowed where there is no reference, grey levels
+            squared: twice the variance of grain with a deviation of one level, which nobody sees flicker.
         flicker: energy over 5 Hz in still regions that is allowed in any case, grey levels squared; a sine of
             this energy has an amplitude of 1.4 grey levels, about the threshold of seeing flicker.
         flicker_ratio: most of it, as a multiple of the input's or the reference's, whichever is larger.
@@ -40,6 +42,7 @@ class Limits:
 
     sharpness_ratio: float = 1.0
     warping_ratio: float = 1.05
+    warping_grain: float = 2.0
     flicker: float = 1.0
     flicker_ratio: float = 1.05
     mouth_correlation: float = 0.98
@@ -108,8 +111,8 @@ def judge(series: Series, flicker: FlickerWindows, limits: Limits) -> list[Verdi
     """Every line, in the order of the page.
 
     Warping error is held against the input's. Detail that moves costs some even in the sharp original, so where
-    there is a reference the larger of both is the yardstick; where there is none, the input's error times the
-    ratio of gradient energies (see `musetalk_enhance.metrics.gradient_energy`) stands in for it.
+    there is a reference its own error is allowed; where there is none, the input's times the ratio of gradient
+    energies (see `musetalk_enhance.metrics.gradient_energy`) stands in for it, or `Limits.warping_grain`.
     """
     return [
         _sharpness(series, limits),
@@ -121,6 +124,9 @@ def judge(series: Series, flicker: FlickerWindows, limits: Limits) -> list[Verdi
         *_identity(series, limits),
         *_likeness(series),
     ]
+
+
+_ROUNDING = 0.05  # grey levels squared: what rounding to 8 bits leaves of a warping error by itself
 
 
 def _ratio(a: float, b: float) -> float:
@@ -140,16 +146,17 @@ def _warping(series: Series, limits: Limits) -> Verdict:
     if np.isnan(before):
         why = "no two frames of one scene"
         return line("warping", label, "flicker", float("nan"), limits.warping_ratio, why)
-    ratio = max(before, 0.05)  # squared levels: what rounding to 8 bits costs by itself
-    found, text = _ratio(max(after, 0.05), ratio), f"grey levels squared, {before:.3g} → {after:.3g}"
-    allowed = 1.0
+    base = max(before, _ROUNDING)
+    text = f"grey levels squared, {before:.3g} → {after:.3g}"
     if "warping_ref" in series:
-        allowed = max(1.0, series.mean("warping_ref") / ratio)
-        text += f"; the sharp reference's own is {series.mean('warping_ref'):.3g}"
+        own = series.mean("warping_ref")
+        allowed, why = own / base, f"the sharp reference's own is {own:.3g}"
     else:
-        allowed = max(1.0, _ratio(series.mean("gradient_out"), series.mean("gradient_in")))
-        text += f"; moving detail, {allowed:.3g} times as strong in out, costs about as much"
-    return line("warping", label, "flicker", found, limits.warping_ratio * allowed, text)
+        detail = _ratio(series.mean("gradient_out"), series.mean("gradient_in"))
+        allowed = max(limits.warping_ratio * detail, (base + limits.warping_grain) / base)
+        why = f"without a reference, moving detail {detail:.3g} times as strong and fine grain are allowed for"
+    limit = max(limits.warping_ratio, allowed)
+    return line("warping", label, "flicker", max(after, _ROUNDING) / base, limit, f"{text}; {why}")
 
 
 def _flicker(flicker: FlickerWindows, limits: Limits) -> Verdict:
@@ -233,6 +240,9 @@ def _likeness(series: Series) -> list[Verdict]:
         ("ssim", "SSIM against the reference", ""),
     ):
         value = series.mean(f"{key}_out")
+        if np.isinf(value):
+            found.append(line(key, label, "likeness", float("nan"), None, "infinite: out equals the reference"))
+            continue
         text = f"{series.mean(f'{key}_in'):.4g} → {value:.4g}{unit}; nothing is asked of it"
         found.append(line(key, label, "likeness", value, None, text))
     return found
