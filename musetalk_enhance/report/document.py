@@ -137,9 +137,9 @@ class Report:
 
 def terminal_line(verdict: Verdict) -> str:
     """``pass  Warping error, out / in   1.02 (at most 1.05)``."""
-    value = "-" if verdict.value is None else f"{verdict.value:.3g}"
+    value = "-" if verdict.value is None else f"{verdict.value:.4g}"
     bound = "at most" if verdict.at_most else "at least"
-    limit = "" if verdict.limit is None else f" ({bound} {verdict.limit:.3g})"
+    limit = "" if verdict.limit is None else f" ({bound} {verdict.limit:.4g})"
     return (
         f"{verdict.state.upper() if verdict.state == FAIL else verdict.state:<10} {verdict.label:<28} {value}{limit}"
     )

@@ -95,11 +95,11 @@ def _side(section: Section) -> str:
 
 
 def _value(verdict: Verdict) -> str:
-    return "–" if verdict.value is None else f"{verdict.value:.3g}"
+    return "–" if verdict.value is None else f"{verdict.value:.4g}"
 
 
 def _limit(verdict: Verdict) -> str:
-    return "" if verdict.limit is None else f"{'≤' if verdict.at_most else '≥'} {verdict.limit:.3g}"
+    return "" if verdict.limit is None else f"{'≤' if verdict.at_most else '≥'} {verdict.limit:.4g}"
 
 
 def _shot(report: Report, shot: Shot) -> str:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ..metrics import largest_part, shrunk
+from ..metrics import Floats, Mask, grey, largest_part
 
 Image = NDArray[np.uint8]
 Box = tuple[int, int, int, int]
@@ -18,8 +19,10 @@ Locate = Callable[[Image], Sequence[float] | None]
 
 SMALLEST_SIDE = 32
 _LOOK_SIDE = 160  # longer edge that differences are looked for at
-_LEAST = 1.0  # grey levels of difference, mean over the clip, that are no noise of a codec
-_SHARE = 0.25  # of the strongest differences, from which on a place belongs to the region
+_LEAST_RATIO = 0.15  # of fine structure's energies, logarithm: less is a codec's
+_LEAST_CHANGE = 1.0  # of the brightness, mean over the clip, grey levels: less is a codec's
+_FLOOR = 4.0  # energy of fine structure, grey levels squared, that flat places are taken to have
+_SHARE = 0.25  # of the strongest change, from which on a place belongs to the region
 _FACE_SHAPE = 1.25  # height of a face box over its width, as hosts crop it
 _FLAT = 0.95  # a region flatter than this, height over width, is the lower part of a face only
 _MARGIN = 0.06  # of the box, kept around it on each side, to see the seam
@@ -27,45 +30,61 @@ _STEADY = 0.12  # of the box's size: a head that strays no further is seen throu
 
 
 def find_difference(pairs: Iterable[tuple[Image, Image]]) -> Box | None:
-    """The box of the region in which two clips differ, over all `pairs` of frames.
+    """The box of the region in which two clips differ, over all `pairs` of frames (BGR uint8, one size).
 
-    Differences are averaged at a small size and over the clip; what stands out of the codec's noise and of a
-    quarter of the strongest is the region, of which the largest connected part counts.
+    Two clips that were each packed differ a little everywhere. What restoring does stands out of that by two
+    things that a codec leaves alone: the energy of fine structure (Laplacian, ratio by place over the clip), and
+    the mean of the brightness. A place belongs to the region by either; the largest connected part counts.
 
     Returns:
         The box in pixels of the frames; None where nothing differs.
     """
-    total: NDArray[np.float64] | None = None
+    sums: dict[str, Floats] = {}
     count, shape = 0, (0, 0)
     for before, after in pairs:
-        small = [shrunk(frame, _LOOK_SIDE).astype(np.float32) for frame in (before, after)]
-        difference = np.abs(small[0] - small[1]).max(axis=2)
-        total = difference.astype(np.float64) if total is None else total + difference
+        for name, found in _statistics(before, after).items():
+            sums[name] = sums[name] + found if count else found
         count, shape = count + 1, before.shape[:2]
-    if total is None:
+    if not count:
         return None
-    mean = total / count
-    mask = _region(mean)
+    mask = _region({name: total / count for name, total in sums.items()})
     if not mask.any():
         return None
     rows, columns = np.nonzero(mask)
-    steps = shape[1] / mean.shape[1], shape[0] / mean.shape[0]
+    across, down = shape[1] / mask.shape[1], shape[0] / mask.shape[0]
     return (
-        int(columns.min() * steps[0]),
-        int(rows.min() * steps[1]),
-        int(np.ceil((columns.max() + 1) * steps[0])),
-        int(np.ceil((rows.max() + 1) * steps[1])),
+        int(columns.min() * across),
+        int(rows.min() * down),
+        int(np.ceil((columns.max() + 1) * across)),
+        int(np.ceil((rows.max() + 1) * down)),
     )
 
 
-def _region(mean: NDArray[np.float64]) -> NDArray[np.bool_]:
+def _statistics(before: Image, after: Image) -> dict[str, Floats]:
+    """Energies of fine structure and the difference of brightness, each averaged to `_LOOK_SIDE`."""
     import cv2
 
-    smooth = cv2.blur(mean.astype(np.float32), (3, 3))
-    mask = (smooth > max(_LEAST * 0.5, _SHARE * float(np.percentile(smooth, 99.5)))).astype(np.uint8)
-    if not mask.any():
-        mask = (mean > _LEAST * 0.5).astype(np.uint8)
-    return largest_part(cv2.morphologyEx(mask, cv2.MORPH_CLOSE, np.ones((9, 9), np.uint8)))
+    levels: list[Floats] = [grey(frame).astype(np.float32) for frame in (before, after)]
+    energy = [np.asarray(cv2.Laplacian(level, cv2.CV_32F), np.float32) ** 2 for level in levels]
+    parts: dict[str, Any] = {"before": energy[0], "after": energy[1], "change": levels[1] - levels[0]}
+    share = min(1.0, _LOOK_SIDE / max(before.shape[:2]))
+    size = (max(1, round(before.shape[1] * share)), max(1, round(before.shape[0] * share)))
+    return {
+        name: np.asarray(cv2.resize(part, size, interpolation=cv2.INTER_AREA), np.float32)
+        for name, part in parts.items()
+    }
+
+
+def _region(means: dict[str, Floats]) -> Mask:
+    import cv2
+
+    smooth = {name: cv2.blur(found, (5, 5)) for name, found in means.items()}
+    ratio = np.abs(np.log((smooth["after"] + _FLOOR) / (smooth["before"] + _FLOOR)))
+    change = np.abs(smooth["change"])
+    mask = np.zeros(ratio.shape, bool)
+    for found, least in ((ratio, _LEAST_RATIO), (change, _LEAST_CHANGE)):
+        mask |= found > max(least, _SHARE * float(found.max()))
+    return largest_part(cv2.morphologyEx(mask.astype(np.uint8), cv2.MORPH_CLOSE, np.ones((9, 9), np.uint8)))
 
 
 def grow_to_face(box: Box, frame_wh: tuple[int, int]) -> Box:

@@ -30,7 +30,8 @@ class Limits:
         eyes_correlation: the same of the eyes, whose blinks are short.
         opening_difference: most difference of an opening, 95th percentile of the frames, as a share of the way
             from the eyes to the mouth, or of an eye's width.
-        least_opening_change: standard deviation from which on an opening is taken to move at all.
+        least_opening_change: standard deviation of an opening from which on its correlation is asked for; five
+            times the gauge's own noise, under which 0.98 says nothing. The difference is judged in any case.
         drift: most drift of a channel's mean over the clip, grey levels (1/255).
         colour: most change of low-frequency colour, CIEDE2000, mean over the face and the clip.
         seam: most step of brightness at the edge of the restored region, median of the frames, grey levels.
@@ -48,7 +49,7 @@ class Limits:
     mouth_correlation: float = 0.98
     eyes_correlation: float = 0.95
     opening_difference: float = 0.05
-    least_opening_change: float = 0.01
+    least_opening_change: float = 0.02
     drift: float = 1.0
     colour: float = 1.0
     seam: float = 1.5

@@ -54,7 +54,7 @@ def rings() -> np.ndarray:
 
 
 def plain_gauge(faces: torch.Tensor) -> SimpleNamespace:
-    """Landmarks where a host's crop has them; openings from the brightness of the crop, so that a test can set them."""
+    """Landmarks where a host has them; openings are the brightness of the crop, so that a test can set them."""
     count, _, height, width = faces.shape
     places = torch.tensor([[0.3, 0.35], [0.7, 0.35], [0.5, 0.55], [0.35, 0.78], [0.65, 0.78]])
     level = faces.mean((1, 2, 3))
