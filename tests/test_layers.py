@@ -25,7 +25,7 @@ LAYERS = [
     {"batching"},
     {"enhancer"},
     {"hosts", "jobs", "service"},
-    {"bench"},
+    {"bench", "report"},
     {"cli"},
     {"__main__"},
 ]

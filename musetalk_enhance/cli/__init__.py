@@ -16,7 +16,7 @@ from importlib import import_module
 from .._version import __version__
 from ..errors import EnhanceError
 
-COMMANDS = ("run", "models", "weights", "export", "bench")
+COMMANDS = ("run", "report", "models", "weights", "export", "bench")
 """Sub-commands; each is a module here with HELP, add_arguments(parser) and run(args) -> exit code."""
 
 

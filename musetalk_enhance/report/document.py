@@ -1,0 +1,145 @@
+"""`Report`: what was found, as numbers, as a page, as files."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from .._version import __version__
+from ..errors import MediaError
+from .events import Events
+from .flicker import FlickerWindows
+from .series import Series, plain
+from .verdicts import FAIL, Verdict
+from .worst import WorstFrames
+
+SCHEMA = 1
+"""Version of the JSON file's form."""
+
+
+@dataclass(frozen=True)
+class Report:
+    """What was found on a clip.
+
+    Attributes:
+        title: its heading.
+        fps: frames per second.
+        notes: sentences that stand at the top.
+        series: the numbers of every frame.
+        flicker: the windows in which flicker was measured.
+        events: what the enhancer said of the frames.
+        cuts: frames at which a new scene begins.
+        worst: pictures of the worst frames.
+        totals: what the enhancer counted.
+        verdicts: one for each line, in order.
+    """
+
+    title: str
+    fps: float
+    notes: list[str]
+    series: Series
+    flicker: FlickerWindows
+    events: Events
+    cuts: list[int]
+    worst: WorstFrames
+    totals: dict[str, Any]
+    verdicts: list[Verdict]
+
+    @property
+    def frames(self) -> int:
+        """Number of frames."""
+        return self.series.frames
+
+    @property
+    def failed(self) -> list[Verdict]:
+        """Lines that are not as they should be."""
+        return [verdict for verdict in self.verdicts if verdict.state == FAIL]
+
+    def verdict(self, key: str) -> Verdict:
+        """The line of that name.
+
+        Raises:
+            KeyError: there is none.
+        """
+        for verdict in self.verdicts:
+            if verdict.key == key:
+                return verdict
+        raise KeyError(key)
+
+    def as_dict(self) -> dict[str, Any]:
+        """Everything but the pictures, ready for JSON: no NaN, five digits."""
+        return {
+            "schema": SCHEMA,
+            "made_by": f"musetalk_enhance {__version__}",
+            "title": self.title,
+            "frames": self.frames,
+            "fps": plain(self.fps, 8),
+            "notes": self.notes,
+            "passed": not self.failed,
+            "verdicts": [verdict.as_dict() for verdict in self.verdicts],
+            "worst": {
+                kind: [{"frame": shot.index, "score": plain(shot.score)} for shot in self.worst.of(kind)]
+                for kind in self.worst.kinds()
+            },
+            "totals": self.totals,
+            "events": self.events.as_dict(),
+            "cuts": self.cuts,
+            "flicker_windows": [
+                {
+                    "first": window.first,
+                    "last": window.last,
+                    "still": plain(window.still),
+                    "energy": {name: plain(value) for name, value in window.energy.items()},
+                }
+                for window in self.flicker.windows
+            ],
+            "series": self.series.as_dict(),
+        }
+
+    def html(self) -> str:
+        """The page: one document with everything in it.
+
+        Raises:
+            MissingDependencyError: matplotlib is not installed.
+        """
+        from .page import render
+
+        return render(self)
+
+    def lines(self) -> list[str]:
+        """The verdicts for a terminal, one a line."""
+        return [terminal_line(verdict) for verdict in self.verdicts]
+
+    def write(self, folder: str | Path) -> list[Path]:
+        """Write ``report.json`` and ``report.html`` into a folder, which is made; both are replaced.
+
+        Returns:
+            Their paths.
+
+        Raises:
+            MediaError: the folder cannot be made or written.
+        """
+        target = Path(folder).expanduser()
+        files = {
+            "report.json": json.dumps(self.as_dict(), allow_nan=False, indent=1) + "\n",
+            "report.html": self.html(),
+        }
+        try:
+            target.mkdir(parents=True, exist_ok=True)
+            for name, text in files.items():
+                (target / name).write_text(text, encoding="utf-8")
+        except OSError as error:
+            raise MediaError(target, f"cannot be written ({error.strerror or error})") from error
+        return [target / name for name in files]
+
+
+def terminal_line(verdict: Verdict) -> str:
+    """``pass  Warping error, out / in   1.02 (at most 1.05)``."""
+    value = "-" if verdict.value is None else f"{verdict.value:.4g}"
+    bound = "at most" if verdict.at_most else "at least"
+    limit = "" if verdict.limit is None else f" ({bound} {verdict.limit:.4g})"
+    return (
+        f"{verdict.state.upper() if verdict.state == FAIL else verdict.state:<10} {verdict.label:<28} {value}{limit}"
+    )

@@ -1,0 +1,144 @@
+"""The report as one HTML document: nothing is fetched, nothing runs, and a phone can show it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from html import escape
+from typing import TYPE_CHECKING, Any
+
+from .plots import svg
+from .sections import Section, enhancer_plots, sections
+from .style import STYLE
+from .verdicts import FAIL, PASS, UNMEASURED, Verdict
+from .worst import Shot, inline
+
+if TYPE_CHECKING:
+    from .document import Report
+
+_CHIPS = {PASS: "pass", FAIL: "fail", UNMEASURED: "n/a"}
+
+
+def render(report: Report) -> str:
+    """The page as text."""
+    found = sections(report)
+    body = [
+        f"<header><h1>{escape(report.title or 'Face restoration report')}</h1>{_facts(report)}</header>",
+        *(f'<p class="note">{escape(note)}</p>' for note in report.notes),
+        _summary(report),
+        *(_section(report, section) for section in found),
+        _enhancer(report),
+        f"<footer>{escape(str(report.as_dict()['made_by']))}</footer>",
+    ]
+    head = '<meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">'
+    title = f"<title>{escape(report.title or 'Face restoration report')}</title>"
+    page = "\n".join(part for part in body if part)
+    head += f"{title}<style>{STYLE}</style>"
+    return f'<!doctype html>\n<html lang="en"><head>{head}</head>\n<body>{page}</body></html>\n'
+
+
+def _facts(report: Report) -> str:
+    seconds = report.frames / report.fps
+    cuts = f", {len(report.cuts)} cut{'s' * (len(report.cuts) > 1)}" if report.cuts else ""
+    return f"<p>{report.frames} frames, {seconds:.1f} s at {report.fps:.5g} frames per second{cuts}</p>"
+
+
+def _summary(report: Report) -> str:
+    judged = [verdict for verdict in report.verdicts if verdict.state in (PASS, FAIL)]
+    good = len(judged) - len(report.failed)
+    word = "All lines pass" if not report.failed else f"{len(report.failed)} of {len(judged)} lines fail"
+    state = PASS if not report.failed else FAIL
+    words = {"in": "in: before restoring", "out": "out: after", "ref": "reference"}
+    if "sharpness_ref" not in report.series:
+        del words["ref"]
+    keys = "".join(f'<span class="key {clip}"></span>{text} ' for clip, text in words.items())
+    rows = "".join(_row(verdict) for verdict in report.verdicts)
+    lead = f'<p class="overall {state}">{word}<small>{good} of {len(judged)} within their limits</small></p>'
+    return f'<section>{lead}<div class="verdicts">{rows}</div><p class="legend">{keys}</p></section>'
+
+
+def _row(verdict: Verdict) -> str:
+    chip = _CHIPS.get(verdict.state, "info")
+    return (
+        f'<a class="row {verdict.state}" href="#{verdict.kind}"><b class="chip">{chip}</b>'
+        f'<span class="label">{escape(verdict.label)}</span><span class="value">{_value(verdict)}</span>'
+        f'<span class="limit">{_limit(verdict)}</span><span class="text">{escape(verdict.text)}</span></a>'
+    )
+
+
+def _section(report: Report, section: Section) -> str:
+    shots = report.worst.of(section.kind)
+    failed = any(verdict.state == FAIL for verdict in section.verdicts)
+    plots = "".join(f"<figure>{svg(plot, report.fps, report.cuts)}</figure>" for plot in section.plots if plot.curves)
+    if not plots and not shots:
+        return ""
+    pictures = "".join(_shot(report, shot) for shot in shots)
+    if pictures:
+        opened = " open" if failed else ""
+        pictures = f"<details{opened}><summary>Worst frames</summary>{pictures}</details>"
+    mark = '<b class="chip">fail</b>' if failed else ""
+    state = FAIL if failed else PASS
+    return (
+        f'<section id="{section.kind}" class="{state}"><h2>{escape(section.title)}{mark}</h2>'
+        f'<p>{escape(section.lead)}</p><div class="plots">{plots}{_side(section)}</div>{pictures}</section>'
+    )
+
+
+def _side(section: Section) -> str:
+    """The section's verdicts beside its plots."""
+    lines = "".join(
+        f'<li class="{verdict.state}"><b class="chip">{_CHIPS.get(verdict.state, "info")}</b> '
+        f"{escape(verdict.label)}: <b>{_value(verdict)}</b> <span>{_limit(verdict)}</span>"
+        f"<small>{escape(verdict.text)}</small></li>"
+        for verdict in section.verdicts
+    )
+    return f"<ul>{lines}</ul>"
+
+
+def _value(verdict: Verdict) -> str:
+    return "–" if verdict.value is None else f"{verdict.value:.4g}"
+
+
+def _limit(verdict: Verdict) -> str:
+    return "" if verdict.limit is None else f"{'≤' if verdict.at_most else '≥'} {verdict.limit:.4g}"
+
+
+def _shot(report: Report, shot: Shot) -> str:
+    panels = "".join(
+        f'<figure><img src="{inline(picture)}" alt="{escape(caption)}, frame {shot.index}">'
+        f"<figcaption>{escape(caption)}</figcaption></figure>"
+        for caption, picture in shot.panels
+    )
+    where = f"frame {shot.index}, {shot.index / report.fps:.2f} s"
+    return f'<h3>{where}</h3><div class="panels">{panels}</div>'
+
+
+def _enhancer(report: Report) -> str:
+    """What the enhancer itself counted: guard actions, passthroughs, milliseconds a stage."""
+    rows = [*_event_rows(report), *_total_rows(report.totals)]
+    plots = "".join(f"<figure>{svg(plot, report.fps, report.cuts)}</figure>" for plot in enhancer_plots(report))
+    if not rows and not plots:
+        return ""
+    cells = "".join(f"<tr><th>{escape(name)}</th><td>{escape(value)}</td></tr>" for name, value in rows)
+    table = f"<table>{cells}</table>" if cells else ""
+    return f'<section id="enhancer"><h2>What the enhancer did</h2>{table}<div class="plots">{plots}</div></section>'
+
+
+def _event_rows(report: Report) -> Iterable[tuple[str, str]]:
+    for name, counts in report.events.counts.items():
+        words = ", ".join(f"{word}: {count}" if word != "yes" else str(count) for word, count in counts.items())
+        runs = report.events.runs(name)
+        where = ", ".join(f"{first}" if first == last else f"{first}–{last}" for first, last, _ in runs[:8])
+        yield f"{name}, frames", f"{words} (frames {where}{', …' if len(runs) > 8 else ''})"
+
+
+def _total_rows(totals: dict[str, Any]) -> Iterable[tuple[str, str]]:
+    for name, value in totals.items():
+        if name == "ms" and isinstance(value, dict):
+            faces = float(totals.get("restored") or totals.get("frames") or 0)
+            for stage, spent in value.items():
+                each = f", {float(spent) / faces:.1f} ms a face" if faces else ""
+                yield f"{stage}", f"{float(spent):.0f} ms{each}"
+        elif isinstance(value, dict):
+            yield name.replace("_", " "), ", ".join(f"{word}: {count}" for word, count in value.items()) or "0"
+        else:
+            yield name.replace("_", " "), str(value)

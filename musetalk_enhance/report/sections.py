@@ -1,0 +1,135 @@
+"""What stands on the page: a section for each kind of trouble, with its plots."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .plots import Curve, Plot
+from .verdicts import Verdict
+
+if TYPE_CHECKING:
+    from .document import Report
+
+_CLIPS = (("ref", "reference"), ("in", "in"), ("out", "out"))
+_WORDS = {
+    "sharpness": ("Sharpness", "How much fine structure there is."),
+    "flicker": (
+        "Flicker",
+        "What changes from frame to frame beyond what moves. Motion is that of the input, for every version.",
+    ),
+    "mouth": ("Mouth", "How far the lips are open, as a share of the way from the eyes to the mouth."),
+    "eyes": ("Eyes", "How far the lids are open, as a share of an eye's width; dips are blinks."),
+    "colour": ("Colour", "Whether skin has changed its tone, over the whole face or in places."),
+    "seam": ("Seam", "Whether the restored region stands out from what is around it."),
+    "structure": ("Features", "Whether it is the same face at low frequencies (1 is the same)."),
+    "movement": ("Movement", "Whether features have moved against the input."),
+    "likeness": ("Against the reference", "How near input and output are to the unsoftened original."),
+    "other": ("Clip", ""),
+}
+
+
+@dataclass(frozen=True)
+class Section:
+    """A kind of trouble: its heading, a sentence, its verdicts and plots."""
+
+    kind: str
+    title: str
+    lead: str
+    verdicts: list[Verdict]
+    plots: list[Plot] = field(default_factory=list)
+
+
+def sections(report: Report) -> list[Section]:
+    """Every section that has a verdict, in the order of the verdicts."""
+    plots = _plots(report)
+    kinds = dict.fromkeys(verdict.kind for verdict in report.verdicts)
+    return [
+        Section(
+            kind,
+            *_WORDS.get(kind, (kind.capitalize(), "")),
+            [verdict for verdict in report.verdicts if verdict.kind == kind],
+            plots.get(kind, []),
+        )
+        for kind in kinds
+    ]
+
+
+def _plots(report: Report) -> dict[str, list[Plot]]:
+    limit = {verdict.key: verdict.limit for verdict in report.verdicts}
+    change = Plot("change of colour, CIEDE2000", [_curve(report, "colour", "out − in", "out")])
+    seam = [_curve(report, "seam", "out − in", "out")]
+    return {
+        "sharpness": [_by_clip(report, "sharpness", "Laplacian energy")],
+        "flicker": [_by_clip(report, "warping", "warping error, grey levels²"), *_windows(report)],
+        "mouth": [_by_clip(report, "mouth", "opening of the mouth")],
+        "eyes": [_by_clip(report, "eyes", "opening of the eyes")],
+        "colour": [_drifts(report), change],
+        "seam": [Plot("step at the seam, grey levels", seam, _known(limit["seam"]))],
+        "structure": [_by_part(report, "structure", "structural similarity at 64 px", limit["structure"])],
+        "movement": [_by_part(report, "moved", "moved, 1/256 of the crop", limit["movement"])],
+        "likeness": [_by_clip(report, "psnr", "PSNR, dB"), _by_clip(report, "ssim", "SSIM")],
+    }
+
+
+def _known(limit: float | None) -> tuple[float, ...]:
+    return () if limit is None else (limit,)
+
+
+def _curve(report: Report, name: str, label: str, colour: str) -> Curve:
+    return Curve(label, colour, report.series[name])
+
+
+def _by_clip(report: Report, name: str, title: str) -> Plot:
+    known = [(clip, label) for clip, label in _CLIPS if f"{name}_{clip}" in report.series]
+    return Plot(title, [_curve(report, f"{name}_{clip}", label, clip) for clip, label in known])
+
+
+def _by_part(report: Report, name: str, title: str, limit: float | None) -> Plot:
+    parts = (("whole", "face", "ref"), ("eyes", "eyes", "in"), ("mouth", "mouth", "out"))
+    return Plot(title, [_curve(report, f"{name}_{part}", label, at) for part, label, at in parts], _known(limit))
+
+
+def _drifts(report: Report) -> Plot:
+    channels = (("b", "blue"), ("g", "green"), ("r", "red"))
+    return Plot(
+        "drift of the mean, grey levels", [_curve(report, f"drift_{name}", word, word) for name, word in channels]
+    )
+
+
+def _windows(report: Report) -> list[Plot]:
+    if not report.flicker.windows:
+        return []
+    curves = []
+    for clip, label in _CLIPS:
+        if clip in report.flicker.maps:
+            curves.append(Curve(label, clip, _stepped(report, clip)))
+    return [Plot("energy over 5 Hz in still regions, grey levels²", curves)]
+
+
+def _stepped(report: Report, clip: str) -> NDArray[np.float64]:
+    """A window's energy over the frames that it has for itself; NaN where none was judged."""
+    values = np.full(report.frames, np.nan)
+    for window in report.flicker.windows:
+        values[window.first : window.last + 1] = window.energy.get(clip, np.nan)
+    return values
+
+
+def enhancer_plots(report: Report) -> list[Plot]:
+    """Curves that the enhancer itself gave (strength, stability), with the frames it acted on shaded."""
+    names = [name for name in report.series.names() if name.startswith("note_")]
+    spans = [
+        (first, last) for event in ("guard", "passthrough") for first, last, _ in report.events.runs(event)[:200]
+    ]
+    return [
+        Plot(
+            name.removeprefix("note_").replace("_", " "),
+            [_curve(report, name, name.removeprefix("note_"), "out")],
+            (),
+            spans,
+        )
+        for name in names
+    ]

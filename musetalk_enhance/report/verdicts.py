@@ -1,0 +1,249 @@
+"""One verdict per line: what was found, what is allowed, and whether it is."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from ..metrics import correlation, opening_lag
+from .flicker import FlickerWindows
+from .series import Series, plain
+
+PASS, FAIL, INFO, UNMEASURED = "pass", "fail", "info", "unmeasured"
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What is asked of a clip.
+
+    Attributes:
+        sharpness_ratio: least mean Laplacian energy, out / in.
+        warping_ratio: most warping error, as a multiple of the yardstick (see `judge`).
+        warping_grain: warping error over the input's that is allowed where there is no reference, grey levels
+            squared: twice the variance of grain with a deviation of one level, which nobody sees flicker.
+        flicker: energy over 5 Hz in still regions that is allowed in any case, grey levels squared; a sine of
+            this energy has an amplitude of 1.4 grey levels, about the threshold of seeing flicker.
+        flicker_ratio: most of it, as a multiple of the input's or the reference's, whichever is larger.
+        mouth_correlation: least correlation of the mouth's opening, out and in.
+        eyes_correlation: the same of the eyes, whose blinks are short.
+        opening_difference: most difference of an opening, 95th percentile of the frames, as a share of the way
+            from the eyes to the mouth, or of an eye's width.
+        least_opening_change: standard deviation of an opening from which on its correlation is asked for; five
+            times the gauge's own noise, under which 0.98 says nothing. The difference is judged in any case.
+        drift: most drift of a channel's mean over the clip, grey levels (1/255).
+        colour: most change of low-frequency colour, CIEDE2000, mean over the face and the clip.
+        seam: most step of brightness at the edge of the restored region, median of the frames, grey levels.
+        structure: least structural similarity to the input at 64 px, of the face, the eyes and the mouth, in all
+            but 5 % of the frames.
+        movement: most distance that the eyes, the mouth or the face have moved, in all but 5 % of the frames,
+            in 1/256 of the crop.
+    """
+
+    sharpness_ratio: float = 1.0
+    warping_ratio: float = 1.05
+    warping_grain: float = 2.0
+    flicker: float = 1.0
+    flicker_ratio: float = 1.05
+    mouth_correlation: float = 0.98
+    eyes_correlation: float = 0.95
+    opening_difference: float = 0.05
+    least_opening_change: float = 0.02
+    drift: float = 1.0
+    colour: float = 1.0
+    seam: float = 1.5
+    structure: float = 0.97
+    movement: float = 1.0
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """One line of the report.
+
+    Attributes:
+        key: short name, e.g. ``"mouth_lag"``.
+        label: the same for a person.
+        value: what was found; None where nothing could be.
+        limit: what is allowed; None where nothing is asked.
+        at_most: whether the limit is an upper one.
+        state: ``"pass"``, ``"fail"``, ``"info"`` (nothing is asked) or ``"unmeasured"``.
+        text: what it means, or why it could not be measured.
+        kind: the pictures that show it, see `WorstFrames`.
+    """
+
+    key: str
+    label: str
+    value: float | None
+    limit: float | None
+    at_most: bool
+    state: str
+    text: str
+    kind: str
+
+    def as_dict(self) -> dict[str, Any]:
+        """Ready for JSON."""
+        return {
+            "key": self.key,
+            "label": self.label,
+            "value": self.value,
+            "limit": self.limit,
+            "allowed": None if self.limit is None else ("at most" if self.at_most else "at least"),
+            "state": self.state,
+            "text": self.text,
+        }
+
+
+def line(
+    key: str, label: str, kind: str, value: float, limit: float | None, text: str, *, at_most: bool = True
+) -> Verdict:
+    """Judge one figure; NaN was not measured, and `text` then says why."""
+    if np.isnan(value):
+        return Verdict(key, label, None, limit, at_most, UNMEASURED, text, kind)
+    state = INFO
+    if limit is not None:
+        state = PASS if (value <= limit if at_most else value >= limit) else FAIL
+    return Verdict(
+        key, label, plain(value, 4), None if limit is None else plain(limit, 4), at_most, state, text, kind
+    )
+
+
+def judge(series: Series, flicker: FlickerWindows, limits: Limits) -> list[Verdict]:
+    """Every line, in the order of the page.
+
+    Warping error is held against the input's. Detail that moves costs some even in the sharp original, so where
+    there is a reference its own error is allowed; where there is none, the input's times the ratio of gradient
+    energies (see `musetalk_enhance.metrics.gradient_energy`) stands in for it, or `Limits.warping_grain`.
+    """
+    return [
+        _sharpness(series, limits),
+        _warping(series, limits),
+        _flicker(flicker, limits),
+        *_openings(series, "mouth", limits.mouth_correlation, limits),
+        *_openings(series, "eyes", limits.eyes_correlation, limits),
+        *_colours(series, limits),
+        *_identity(series, limits),
+        *_likeness(series),
+    ]
+
+
+_ROUNDING = 0.05  # grey levels squared: what rounding to 8 bits leaves of a warping error by itself
+
+
+def _ratio(a: float, b: float) -> float:
+    return a / b if b > 0 else (1.0 if a == b else float("inf"))
+
+
+def _sharpness(series: Series, limits: Limits) -> Verdict:
+    ratio = _ratio(series.mean("sharpness_out"), series.mean("sharpness_in"))
+    text = f"Laplacian energy, out / in: {series.mean('sharpness_in'):.4g} → {series.mean('sharpness_out'):.4g}"
+    if "sharpness_ref" in series:
+        text += f"; the reference has {series.mean('sharpness_ref'):.4g}"
+    return line("sharpness", "Sharper than it came", "sharpness", ratio, limits.sharpness_ratio, text, at_most=False)
+
+
+def _warping(series: Series, limits: Limits) -> Verdict:
+    label, before, after = "Warping error, out / in", series.mean("warping_in"), series.mean("warping_out")
+    if np.isnan(before):
+        why = "no two frames of one scene"
+        return line("warping", label, "flicker", float("nan"), limits.warping_ratio, why)
+    base = max(before, _ROUNDING)
+    text = f"grey levels squared, {before:.3g} → {after:.3g}"
+    if "warping_ref" in series:
+        own = series.mean("warping_ref")
+        allowed, why = own / base, f"the sharp reference's own is {own:.3g}"
+    else:
+        detail = _ratio(series.mean("gradient_out"), series.mean("gradient_in"))
+        allowed = max(limits.warping_ratio * detail, (base + limits.warping_grain) / base)
+        why = f"without a reference, moving detail {detail:.3g} times as strong and fine grain are allowed for"
+    limit = max(limits.warping_ratio, allowed)
+    return line("warping", label, "flicker", max(after, _ROUNDING) / base, limit, f"{text}; {why}")
+
+
+def _flicker(flicker: FlickerWindows, limits: Limits) -> Verdict:
+    label, before, after = "Flicker over 5 Hz", flicker.mean("in"), flicker.mean("out")
+    if np.isnan(before):
+        why = flicker.reason or "the face holds nowhere still for long enough; see the warping error"
+        return line("flicker", label, "flicker", float("nan"), limits.flicker, why)
+    known = [before, flicker.mean("ref")] if "ref" in flicker.maps else [before]
+    text = f"energy in still regions, grey levels squared; the input has {before:.3g}"
+    if len(known) > 1:
+        text += f", the reference {known[1]:.3g}"
+    return line("flicker", label, "flicker", after, max(limits.flicker, limits.flicker_ratio * max(known)), text)
+
+
+def _openings(series: Series, part: str, least: float, limits: Limits) -> list[Verdict]:
+    before, after = series[f"{part}_in"], series[f"{part}_out"]
+    owner, nan = part.capitalize(), float("nan")
+    known = ~np.isnan(before + after)
+    if known.mean() < 0.5:
+        why = "the gauge takes too few of the crops for faces"
+        return [line(f"{part}_opening", f"{owner}: opening kept", part, nan, limits.opening_difference, why)]
+    apart = float(np.percentile(np.abs(after - before)[known], 95))
+    text = "difference of the opening, all but 5 % of the frames; mean " + f"{np.mean((after - before)[known]):+.3f}"
+    lines = [line(f"{part}_opening", f"{owner}: opening kept", part, apart, limits.opening_difference, text)]
+    if np.std(before[known]) < limits.least_opening_change:
+        why = f"hardly moves in the input (standard deviation {np.std(before[known]):.3g})"
+        moves = line(f"{part}_correlation", f"{owner}: moves as before", part, nan, least, why, at_most=False)
+        return [moves, *lines]
+    lag, best = opening_lag(before, after)
+    text = f"correlation of the opening, out and in, at no lag; {best:.3f} at best"
+    if f"{part}_ref" in series:
+        text += f"; with the reference {correlation(series[f'{part}_ref'], after):.3f}"
+    same = correlation(before, after)
+    moves = line(f"{part}_correlation", f"{owner}: moves as before", part, same, least, text, at_most=False)
+    late = line(f"{part}_lag", f"{owner}: in time", part, abs(lag), 0, _lag_text(lag))
+    return [moves, late, *lines]
+
+
+def _lag_text(lag: int) -> str:
+    if lag == 0:
+        return "frames; fits best without a shift"
+    return f"frames; the output fits best when {abs(lag)} {'late' if lag > 0 else 'early'}"
+
+
+def _colours(series: Series, limits: Limits) -> list[Verdict]:
+    drifts = {
+        channel: series.mean(f"drift_{name}") for name, channel in zip("bgr", ("blue", "green", "red"), strict=True)
+    }
+    worst = max(drifts, key=lambda channel: abs(drifts[channel]))
+    text = f"levels of 255, mean over face and clip; most in {worst}, {drifts[worst]:+.3f}"
+    change = "CIEDE2000 of the low frequencies; 1 is what an eye just tells apart"
+    seam = "levels of 255 at the edge of the restored region, median"
+    return [
+        line("drift", "Colour kept, mean", "colour", abs(drifts[worst]), limits.drift, text),
+        line("colour", "Colour kept, locally", "colour", series.mean("colour"), limits.colour, change),
+        line("seam", "No step at the seam", "seam", series.percentile("seam", 50), limits.seam, seam),
+    ]
+
+
+_PARTS = {"whole": "the face", "eyes": "the eyes", "mouth": "the mouth"}
+
+
+def _identity(series: Series, limits: Limits) -> list[Verdict]:
+    likes = {part: series.percentile(f"structure_{part}", 5) for part in _PARTS}
+    moves = {part: series.percentile(f"moved_{part}", 95) for part in _PARTS}
+    least, most = min(likes, key=lambda part: likes[part]), max(moves, key=lambda part: moves[part])
+    like = f"structural similarity at 64 px, all but 5 % of the frames; least in {_PARTS[least]}"
+    moved = f"in 1/256 of the crop, all but 5 % of the frames; most in {_PARTS[most]}"
+    return [
+        line("structure", "Same features", "structure", likes[least], limits.structure, like, at_most=False),
+        line("movement", "Features in place", "movement", moves[most], limits.movement, moved),
+    ]
+
+
+def _likeness(series: Series) -> list[Verdict]:
+    if "psnr_out" not in series:
+        return []
+    found = []
+    for key, label, unit in (
+        ("psnr", "PSNR against the reference", " dB"),
+        ("ssim", "SSIM against the reference", ""),
+    ):
+        value = series.mean(f"{key}_out")
+        if np.isinf(value):
+            found.append(line(key, label, "likeness", float("nan"), None, "infinite: out equals the reference"))
+            continue
+        text = f"{series.mean(f'{key}_in'):.4g} → {value:.4g}{unit}; nothing is asked of it"
+        found.append(line(key, label, "likeness", value, None, text))
+    return found
