@@ -69,6 +69,34 @@ def test_the_eyes_follow_the_known_blink(take, measured):
     assert eyes[blink < 0.01].mean() - eyes[blink > 0.9].mean() > 0.1
 
 
+@pytest.mark.slow
+@pytest.mark.shared
+@pytest.mark.parametrize("clip", ["d3", "d18"])
+def test_real_people_open_and_close_their_mouths_and_softness_does_not(gauge, shared, clip):
+    detector = shared / "weights" / "face_detection_yunet_2023mar.onnx"
+    if not detector.exists():
+        pytest.skip(f"no {detector.name} in the data folder")
+    finder = cv2.FaceDetectorYN.create(str(detector), "", (320, 320), 0.7, 0.3, 50)
+    video, crops = cv2.VideoCapture(str(shared / "data" / "clips" / f"{clip}.mp4")), []
+    for index in range(200):
+        frame_bgr = video.read()[1]
+        if index % 4 == 0:
+            finder.setInputSize(frame_bgr.shape[1::-1])
+            x, y, w, h = finder.detect(frame_bgr)[1][0][:4]
+            left, top, right, bottom = (max(0, round(float(v))) for v in (x, y + 0.08 * h, x + w, y + h))
+            face = cv2.resize(frame_bgr[top:bottom, left:right, ::-1], (256, 256), interpolation=cv2.INTER_AREA)
+            crops.append(torch.from_numpy(face).permute(2, 0, 1).float() / 255)
+    faces = torch.stack(crops)
+    sharp, soft = gauge.measure(faces), gauge.measure(soften(faces))
+    assert float(sharp.confidence.min()) > 0.5
+    noise = float((soft.mouth - sharp.mouth).abs().max())
+    assert noise < 0.03
+    assert float(sharp.mouth.max() - sharp.mouth.min()) > max(0.15, 8 * noise)
+    assert correlation(soft.mouth, sharp.mouth) > 0.995
+    assert correlation(soft.eyes.mean(1), sharp.eyes.mean(1)) > 0.98
+    assert float((soft.landmarks - sharp.landmarks).norm(dim=2).mean()) < 1.0
+
+
 def test_softness_is_not_read_as_a_movement(gauge, take, measured):
     soft = gauge.measure(soften(take[0]))
     assert float((soft.mouth - measured.mouth).abs().max()) < 0.03
