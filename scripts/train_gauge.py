@@ -606,6 +606,7 @@ def train(args: argparse.Namespace) -> None:
         export(slow, args.export, step)
 
 
+CROPS = ("tight", "landmarks", "ffhq", "head")
 HOST, CROP = 96, 256  # detail that a host's decoder leaves, and the side of its crops; pixels
 
 
@@ -620,15 +621,19 @@ def crop_of(frame_rgb: Image, box_xyxy: Floats, points: Floats) -> tuple[Image, 
 
 
 def boxes(found_xywh: tuple[float, ...], points: Floats) -> dict[str, Floats]:
-    """The hosts' boxes: tight from a detector, tight from landmarks (as MuseTalk), and with the head."""
+    """The hosts' boxes: tight from a detector, tight from landmarks (as MuseTalk), framed as FFHQ, wider still."""
     x, y, w, h = found_xywh
     bridge, chin = (points[at(one)[0]] for one in (6, 152))
     cheeks = np.sort(points[at(234, 454), 0])
     side = 0.9 * max(w, h)
     middle = x + w / 2, y + 0.42 * h
+    eyes, mouth = eyes_to_mouth(points)
+    unit = float(np.linalg.norm(mouth - eyes))
+    across, down, half = float((eyes + mouth)[0]) / 2, float(eyes[1]) + 0.125 * unit, 3.95 * unit / 2
     found = {
         "tight": (x, y + 0.08 * h, x + w, y + h),
         "landmarks": (cheeks[0], 2 * bridge[1] - chin[1], cheeks[1], chin[1]),
+        "ffhq": (across - half, down - half, across + half, down + half),
         "head": (middle[0] - side, middle[1] - side, middle[0] + side, middle[1] + side),
     }
     return {name: np.float32(box) for name, box in found.items()}
@@ -738,7 +743,7 @@ def evaluate_clip(gauge: FaceGauge, args: argparse.Namespace, path: Path) -> dic
         if found is None:
             continue
         points = wanted[number].mean(0)
-        for name, box in boxes(found, points).items():
+        for name, box in ((name, box) for name, box in boxes(found, points).items() if name in args.crops):
             crop, placed = crop_of(frame, box, points)
             crops.setdefault(name, []).append(crop)
             places.setdefault(name, []).append(placed)
@@ -867,7 +872,7 @@ def table(result: dict[str, Any]) -> str:
     stability = ["| clip, crop | mouth, soft / sharp | lite / soft | eyes, soft / sharp | lite / soft | eyes' px |"]
     stability.append("|---" * 6 + "|")
     for clip, found in result.items():
-        for crop in ("tight", "landmarks", "head"):
+        for crop in CROPS:
             if f"{crop}, sharp" not in found:
                 continue
             sharp, soft_view = found[f"{crop}, sharp"], found[f"{crop}, soft"]
@@ -897,6 +902,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--data", type=Path, required=True, help="has clips/ and portraits/")
     parser.add_argument("--work", type=Path, default=Path(".train/gauge"), help="labels, cache, checkpoints")
     parser.add_argument("--yunet", type=Path, help="YuNet face detector, ONNX; for eval")
+    parser.add_argument("--crops", nargs="+", choices=CROPS, default=CROPS, help="framings for eval")
     parser.add_argument("--every", type=int, default=1, help="label every n-th frame")
     parser.add_argument("--shards", type=int, default=72, help="files of 1024 views to draw")
     parser.add_argument("--name", default="gauge", help="name of the checkpoint")

@@ -55,17 +55,16 @@ def fields(measured: Gauged) -> list[torch.Tensor]:
 
 
 def test_the_mouth_follows_the_known_opening(take, measured):
-    # a closed mouth stays closed however far the pose presses the lips together, so only parted ones are compared
     opening = [pose.opening for pose in take[1]]
-    assert correlation(measured.mouth, opening) > 0.9
+    assert correlation(measured.mouth, opening) > 0.97
     wide = measured.mouth[int(np.argmax(opening))] - measured.mouth[int(np.argmin(opening))]
-    assert float(wide) > 0.08
+    assert float(wide) > 0.2
 
 
 def test_the_eyes_follow_the_known_blink(take, measured):
     blink = np.array([pose.blink for pose in take[1]])
     eyes = measured.eyes.mean(1).numpy()
-    assert correlation(eyes, -blink) > 0.9
+    assert correlation(eyes, -blink) > 0.95
     assert eyes[blink < 0.01].mean() - eyes[blink > 0.9].mean() > 0.1
 
 
@@ -90,17 +89,17 @@ def test_real_people_open_and_close_their_mouths_and_softness_does_not(gauge, sh
     sharp, soft = gauge.measure(faces), gauge.measure(soften(faces))
     assert float(sharp.confidence.min()) > 0.5
     noise = float((soft.mouth - sharp.mouth).abs().max())
-    assert noise < 0.03
+    assert noise < 0.02
     assert float(sharp.mouth.max() - sharp.mouth.min()) > max(0.15, 8 * noise)
     assert correlation(soft.mouth, sharp.mouth) > 0.995
-    assert correlation(soft.eyes.mean(1), sharp.eyes.mean(1)) > 0.98
+    assert float((soft.eyes - sharp.eyes).abs().max()) < 0.04  # d18 hardly blinks, so no correlation is asked for
     assert float((soft.landmarks - sharp.landmarks).norm(dim=2).mean()) < 1.0
 
 
 def test_softness_is_not_read_as_a_movement(gauge, take, measured):
     soft = gauge.measure(soften(take[0]))
-    assert float((soft.mouth - measured.mouth).abs().max()) < 0.03
-    assert float((soft.eyes - measured.eyes).abs().max()) < 0.06
+    assert float((soft.mouth - measured.mouth).abs().max()) < 0.02
+    assert float((soft.eyes - measured.eyes).abs().max()) < 0.03
     assert float((soft.landmarks - measured.landmarks).norm(dim=2).max()) < 3.0
 
 
@@ -125,7 +124,7 @@ def test_a_mirrored_picture_gives_mirrored_landmarks(gauge, take, measured):
     back = (torch.tensor([256.0, 0.0]) + torch.tensor([-1.0, 1.0]) * other.landmarks)[:, [1, 0, 2, 4, 3]]
     assert float((back - measured.landmarks).norm(dim=2).mean()) < 4.0
     assert float((other.mouth - measured.mouth).abs().mean()) < 0.03
-    assert float((other.eyes.flip(1) - measured.eyes).abs().mean()) < 0.06
+    assert float((other.eyes.flip(1) - measured.eyes).abs().mean()) < 0.03
 
 
 def test_landmarks_are_in_pixels_of_any_crop(gauge, take, measured):
