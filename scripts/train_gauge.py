@@ -2,11 +2,13 @@
 
 The teacher is mediapipe's FaceMesh, which is needed for the first stage only and may live in another environment::
 
-    python scripts/train_gauge.py label --data DATA     # needs mediapipe==0.10.14
+    python scripts/train_gauge.py label --data DATA     # needs mediapipe==0.10.14 and OpenCV, no torch
+    python scripts/train_gauge.py draw --data DATA      # augmented views; may run beside the next stage
     python scripts/train_gauge.py train --data DATA --export musetalk_enhance/faces/assets/gauge.safetensors
     python scripts/train_gauge.py eval --data DATA --yunet YUNET.onnx
 
-DATA has ``clips/*.mp4`` and ``portraits/*.jpg``. People named in `HELD_OUT` are never trained on.
+DATA has ``clips/*.mp4`` and ``portraits/*.jpg``. The people in ``lite_data.HELD_OUT`` are never trained on. Each
+stage goes on where it was stopped.
 """
 
 from __future__ import annotations
@@ -578,7 +580,7 @@ def train(args: argparse.Namespace) -> None:
     while step < args.steps:
         if step % 100 == 0 or not views.shards:
             views.look()
-        rate = args.lr * min(1.0, (step + 1) / 200) * (0.02 + 0.49 * (1 + np.cos(np.pi * step / args.steps)))
+        rate = float(args.lr * min(1.0, (step + 1) / 200) * (0.02 + 0.49 * (1 + np.cos(np.pi * step / args.steps))))
         for group in optimiser.param_groups:
             group["lr"] = rate
         terms = losses(network, *views.batch(step, args.batch))
@@ -604,6 +606,7 @@ def train(args: argparse.Namespace) -> None:
         export(slow, args.export, step)
 
 
+CROPS = ("tight", "landmarks", "ffhq", "head")
 HOST, CROP = 96, 256  # detail that a host's decoder leaves, and the side of its crops; pixels
 
 
@@ -618,15 +621,19 @@ def crop_of(frame_rgb: Image, box_xyxy: Floats, points: Floats) -> tuple[Image, 
 
 
 def boxes(found_xywh: tuple[float, ...], points: Floats) -> dict[str, Floats]:
-    """The hosts' boxes: tight from a detector, tight from landmarks (as MuseTalk), and with the head."""
+    """The hosts' boxes: tight from a detector, tight from landmarks (as MuseTalk), framed as FFHQ, wider still."""
     x, y, w, h = found_xywh
     bridge, chin = (points[at(one)[0]] for one in (6, 152))
     cheeks = np.sort(points[at(234, 454), 0])
     side = 0.9 * max(w, h)
     middle = x + w / 2, y + 0.42 * h
+    eyes, mouth = eyes_to_mouth(points)
+    unit = float(np.linalg.norm(mouth - eyes))
+    across, down, half = float((eyes + mouth)[0]) / 2, float(eyes[1]) + 0.125 * unit, 3.95 * unit / 2
     found = {
         "tight": (x, y + 0.08 * h, x + w, y + h),
         "landmarks": (cheeks[0], 2 * bridge[1] - chin[1], cheeks[1], chin[1]),
+        "ffhq": (across - half, down - half, across + half, down + half),
         "head": (middle[0] - side, middle[1] - side, middle[0] + side, middle[1] + side),
     }
     return {name: np.float32(box) for name, box in found.items()}
@@ -736,7 +743,7 @@ def evaluate_clip(gauge: FaceGauge, args: argparse.Namespace, path: Path) -> dic
         if found is None:
             continue
         points = wanted[number].mean(0)
-        for name, box in boxes(found, points).items():
+        for name, box in ((name, box) for name, box in boxes(found, points).items() if name in args.crops):
             crop, placed = crop_of(frame, box, points)
             crops.setdefault(name, []).append(crop)
             places.setdefault(name, []).append(placed)
@@ -855,6 +862,31 @@ def evaluate(args: argparse.Namespace) -> None:
             for key, value in found.items():
                 print(path.stem, key, json.dumps(rounded(value)), flush=True)
     (args.work / "eval.json").write_text(json.dumps(rounded(result), indent=1))
+    print(table(result))
+
+
+def table(result: dict[str, Any]) -> str:
+    """The main figures as Markdown: agreement by clip and crop, then what two looks at one face differ by."""
+    agreement = ["| clip, crop | frames | teacher with itself | mouth | soft | dark gap | eyes | soft | landmarks |"]
+    agreement.append("|---" * 9 + "|")
+    stability = ["| clip, crop | mouth, soft / sharp | lite / soft | eyes, soft / sharp | lite / soft | eyes' px |"]
+    stability.append("|---" * 6 + "|")
+    for clip, found in result.items():
+        for crop in CROPS:
+            if f"{crop}, sharp" not in found:
+                continue
+            sharp, soft_view = found[f"{crop}, sharp"], found[f"{crop}, soft"]
+            cells = [found["teacher with itself"]["mouth r"], sharp["mouth r"], soft_view["mouth r"]]
+            cells += [found[f"{crop}, dark gap"]["mouth r"], sharp["eyes r"], soft_view["eyes r"], sharp["landmarks"]]
+            numbers = " | ".join(f"{cell:.3f}" for cell in cells)
+            agreement.append(f"| {clip}, {crop} | {found['frames']} | {numbers} |")
+            looks = [found[f"{crop}, {pair}"] for pair in ("soft against sharp", "lite against soft")]
+            texts = [
+                f"{look[key]['mean']:.4f} ({look[key]['max']:.3f})" for key in ("mouth", "eyes") for look in looks
+            ]
+            still = looks[0]["eye landmarks px"]
+            stability.append(f"| {clip}, {crop} | {' | '.join(texts)} | {still['mean']:.2f} ({still['max']:.2f}) |")
+    return "\n".join([*agreement, "", *stability])
 
 
 def rounded(value: Any) -> Any:
@@ -870,11 +902,12 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--data", type=Path, required=True, help="has clips/ and portraits/")
     parser.add_argument("--work", type=Path, default=Path(".train/gauge"), help="labels, cache, checkpoints")
     parser.add_argument("--yunet", type=Path, help="YuNet face detector, ONNX; for eval")
+    parser.add_argument("--crops", nargs="+", choices=CROPS, default=CROPS, help="framings for eval")
     parser.add_argument("--every", type=int, default=1, help="label every n-th frame")
-    parser.add_argument("--shards", type=int, default=64, help="files of 1024 views to draw")
+    parser.add_argument("--shards", type=int, default=72, help="files of 1024 views to draw")
     parser.add_argument("--name", default="gauge", help="name of the checkpoint")
-    parser.add_argument("--steps", type=int, default=5000)
-    parser.add_argument("--batch", type=int, default=32, help="crops, each twice: crisp and soft")
+    parser.add_argument("--steps", type=int, default=3200)
+    parser.add_argument("--batch", type=int, default=40, help="crops, in fours, each twice: crisp and soft")
     parser.add_argument("--lr", type=float, default=2e-3)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--export", type=Path, help="write the averaged weights here")

@@ -88,9 +88,9 @@ class FaceGauge:
         shape = tuple(faces_rgb.shape)
         if len(shape) != 4 or shape[1] != 3 or min(shape[2:]) < SMALLEST_SIDE:
             raise FrameError("shape", f"shape {shape}", f"(N, 3, H, W), H and W {SMALLEST_SIDE} or more")
-        faces = torch.nan_to_num(faces_rgb.to(self.device, torch.float32)).clamp(0, 1)
-        reading = self.network(shrink(faces, SIDE))
-        size_wh = faces.new_tensor([shape[3], shape[2]])
+        small = shrink(faces_rgb.to(self.device, torch.float32), SIDE)
+        reading = self.network(small.nan_to_num().clamp(0, 1))
+        size_wh = small.new_tensor([shape[3], shape[2]])
         return Gauged(
             landmarks=reading.landmarks * size_wh,
             mouth=reading.mouth.clamp_min(0),

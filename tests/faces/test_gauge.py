@@ -55,24 +55,51 @@ def fields(measured: Gauged) -> list[torch.Tensor]:
 
 
 def test_the_mouth_follows_the_known_opening(take, measured):
-    # a closed mouth stays closed however far the pose presses the lips together, so only parted ones are compared
     opening = [pose.opening for pose in take[1]]
-    assert correlation(measured.mouth, opening) > 0.9
+    assert correlation(measured.mouth, opening) > 0.97
     wide = measured.mouth[int(np.argmax(opening))] - measured.mouth[int(np.argmin(opening))]
-    assert float(wide) > 0.08
+    assert float(wide) > 0.2
 
 
 def test_the_eyes_follow_the_known_blink(take, measured):
     blink = np.array([pose.blink for pose in take[1]])
     eyes = measured.eyes.mean(1).numpy()
-    assert correlation(eyes, -blink) > 0.9
+    assert correlation(eyes, -blink) > 0.95
     assert eyes[blink < 0.01].mean() - eyes[blink > 0.9].mean() > 0.1
+
+
+@pytest.mark.slow
+@pytest.mark.shared
+@pytest.mark.parametrize("clip", ["d3", "d18"])
+def test_real_people_open_and_close_their_mouths_and_softness_does_not(gauge, shared, clip):
+    detector = shared / "weights" / "face_detection_yunet_2023mar.onnx"
+    if not detector.exists():
+        pytest.skip(f"no {detector.name} in the data folder")
+    finder = cv2.FaceDetectorYN.create(str(detector), "", (320, 320), 0.7, 0.3, 50)
+    video, crops = cv2.VideoCapture(str(shared / "data" / "clips" / f"{clip}.mp4")), []
+    for index in range(200):
+        frame_bgr = video.read()[1]
+        if index % 4 == 0:
+            finder.setInputSize(frame_bgr.shape[1::-1])
+            x, y, w, h = finder.detect(frame_bgr)[1][0][:4]
+            left, top, right, bottom = (max(0, round(float(v))) for v in (x, y + 0.08 * h, x + w, y + h))
+            face = cv2.resize(frame_bgr[top:bottom, left:right, ::-1], (256, 256), interpolation=cv2.INTER_AREA)
+            crops.append(torch.from_numpy(face).permute(2, 0, 1).float() / 255)
+    faces = torch.stack(crops)
+    sharp, soft = gauge.measure(faces), gauge.measure(soften(faces))
+    assert float(sharp.confidence.min()) > 0.5
+    noise = float((soft.mouth - sharp.mouth).abs().max())
+    assert noise < 0.02
+    assert float(sharp.mouth.max() - sharp.mouth.min()) > max(0.15, 8 * noise)
+    assert correlation(soft.mouth, sharp.mouth) > 0.995
+    assert float((soft.eyes - sharp.eyes).abs().max()) < 0.04  # d18 hardly blinks, so no correlation is asked for
+    assert float((soft.landmarks - sharp.landmarks).norm(dim=2).mean()) < 1.0
 
 
 def test_softness_is_not_read_as_a_movement(gauge, take, measured):
     soft = gauge.measure(soften(take[0]))
-    assert float((soft.mouth - measured.mouth).abs().max()) < 0.03
-    assert float((soft.eyes - measured.eyes).abs().max()) < 0.06
+    assert float((soft.mouth - measured.mouth).abs().max()) < 0.02
+    assert float((soft.eyes - measured.eyes).abs().max()) < 0.03
     assert float((soft.landmarks - measured.landmarks).norm(dim=2).max()) < 3.0
 
 
@@ -97,7 +124,7 @@ def test_a_mirrored_picture_gives_mirrored_landmarks(gauge, take, measured):
     back = (torch.tensor([256.0, 0.0]) + torch.tensor([-1.0, 1.0]) * other.landmarks)[:, [1, 0, 2, 4, 3]]
     assert float((back - measured.landmarks).norm(dim=2).mean()) < 4.0
     assert float((other.mouth - measured.mouth).abs().mean()) < 0.03
-    assert float((other.eyes.flip(1) - measured.eyes).abs().mean()) < 0.06
+    assert float((other.eyes.flip(1) - measured.eyes).abs().mean()) < 0.03
 
 
 def test_landmarks_are_in_pixels_of_any_crop(gauge, take, measured):
