@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from html import escape
 from io import StringIO
 from typing import Any
 
@@ -126,5 +127,5 @@ def themed(text: str, label: str) -> str:
         body = body.replace(colour, f"var(--c-{name})")
     body = re.sub(r'(<svg[^>]*?) width="[^"]*"', r"\1", body, count=1)
     body = re.sub(r'(<svg[^>]*?) height="[^"]*"', r"\1", body, count=1)
-    body = body.replace("<svg", f'<svg role="img" aria-label="{label}"', 1)
+    body = body.replace("<svg", f'<svg role="img" aria-label="{escape(label)}"', 1)
     return re.sub(r"\n\s*", "\n", body).strip()

@@ -47,7 +47,7 @@ def find_difference(pairs: Iterable[tuple[Image, Image]]) -> Box | None:
         count, shape = count + 1, before.shape[:2]
     if not count:
         return None
-    mask = _region({name: total / count for name, total in sums.items()})
+    mask = _region({name: np.asarray(total / count, np.float32) for name, total in sums.items()})
     if not mask.any():
         return None
     rows, columns = np.nonzero(mask)
@@ -70,7 +70,7 @@ def _statistics(before: Image, after: Image) -> dict[str, Floats]:
     share = min(1.0, _LOOK_SIDE / max(before.shape[:2]))
     size = (max(1, round(before.shape[1] * share)), max(1, round(before.shape[0] * share)))
     return {
-        name: np.asarray(cv2.resize(part, size, interpolation=cv2.INTER_AREA), np.float32)
+        name: np.asarray(cv2.resize(part, size, interpolation=cv2.INTER_AREA)).astype(np.float32)
         for name, part in parts.items()
     }
 
