@@ -26,7 +26,7 @@ NONE_LEFT = 2.0
 """At the limit the restorer still has its full strength, at this multiple of it none."""
 RECOVERY = 0.1
 """Strength is lowered at once, because the frame at hand must be right, and given back by this much a frame."""
-SURE = 0.5
+SURE = 0.8
 """The gauge must be this confident that it looks at a face, in both pictures."""
 SIDE = 64
 _SEEN = 128
