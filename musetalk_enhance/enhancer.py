@@ -234,6 +234,11 @@ class GFPGANEnhancer:
         return "none" if self._closed else self._record.name
 
     @property
+    def known_range(self) -> tuple[float, float] | None:
+        """Lowest and highest value of this stream's float frames, once they have shown it."""
+        return self._known_range
+
+    @property
     def loaded(self) -> bool:
         """Whether the network is in memory, ready to run."""
         return not self._closed and self._restorer is not None and self._parked_from is None

@@ -6,25 +6,35 @@ import argparse
 import logging
 import re
 from collections.abc import Sequence
+from contextlib import suppress
 
 from ..errors import ConfigError
 from ..settings import SECTION, add_gfpgan_arguments, flag_of, given_flags, options
 
 HELP = "run MuseTalk's own script, unmodified, with its faces restored"
 
+REPORT = "--report"
+HOST_FPS = 25.0
+"""MuseTalk's own default, where its arguments name no ``--fps``."""
+
 logger = logging.getLogger("musetalk_enhance")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """What ``run --help`` shows; the words themselves are taken apart by `split`."""
-    parser.usage = "musetalk-enhance run SCRIPT --enable_gfpgan [--gfpgan_...] [the script's own arguments]"
+    parser.usage = (
+        "musetalk-enhance run [--report FOLDER] SCRIPT --enable_gfpgan [--gfpgan_...] [the script's own arguments]"
+    )
     parser.add_argument("script", metavar="SCRIPT", help="scripts/inference.py or scripts/realtime_inference.py")
+    parser.add_argument(
+        REPORT, metavar="FOLDER", help="before SCRIPT: write report.json and report.html on the restored faces there"
+    )
     add_gfpgan_arguments(parser)
 
 
 def run(args: argparse.Namespace) -> int:
     """Run ``args.script`` without arguments of its own (`main` takes the way through `run_words`)."""
-    return _run(args.script, [], args)
+    return _run(args.script, [], args, args.report)
 
 
 def split(words: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
@@ -69,20 +79,53 @@ def run_words(words: Sequence[str]) -> int:
         EnhanceError: a wrong option, or the script cannot be run.
     """
     args, rest = split(words)
+    folder, rest = split_report(rest)
     if rest[:1] == ["-m"]:
         module = rest[1] if len(rest) > 1 else "scripts.inference"
         path = module.replace(".", "/") + ".py"
         raise ConfigError("SCRIPT", f"-m {module}", f"the path of the script: {path}")
     if not rest or rest[0].startswith("-"):
         raise ConfigError("SCRIPT", rest[0] if rest else "", "the host's script before its own arguments")
-    return _run(rest[0], rest[1:], args)
+    return _run(rest[0], rest[1:], args, folder)
 
 
-def _run(script: str, arguments: Sequence[str], args: argparse.Namespace) -> int:
+def split_report(words: Sequence[str]) -> tuple[str | None, list[str]]:
+    """The folder of ``--report FOLDER``, if that stands before the script, and the other words.
+
+    Raises:
+        ConfigError: no folder follows it.
+    """
+    if not words or words[0].partition("=")[0] != REPORT:
+        return None, list(words)
+    _, equals, folder = words[0].partition("=")
+    rest = list(words[1:])
+    if not equals:
+        folder, rest = (rest[0] if rest else ""), rest[1:]
+    if not folder or folder.endswith(".py"):
+        raise ConfigError(REPORT, folder or "nothing", "a folder, before the script")
+    return folder, rest
+
+
+def _fps(arguments: Sequence[str]) -> float:
+    """The host's frames per second: the value of its ``--fps``, or its default."""
+    for word, following in zip(arguments, [*arguments[1:], ""], strict=True):
+        flag, _, value = word.partition("=")
+        if flag == "--fps":
+            with suppress(ValueError):
+                return float(value or following)
+    return HOST_FPS
+
+
+def _run(script: str, arguments: Sequence[str], args: argparse.Namespace, folder: str | None = None) -> int:
     from ..hosts.musetalk import run_script
 
+    recorder = None
+    if folder is not None:
+        from ..report import Recorder
+
+        recorder = Recorder(_fps(arguments), f"{script} {' '.join(arguments)}")
     try:
-        enhancer = run_script(script, arguments, given_flags(args))
+        enhancer = run_script(script, arguments, given_flags(args), recorder.watch if recorder is not None else None)
     except SystemExit as stop:
         if stop.code is None or isinstance(stop.code, int):
             return stop.code or 0
@@ -92,6 +135,9 @@ def _run(script: str, arguments: Sequence[str], args: argparse.Namespace) -> int
         logger.warning("nothing was restored: say --enable_gfpgan, or enabled: true under gfpgan: in the YAML file")
         return 0
     logger.info("%s", enhancer.stats.summary())
+    if recorder is not None and folder is not None:
+        for path in recorder.write(folder):
+            logger.info("written: %s", path)
     return 0
 
 

@@ -147,8 +147,8 @@ def attach(vae: Any, enhancer: Callable[[Any], Any], on_device: str | bool = "au
 class _LateEnhancer:
     """Stands in for the enhancer until flags and YAML are known, which is before the first frame."""
 
-    def __init__(self, flags: dict[str, Any]) -> None:
-        self.flags, self.settings = flags, merge(None, flags)
+    def __init__(self, flags: dict[str, Any], made: Callable[[GFPGANEnhancer], None] | None = None) -> None:
+        self.flags, self.settings, self.made = flags, merge(None, flags), made
         self.enhancer: GFPGANEnhancer | None = None
         self.calls = 0
 
@@ -167,6 +167,8 @@ class _LateEnhancer:
                 return
             self.enhancer.close()
         self.enhancer = GFPGANEnhancer.from_settings(self.settings)
+        if self.made is not None:
+            self.made(self.enhancer)
         if self.enhancer.enabled:
             logger.info("faces are restored with %s on %s", self.enhancer.model_name, self.enhancer.device)
 
@@ -246,13 +248,19 @@ def _vae_class() -> Any:
         ) from error
 
 
-def run_script(script: str, arguments: Sequence[str], flags: dict[str, Any]) -> GFPGANEnhancer:
+def run_script(
+    script: str,
+    arguments: Sequence[str],
+    flags: dict[str, Any],
+    made: Callable[[GFPGANEnhancer], None] | None = None,
+) -> GFPGANEnhancer:
     """Run a script of MuseTalk's, unmodified, with its faces restored.
 
     Args:
         script: its path, for example ``scripts/inference.py``; the working directory is MuseTalk's folder.
         arguments: the script's own arguments.
         flags: our options, by name, that win over the YAML section.
+        made: called with the enhancer before its first frame, for example to `observe` it.
 
     Returns:
         The enhancer that ran, closed, with its counts in ``stats``.
@@ -264,7 +272,7 @@ def run_script(script: str, arguments: Sequence[str], flags: dict[str, Any]) -> 
     """
     if not os.path.isfile(script):
         raise HostError(f"no script {script!r} in {os.getcwd()}; give MuseTalk's own, such as scripts/inference.py")
-    late = _LateEnhancer(flags)
+    late = _LateEnhancer(flags, made)
     config = _config_path(arguments)
     # Told before the host loads gigabytes; a missing file is the host's own error to report.
     if config is not None and os.path.isfile(config):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from .builder import ReportBuilder
 from .document import Report
 from .files import compare
+from .recorder import Recorder
 from .verdicts import Limits, Verdict
 
-__all__ = ["Limits", "Report", "ReportBuilder", "Verdict", "compare"]
+__all__ = ["Limits", "Recorder", "Report", "ReportBuilder", "Verdict", "compare"]

@@ -66,9 +66,9 @@ def seen_by(enhancer):
     """The type of everything that `enhancer` is given from now on, in order."""
     seen, real = [], enhancer._run
 
-    def run(frames, *rest):
+    def run(frames, *rest, **hints):
         seen.append(type(frames))
-        return real(frames, *rest)
+        return real(frames, *rest, **hints)
 
     enhancer._run = run
     return seen

@@ -1,0 +1,98 @@
+"""Reports on what an enhancer does while it does it: no video is read again, and no face is looked for."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..enhancer import GFPGANEnhancer
+from ..finishing import FrameNote
+from ..frames import FrameBatch
+from .builder import ReportBuilder
+
+Image = NDArray[np.uint8]
+
+logger = logging.getLogger("musetalk_enhance")
+
+LEAST_SIDE = 16
+
+
+class Recorder:
+    """Watches an enhancer and builds a report of the face crops that go through it.
+
+    >>> recorder = Recorder(25.0)  # doctest: +SKIP
+    >>> recorder.watch(enhancer)  # doctest: +SKIP
+    >>> run_the_host()  # doctest: +SKIP
+    >>> recorder.write("out/report")  # doctest: +SKIP
+    """
+
+    def __init__(self, fps: float, title: str = "") -> None:
+        """Args:
+            fps: frames per second of the stream.
+            title: what the report is headed.
+
+        Raises:
+            ConfigError: `fps` is not over 0.
+            MissingDependencyError: a package of the extra ``report`` is not installed.
+        """
+        self.builder = ReportBuilder(fps, title=title)
+        self._enhancer: GFPGANEnhancer | None = None
+        self._failed = ""
+
+    def watch(self, enhancer: GFPGANEnhancer) -> None:
+        """Record every frame of `enhancer` from now on."""
+        self._enhancer = enhancer
+        enhancer.observe(self._frame)
+
+    def write(self, folder: str | Path) -> list[Path]:
+        """Write report.json and report.html; returns their paths, none where no frame could be recorded."""
+        if self._failed:
+            logger.warning("the report ends early: %s", self._failed)
+        if not self.builder.frames:
+            logger.warning("no report: no frame could be recorded")
+            return []
+        report = self.builder.finish(self._enhancer.stats.as_dict() if self._enhancer is not None else None)
+        for verdict in report.lines():
+            logger.info("%s", verdict)
+        return [Path(path) for path in report.write(folder)]
+
+    def _frame(self, given: Any, out: Any, note: FrameNote | str) -> None:
+        """One frame; what cannot be recorded never disturbs the host."""
+        if self._failed:
+            return
+        try:
+            before, after = self._picture(given), self._picture(out)
+            if before is not None and after is not None:
+                self.builder.add(before, after, notes=noted(note))
+        except Exception as error:
+            self._failed = f"{type(error).__name__}: {error}"
+
+    def _picture(self, frame: Any) -> Image | None:
+        """A frame as BGR uint8 (H, W, 3); None where it is no picture."""
+        import torch
+
+        assert self._enhancer is not None
+        settings = self._enhancer.settings
+        batch = FrameBatch.open([frame], settings.value_range, self._enhancer.known_range)
+        if batch.problems:
+            return None
+        face = batch.to_network([0], torch.device("cpu"), settings.color)[0]
+        picture = face.flip(0).mul(255).round().byte().permute(1, 2, 0).contiguous().numpy()
+        return picture if min(picture.shape[:2]) >= LEAST_SIDE else None
+
+
+def noted(note: FrameNote | str) -> dict[str, Any]:
+    """A note of the enhancer's in the words of the report."""
+    if isinstance(note, str):
+        return {"passthrough": note}
+    return {
+        "strength": note.strength,
+        "guard": note.guard,
+        "sharp already": note.sharp,
+        "cut": note.cut,
+        "not aligned": not note.aligned,
+    }
