@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from html import escape
 from typing import TYPE_CHECKING, Any
 
@@ -10,7 +10,7 @@ from .plots import svg
 from .sections import Section, enhancer_plots, sections
 from .style import STYLE
 from .verdicts import FAIL, PASS, UNMEASURED, Verdict
-from .worst import Shot, inline
+from .worst import Shot, heat_maps, inline
 
 if TYPE_CHECKING:
     from .document import Report
@@ -61,17 +61,19 @@ def _row(verdict: Verdict) -> str:
     return (
         f'<a class="row {verdict.state}" href="#{verdict.kind}"><b class="chip">{chip}</b>'
         f'<span class="label">{escape(verdict.label)}</span><span class="value">{_value(verdict)}</span>'
-        f'<span class="limit">{_limit(verdict)}</span><span class="text">{escape(verdict.text)}</span></a>'
+        f'<span class="limit">{_limit(verdict)}</span><span class="text">'
+        f"{escape(verdict.text)}{_hint(verdict)}</span></a>"
     )
 
 
 def _section(report: Report, section: Section) -> str:
     shots = report.worst.of(section.kind)
+    where = _panels(heat_maps(report.flicker), "where it flickers") if section.kind == "flicker" else ""
     failed = any(verdict.state == FAIL for verdict in section.verdicts)
     plots = "".join(f"<figure>{svg(plot, report.fps, report.cuts)}</figure>" for plot in section.plots if plot.curves)
     if not plots and not shots:
         return ""
-    pictures = "".join(_shot(report, shot) for shot in shots)
+    pictures = where + "".join(_shot(report, shot) for shot in shots)
     if pictures:
         opened = " open" if failed else ""
         pictures = f"<details{opened}><summary>Worst frames</summary>{pictures}</details>"
@@ -88,10 +90,14 @@ def _side(section: Section) -> str:
     lines = "".join(
         f'<li class="{verdict.state}"><b class="chip">{_CHIPS.get(verdict.state, "info")}</b> '
         f"{escape(verdict.label)}: <b>{_value(verdict)}</b> <span>{_limit(verdict)}</span>"
-        f"<small>{escape(verdict.text)}</small></li>"
+        f"<small>{escape(verdict.text)}{_hint(verdict)}</small></li>"
         for verdict in section.verdicts
     )
     return f"<ul>{lines}</ul>"
+
+
+def _hint(verdict: Verdict) -> str:
+    return f"<em>What may help: {escape(verdict.hint)}</em>" if verdict.hint else ""
 
 
 def _value(verdict: Verdict) -> str:
@@ -103,13 +109,19 @@ def _limit(verdict: Verdict) -> str:
 
 
 def _shot(report: Report, shot: Shot) -> str:
-    panels = "".join(
-        f'<figure><img src="{inline(picture)}" alt="{escape(caption)}, frame {shot.index}">'
+    return _panels(shot.panels, f"frame {shot.index}, {shot.index / report.fps:.2f} s")
+
+
+def _panels(panels: Sequence[tuple[str, bytes]], title: str) -> str:
+    """Pictures side by side under a title; nothing for none."""
+    if not panels:
+        return ""
+    figures = "".join(
+        f'<figure><img src="{inline(picture)}" alt="{escape(caption)}, {title}">'
         f"<figcaption>{escape(caption)}</figcaption></figure>"
-        for caption, picture in shot.panels
+        for caption, picture in panels
     )
-    where = f"frame {shot.index}, {shot.index / report.fps:.2f} s"
-    return f'<h3>{where}</h3><div class="panels">{panels}</div>'
+    return f'<h3>{title[0].upper()}{title[1:]}</h3><div class="panels">{figures}</div>'
 
 
 def _enhancer(report: Report) -> str:

@@ -35,9 +35,10 @@ h2 > .chip { margin-left: 8px; vertical-align: 2px; }
 .legend { font-size: .85rem; margin: 10px 0 0; } .key { display: inline-block; width: 16px; height: 3px;
   vertical-align: middle; margin: 0 5px 0 10px; } .key.in { background: var(--c-in); }
 .key.out { background: var(--c-out); } .key.ref { background: var(--c-ref); }
-.plots { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 420px), 1fr)); gap: 10px; }
+.plots { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 380px), 1fr)); gap: 10px; }
 ul { list-style: none; margin: 0; padding: 0 8px; align-self: center; } li { margin: 8px 0; }
-li small { display: block; } li span { color: var(--soft); }
+li small { display: block; } li em, .text em { display: block; font-style: normal; color: var(--ink); }
+li span { color: var(--soft); }
 figure { margin: 0; } .plots figure { max-width: 640px; } svg { width: 100%; height: auto; display: block; }
 .panels { display: grid; grid-template-columns: repeat(4, minmax(0, 1fr)); gap: 6px; }
 img { width: 100%; display: block; border-radius: 4px; } figcaption { font-size: .8rem; color: var(--soft); }

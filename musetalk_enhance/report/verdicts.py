@@ -14,6 +14,20 @@ from .series import Series, plain
 PASS, FAIL, INFO, UNMEASURED = "pass", "fail", "info", "unmeasured"
 
 
+_OFTEN = "guard: true, or a lower strength"
+HINTS = {
+    "sharpness": "another model, or a higher strength",
+    "flicker": "stability on, or a lower strength",
+    "mouth": _OFTEN,
+    "eyes": _OFTEN,
+    "structure": _OFTEN,
+    "movement": _OFTEN,
+    "colour": "color_match: true",
+    "seam": "color_match: true, or another region",
+}
+"""Kind of trouble to what may help."""
+
+
 @dataclass(frozen=True)
 class Limits:
     """What is asked of a clip.
@@ -81,6 +95,11 @@ class Verdict:
     text: str
     kind: str
 
+    @property
+    def hint(self) -> str:
+        """What may help; empty for a line that does not fail."""
+        return HINTS.get(self.kind, "") if self.state == FAIL else ""
+
     def as_dict(self) -> dict[str, Any]:
         """Ready for JSON."""
         return {
@@ -91,6 +110,7 @@ class Verdict:
             "allowed": None if self.limit is None else ("at most" if self.at_most else "at least"),
             "state": self.state,
             "text": self.text,
+            "hint": self.hint,
         }
 
 

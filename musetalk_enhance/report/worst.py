@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..metrics import shrunk
+from .flicker import FlickerWindows
 
 Image = NDArray[np.uint8]
 Panels = Sequence[tuple[str, Image]]
@@ -73,6 +74,20 @@ def difference(a: Image, b: Image) -> Image:
     import cv2
 
     return np.asarray(cv2.addWeighted(b, GAIN, a, -GAIN, 128), np.uint8)
+
+
+def heat_maps(flicker: FlickerWindows) -> list[tuple[str, bytes]]:
+    """Captions and pictures of where each clip flickers in still regions: dark is 0, yellow 3 grey levels (RMS)."""
+    import cv2
+
+    names = {"in": "in", "out": "out", "ref": "reference"}
+    found = []
+    for name, total in flicker.maps.items():
+        levels = np.sqrt(total / len(flicker.windows))
+        heat = cv2.applyColorMap(np.clip(levels * 85, 0, 255).astype(np.uint8), cv2.COLORMAP_INFERNO)
+        larger = cv2.resize(heat, None, fx=2, fy=2, interpolation=cv2.INTER_LINEAR)
+        found.append((f"{names.get(name, name)}: changes over 5 Hz", jpeg(np.asarray(larger, np.uint8))))
+    return found
 
 
 def jpeg(image_bgr: Image) -> bytes:

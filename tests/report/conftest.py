@@ -25,7 +25,7 @@ def soften(face: np.ndarray) -> np.ndarray:
 
 @dataclass
 class Clip:
-    """Face crops, BGR uint8 (N, 256, 256, 3), and the mouth's opening that they were drawn with."""
+    """Face crops, BGR uint8 (N, 256, 256, 3), and how far the lower lip is from rest."""
 
     sharp: np.ndarray
     soft: np.ndarray
@@ -41,7 +41,7 @@ def clip() -> Clip:
     crops = []
     for frame, (left, top, right, bottom) in talking_head(50, 448):
         crops.append(cv2.resize(frame[top:bottom, left:right], (SIDE, SIDE), interpolation=cv2.INTER_AREA))
-    opening = np.array([max(0.0, pose_at(index / FPS, 0).opening) for index in range(len(crops))])
+    opening = np.array([pose_at(index / FPS, 0).opening for index in range(len(crops))])
     return Clip(np.stack(crops), np.stack([soften(crop) for crop in crops]), opening)
 
 

@@ -38,7 +38,7 @@ def test_the_numbers_are_json(rings, gauge):
     assert found["series"]["warping_in"][0] is None and found["series"]["note_strength"] == [0.8] * 12
     assert found["events"] == {"guard": {"frames": {"mouth": 1}, "runs": [[5, 5, "mouth"]]}}
     assert found["totals"]["restored"] == 11 and found["cuts"] == []
-    assert {"key", "label", "value", "limit", "allowed", "state", "text"} == found["verdicts"][0].keys()
+    assert {"key", "label", "value", "limit", "allowed", "state", "text", "hint"} == found["verdicts"][0].keys()
 
 
 def test_the_page_stands_alone(rings, gauge, tmp_path):
@@ -49,6 +49,7 @@ def test_the_page_stands_alone(rings, gauge, tmp_path):
     assert page.startswith("<!doctype html>") and "&lt;rings&gt;" in page and "<rings>" not in page
     addresses = re.findall(r'(?:src|href)="([^"]*)"', page)
     assert addresses and all(one.startswith(("#", "data:image/jpeg;base64,")) for one in addresses)
+    assert "What may help: color_match: true" in page and "Where it flickers" in page
     assert "<script" not in page and "url(http" not in page and "@import" not in page
     assert 'name="viewport"' in page and "prefers-color-scheme: dark" in page
     assert "What the enhancer did" in page and "NaN: 1" in page and "mouth: 1 (frames 5)" in page
