@@ -44,7 +44,7 @@ if not torch.cuda.is_available():  # the realtime script leaves datagen at its d
     utils.datagen.__defaults__ = tuple("cpu" if v == "cuda:0" else v for v in utils.datagen.__defaults__)
 if {enhanced!r}:
     from musetalk_enhance.cli import main
-    code = main(["run", *argv, "--enable_gfpgan", *{flags!r}])
+    code = main(["run", *{report!r}, *argv, "--enable_gfpgan", *{flags!r}])
     if code:
         sys.exit(code)
 else:
@@ -63,7 +63,10 @@ def run_host(args: argparse.Namespace, name: str, wav: Path, flags: list[str]) -
     config, hook = out / "task.yaml", out / "hook.py"
     stem = args.clip.name.split(".")[0]
     frames_folder = f"{stem}_{wav.name.split('.')[0]}" if args.script == "inference" else "tmp"
-    text = HOOK.format(names=(frames_folder,), kept=str(kept), enhanced=name == "enhanced", flags=flags)
+    report = ["--report", str(args.out / "report")] if args.report else []
+    text = HOOK.format(
+        names=(frames_folder,), kept=str(kept), enhanced=name == "enhanced", flags=flags, report=report
+    )
     hook.write_text(text, encoding="utf-8")
     command = [sys.executable, args.host, args.musetalk, args.yunet, "--hook", str(hook), "--"]
     if args.script == "inference":
@@ -179,6 +182,7 @@ def main() -> int:
     parser.add_argument("--script", choices=("inference", "realtime"), default="inference")
     parser.add_argument("--seconds", type=float, default=2.0, help="of the audio that are used")
     parser.add_argument("--timeout", type=float, default=1800, help="seconds one run of the host may take")
+    parser.add_argument("--report", action="store_true", help="have our run write its report, too")
     parser.add_argument("flags", nargs="*", help="our flags for the enhanced run, after --")
     args = parser.parse_args()
     args.out = args.out / args.script

@@ -3,14 +3,14 @@
     python scripts/measure_stability.py --clips CLIPS --yunet YUNET.onnx [--frames 100] [--only NAME ...] \
         [--model lite | --random] [--out out/stability]
 
-Of every clip the face is cut out as MuseTalk boxes it, softened as its decoder leaves it (`lite_data.soften`, 96
-pixels), and restored twice with the same network: every frame by itself, and as it is shipped. The unsoftened crop is
-the reference. `--random` takes a full-size GFPGAN with random weights instead, for the flicker of noise alone: what it
-paints is no face, so the guard is off.
+Of every clip the face is cut out as MuseTalk boxes it, softened as its decoder leaves it (`lite_data.soften`,
+96 pixels), and restored twice with the same network: every frame by itself, and as it is shipped. The unsoftened
+crop is the reference. `--random` takes a full-size GFPGAN with random weights instead, for the flicker of noise
+alone: what it paints is no face, so the guard is off.
 
-Printed for each clip: warping error against the soft input's, both as absolute (Lei et al., 2020) and squared (Lai et
-al., 2018) difference, of the reference, without and with stability; the gain in sharpness with it on as a share of the
-gain without; PSNR against the reference; correlation and lag of the mouth's opening against the soft input; drift of
+Printed for each clip: warping error against the soft input's, both as absolute (Lei et al., 2020) and squared (Lai
+et al., 2018) difference, of the reference, without and with stability; the gain in sharpness with it on as a share
+of the gain without; PSNR against the reference; correlation and lag of the mouth's opening against the soft input; drift of
 the mean colour; what the guard did. Written as stability.json too.
 """
 
@@ -118,11 +118,17 @@ def still(enhancer: GFPGANEnhancer, frame: Frames) -> bool:
 def line(name: str, row: dict[str, Any]) -> str:
     """One clip for a person."""
     on, off = row["on"], row["off"]
-    return (
-        f"{name:<16} warping off {off['warping']} on {on['warping']} reference {row['warping_reference']}  "
-        f"gain kept {row['gain_kept']:.2f}  PSNR {off['psnr']:.2f} -> {on['psnr']:.2f}  mouth {on['mouth_correlation']:.3f} "
-        f"lag {on['mouth_lag']} (moves by {row['mouth_deviation']})  drift {on['drift']:.2f}  guarded {on['guarded']}  "
-        f"ms {off['ms_per_face']} -> {on['ms_per_face']}"
+    return "  ".join(
+        (
+            f"{name:<13}",
+            f"warping off {off['warping']} on {on['warping']} reference {row['warping_reference']}",
+            f"gain kept {row['gain_kept']:.2f}",
+            f"PSNR {off['psnr']:.2f} -> {on['psnr']:.2f}",
+            f"mouth {on['mouth_correlation']:.3f} lag {on['mouth_lag']} (moves by {row['mouth_deviation']})",
+            f"drift {on['drift']:.2f}",
+            f"guarded {on['guarded']}",
+            f"ms {off['ms_per_face']} -> {on['ms_per_face']}",
+        )
     )
 
 
