@@ -10,8 +10,8 @@ alone: what it paints is no face, so the guard is off.
 
 Printed for each clip: warping error against the soft input's, both as absolute (Lei et al., 2020) and squared (Lai
 et al., 2018) difference, of the reference, without and with stability; the gain in sharpness with it on as a share
-of the gain without; PSNR against the reference; correlation and lag of the mouth's opening against the soft input; drift of
-the mean colour; what the guard did. Written as stability.json too.
+of the gain without; PSNR against the reference; correlation and lag of the mouth's opening against the soft input;
+drift of the mean colour; what the guard did. Written as stability.json too.
 """
 
 from __future__ import annotations

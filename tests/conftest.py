@@ -18,6 +18,9 @@ from musetalk_enhance.settings import EnhancerSettings
 ROOT = Path(__file__).resolve().parent.parent
 RECORD = RestorerRecord("fake", "no network", 256, 512, (0.0, 1.0), "none", bytes_per_face=2**20)
 
+PLAIN = {"stability": 0, "color_match": False, "guard": False, "sharpness_gate": False}
+"""What a network made comes back as it is: for tests of networks, which are shown no faces but noise."""
+
 
 class FakeRestorer(Restorer):
     """Enlarges each face by pixel repetition and runs `function` on the result."""
@@ -49,8 +52,7 @@ def make_enhancer():
     """
 
     def make(function: Callable | None = None, record: RestorerRecord = RECORD, **options) -> GFPGANEnhancer:
-        plain = {"stability": 0, "color_match": False, "guard": False, "sharpness_gate": False}
-        settings = EnhancerSettings(enabled=True, **(plain | options))
+        settings = EnhancerSettings(enabled=True, **(PLAIN | options))
         request = LoadRequest(record, settings, torch.device("cpu"))
         return GFPGANEnhancer.from_settings(settings, FakeRestorer(request, function))
 

@@ -23,7 +23,7 @@ from musetalk_enhance.errors import (
     RestorerError,
 )
 from musetalk_enhance.settings import EnhancerSettings
-from tests.conftest import RECORD
+from tests.conftest import PLAIN, RECORD
 
 
 def test_plan_names_are_there():
@@ -280,7 +280,7 @@ def test_device_that_is_not_there():
     if torch.cuda.is_available():
         pytest.skip("this machine has a GPU")
     with pytest.raises(ConfigError, match="cuda:0.*allowed: auto, cpu"):
-        GFPGANEnhancer(model="lite", device="cuda:0")
+        GFPGANEnhancer(model="lite", device="cuda:0", **PLAIN)
 
 
 def test_every_error_is_an_enhance_error():
@@ -332,7 +332,7 @@ def test_a_restorer_that_returns_another_form(make_enhancer, faces, wrong):
 
 
 def test_autocast_of_the_host_means_nothing_here(faces):
-    with GFPGANEnhancer(model="lite", backend="torch", dtype="fp32") as enhancer:
+    with GFPGANEnhancer(model="lite", backend="torch", dtype="fp32", **PLAIN) as enhancer:
         expected = enhancer(faces[:1])
         with torch.autocast("cpu", dtype=torch.bfloat16):
             assert np.array_equal(enhancer(faces[:1]), expected)
@@ -343,11 +343,11 @@ def test_autocast_of_the_host_means_nothing_here(faces):
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.float64])
 def test_the_default_dtype_of_the_host_means_nothing_here(faces, dtype):
-    with GFPGANEnhancer(model="lite", backend="torch") as enhancer:
+    with GFPGANEnhancer(model="lite", backend="torch", **PLAIN) as enhancer:
         expected = enhancer(faces[:1])
     torch.set_default_dtype(dtype)
     try:
-        with GFPGANEnhancer(model="lite", backend="torch") as enhancer:
+        with GFPGANEnhancer(model="lite", backend="torch", **PLAIN) as enhancer:
             assert np.array_equal(enhancer(faces[:1]), expected)
         assert torch.get_default_dtype() == dtype
     finally:
@@ -356,7 +356,7 @@ def test_the_default_dtype_of_the_host_means_nothing_here(faces, dtype):
 
 def test_the_random_numbers_of_the_host_go_on(faces):
     before = torch.random.get_rng_state()
-    with GFPGANEnhancer(model="lite") as enhancer:
+    with GFPGANEnhancer(model="lite", **PLAIN) as enhancer:
         enhancer(faces[:1])
     assert torch.equal(torch.random.get_rng_state(), before)
 

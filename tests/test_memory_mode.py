@@ -13,7 +13,7 @@ import torch
 
 from musetalk_enhance import GFPGANEnhancer, memory
 from musetalk_enhance.errors import OutOfMemoryError, RestorerError
-from tests.conftest import RECORD
+from tests.conftest import PLAIN, RECORD
 
 MIB = 2**20
 
@@ -318,7 +318,7 @@ def test_a_real_network_stays_within_its_budget(make_enhancer, rng):
 
 
 def test_unload_and_the_next_call_loads_again(faces):
-    enhancer = GFPGANEnhancer(model="auto", device="cpu")
+    enhancer = GFPGANEnhancer(model="auto", device="cpu", **PLAIN)
     before = enhancer(faces[:2])
     network = weakref.ref(enhancer._restorer.backend)
     enhancer.unload()
@@ -337,7 +337,7 @@ def test_unload_and_the_next_call_loads_again(faces):
 def test_a_reloaded_stream_keeps_its_model(faces, monkeypatch):
     from musetalk_enhance.restorers import catalog
 
-    enhancer = GFPGANEnhancer(device="cpu")
+    enhancer = GFPGANEnhancer(device="cpu", **PLAIN)
     monkeypatch.setattr(catalog, "AUTO_ORDER", ("other",))
     monkeypatch.setattr(catalog.weights, "find", lambda name: "a weight that came meanwhile")
     enhancer.unload()
@@ -409,15 +409,15 @@ def test_out_of_memory_while_loading_goes_to_the_cpu(faces, monkeypatch):
 
     monkeypatch.setattr(Choice, "load", load)
     monkeypatch.setattr(module, "pick_device", lambda name: torch.device("meta"))
-    assert GFPGANEnhancer(model="lite", mode="memory").device.type == "cpu"
+    assert GFPGANEnhancer(model="lite", mode="memory", **PLAIN).device.type == "cpu"
     with pytest.raises(torch.cuda.OutOfMemoryError):
-        GFPGANEnhancer(model="lite", mode="batch")
+        GFPGANEnhancer(model="lite", mode="batch", **PLAIN)
 
 
 def test_unloading_while_another_thread_restores(faces):
     import threading
 
-    enhancer = GFPGANEnhancer(model="lite", device="cpu")
+    enhancer = GFPGANEnhancer(model="lite", device="cpu", **PLAIN)
     expected = enhancer(faces[:1])
     stop = threading.Event()
 

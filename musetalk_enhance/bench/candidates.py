@@ -53,6 +53,11 @@ class EnhancerRunner(Runner):
         self.enhancer.close()
 
 
+NETWORK_ALONE: dict[str, Value] = {"stability": 0, "color_match": False, "guard": False, "sharpness_gate": False}
+"""What runs the network is measured here: with random weights the guard would undo every face, and differences
+between backends would be smoothed over. What finishing costs stands in docs/stability.md."""
+
+
 def ours(subject: Subject, device: str, faces: int, **values: Value) -> Candidate:
     """This library with one set of options.
 
@@ -70,7 +75,13 @@ def ours(subject: Subject, device: str, faces: int, **values: Value) -> Candidat
         if device == "cpu" and values["backend"] == "torch" and emulated(str(values["dtype"])):
             raise RestorerError(f"this CPU has no instructions for {values['dtype']}: torch takes minutes for a face")
         options = {("batch_size" if key == "batch" else key): value for key, value in values.items()}
-        settings: dict[str, Any] = {**subject.options, **options, "device": device, "on_error": "raise"}
+        settings: dict[str, Any] = {
+            **NETWORK_ALONE,
+            **subject.options,
+            **options,
+            "device": device,
+            "on_error": "raise",
+        }
         return EnhancerRunner(GFPGANEnhancer.from_settings(EnhancerSettings(enabled=True, **settings)), whole)
 
     name = "{backend} {dtype} batch {batch}".format(**values)

@@ -12,6 +12,7 @@ from musetalk_enhance.bench.reference import references
 from musetalk_enhance.bench.subject import pictures, random_subject
 from musetalk_enhance.official import HELPERS
 from musetalk_enhance.restorers.convert import detect
+from tests.conftest import PLAIN
 
 from .conftest import CPU
 
@@ -42,7 +43,7 @@ def test_the_same_seed_is_the_same_weight(tmp_path):
 def test_the_enhancer_takes_the_random_checkpoint(tmp_path):
     subject = random_subject(tmp_path)
     assert subject.random and subject.arch == "clean" and "/" not in subject.name
-    with GFPGANEnhancer(**subject.options, device="cpu", on_error="raise") as enhancer:
+    with GFPGANEnhancer(**subject.options, device="cpu", on_error="raise", **PLAIN) as enhancer:
         done = enhancer(pictures(1))
     assert done.shape == (1, 256, 256, 3) and done.std() > 10
 

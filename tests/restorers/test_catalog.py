@@ -22,7 +22,7 @@ from musetalk_enhance.errors import (
 from musetalk_enhance.restorers import catalog
 from musetalk_enhance.restorers.lite import ASSET
 from musetalk_enhance.settings import EnhancerSettings
-from tests.conftest import RECORD, FakeRestorer
+from tests.conftest import PLAIN, RECORD, FakeRestorer
 
 
 class PluginRestorer(FakeRestorer):
@@ -109,7 +109,7 @@ def test_a_path_is_never_guessed_from_a_name(tmp_path, monkeypatch):
 def test_a_path_to_a_network_like_lite(tmp_path):
     path = tmp_path / "mine.safetensors"
     path.write_bytes(ASSET.read_bytes())
-    enhancer = GFPGANEnhancer(model=str(path))
+    enhancer = GFPGANEnhancer(model=str(path), **PLAIN)
     assert enhancer.model_name == "mine" and enhancer._record.input_size == 256
 
 
@@ -127,24 +127,24 @@ def test_files_that_are_no_checkpoint(tmp_path):
     broken = tmp_path / "broken.safetensors"
     broken.write_bytes(ASSET.read_bytes()[:5000])
     with pytest.raises(CorruptWeightError, match=r"broken\.safetensors"):
-        GFPGANEnhancer(model_path=str(broken))
+        GFPGANEnhancer(model_path=str(broken), **PLAIN)
     foreign = tmp_path / "foreign.safetensors"
     save_file({"some.weight": torch.zeros(3)}, foreign)
     with pytest.raises(CheckpointError, match=r"foreign\.safetensors"):
-        GFPGANEnhancer(model_path=str(foreign))
+        GFPGANEnhancer(model_path=str(foreign), **PLAIN)
     unknown = tmp_path / "unknown.pth"
     torch.save({"params_ema": {"some.weight": torch.zeros(3)}}, unknown)
     with pytest.raises(UntrustedWeightError, match="trust_unpinned: true"):
-        GFPGANEnhancer(model_path=str(unknown))
+        GFPGANEnhancer(model_path=str(unknown), **PLAIN)
     with pytest.raises(CheckpointError):
-        GFPGANEnhancer(model_path=str(unknown), trust_unpinned=True)
+        GFPGANEnhancer(model_path=str(unknown), trust_unpinned=True, **PLAIN)
 
 
 def test_plugin_is_listed_unimported_and_runs(plugin, rng):
     plugin("mine", "tests.restorers_plugin_that_is_not_there:Restorer")
     assert "mine" in catalog.model_names()
     plugin("mine", "tests.restorers.test_catalog:PluginRestorer")
-    enhancer = GFPGANEnhancer(model="mine")
+    enhancer = GFPGANEnhancer(model="mine", **PLAIN)
     frames = rng.integers(0, 256, (2, 256, 256, 3), np.uint8)
     assert np.array_equal(enhancer(frames), frames)
 
@@ -155,7 +155,7 @@ def test_broken_plugin_is_reported_and_breaks_nothing_else(plugin, value, capsys
 
     plugin("mine", value)
     with pytest.raises(RestorerError, match="'mine'"):
-        GFPGANEnhancer(model="mine")
+        GFPGANEnhancer(model="mine", **PLAIN)
     assert choose(model="lite").model.record.name == "lite"
     assert main(["models"]) == 0
     printed = capsys.readouterr().out
@@ -180,10 +180,10 @@ def test_auto_with_download_fetches_the_best_gfpgan(monkeypatch):
 @pytest.mark.parametrize("backend", ["torch", "onnx", "ncnn"])
 def test_a_host_s_default_device_is_not_where_networks_are_built(rng, backend):
     faces = rng.integers(0, 256, (2, 256, 256, 3), np.uint8)
-    expected = GFPGANEnhancer(model="lite", backend="torch")(faces)
+    expected = GFPGANEnhancer(model="lite", backend="torch", **PLAIN)(faces)
     torch.set_default_device("meta")
     try:
-        enhancer = GFPGANEnhancer(model="lite", backend=backend)
+        enhancer = GFPGANEnhancer(model="lite", backend=backend, **PLAIN)
         restored = enhancer(faces)
         assert torch.empty(0).device.type == "meta"
     finally:
@@ -202,9 +202,9 @@ def test_the_gpu_is_the_one_that_is_current_when_it_is_loaded(monkeypatch):
 @pytest.mark.parametrize("backend", ["torch", "onnx", "openvino", "ncnn"])
 def test_a_host_s_autocast_is_not_written_into_networks(rng, backend):
     faces = rng.integers(0, 256, (2, 256, 256, 3), np.uint8)
-    expected = GFPGANEnhancer(model="lite", backend="torch")(faces)
+    expected = GFPGANEnhancer(model="lite", backend="torch", **PLAIN)(faces)
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        enhancer = GFPGANEnhancer(model="lite", backend=backend)
+        enhancer = GFPGANEnhancer(model="lite", backend=backend, **PLAIN)
     restored = enhancer(faces)
     assert enhancer.stats.restored == len(faces)
     assert np.abs(restored.astype(int) - expected).max() <= 1
