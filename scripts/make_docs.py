@@ -27,6 +27,30 @@ gfpgan:
   enabled: true
 """
 
+CHOSEN = {
+    "region": (
+        "lower",
+        "Measured: 1.47 times quicker with GFPGAN on a CPU; what MuseTalk keeps is equal to 5e-6.",
+    ),
+    "align": (
+        "none",
+        "Measured with lite on five clips: mouth and chin 42.6 dB with none, 39.9 dB with ffhq.",
+    ),
+    "stability": (
+        "1",
+        "Measured with lite on fifteen clips: what changes between frames beyond motion falls from 1.06-1.26 times "
+        "the soft input's to 1.03-1.08 (the sharp original's own: 1.00-1.43), 90 to 116 % of the gain in sharpness "
+        "stays, the mouth opens as before (correlation 0.983-1.000, no lag).",
+    ),
+    "color_match": ("true", "Measured: mean colour within 0.03 of 255."),
+    "guard": ("true", "Measured: never acts on lite (fifteen clips); planted failures are held back (tests)."),
+    "sharpness_gate": (
+        "true",
+        "Measured: faces from 96 to 192 px are restored in full, sharp photographs left alone.",
+    ),
+}
+"""What the configuration for MuseTalk says in so many words, and the figures that speak for it."""
+
 
 def _default(value: object) -> str:
     if value is None:
@@ -37,14 +61,19 @@ def _default(value: object) -> str:
 
 
 def config_yaml() -> str:
-    """The text of configs/musetalk.yaml: every option with its help, commented out at its default."""
+    """The text of configs/musetalk.yaml: every option with its help; commented out at its default, or chosen."""
     parts = [CONFIG_HEAD]
     for option in options():
         if option.name == "enabled" or not option.metadata["flag"]:
             continue
         text = f"{option.metadata['help']} One of: {option.metadata['allowed']}."
-        parts.append("\n" + textwrap.fill(text, 106, initial_indent="  # ", subsequent_indent="  # ") + "\n")
-        parts.append(f"  # {option.name}: {_default(option.default)}\n")
+        value, why = CHOSEN.get(option.name, ("", ""))
+        parts.append(
+            "\n" + textwrap.fill(f"{text} {why}".strip(), 106, initial_indent="  # ", subsequent_indent="  # ")
+        )
+        parts.append(
+            f"\n  {option.name}: {value}\n" if value else f"\n  # {option.name}: {_default(option.default)}\n"
+        )
     return "".join(parts)
 
 

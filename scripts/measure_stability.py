@@ -150,9 +150,9 @@ def main() -> int:
         if args.random:
             from musetalk_enhance.bench.checkpoints import random_gfpgan, save
 
-            path = Path(folder) / "random.pth"
+            path = Path(folder) / "random.safetensors"
             save(random_gfpgan(), path)
-            options = {"model_path": str(path), "backend": args.backend, "trust_unpinned": True}
+            options = {"model_path": str(path), "backend": args.backend}
         on = {"guard": False} if args.random else {}
         enhancers = {"off": GFPGANEnhancer(**options, **OFF), "on": GFPGANEnhancer(**options, **on)}
         rows: dict[str, Any] = {}

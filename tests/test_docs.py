@@ -19,9 +19,17 @@ def test_generated_files_are_current(path):
     assert path.read_text(encoding="utf-8") == make_docs.FILES[path](), "run: python scripts/make_docs.py"
 
 
-def test_shipped_configuration_is_on_and_otherwise_default():
+def test_shipped_configuration_is_on_and_otherwise_default_or_chosen():
     shipped = merge(section_of(ROOT / "configs" / "musetalk.yaml"))
-    assert shipped == merge({"enabled": True})
+    assert shipped == merge({"enabled": True, **{name: value for name, (value, _) in make_docs.CHOSEN.items()}})
+    assert all(why.startswith("Measured") for _, why in make_docs.CHOSEN.values())
+
+
+def test_what_is_chosen_is_what_the_defaults_do():
+    """But for the region: the class serves every host, the file MuseTalk alone."""
+    shipped, default = merge(section_of(ROOT / "configs" / "musetalk.yaml")), merge({"enabled": True})
+    for name in ("stability_amount", "color_match_on", "guard_on", "sharpness_gate_on", "align"):
+        assert getattr(shipped, name) == getattr(default, name)
 
 
 def test_every_commented_default_can_be_switched_in():
