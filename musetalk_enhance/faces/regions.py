@@ -20,6 +20,8 @@ USUAL: Landmarks = ((0.30, 0.36), (0.70, 0.36), (0.50, 0.58), (0.34, 0.77), (0.6
 DROP, ACROSS, ALONG = 0.20, 0.72, 0.60
 """The mouth's region as an ellipse, in units of the distance from the eyes to the mouth: how far its middle lies
 below the mouth, and half its width and height. An open mouth, its lips and their corners lie in the even part."""
+CORNERS = 1.75
+"""Half the ellipse's width is at least this multiple of half the mouth's: a wide mouth in a squashed crop."""
 EVEN = 0.72
 """Share of the ellipse within which everything may change; from there to its rim the mask falls to 0."""
 LEAST_LENGTH = 0.1
@@ -85,7 +87,8 @@ def _mouth(size_hw: tuple[int, int], place: Landmarks) -> torch.Tensor:
     rows, columns = (torch.arange(side, dtype=torch.float32) + 0.5 for side in size_hw)
     y, x = torch.meshgrid(rows, columns, indexing="ij")
     offset = torch.stack([x, y], dim=-1) - middle
-    radius = torch.hypot(offset @ across / (ACROSS * length), offset @ down / (ALONG * length))
+    width_half = max(ACROSS * length, CORNERS / 2 * abs(float((points[4] - points[3]) @ across)))
+    radius = torch.hypot(offset @ across / width_half, offset @ down / (ALONG * length))
     edge = ((1 - radius) / (1 - EVEN)).clamp(0, 1)
     mask = (edge * edge * (3 - 2 * edge))[None, None]
     return mask * _lower(size_hw)
