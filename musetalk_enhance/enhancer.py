@@ -15,8 +15,8 @@ from . import memory
 from .batching import BatchPlanner
 from .errors import EnhanceError, FrameError, NoFaceError, OutOfMemoryError, RestorerError
 from .finishing import Finisher, FrameNote, Stream, Work
-from .frames import FrameBatch, is_frame, is_tensor
-from .hints import Hints, same_mask
+from .frames import FrameBatch, is_frame, is_tensor, same_bits
+from .hints import Hints
 from .imaging import resize_picture
 from .precision import without_autocast
 from .settings import EnhancerSettings, alone, given_flags, merge, section_of
@@ -676,7 +676,7 @@ class GFPGANEnhancer:
                 before is not None
                 and before[1].shape == out[place].shape
                 and batch.same(index, before[0])
-                and same_mask(cover, before[2])
+                and same_bits(cover, before[2])
             ):
                 out[place] = before[1]
                 self.stats.repeated += 1

@@ -10,7 +10,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .errors import FrameError
-from .frames import is_tensor
 
 
 @dataclass(frozen=True)
@@ -56,15 +55,6 @@ class Hints:
             [self.occlusion[index] for index in indices],
             [self.keys[index] for index in indices],
         )
-
-
-def same_mask(one: Any, other: Any) -> bool:
-    """Whether two entries of `Hints.occlusion` are the same."""
-    if one is None or other is None or type(one) is not type(other):
-        return one is other
-    if is_tensor(one):
-        return one.shape == other.shape and one.dtype == other.dtype and bool((one == other).all())
-    return bool(np.array_equal(one, other))
 
 
 def _each(values: Any, count: int, name: str) -> list[Any]:
