@@ -15,7 +15,7 @@ from . import memory
 from .batching import BatchPlanner
 from .errors import EnhanceError, FrameError, NoFaceError, OutOfMemoryError, RestorerError
 from .finishing import Finisher, FrameNote, Stream, Work
-from .frames import FrameBatch, is_frame, is_tensor
+from .frames import FrameBatch, is_frame, is_tensor, same_bits
 from .hints import Hints
 from .imaging import resize_picture
 from .precision import without_autocast
@@ -178,7 +178,7 @@ class GFPGANEnhancer:
         self._known_range: tuple[float, float] | None = None
         self._finisher = Finisher(settings)
         self._stream = Stream()
-        self._last: tuple[Any, Any] | None = None
+        self._last: tuple[Any, Any, Any] | None = None
         self._hints = Hints.of(0)
         self._notes: dict[int, FrameNote | str] = {}
         self._observers: list[Observer] = []
@@ -286,8 +286,9 @@ class GFPGANEnhancer:
                 that were found for a key are not looked for again.
 
         Raises:
-            FrameError: `frames` is no batch of frames at all; or, with ``on_error="raise"``, a frame is bad or
-                the batch is empty.
+            FrameError: `frames` is no batch of frames at all; landmarks or keys are not what is said above, or
+                there is not one of each for every frame; or, with ``on_error="raise"``, a frame or a mask of what
+                covers it is bad, or the batch is empty.
             RestorerError: with ``on_error="raise"``, the network failed.
         """
         return self._run(frames, self.settings.output_size, hints=(landmarks, occlusion, keys))
@@ -442,7 +443,7 @@ class GFPGANEnhancer:
             batch = FrameBatch.open(frames, self.settings.value_range, self._known_range)
             if batch.value_range and batch.value_range != (0.0, 1.0):
                 self._known_range = batch.value_range
-            self._hints = Hints.of(len(batch), *hints)
+            self._hints = Hints.of(len(batch), *((None, None, None) if batch.refused else hints))
             self._notes = {}
             self.stats.frames += len(batch)
             if len(batch) == 0:
@@ -489,13 +490,30 @@ class GFPGANEnhancer:
 
     def _find_places(self, batch: FrameBatch) -> None:
         """Fill in the landmarks of every good frame, once, in the order of the stream."""
-        with self.stats.timed("landmarks"):
+        import torch
+
+        with self.stats.timed("landmarks"), torch.no_grad(), without_autocast(self.device):
             for run in batch.runs():
                 for start in range(0, len(run), PLACES_AT_ONCE):
                     some = run[start : start + PLACES_AT_ONCE]
-                    faces = batch.to_network(some, self.device, self.settings.color)
-                    for index, points in zip(some, self._finisher.places(faces, self._hints.at(some)), strict=True):
+                    try:
+                        faces = batch.to_network(some, self.device, self.settings.color)
+                        found = self._finisher.places(faces, self._hints.at(some))
+                    except Exception as error:
+                        self._found_no_places(error)
+                        continue
+                    for index, points in zip(some, found, strict=True):
                         self._hints.landmarks[index] = points
+
+    def _found_no_places(self, error: Exception) -> None:
+        """Looking for landmarks failed: the faces are restored as those without any."""
+        if self.settings.on_error == "raise":
+            if isinstance(error, EnhanceError):
+                raise error
+            raise RestorerError(f"looking for landmarks failed: {error}") from error
+        if "landmarks" not in self._said:
+            self._said.add("landmarks")
+            logger.warning("looking for landmarks failed (%s: %s): going on without", type(error).__name__, error)
 
     def _restore_group(
         self, batch: FrameBatch, group: list[int], output_size: str | int, planner: BatchPlanner
@@ -593,6 +611,8 @@ class GFPGANEnhancer:
     def _failed(self, index: int, error: Exception) -> None:
         if isinstance(error, NoFaceError):
             reason = "no face"
+        elif isinstance(error, FrameError):
+            reason = error.reason
         elif memory.is_out_of_memory(error):
             reason = "out of memory"
         else:
@@ -602,7 +622,7 @@ class GFPGANEnhancer:
                 raise error
             kind = OutOfMemoryError if reason == "out of memory" else RestorerError
             raise kind(f"frame {index}: {self.model_name} failed: {error}") from error
-        self.stats.failed += reason != "no face"
+        self.stats.failed += not isinstance(error, (NoFaceError, FrameError))
         self._count(reason, f"frame {index}: {str(error) or type(error).__name__}", index)
 
     def _refuse(self, error: FrameError, index: int) -> None:
@@ -648,16 +668,25 @@ class GFPGANEnhancer:
         self._note(chunk, done.notes)
         return dict(zip(chunk, out, strict=True))
 
-    def _repeat(self, batch: FrameBatch, chunk: Sequence[int], out: Any) -> tuple[Any, Any]:
-        """Hand a frame that is the same bits as the one before the same bits back; returns the last frame's pair."""
+    def _repeat(self, batch: FrameBatch, chunk: Sequence[int], out: Any) -> tuple[Any, Any, Any]:
+        """Hand a frame that is the same bits as the one before, under the same cover, the same bits back.
+
+        Returns:
+            The last frame, what it became, and what covers it; the host may change its own.
+        """
         before = self._last
         for place, index in enumerate(chunk):
-            if before is not None and before[1].shape == out[place].shape and batch.same(index, before[0]):
+            cover = self._hints.occlusion[index]
+            if (
+                before is not None
+                and before[1].shape == out[place].shape
+                and batch.same(index, before[0])
+                and same_bits(cover, before[2])
+            ):
                 out[place] = before[1]
                 self.stats.repeated += 1
-            before = batch.frames[index], out[place]
-        last = out[len(chunk) - 1]
-        return batch.own(chunk[-1]), last.clone() if is_tensor(last) else last.copy()  # the host may change its own
+            before = batch.frames[index], out[place], cover
+        return batch.own(chunk[-1]), _copied(out[len(chunk) - 1]), _copied(self._hints.occlusion[chunk[-1]])
 
     def _note(self, chunk: Sequence[int], notes: Sequence[FrameNote]) -> None:
         assert self._restorer is not None
@@ -701,6 +730,12 @@ class GFPGANEnhancer:
             for observer in self._observers:
                 observer(batch.frames[index], out[index], self._notes.get(index, "unknown"))
         return batch.close(out)
+
+
+def _copied(value: Any) -> Any:
+    if value is None:
+        return None
+    return value.detach().clone() if is_tensor(value) else value.copy()
 
 
 def _checked_form(restored: Any, count: int) -> torch.Tensor:

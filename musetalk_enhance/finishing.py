@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
+from .errors import FrameError
 from .hints import Hints
 from .imaging import residual_of, resize
 
@@ -271,12 +272,15 @@ class Finisher:
         if any(mask is not None for mask in work.hints.occlusion):
             from .faces.occlusion import host_mask
 
-            told = [
-                work.faces.new_ones(1, 1, height, width)
-                if mask is None
-                else host_mask(mask, 1, (height, width), device=work.faces.device)
-                for mask in work.hints.occlusion
-            ]
+            try:
+                told = [
+                    work.faces.new_ones(1, 1, height, width)
+                    if mask is None
+                    else host_mask(mask, 1, (height, width), device=work.faces.device)
+                    for mask in work.hints.occlusion
+                ]
+            except FrameError as error:
+                raise FrameError("occlusion", error.actual, error.expected) from error
             seen = torch.cat(told) if seen is None else torch.minimum(seen, torch.cat(told))
         return None if seen is None else _shrunk_mask(seen, work.size_hw)
 
@@ -347,7 +351,10 @@ def _weighted(residual: torch.Tensor, weights: list[float]) -> torch.Tensor:
 
 
 def _shrunk_mask(seen: torch.Tensor, size_hw: tuple[int, int]) -> torch.Tensor:
-    """A visibility in another size; what is covered in part stays 0 where it was 0 anywhere near."""
+    """A visibility in another size: a pixel of which any part is covered stays 0."""
     if tuple(seen.shape[2:]) == size_hw:
         return seen
-    return resize(seen, size_hw, enlarge="bilinear").clamp(0, 1)
+    from torch.nn.functional import adaptive_max_pool2d
+
+    covered = adaptive_max_pool2d((seen <= 0).to(seen.dtype), size_hw)
+    return resize(seen, size_hw, enlarge="bilinear").clamp(0, 1) * (1 - covered)

@@ -43,6 +43,19 @@ def is_frame(value: object) -> bool:
     return isinstance(value, np.ndarray) or is_tensor(value)
 
 
+def same_bits(one: Any, other: Any) -> bool:
+    """Whether two arrays or tensors are of one kind and hold the same; None is the same as None alone."""
+    if not is_frame(one) or not is_frame(other):
+        return one is other
+    if is_tensor(one) is not is_tensor(other) or one.dtype != other.dtype or one.shape != other.shape:
+        return False
+    if is_tensor(one):
+        import torch
+
+        return one.device == other.device and torch.equal(one, other)
+    return bool(np.array_equal(one, other))
+
+
 @dataclass
 class FrameBatch:
     """A host's batch, frame by frame, with what is wrong with each.
@@ -223,14 +236,7 @@ class FrameBatch:
 
     def same(self, index: int, frame: Any) -> bool:
         """Whether frame `index` and another one are of one kind and hold the same bits."""
-        own = self.frames[index]
-        if is_tensor(own) is not is_tensor(frame) or own.dtype != frame.dtype or own.shape != frame.shape:
-            return False
-        if is_tensor(own):
-            import torch
-
-            return own.device == frame.device and torch.equal(own, frame)
-        return bool(np.array_equal(own, frame))
+        return same_bits(self.frames[index], frame)
 
     def own(self, index: int) -> Any:
         """A copy of frame `index`."""

@@ -38,13 +38,14 @@ class Hints:
             keys: a sequence of hashable things and None.
 
         Raises:
-            FrameError: another number of entries than of frames, or landmarks of another shape.
+            FrameError: another number of entries than of frames, landmarks of another shape, or a key that cannot
+                be hashed.
         """
         points = _each(landmarks, count, "landmarks")
         return cls(
             [None if each is None else _landmarks(each, index) for index, each in enumerate(points)],
             _each(occlusion, count, "occlusion"),
-            _each(keys, count, "keys"),
+            [_key(each, index) for index, each in enumerate(_each(keys, count, "keys"))],
         )
 
     def at(self, indices: Sequence[int]) -> Hints:
@@ -55,23 +56,30 @@ class Hints:
             [self.keys[index] for index in indices],
         )
 
-    def __bool__(self) -> bool:
-        return any(each is not None for each in (*self.landmarks, *self.occlusion, *self.keys))
-
 
 def _each(values: Any, count: int, name: str) -> list[Any]:
     if values is None:
         return [None] * count
-    if not isinstance(values, Sequence) and not hasattr(values, "shape"):
+    if not isinstance(values, Sequence) and not getattr(values, "shape", ()):
         raise FrameError(name, type(values).__name__, f"one entry for each of the {count} frames")
     if isinstance(values, str) or len(values) != count:
         raise FrameError(name, f"{len(values)} entries", f"one for each of the {count} frames")
     return list(values)
 
 
+def _key(key: Any, index: int) -> Hashable | None:
+    """A checked key; a number out of an array or a tensor as a plain one: two tensors of one value are two keys."""
+    plain: Hashable | None = key.tolist() if hasattr(key, "tolist") else key
+    try:
+        hash(plain)
+    except TypeError as error:
+        raise FrameError("keys", f"a key of type {type(key).__name__}", "something hashable", index=index) from error
+    return plain
+
+
 def _landmarks(points: Any, index: int) -> NDArray[np.float32] | None:
     """Checked landmarks; None where they are not finite numbers, as a detector's answer may be."""
-    detached = points.detach().cpu() if hasattr(points, "detach") else points
+    detached = points.detach().float().cpu() if hasattr(points, "detach") else points
     try:
         array = np.asarray(detached, np.float32)
     except (ValueError, TypeError) as error:

@@ -1,8 +1,9 @@
-"""Fixtures shared by all tests: a restorer without weights, and the data folder where there is one."""
+"""Fixtures shared by all tests: a restorer without weights, a synthetic talking head, the data folder."""
 
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -14,8 +15,10 @@ from musetalk_enhance.backends import FakeBackend
 from musetalk_enhance.enhancer import GFPGANEnhancer
 from musetalk_enhance.restorers.base import LoadRequest, Restorer, RestorerRecord
 from musetalk_enhance.settings import EnhancerSettings
+from tests.pictures import soften, to_faces, to_frames
 
 ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT / "examples"))
 RECORD = RestorerRecord("fake", "no network", 256, 512, (0.0, 1.0), "none", bytes_per_face=2**20)
 
 PLAIN = {"stability": 0, "color_match": False, "guard": False, "sharpness_gate": False}
@@ -68,6 +71,26 @@ def rng() -> np.random.Generator:
 def faces(rng: np.random.Generator) -> np.ndarray:
     """Five different BGR uint8 frames, (5, 256, 256, 3)."""
     return rng.integers(0, 256, (5, 256, 256, 3), np.uint8)
+
+
+@pytest.fixture(scope="session")
+def take() -> torch.Tensor:
+    """40 sharp crops of the talking head, float (40, 3, 256, 256), RGB, 0..1; eyes and mouth open and close."""
+    pytest.importorskip("skimage")
+    import cv2
+    from talking_head import talking_head
+
+    crops = []
+    for frame_bgr, (left, top, right, bottom) in talking_head(40, size=640):
+        face = cv2.resize(frame_bgr[top:bottom, left:right, ::-1], (256, 256), interpolation=cv2.INTER_AREA)
+        crops.append(torch.from_numpy(face).permute(2, 0, 1).float() / 255)
+    return torch.stack(crops)
+
+
+@pytest.fixture(scope="session")
+def soft(take: torch.Tensor) -> torch.Tensor:
+    """`take`, softened, and rounded to 8 bits as a host hands it over."""
+    return to_faces(to_frames(soften(take)))
 
 
 @pytest.fixture(scope="session")

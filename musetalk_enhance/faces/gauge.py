@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from ..errors import FrameError
+from ..precision import as_if_alone
 
 ASSET = Path(__file__).with_name("assets") / "gauge.safetensors"
 """The embedded weights."""
@@ -62,7 +63,7 @@ class FaceGauge:
         from safetensors.torch import load_file
 
         self.device = torch.device(device or "cpu")
-        with torch.random.fork_rng(devices=[]):  # a host's random numbers are its own
+        with as_if_alone():  # a host's random numbers and its default dtype are its own
             self.network = GaugeNetwork()
         self.network.load_state_dict({name: tensor.float() for name, tensor in load_file(ASSET).items()})
         self.network.eval().requires_grad_(False).to(self.device)
@@ -157,8 +158,9 @@ def mouth_share(lips: Tensor, landmarks: Tensor) -> Tensor:
 def _look(pictures: Tensor, origin: Tensor, right: Tensor, down: Tensor, span: _Span, hw: tuple[int, int]) -> Tensor:
     """Sample (N, 3, h, w) around `origin` along `right` and `down`, each (N, 2) in shares of the crop's sides."""
     left, end, top, bottom = span
-    across = left + (end - left) * (torch.arange(hw[1], device=pictures.device) + 0.5) / hw[1]
-    along = top + (bottom - top) * (torch.arange(hw[0], device=pictures.device) + 0.5) / hw[0]
+    columns, rows = (torch.arange(n, device=pictures.device, dtype=pictures.dtype) + 0.5 for n in hw[::-1])
+    across = left + (end - left) * columns / hw[1]
+    along = top + (bottom - top) * rows / hw[0]
     grid = across[None, None, :, None] * right[:, None, None] + along[None, :, None, None] * down[:, None, None]
     grid = 2 * (grid + origin[:, None, None]) - 1
     return functional.grid_sample(pictures, grid, padding_mode="border", align_corners=False)

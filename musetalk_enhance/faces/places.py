@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 
 SURE = 0.5
 """The gauge's confidence under which it has seen no face."""
+UNITS = 256.0
+"""Sides of a face, however large, where landmarks are smoothed: frames of two sizes are one stream."""
 _NOWHERE = np.full((5, 2), np.nan, np.float32)
 
 
@@ -31,7 +33,8 @@ class PlaceFinder:
         """
         from .detect import make_detector
 
-        self._track = LandmarkTrack(make_detector(source) if source != "embedded" else None)
+        self._track = LandmarkTrack()
+        self._detector = make_detector(source) if source != "embedded" else None
         self._gauge = FaceGauge() if source == "embedded" else None
 
     def reset(self) -> None:
@@ -45,29 +48,38 @@ class PlaceFinder:
             faces: float32 (N, 3, H, W), RGB, 0..1.
             hints: what the host knows of these faces.
         """
-        found = self._measured(faces, hints)
+        height, width = faces.shape[2:]
+        unit = np.array([width, height]) / UNITS
         steady = []
-        for face, points, key in zip(faces, found, hints.keys, strict=True):
-            picture = None
-            if points is None and self._gauge is None and not self._track.knows(key):
-                picture = face.flip(0).mul(255).round().byte().permute(1, 2, 0).contiguous().cpu().numpy()
-            here = self._track.update(landmarks=points, face_bgr=picture, key=key)
-            steady.append(None if here is None else here.astype(np.float32))
+        for points, key in zip(self._measured(faces, hints), hints.keys, strict=True):
+            here = self._track.update(landmarks=None if points is None else points / unit, key=key)
+            steady.append(None if here is None else (here * unit).astype(np.float32))
         return steady
 
     def _measured(self, faces: torch.Tensor, hints: Hints) -> list[NDArray[np.float32] | None]:
-        """The host's own landmarks, and the gauge's where there are none and it is asked."""
+        """The host's own landmarks, and where there are none those found here; None for keys that are known."""
         found = list(hints.landmarks)
         lacking = [
             index
             for index, (points, key) in enumerate(zip(found, hints.keys, strict=True))
             if points is None and not self._track.knows(key)
         ]
-        if self._gauge is None or not lacking:
-            return found
+        if lacking:
+            seen = self._gauged(faces[lacking]) if self._gauge is not None else self._detected(faces[lacking])
+            for index, points in zip(lacking, seen, strict=True):
+                found[index] = points
+        return found
+
+    def _gauged(self, faces: torch.Tensor) -> list[NDArray[np.float32]]:
+        assert self._gauge is not None
         if self._gauge.device != faces.device:
             self._gauge.to(faces.device)
-        seen = self._gauge.measure(faces[lacking])
-        for index, points, sure in zip(lacking, seen.landmarks.cpu().numpy(), seen.confidence.tolist(), strict=True):
-            found[index] = points if sure > SURE else _NOWHERE
-        return found
+        seen = self._gauge.measure(faces)
+        pairs = zip(seen.landmarks.cpu().numpy(), seen.confidence.tolist(), strict=True)
+        return [points if sure > SURE else _NOWHERE for points, sure in pairs]
+
+    def _detected(self, faces: torch.Tensor) -> list[NDArray[np.float32]]:
+        assert self._detector is not None
+        pictures = faces.flip(1).mul(255).round().byte().permute(0, 2, 3, 1).contiguous().cpu().numpy()
+        found = [self._detector.detect(picture_bgr) for picture_bgr in pictures]
+        return [each[0].landmarks if each else _NOWHERE for each in found]

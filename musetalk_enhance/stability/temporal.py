@@ -55,6 +55,12 @@ class Held:
         """What is remembered of a first frame."""
         return cls(residual, residual.new_tensor(FIRST_SHARE), residual.new_zeros(2))
 
+    def to(self, device: torch.device) -> Held:
+        """The same on `device`: a network may have moved to the CPU in mid-stream."""
+        if self.residual.device == device:
+            return self
+        return Held(self.residual.to(device), self.share.to(device), self.changes.to(device))
+
 
 def hold(
     residual: torch.Tensor, motion: Motion | None, held: Held | None, amount: float, support: torch.Tensor | None
@@ -73,6 +79,7 @@ def hold(
     """
     if held is None or held.residual.shape != residual.shape:
         return residual, Held.first(residual)
+    held = held.to(residual.device)
     if motion is None or motion.cut:
         return residual, replace(held, residual=residual)
     import torch
@@ -132,7 +139,7 @@ def moved(picture: torch.Tensor, flow: np.ndarray) -> torch.Tensor:
     steps = torch.from_numpy(flow).to(picture.device).permute(2, 0, 1)[None]
     scale = steps.new_tensor([2 / flow.shape[1], 2 / flow.shape[0]]).view(1, 2, 1, 1)
     steps = resize(steps * scale, (height, width), enlarge="bilinear").permute(0, 2, 3, 1)
-    x = (torch.arange(width, device=picture.device) + 0.5) * (2 / width) - 1
-    y = (torch.arange(height, device=picture.device) + 0.5) * (2 / height) - 1
+    x = (torch.arange(width, device=picture.device, dtype=picture.dtype) + 0.5) * (2 / width) - 1
+    y = (torch.arange(height, device=picture.device, dtype=picture.dtype) + 0.5) * (2 / height) - 1
     places = torch.stack(torch.meshgrid(x, y, indexing="xy"), dim=-1)[None]
     return grid_sample(picture, places + steps, mode="bicubic", padding_mode="border", align_corners=False)
