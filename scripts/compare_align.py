@@ -31,7 +31,6 @@ from lite_data import HELD_OUT, HOST, INPUT, TARGET, Image, resize, soften, to_t
 
 from musetalk_enhance.faces.align import Aligner, LandmarkTrack
 from musetalk_enhance.faces.detect import FaceDetector, make_detector
-from musetalk_enhance.imaging import compose
 from musetalk_enhance.imaging import resize as scaled
 from musetalk_enhance.metrics import laplacian_energy, psnr
 from musetalk_enhance.restorers.base import Restorer
@@ -85,7 +84,7 @@ def restored_by(way: str, soft: torch.Tensor, points: np.ndarray, aspect: float,
     size = (TARGET, TARGET)
     side = restorer.record.input_size or INPUT
     if way == "none":
-        return compose(soft, soft, restorer.restore(soft), size, 1.0)
+        return restorer.restore(soft)
     aligner = Aligner(side)
     aligned, alignment = aligner.warp(soft, points, aspect if way == "ffhq, box" else None)
     made = restorer.restore(aligned)

@@ -7,7 +7,7 @@ import torch
 from torch.nn.functional import interpolate
 
 from musetalk_enhance.backends.ncnn_backend import NcnnBackend
-from musetalk_enhance.imaging import kept_rows, region_weights, resize
+from musetalk_enhance.imaging import kept_rows, lower_weights, resize
 from musetalk_enhance.restorers.base import LoadRequest
 from musetalk_enhance.restorers.lite import ASSET, LiteRestorer, _network, operator
 from musetalk_enhance.settings import EnhancerSettings
@@ -55,7 +55,7 @@ def test_lower_reads_fewer_rows():
 @pytest.mark.parametrize("side", [100, 200, 300, 333, 512, 600, 1024])
 def test_what_lower_leaves_out_does_not_show_after_a_resize(faces, expected, side):
     """A resize reaches a few rows above the first that is kept; black ones would be seen there."""
-    rows = region_weights("lower", side)
+    rows = lower_weights(side)
     weights = torch.tensor(rows)[:, None]
     change = resize(spec("lower").module(faces), (side, side)) - resize(expected, (side, side))
     assert float((weights * change).abs().max()) < 1 / 255
