@@ -31,7 +31,7 @@ class EnhancerStats:
         cuts: frames with which another scene began.
         repeated: frames that were the same bits as the one before, and came back as the same bits.
         reloads: times the network was loaded again after `GFPGANEnhancer.unload`.
-        ms: stage to milliseconds spent (``prepare``, ``network``, ``finish``).
+        ms: stage to milliseconds spent (``landmarks``, ``prepare``, ``network``, ``motion``, ``finish``).
     """
 
     frames: int = 0

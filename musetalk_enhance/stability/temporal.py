@@ -55,6 +55,10 @@ class Held:
         """What is remembered of a first frame."""
         return cls(residual, residual.new_tensor(FIRST_SHARE), residual.new_zeros(2))
 
+    def to(self, device: torch.device) -> Held:
+        """The same on another device."""
+        return Held(self.residual.to(device), self.share.to(device), self.changes.to(device))
+
 
 def hold(
     residual: torch.Tensor, motion: Motion | None, held: Held | None, amount: float, support: torch.Tensor | None
@@ -154,7 +158,9 @@ def _moved_here(picture: torch.Tensor, flow: np.ndarray) -> torch.Tensor:
 
     height, width = int(picture.shape[2]), int(picture.shape[3])
     if flow.shape[:2] != (height, width):
-        flow = cv2.resize(flow, (width, height)) * np.float32([width / flow.shape[1], height / flow.shape[0]])
+        flow = cv2.resize(flow, (width, height)) * np.array(
+            [width / flow.shape[1], height / flow.shape[0]], np.float32
+        )
     columns, rows = pixels(height, width)
     places = columns + flow[..., 0], rows + flow[..., 1]
     here = picture[0].permute(1, 2, 0).contiguous().numpy()
