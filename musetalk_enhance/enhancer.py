@@ -15,7 +15,7 @@ from . import memory
 from .batching import BatchPlanner
 from .errors import EnhanceError, FrameError, NoFaceError, OutOfMemoryError, RestorerError
 from .finishing import Finisher, FrameNote, Stream, Work
-from .frames import FrameBatch, is_frame, is_tensor, same_bits
+from .frames import FrameBatch, is_frame, is_tensor
 from .hints import Hints
 from .imaging import resize_picture
 from .precision import without_autocast
@@ -178,8 +178,8 @@ class GFPGANEnhancer:
         self._known_range: tuple[float, float] | None = None
         self._finisher = Finisher(settings)
         self._stream = Stream()
-        self._last: tuple[Any, Any, Any] | None = None
-        self._hints = Hints.of(0)
+        self._last: tuple[Any, Any, Hints] | None = None
+        self._told = self._hints = Hints.of(0)
         self._notes: dict[int, FrameNote | str] = {}
         self._observers: list[Observer] = []
         self._closed = not settings.enabled
@@ -298,7 +298,8 @@ class GFPGANEnhancer:
 
         Args:
             observer: called with the frame as it came, the frame as it goes back, and a `FrameNote`, or the reason
-                (a text) why it was handed back as it came. It must change nothing.
+                (a text) why it was handed back as it came. It must change nothing. One that raises is not called
+                again, with a warning; with ``on_error="raise"`` its error reaches the host.
         """
         self._observers.append(observer)
 
@@ -368,6 +369,8 @@ class GFPGANEnhancer:
             if restorer is None or not self.loaded:
                 return
             self._last_device = device
+            self._stream = self._stream.to(torch_device("cpu"))
+            self._finisher.unload()
             if self._owned:
                 restorer.close()
                 self._restorer = None
@@ -411,6 +414,8 @@ class GFPGANEnhancer:
         with self._lock:
             device, restorer = self.device, self._restorer
             self._closed = True
+            self._stream, self._last = Stream(), None
+            self._finisher.close()
             if restorer is not None:
                 restorer.close()
                 self._restorer = restorer = None
@@ -443,7 +448,7 @@ class GFPGANEnhancer:
             batch = FrameBatch.open(frames, self.settings.value_range, self._known_range)
             if batch.value_range and batch.value_range != (0.0, 1.0):
                 self._known_range = batch.value_range
-            self._hints = Hints.of(len(batch), *((None, None, None) if batch.refused else hints))
+            self._told = self._hints = Hints.of(len(batch), *(() if batch.refused else hints))
             self._notes = {}
             self.stats.frames += len(batch)
             if len(batch) == 0:
@@ -492,28 +497,30 @@ class GFPGANEnhancer:
         """Fill in the landmarks of every good frame, once, in the order of the stream."""
         import torch
 
+        landmarks = list(self._told.landmarks)
         with self.stats.timed("landmarks"), torch.no_grad(), without_autocast(self.device):
             for run in batch.runs():
                 for start in range(0, len(run), PLACES_AT_ONCE):
                     some = run[start : start + PLACES_AT_ONCE]
-                    try:
-                        faces = batch.to_network(some, self.device, self.settings.color)
-                        found = self._finisher.places(faces, self._hints.at(some))
-                    except Exception as error:
-                        self._found_no_places(error)
-                        continue
-                    for index, points in zip(some, found, strict=True):
-                        self._hints.landmarks[index] = points
+                    for index, points in zip(some, self._places(batch, some), strict=True):
+                        landmarks[index] = points
+        self._hints = Hints(landmarks, self._told.occlusion, self._told.keys)
 
-    def _found_no_places(self, error: Exception) -> None:
-        """Looking for landmarks failed: the faces are restored as those without any."""
-        if self.settings.on_error == "raise":
-            if isinstance(error, EnhanceError):
-                raise error
-            raise RestorerError(f"looking for landmarks failed: {error}") from error
-        if "landmarks" not in self._said:
-            self._said.add("landmarks")
-            logger.warning("looking for landmarks failed (%s: %s): going on without", type(error).__name__, error)
+    def _places(self, batch: FrameBatch, some: list[int]) -> list[Any]:
+        """Landmarks of some frames; where they cannot be looked for, the host's own: frames are restored anyway."""
+        told = self._told.at(some)
+        try:
+            return self._finisher.places(batch.to_network(some, self.device, self.settings.color), told)
+        except Exception as error:
+            memory.forget_locals(error)
+            if self.settings.on_error == "raise":
+                if isinstance(error, EnhanceError):
+                    raise
+                raise RestorerError(f"frame {some[0]}: landmarks cannot be looked for: {error}") from error
+            if "landmarks" not in self._said:
+                self._said.add("landmarks")
+                logger.warning("landmarks cannot be looked for (%s): going on without; said once", error)
+            return told.landmarks
 
     def _restore_group(
         self, batch: FrameBatch, group: list[int], output_size: str | int, planner: BatchPlanner
@@ -647,13 +654,13 @@ class GFPGANEnhancer:
         with torch.no_grad(), without_autocast(device):
             with self.stats.timed("prepare"):
                 faces = batch.to_network(chunk, device, self.settings.color)
-                hints = self._hints.at(chunk)
+                hints, stream = self._hints.at(chunk), self._stream.to(device)
                 inputs, laid = finisher.inputs(faces, self._record.input_size, hints)
                 pictures = finisher.pictures(faces)
             with self.stats.timed("network"):
                 restored = _checked_form(self._restorer.restore(inputs), len(chunk))
             with self.stats.timed("motion"):  # on a GPU the network is still running
-                motions = finisher.motions(pictures, self._stream)
+                motions = finisher.motions(pictures, stream)
             with self.stats.timed("network"):
                 whole = bool(torch.isfinite(restored.sum()))  # one pass; NaN and infinity survive a sum
             if not whole:
@@ -661,32 +668,27 @@ class GFPGANEnhancer:
             with self.stats.timed("finish"):
                 size = self._size_out(batch.size_hw(chunk[0]), restored, output_size)
                 work = Work(faces, inputs, restored, size, hints, laid, motions, pictures)
-                done = finisher.finish(work, self._stream)
+                done = finisher.finish(work, stream)
                 out = batch.from_network(done.faces, chunk, self.settings.color, done.touched)
                 last = self._repeat(batch, chunk, out)
         self._stream, self._last = done.stream, last
         self._note(chunk, done.notes)
         return dict(zip(chunk, out, strict=True))
 
-    def _repeat(self, batch: FrameBatch, chunk: Sequence[int], out: Any) -> tuple[Any, Any, Any]:
-        """Hand a frame that is the same bits as the one before, under the same cover, the same bits back.
+    def _repeat(self, batch: FrameBatch, chunk: Sequence[int], out: Any) -> tuple[Any, Any, Hints]:
+        """Hand a frame that is the same bits as the one before, with the same hints, the same bits back.
 
-        Returns:
-            The last frame, what it became, and what covers it; the host may change its own.
+        Returns the last frame, what became of it and its hints, as copies: the host may change its own.
         """
-        before = self._last
+        before, at = self._last, 0
         for place, index in enumerate(chunk):
-            cover = self._hints.occlusion[index]
-            if (
-                before is not None
-                and before[1].shape == out[place].shape
-                and batch.same(index, before[0])
-                and same_bits(cover, before[2])
-            ):
-                out[place] = before[1]
-                self.stats.repeated += 1
-            before = batch.frames[index], out[place], cover
-        return batch.own(chunk[-1]), _copied(out[len(chunk) - 1]), _copied(self._hints.occlusion[chunk[-1]])
+            if before is not None and before[1].shape == out[place].shape and batch.same(index, before[0]):
+                if self._told.alike(index, before[2], at):
+                    out[place] = before[1]
+                    self.stats.repeated += 1
+            before, at = (batch.frames[index], out[place], self._told), index
+        last = out[len(chunk) - 1]
+        return batch.own(chunk[-1]), last.clone() if is_tensor(last) else last.copy(), self._told.own(chunk[-1])
 
     def _note(self, chunk: Sequence[int], notes: Sequence[FrameNote]) -> None:
         assert self._restorer is not None
@@ -727,15 +729,19 @@ class GFPGANEnhancer:
             else:
                 size = self._size_out(batch.size_hw(index), None, output_size) if batch.has_size(index) else None
                 out.append(batch.passthrough(index, size))
-            for observer in self._observers:
-                observer(batch.frames[index], out[index], self._notes.get(index, "unknown"))
+            for observer in list(self._observers):
+                self._tell(observer, batch.frames[index], out[index], self._notes.get(index, "unknown"))
         return batch.close(out)
 
-
-def _copied(value: Any) -> Any:
-    if value is None:
-        return None
-    return value.detach().clone() if is_tensor(value) else value.copy()
+    def _tell(self, observer: Observer, *told: Any) -> None:
+        """Call an observer; one that fails is let go, because it is no reason to lose a host's frame."""
+        try:
+            observer(*told)
+        except Exception:
+            if self.settings.on_error == "raise":
+                raise
+            self._observers.remove(observer)
+            logger.warning("an observer failed and is not called any more", exc_info=True)
 
 
 def _checked_form(restored: Any, count: int) -> torch.Tensor:

@@ -43,6 +43,13 @@ class Stream:
     ratio: torch.Tensor | None = None
     guard: float = 1.0
 
+    def to(self, device: torch.device) -> Stream:
+        """The same on another device: a stream outlives the network's move to the CPU."""
+        held, ratio = self.held, self.ratio
+        if (held is None or held.residual.device == device) and (ratio is None or ratio.device == device):
+            return self
+        return replace(self, held=held and held.to(device), ratio=None if ratio is None else ratio.to(device))
+
 
 @dataclass(frozen=True)
 class FrameNote:
@@ -151,6 +158,18 @@ class Finisher:
         if self._places is not None:
             self._places.reset()
 
+    def unload(self) -> None:
+        """Give back what lies on a GPU; what is needed again is made again."""
+        self._guard = None
+        if self._places is not None:
+            self._places.unload()
+
+    def close(self) -> None:
+        """Give everything back."""
+        if self._occluder is not None:
+            self._occluder.close()
+        self._finder = self._guard = self._aligner = self._places = self._occluder = None
+
     @property
     def needs_places(self) -> bool:
         """Whether `places` has anything to do."""
@@ -197,7 +216,8 @@ class Finisher:
         from .stability.motion import working_size
 
         small = resize(faces, working_size(int(faces.shape[2]), int(faces.shape[3])))
-        return list(small.mul(255).round_().byte().permute(0, 2, 3, 1).contiguous().cpu().numpy())
+        # a bicubic may leave the range, and what is under 0 would turn white
+        return list(small.mul(255).round_().clamp_(0, 255).byte().permute(0, 2, 3, 1).contiguous().cpu().numpy())
 
     def motions(self, pictures: list[NDArray[np.uint8]], stream: Stream) -> list[Motion | None]:
         """The motion into each picture; on the CPU, while a GPU may still be at work on the network."""
@@ -220,7 +240,8 @@ class Finisher:
 
         settings, mask = self.settings, self._mask(work)
         base = resize(work.faces, work.size_hw)
-        residual = self._residual(work, base)
+        residual = self._residual(work, base).clamp_(-1, 1)  # more means nothing, and would stay in the stream
+        cuts = [motion is not None and motion.cut for motion in work.motions] or [False] * len(base)
         if settings.color_match_on:
             from .stability.colour import without_tint
 
@@ -228,16 +249,15 @@ class Finisher:
         residual, stream = self._held(residual, work, mask, stream)
         if mask is not None:
             residual = residual * mask
-        needs, stream = self._needs(work.faces, stream)
+        needs, stream = self._needs(work.faces, stream, cuts)
         weights = [settings.strength * need for need in needs]
         residual = _weighted(residual, weights)
         reasons: list[str | None] = [None] * len(weights)
         if settings.guard_on:
-            guarded = self._guarded(base, residual, stream)
+            guarded = self._guarded(base, residual, stream, cuts)
             residual = _weighted(residual, guarded.weights)
             weights = [weight * share for weight, share in zip(weights, guarded.weights, strict=True)]
             reasons, stream = guarded.reasons, replace(stream, guard=guarded.weights[-1])
-        cuts = [motion is not None and motion.cut for motion in work.motions] or [False] * len(weights)
         notes = [
             FrameNote(weight, reason, need < 1, cut, self._aligner is None or index in (work.laid or ([],))[0])
             for index, (weight, reason, need, cut) in enumerate(zip(weights, reasons, needs, cuts, strict=True))
@@ -322,7 +342,7 @@ class Finisher:
             done.append(one)
         return torch.cat(done), replace(stream, held=held, picture=work.pictures[-1])
 
-    def _needs(self, faces: torch.Tensor, stream: Stream) -> tuple[list[float], Stream]:
+    def _needs(self, faces: torch.Tensor, stream: Stream, cuts: list[bool]) -> tuple[list[float], Stream]:
         """How much restoring each frame needs, 0..1, from how sharp it and those before it are."""
         if not self.settings.sharpness_gate_on:
             return [1.0] * len(faces), stream
@@ -331,17 +351,17 @@ class Finisher:
         from .stability.sharpness import FORGETTING, detail_ratio, needed
 
         mean, means = stream.ratio, []
-        for ratio in detail_ratio(faces):
-            mean = ratio if mean is None else FORGETTING * mean + (1 - FORGETTING) * ratio
+        for ratio, cut in zip(detail_ratio(faces), cuts, strict=True):
+            mean = ratio if mean is None or cut else FORGETTING * mean + (1 - FORGETTING) * ratio
             means.append(mean)
         return needed(torch.stack(means)).tolist(), replace(stream, ratio=mean)
 
-    def _guarded(self, base: torch.Tensor, residual: torch.Tensor, stream: Stream) -> Any:
+    def _guarded(self, base: torch.Tensor, residual: torch.Tensor, stream: Stream, cuts: list[bool]) -> Any:
         if self._guard is None or self._guard.gauge.device != base.device:
             from .stability.guard import Guard
 
             self._guard = Guard(base.device)
-        return self._guard.look(base, (base + residual).clamp(0, 1), stream.guard)
+        return self._guard.look(base, (base + residual).clamp_(0, 1), stream.guard, cuts)
 
 
 def _weighted(residual: torch.Tensor, weights: list[float]) -> torch.Tensor:

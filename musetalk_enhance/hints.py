@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .errors import FrameError
+from .frames import is_tensor
 
 
 @dataclass(frozen=True)
@@ -56,14 +57,39 @@ class Hints:
             [self.keys[index] for index in indices],
         )
 
+    def own(self, index: int) -> Hints:
+        """Those of one frame, as copies: a host may go on using its arrays."""
+        return Hints([_copied(self.landmarks[index])], [_copied(self.occlusion[index])], [self.keys[index]])
+
+    def alike(self, index: int, other: Hints, at: int) -> bool:
+        """Whether landmarks and occlusion of frame `index` are those of frame `at` of `other`."""
+        mine, others = (self.landmarks[index], self.occlusion[index]), (other.landmarks[at], other.occlusion[at])
+        return all(_equal(one, another) for one, another in zip(mine, others, strict=True))
+
+
+def _copied(value: Any) -> Any:
+    if value is None:
+        return None
+    return value.detach().clone() if is_tensor(value) else np.array(value)
+
+
+def _equal(one: Any, another: Any) -> bool:
+    if one is another or one is None or another is None:
+        return one is another
+    if is_tensor(one) and is_tensor(another):
+        import torch
+
+        return one.device == another.device and torch.equal(one, another)
+    return not is_tensor(one) and not is_tensor(another) and np.array_equal(one, another)
+
 
 def _each(values: Any, count: int, name: str) -> list[Any]:
     if values is None:
         return [None] * count
     if not isinstance(values, Sequence) and not getattr(values, "shape", ()):
-        raise FrameError(name, type(values).__name__, f"one entry for each of the {count} frames")
+        raise FrameError(name, f"{name} of type {type(values).__name__}", f"one entry for each of the {count} frames")
     if isinstance(values, str) or len(values) != count:
-        raise FrameError(name, f"{len(values)} entries", f"one for each of the {count} frames")
+        raise FrameError(name, f"{len(values)} entries in {name}", f"one for each of the {count} frames")
     return list(values)
 
 

@@ -61,7 +61,15 @@ def pooled(values: torch.Tensor, cells: tuple[int, int]) -> torch.Tensor:
     rows, columns = cells
     if values.shape[2] % rows or values.shape[3] % columns:
         return adaptive_avg_pool2d(values, cells)
-    return avg_pool2d(values, (values.shape[2] // rows, values.shape[3] // columns))
+    down, across = values.shape[2] // rows, values.shape[3] // columns
+    share = 1.0
+    while values.device.type == "cpu" and not (down % 2 or across % 2):  # several times quicker there than a pool
+        values = values[:, :, ::2] + values[:, :, 1::2]
+        values = values[..., ::2] + values[..., 1::2]
+        down, across, share = down // 2, across // 2, share / 4
+    if share < 1:
+        values = values * share
+    return values if down == across == 1 else avg_pool2d(values, (down, across))
 
 
 def residual_of(

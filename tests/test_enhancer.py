@@ -449,3 +449,107 @@ def test_autocast_of_the_host_does_not_reach_a_restorer_of_somebody_elses(make_e
     with torch.autocast("cpu", dtype=torch.bfloat16):
         assert np.array_equal(enhancer(faces), faces)
     assert seen == [torch.float32]
+
+
+def test_a_mask_that_comes_with_the_same_frame_again_is_kept(make_enhancer, faces):
+    """The frame is the same bits as the one before, and yet not to be answered from memory."""
+    enhancer = make_enhancer(lambda batch: 1 - batch)
+    assert not np.array_equal(enhancer(faces[:1]), faces[:1])
+    covered = np.zeros((1, 256, 256), np.uint8)
+    covered[:, 100:] = 1
+    for _ in range(2):
+        assert np.array_equal(enhancer(faces[:1], occlusion=covered)[:, 100:], faces[:1, 100:])
+    assert enhancer.stats.repeated == 1
+    covered[:] = 0  # the host's own array, used again
+    assert not np.array_equal(enhancer(faces[:1], occlusion=covered)[:, 100:], faces[:1, 100:])
+
+
+@pytest.mark.parametrize("together", [True, False])
+def test_values_beyond_all_measure_do_not_stay_in_the_stream(make_enhancer, rng, together):
+    """Finite, and so no failure; but squared they are not."""
+    faces = rng.integers(80, 160, (6, 64, 64, 3), np.uint8)
+    calls = 0
+
+    def mad(batch):
+        nonlocal calls
+        made = batch.repeat_interleave(2, 2).repeat_interleave(2, 3)
+        for index in range(len(batch)):
+            calls += 1
+            if calls == 3:
+                made[index, :, 10:20, 10:20] = 1e30
+        return made
+
+    enhancer = make_enhancer(mad, stability=1, batch_size=4)
+    out = enhancer(faces) if together else np.concatenate([enhancer(faces[i : i + 1]) for i in range(6)])
+    for index in (0, 1, 3, 4, 5):
+        assert np.abs(out[index].astype(int) - faces[index]).mean() < 15, index
+
+
+def test_landmarks_that_cannot_be_looked_for_are_no_reason_to_lose_a_frame(make_enhancer, faces, caplog):
+    enhancer = make_enhancer(lambda batch: 1 - batch, align="ffhq")
+    enhancer._finisher._places.fill = lambda *_: (_ for _ in ()).throw(RuntimeError("out of order"))
+    assert enhancer(faces).shape == faces.shape and enhancer(faces).shape == faces.shape
+    assert enhancer.stats.restored == 10 and enhancer.stats.unaligned == 10
+    assert caplog.text.count("out of order") == 1
+    strict = make_enhancer(align="ffhq", on_error="raise")
+    strict._finisher._places.fill = enhancer._finisher._places.fill
+    with pytest.raises(RestorerError, match="out of order"):
+        strict(faces)
+
+
+def test_a_refused_batch_comes_back_whatever_its_hints(make_enhancer, faces):
+    assert np.array_equal(make_enhancer()(faces[0], keys=range(8)), faces[0])
+
+
+def test_hints_that_are_not_one_for_each_frame_are_named(make_enhancer, faces):
+    with pytest.raises(FrameError, match="4 entries in occlusion"):
+        make_enhancer()(faces, occlusion=[None] * 4)
+
+
+def test_an_observer_that_fails_loses_no_frame(make_enhancer, faces, caplog):
+    seen = []
+    enhancer = make_enhancer()
+    enhancer.observe(lambda *_: (_ for _ in ()).throw(ValueError("full disk")))
+    enhancer.observe(lambda *told: seen.append(told))
+    assert enhancer(faces).shape == faces.shape and enhancer(faces).shape == faces.shape
+    assert len(seen) == 10 and caplog.text.count("an observer failed") == 1
+
+
+def test_a_stream_goes_with_the_network_to_another_device():
+    from musetalk_enhance.finishing import Stream
+    from musetalk_enhance.stability.temporal import Held
+
+    stream = Stream(held=Held.first(torch.rand(1, 3, 8, 8)), ratio=torch.tensor(0.5), guard=0.5)
+    assert stream.to(torch.device("cpu")) is stream and Stream().to(torch.device("meta")) == Stream()
+    gone = stream.to(torch.device("meta"))
+    held = [gone.held.residual, gone.held.share, gone.held.changes, gone.ratio]
+    assert [tensor.device.type for tensor in held] == ["meta"] * 4 and gone.guard == 0.5
+
+
+def test_close_gives_the_stream_back_too(make_enhancer, faces):
+    enhancer = make_enhancer(stability=1, guard=True, align="ffhq")
+    enhancer(faces)
+    enhancer.close()
+    kept = (enhancer._stream.held, enhancer._last, enhancer._finisher._guard, enhancer._finisher._places)
+    assert kept == (None,) * 4
+    enhancer.reset()
+
+
+def test_motion_sees_no_wrapped_values(make_enhancer):
+    """A bicubic overshoots beside hard edges, and 8 bits have no room for that."""
+    board = np.kron(np.indices((30, 30)).sum(0) % 2, np.ones((10, 10)))
+    faces = torch.from_numpy(np.repeat(board[None, None], 3, 1)).float()
+    picture = make_enhancer(stability=1)._finisher.pictures(faces)[0]
+    x = ((np.arange(256) + 0.5) * 300 / 256 / 10).astype(int)
+    middle = np.abs((np.arange(256) + 0.5) * 300 / 2560 % 1 - 0.5) < 0.2
+    inner = np.ix_(middle, middle)
+    assert np.abs(picture[..., 0].astype(int) - 255 * ((x[:, None] + x) % 2))[inner].max() < 40
+
+
+def test_a_new_scene_is_not_held_back_for_the_one_before(make_enhancer):
+    from musetalk_enhance.stability.guard import Guard
+
+    black, white = torch.zeros(3, 3, 64, 64), torch.full((3, 3, 64, 64), 0.5)
+    guard = Guard(torch.device("cpu"))
+    assert guard.look(black, black, 0.0).weights == [0.1, 0.2, 0.3]
+    assert guard.look(white, white, 0.0, [False, True, False]).weights == [0.1, 1.0, 1.0]

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from musetalk_enhance.imaging import LOWER_FROM, LOWER_FULL, kept_rows, lower_weights, residual_of, resize
+from musetalk_enhance.imaging import LOWER_FROM, LOWER_FULL, kept_rows, lower_weights, pooled, residual_of, resize
 
 
 def test_full_keeps_every_row():
@@ -41,3 +41,13 @@ def test_shrinking_by_any_factor_leaves_no_moire():
     board = (torch.arange(96)[:, None] + torch.arange(96)[None, :]).remainder(2).float().expand(1, 3, 96, 96)
     for size in ((48, 48), (70, 70), (50, 90), (70, 120), (120, 70)):
         assert (resize(board, size)[..., 4:-4, 4:-4] - 0.5).abs().max() < 0.2
+
+
+@pytest.mark.parametrize("cells", [(32, 32), (48, 16), (3, 96), (96, 96), (40, 40), (1, 1)])
+def test_pooled_is_the_mean_of_every_cell(cells):
+    from torch.nn.functional import adaptive_avg_pool2d
+
+    values = torch.rand(2, 3, 96, 96, generator=torch.Generator().manual_seed(1))
+    given = values.clone()
+    assert torch.allclose(pooled(values, cells), adaptive_avg_pool2d(values, cells), atol=1e-6)
+    assert torch.equal(values, given)

@@ -41,6 +41,11 @@ class PlaceFinder:
         """Begin another stream: nothing of one face is used for another, even if their keys are the same."""
         self._track.reset()
 
+    def unload(self) -> None:
+        """Take the gauge off a GPU; `fill` brings it back."""
+        if self._gauge is not None:
+            self._gauge.to("cpu")
+
     def fill(self, faces: torch.Tensor, hints: Hints) -> list[NDArray[np.float32] | None]:
         """The landmarks of each face, smoothed (`LandmarkTrack`); None where no face was found.
 

@@ -3,6 +3,7 @@ a limit, less of it is used."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -38,7 +39,8 @@ class Guarded:
 
     Attributes:
         weights: how much of the restorer each frame may have, 0..1.
-        reasons: which of `REASONS` lowered it most; None where nothing did.
+        reasons: which of `REASONS` lowered it most; ``"recovery"`` where only a frame before did; None where
+            nothing did.
         excess: per frame the movement of mouth, eyes and identity, in units of their limits.
     """
 
@@ -56,18 +58,20 @@ class Guard:
         """
         self.gauge = FaceGauge(device)
 
-    def look(self, given: torch.Tensor, restored: torch.Tensor, before: float) -> Guarded:
+    def look(self, given: torch.Tensor, restored: torch.Tensor, before: float, cuts: Sequence[bool] = ()) -> Guarded:
         """How much of the restorer each frame may have.
 
         Args:
             given: the host's faces, float32 (N, 3, H, W), RGB, 0..1.
             restored: what would be handed back, the same form.
             before: the weight of the frame before the first, 1.0 at the beginning of a stream.
+            cuts: whether a scene begins with a frame: the one before is no reason to hold it back. Empty: none does.
         """
         rows = moved(self.gauge, given, restored).tolist()
         weights: list[float] = []
         reasons: list[str | None] = []
-        for row in rows:
+        for row, cut in zip(rows, cuts or [False] * len(rows), strict=True):
+            before = 1.0 if cut else before
             wanted = min(1.0, max(0.0, (NONE_LEFT - max(row)) / (NONE_LEFT - 1)))
             before = min(wanted, round(before + RECOVERY, 6))
             weights.append(before)

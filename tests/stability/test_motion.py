@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import cv2
 import numpy as np
 import pytest
 import torch
@@ -57,11 +58,22 @@ def test_another_size_begins_anew(pictures):
     assert MotionFinder().all(pictures[0][:128, :128].copy(), [pictures[1]]) == [None]
 
 
-@pytest.mark.parametrize("size", [(16, 16), (64, 64), (256, 256), (512, 300), (30, 900)])
+@pytest.mark.parametrize("size", [(16, 16), (64, 64), (256, 256), (512, 300), (60, 900)])
 def test_working_size(size):
     height, width = working_size(*size)
     assert min(height, width) >= min(SHORTEST, min(size)) and (max(size) <= LONGEST or min(height, width) >= SHORTEST)
     assert height / width == pytest.approx(size[0] / size[1], rel=0.05)
+
+
+@pytest.mark.parametrize("size", [(16, 8192), (2500, 17), (30, 900), (65, 300), (256, 100), (2100, 2100)])
+def test_no_strip_is_too_long(size):
+    """Enlarged like other small faces, a strip of 16x8192 pixels would be wider than OpenCV can handle."""
+    height, width = working_size(*size)
+    assert height * width <= LONGEST**2 and min(height, width) >= SHORTEST
+    picture = np.random.default_rng(1).integers(0, 256, (height // 8, width // 8, 3), np.uint8)
+    picture = cv2.resize(picture, (width, height), interpolation=cv2.INTER_CUBIC)
+    motion = MotionFinder().between(picture, np.roll(picture, 2, axis=1))
+    assert np.median(motion.flow[..., 0]) == pytest.approx(-2, abs=0.1) and not motion.cut
 
 
 def test_moved_fetches_what_the_flow_points_at():
@@ -72,3 +84,19 @@ def test_moved_fetches_what_the_flow_points_at():
     assert torch.allclose(moved(picture, flow)[inner], torch.roll(picture, (3, -5), (2, 3))[inner], atol=1e-4)
     small = np.ascontiguousarray(flow[::2, ::2] / 2)
     assert torch.allclose(moved(picture, small), moved(picture, flow), atol=1e-4), "a flow of half the size"
+
+
+@pytest.mark.parametrize("scale", [1, 2])
+def test_moved_is_the_same_on_the_cpu_as_elsewhere(scale, monkeypatch):
+    """OpenCV does it on the CPU, torch on a GPU."""
+    from musetalk_enhance.stability import temporal
+
+    rng = torch.Generator().manual_seed(2)
+    picture = torch.nn.functional.interpolate(torch.rand(1, 3, 16, 16, generator=rng), (128, 128), mode="bicubic")
+    small = torch.randn(1, 2, 8, 8, generator=rng) * 3
+    flow = torch.nn.functional.interpolate(small, (128 // scale, 128 // scale), mode="bicubic")
+    flow = flow[0].permute(1, 2, 0).contiguous().numpy()
+    here = moved(picture, flow)
+    monkeypatch.setattr(temporal, "_moved_here", temporal._moved_there)
+    assert torch.allclose(here, moved(picture, flow), atol=0.01)
+    assert float((here - moved(picture, flow)).abs().mean()) < 0.001
