@@ -22,7 +22,8 @@ Curve = NDArray[np.floating[Any]]
 FEWEST_MOMENTS = 8
 """Frames that `flicker_energy` needs at least."""
 
-_SSIM_WINDOW = 11
+SMALLEST_SIDE = 11
+"""Pixels that `similarity` needs on each side: the width of its window."""
 
 
 def psnr(a: Image, b: Image) -> float:
@@ -106,8 +107,8 @@ def similarity_map(a: Image, b: Image, side: int | None = None) -> Floats:
     """
     _check_pair(a, b)
     small_a, small_b = (grey(shrunk(image, side) if side else image) for image in (a, b))
-    if min(small_a.shape) < _SSIM_WINDOW:
-        raise FrameError("size", f"shape {small_a.shape}", f"{_SSIM_WINDOW} pixels at least on each side")
+    if min(small_a.shape) < SMALLEST_SIDE:
+        raise FrameError("size", f"shape {small_a.shape}", f"{SMALLEST_SIDE} pixels at least on each side")
     structural_similarity = from_skimage("metrics", "structural_similarity")
     _, found = structural_similarity(
         small_a, small_b, gaussian_weights=True, sigma=1.5, use_sample_covariance=False, data_range=255, full=True

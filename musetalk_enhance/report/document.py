@@ -11,7 +11,7 @@ from .._version import __version__
 from ..errors import MediaError
 from .events import Events
 from .flicker import FlickerWindows
-from .series import Series, plain
+from .series import Series, jsonable, plain
 from .verdicts import FAIL, Verdict
 from .worst import WorstFrames
 
@@ -83,7 +83,7 @@ class Report:
                 kind: [{"frame": shot.index, "score": plain(shot.score)} for shot in self.worst.of(kind)]
                 for kind in self.worst.kinds()
             },
-            "totals": self.totals,
+            "totals": jsonable(self.totals),
             "events": self.events.as_dict(),
             "cuts": self.cuts,
             "flicker_windows": [

@@ -6,6 +6,8 @@ from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
+from .series import simple
+
 
 class Events:
     """Words and flags of the frames, kept as runs, so that a long clip of one kind is one entry."""
@@ -20,7 +22,8 @@ class Events:
         False, None and empty words mean that there is nothing to say.
         """
         numbers: dict[str, float] = {}
-        for name, value in notes.items():
+        for name, said in notes.items():
+            value = simple(said)
             if isinstance(value, (int, float)) and not isinstance(value, bool):
                 numbers[f"note_{name}"] = float(value)
             elif value:

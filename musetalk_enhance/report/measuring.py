@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from math import ceil
 from typing import Any
 
 import numpy as np
@@ -120,7 +121,8 @@ def _colour(moment: Moment) -> dict[str, float]:
 
 def _structure(moment: Moment) -> dict[str, float]:
     before, after = moment.work["in"], moment.work["out"]
-    found = metrics.similarity_map(before, after, STRUCTURE_SIDE)
+    narrow = metrics.SMALLEST_SIDE * max(before.shape[:2]) / min(before.shape[:2])  # of a strip more is looked at
+    found = metrics.similarity_map(before, after, max(STRUCTURE_SIDE, ceil(narrow)))
     return {f"structure_{name}": float(moment.part(name, found).mean()) for name in ("whole", "eyes", "mouth")}
 
 

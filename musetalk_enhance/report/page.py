@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from html import escape
+from math import isfinite
 from typing import TYPE_CHECKING, Any
 
 from .plots import svg
 from .sections import Section, enhancer_plots, sections
+from .series import jsonable
 from .style import STYLE
 from .verdicts import FAIL, PASS, UNMEASURED, Verdict
 from .worst import Shot, heat_maps, inline
@@ -126,7 +128,7 @@ def _panels(panels: Sequence[tuple[str, bytes]], title: str) -> str:
 
 def _enhancer(report: Report) -> str:
     """What the enhancer itself counted: guard actions, passthroughs, milliseconds a stage."""
-    rows = [*_event_rows(report), *_total_rows(report.totals)]
+    rows = [*_event_rows(report), *_total_rows(jsonable(report.totals))]
     plots = "".join(f"<figure>{svg(plot, report.fps, report.cuts)}</figure>" for plot in enhancer_plots(report))
     if not rows and not plots:
         return ""
@@ -146,11 +148,16 @@ def _event_rows(report: Report) -> Iterable[tuple[str, str]]:
 def _total_rows(totals: dict[str, Any]) -> Iterable[tuple[str, str]]:
     for name, value in totals.items():
         if name == "ms" and isinstance(value, dict):
-            faces = float(totals.get("restored") or totals.get("frames") or 0)
+            faces = _number(totals.get("restored")) or _number(totals.get("frames"))
             for stage, spent in value.items():
-                each = f", {float(spent) / faces:.1f} ms a face" if faces else ""
-                yield f"{stage}", f"{float(spent):.0f} ms{each}"
+                each = f", {_number(spent) / faces:.1f} ms a face" if faces else ""
+                yield f"{stage}", f"{_number(spent):.0f} ms{each}"
         elif isinstance(value, dict):
             yield name.replace("_", " "), ", ".join(f"{word}: {count}" for word, count in value.items()) or "0"
         else:
             yield name.replace("_", " "), str(value)
+
+
+def _number(value: Any) -> float:
+    """What a sidecar gave as a number; 0 where it is none."""
+    return float(value) if isinstance(value, (int, float)) and isfinite(value) else 0.0

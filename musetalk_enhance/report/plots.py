@@ -91,7 +91,7 @@ def _draw(axes: Any, plot: Plot, fps: float, cuts: Sequence[int]) -> None:
     for cut in cuts:
         axes.axvline(cut / fps, color=ink, linewidth=0.6, linestyle=":")
     axes.set_facecolor("none")
-    axes.set_title(plot.title, loc="left", fontsize=9, color=ink)
+    axes.set_title(plot.title.replace("$", r"\$"), loc="left", fontsize=9, color=ink)
     axes.set_xlabel("seconds", color=ink, fontsize=8)
     axes.tick_params(colors=ink, labelsize=8, length=2)
     axes.grid(color=grid, linewidth=0.5)

@@ -61,6 +61,23 @@ def mean(curve: NDArray[Any]) -> float:
     return float(known.mean()) if known.size else NAN
 
 
+def jsonable(value: Any) -> Any:
+    """What a caller handed over, as JSON can hold it: no NaN, no infinity, numbers of numpy's as numbers."""
+    if isinstance(value, Mapping):
+        return {str(name): jsonable(each) for name, each in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [jsonable(each) for each in value]
+    value = simple(value)
+    if isinstance(value, float) and not np.isfinite(value):
+        return None
+    return value if isinstance(value, (bool, int, float, str)) or value is None else str(value)
+
+
+def simple(value: Any) -> Any:
+    """A scalar of numpy's or torch's as Python's own; everything else as it is."""
+    return value.item() if getattr(value, "shape", None) == () and hasattr(value, "item") else value
+
+
 def plain(value: float, digits: int = 5) -> float | None:
     """A number for JSON: so many significant digits; None for NaN and infinity."""
     return float(f"{value:.{digits}g}") if np.isfinite(value) else None

@@ -12,6 +12,7 @@ import pytest
 from musetalk_enhance.errors import ConfigError, FrameError, MediaError, MissingDependencyError
 from musetalk_enhance.report import Limits, Report, ReportBuilder
 from musetalk_enhance.stats import EnhancerStats
+from tests.report.conftest import plain_gauge
 
 
 def made(rings, gauge, count=12, after=lambda face, index: face, **more) -> Report:
@@ -146,3 +147,30 @@ def test_memory_does_not_grow_with_the_pictures(rings, gauge):
     finally:
         tracemalloc.stop()
     assert later - first < 120 * 1500  # a frame is 12288 bytes; some thirty numbers and their lists' slack
+
+
+def test_what_a_caller_says_is_never_the_end_of_a_report(rings, tmp_path):
+    """Numbers of numpy's, NaN and markup, in notes, totals and names."""
+    builder = ReportBuilder(25.0, title="<script>$x$</script>", gauge=plain_gauge)
+    for index in range(9):
+        notes = {"strength": np.float32(0.5), "sharp": np.bool_(index > 6), "<i>$\\x": 1.0, "late": float("nan")}
+        builder.add(rings, rings, notes=notes)
+    totals = {
+        "ms": {"network": None, "finish": 3.0},
+        "restored": None,
+        "n": np.int64(3),
+        "<u>": {"<s>": float("inf")},
+    }
+    report = builder.finish(totals)
+    found = json.loads((report.write(tmp_path)[0]).read_text())
+    assert found["totals"]["n"] == 3 and found["totals"]["<u>"] == {"<s>": None}
+    assert found["series"]["note_strength"] == [0.5] * 9 and found["events"]["sharp"]["runs"] == [[7, 8, "yes"]]
+    assert not re.search("<(script|i|u|s)>", (tmp_path / "report.html").read_text())
+
+
+def test_a_strip_is_measured_too(rings):
+    builder = ReportBuilder(25.0, gauge=plain_gauge)
+    strip = np.ascontiguousarray(np.tile(rings, (4, 1, 1))[:, :16])
+    for _ in range(2):
+        builder.add(strip, strip)
+    assert builder.finish().verdict("structure").value == 1
