@@ -273,6 +273,15 @@ def test_the_network_sees_the_template(make_enhancer, given, soft):
     assert np.abs(found - FFHQ_512).max() < 40 < np.abs(2 * crop - FFHQ_512).max()
 
 
+def test_aligned_what_the_network_adds_lands_where_it_saw_it(make_enhancer, given):
+    """A pixel-by-pixel change is the same one on the template as on the crop, but for the resampling."""
+    inner = np.s_[:, 80:200, 60:190]
+    found = make_enhancer(invert, record=SAME, align="ffhq")(given[:2])[inner].astype(int)
+    wanted = 255 - given[:2][inner].astype(int)
+    shifted = [np.abs(np.roll(found, step, axis) - wanted).mean() for step in (-2, 2) for axis in (1, 2)]
+    assert np.abs(found - wanted).mean() < 1 and min(shifted) > 2
+
+
 @pytest.mark.parametrize(
     "points", [np.zeros((5, 2)), np.full((5, 2), 900.0), np.random.default_rng(0).random((5, 2))]
 )

@@ -160,7 +160,7 @@ def test_a_batch_that_failed_leaves_the_stream_as_it_was(make_enhancer, take, gi
 
 
 def test_a_stream_goes_on_where_the_network_moved_to():
-    """What is remembered follows the faces to another device: here one without values, so that every machine has it."""
+    """What is remembered follows the faces to another device; here one that every machine has."""
     held = Held.first(torch.zeros(1, 3, 64, 64))
     picture = np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)
     motion = MotionFinder().between(picture, picture)
