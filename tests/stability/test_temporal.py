@@ -8,7 +8,7 @@ import torch
 
 from musetalk_enhance.finishing import Finisher
 from musetalk_enhance.stability.motion import MotionFinder
-from musetalk_enhance.stability.temporal import moved
+from musetalk_enhance.stability.temporal import Held, hold, moved
 from tests.stability.conftest import to_faces, to_frames
 
 PLAIN = {"color_match": False, "guard": False, "sharpness_gate": False}
@@ -157,3 +157,12 @@ def test_a_batch_that_failed_leaves_the_stream_as_it_was(make_enhancer, take, gi
     enhancer = make_enhancer(sharpen, stability=1, batch_size=4, **PLAIN)
     out = enhancer(given[:8])
     assert enhancer.stats.backoffs == 1 and np.abs(out.astype(int) - alone).max() <= 1
+
+
+def test_a_stream_goes_on_where_the_network_moved_to():
+    """What is remembered follows the faces to another device; here one that every machine has."""
+    held = Held.first(torch.zeros(1, 3, 64, 64))
+    picture = np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)
+    motion = MotionFinder().between(picture, picture)
+    out, after = hold(torch.zeros(1, 3, 64, 64, device="meta"), motion, held, 1.0, None)
+    assert {each.device.type for each in (out, after.residual, after.share, after.changes)} == {"meta"}
