@@ -10,7 +10,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .errors import FrameError
-from .frames import is_tensor
 
 
 @dataclass(frozen=True)
@@ -67,20 +66,24 @@ class Hints:
         return all(_equal(one, another) for one, another in zip(mine, others, strict=True))
 
 
+def _is_tensor(value: Any) -> bool:
+    return hasattr(value, "detach")
+
+
 def _copied(value: Any) -> Any:
     if value is None:
         return None
-    return value.detach().clone() if is_tensor(value) else np.array(value)
+    return value.detach().clone() if _is_tensor(value) else np.array(value)
 
 
 def _equal(one: Any, another: Any) -> bool:
     if one is another or one is None or another is None:
         return one is another
-    if is_tensor(one) and is_tensor(another):
+    if _is_tensor(one) and _is_tensor(another):
         import torch
 
         return one.device == another.device and torch.equal(one, another)
-    return not is_tensor(one) and not is_tensor(another) and np.array_equal(one, another)
+    return not _is_tensor(one) and not _is_tensor(another) and np.array_equal(one, another)
 
 
 def _each(values: Any, count: int, name: str) -> list[Any]:
