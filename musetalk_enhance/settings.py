@@ -304,6 +304,8 @@ class EnhancerSettings:
             object.__setattr__(self, option.name, checked(option, raw, option.name))
         if self.model_path is not None and self.model != "auto":
             raise ConfigError("model_path", self.model_path, f"not together with model: {self.model}; give one")
+        if self.landmarks != "embedded" and self.align == "none" and self.region != "mouth":
+            raise ConfigError("landmarks", self.landmarks, "embedded, unless align: ffhq or region: mouth needs any")
         if self.engine == "official":
             self._check_official()
         elif self.bg_upsampler is not None:

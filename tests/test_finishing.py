@@ -438,7 +438,6 @@ def test_the_official_engine_is_left_as_it_comes():
         ("region", "mouth", "mouth"),
         ("region", "LOWER", "lower"),
         ("align", "ffhq", "ffhq"),
-        ("landmarks", "yunet", "yunet"),
         ("stability", "0.5", 0.5),
         ("stability", "auto", "auto"),
         ("color_match", "false", False),
@@ -459,6 +458,12 @@ def test_options_come_from_flags_and_from_yaml(tmp_path, name, word, value):
     others = ("full", "none", "embedded", 0.75, True, False, "x")
     other = next(each for each in others if each != value and _fits(name, each))
     assert getattr(merge({name: other}, flags), name) == value, "flags win"
+
+
+def test_a_finder_of_landmarks_comes_with_what_needs_them():
+    words = ["--gfpgan_landmarks", "yunet", "--gfpgan_align", "ffhq"]
+    flags = given_flags(add_gfpgan_arguments(argparse.ArgumentParser()).parse_args(words))
+    assert merge(None, flags).landmarks == merge({"landmarks": "yunet", "region": "mouth"}).landmarks == "yunet"
 
 
 def _fits(name: str, value: object) -> bool:

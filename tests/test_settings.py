@@ -66,6 +66,7 @@ def test_every_option_has_a_flag_and_help():
         ({"arch": "cleen"}, ["gfpgan.arch", "'cleen'", "clean | bilinear", "Did you mean 'clean'?"]),
         ({"region": "mouht"}, ["gfpgan.region", "'mouht'", "allowed: full | lower | mouth", "mean 'mouth'"]),
         ({"stability": 2}, ["gfpgan.stability", "2", "allowed: auto | a number from 0 to 1"]),
+        ({"landmarks": "yunet"}, ["landmarks", "'yunet'", "align: ffhq or region: mouth"]),
         ({"guard": "maybe"}, ["gfpgan.guard", "'maybe'", "allowed: auto | true | false"]),
         ({"dtype": "int8"}, ["gfpgan.dtype", "'int8'", "fp32 | bf16 | fp16"]),
         ({"provider": "rocm"}, ["gfpgan.provider", "'rocm'", "cpu | cuda | tensorrt"]),

@@ -29,6 +29,8 @@ RECOVERY = 0.1
 """Strength is lowered at once, because the frame at hand must be right, and given back by this much a frame."""
 SURE = 0.8
 """The gauge must be this confident that it looks at a face, in both pictures."""
+LEAST_SIDE = 48
+"""Faces smaller than this, in pixels, show the gauge nothing: the guard leaves them alone."""
 SIDE = 64
 _SEEN = 128
 
@@ -83,6 +85,8 @@ def moved(gauge: FaceGauge, given: torch.Tensor, restored: torch.Tensor) -> torc
     """How far mouth, eyes and identity of each face have moved, in units of their limits; float32 (N, 3)."""
     import torch
 
+    if min(given.shape[2:]) < LEAST_SIDE:
+        return given.new_zeros(len(given), len(REASONS))
     pair = torch.cat([resize(given, (_SEEN, _SEEN)), resize(restored, (_SEEN, _SEEN))])
     seen, count = gauge.measure(pair), len(given)
     sure = (torch.minimum(seen.confidence[:count], seen.confidence[count:]) > SURE).float()

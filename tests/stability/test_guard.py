@@ -120,3 +120,10 @@ def test_the_order_of_a_batch_does_not_matter(gauge, soft):
     both = moved(gauge, soft[:4], soft[4:8])
     each = torch.cat([moved(gauge, soft[i : i + 1], soft[4 + i : 5 + i]) for i in range(4)])
     assert torch.allclose(both, each, atol=1e-3)
+
+
+def test_tiny_faces_are_left_alone(make_enhancer, soft):
+    tiny = torch.nn.functional.interpolate(soft[:3], size=(24, 24), mode="area")
+    enhancer = make_enhancer(lambda batch: batch + 0.02, **ONLY)
+    enhancer(to_frames(tiny))
+    assert not enhancer.stats.guarded and enhancer.stats.restored == 3

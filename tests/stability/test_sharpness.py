@@ -14,7 +14,7 @@ from tests.stability.conftest import to_faces, to_frames
 @pytest.fixture(scope="module")
 def crisp(take) -> torch.Tensor:
     """Smaller faces of the same take, with all the detail that their size can hold."""
-    return interpolate(take[:4], size=(96, 96), mode="area")
+    return interpolate(take[:4], size=(80, 80), mode="area")
 
 
 def test_soft_and_sharp_are_told_apart(soft, crisp):
@@ -55,7 +55,7 @@ def test_a_sharp_face_is_left_alone_bit_for_bit(make_enhancer, crisp, soft):
 
 def test_a_face_does_not_switch(make_enhancer, crisp):
     """One sharp frame among soft ones is restored nearly as they are."""
-    blurred = interpolate(interpolate(crisp[:1], size=(36, 36), mode="area"), size=(96, 96), mode="bicubic")
+    blurred = interpolate(interpolate(crisp[:1], size=(30, 30), mode="area"), size=(80, 80), mode="bicubic")
     frames = np.repeat(to_frames(blurred.clamp(0, 1)), 6, 0)
     frames[3] = to_frames(crisp[:1])[0]
     notes = []
