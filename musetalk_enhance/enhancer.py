@@ -15,7 +15,7 @@ from . import memory
 from .batching import BatchPlanner
 from .errors import EnhanceError, FrameError, NoFaceError, OutOfMemoryError, RestorerError
 from .finishing import Finisher, FrameNote, Stream, Work
-from .frames import FrameBatch, is_frame, is_tensor
+from .frames import FrameBatch, is_frame, is_tensor, same_bits
 from .hints import Hints
 from .imaging import resize_picture
 from .precision import without_autocast
@@ -683,7 +683,7 @@ class GFPGANEnhancer:
         before, at = self._last, 0
         for place, index in enumerate(chunk):
             if before is not None and before[1].shape == out[place].shape and batch.same(index, before[0]):
-                if self._told.alike(index, before[2], at):
+                if _alike(self._told, index, before[2], at):
                     out[place] = before[1]
                     self.stats.repeated += 1
             before, at = (batch.frames[index], out[place], self._told), index
@@ -742,6 +742,13 @@ class GFPGANEnhancer:
                 raise
             self._observers.remove(observer)
             logger.warning("an observer failed and is not called any more", exc_info=True)
+
+
+def _alike(hints: Hints, index: int, others: Hints, at: int) -> bool:
+    """Whether a host says the same of one frame as of another, but for its key."""
+    return same_bits(hints.landmarks[index], others.landmarks[at]) and same_bits(
+        hints.occlusion[index], others.occlusion[at]
+    )
 
 
 def _checked_form(restored: Any, count: int) -> torch.Tensor:

@@ -60,30 +60,11 @@ class Hints:
         """Those of one frame, as copies: a host may go on using its arrays."""
         return Hints([_copied(self.landmarks[index])], [_copied(self.occlusion[index])], [self.keys[index]])
 
-    def alike(self, index: int, other: Hints, at: int) -> bool:
-        """Whether landmarks and occlusion of frame `index` are those of frame `at` of `other`."""
-        mine, others = (self.landmarks[index], self.occlusion[index]), (other.landmarks[at], other.occlusion[at])
-        return all(_equal(one, another) for one, another in zip(mine, others, strict=True))
-
-
-def _is_tensor(value: Any) -> bool:
-    return hasattr(value, "detach")
-
 
 def _copied(value: Any) -> Any:
     if value is None:
         return None
-    return value.detach().clone() if _is_tensor(value) else np.array(value)
-
-
-def _equal(one: Any, another: Any) -> bool:
-    if one is another or one is None or another is None:
-        return one is another
-    if _is_tensor(one) and _is_tensor(another):
-        import torch
-
-        return one.device == another.device and torch.equal(one, another)
-    return not _is_tensor(one) and not _is_tensor(another) and np.array_equal(one, another)
+    return value.detach().clone() if hasattr(value, "detach") else np.array(value)
 
 
 def _each(values: Any, count: int, name: str) -> list[Any]:
