@@ -33,7 +33,7 @@ QUIET = 0.2 / 255
 REVIVED = 1.05
 """Mixing blurs; detail is given back the strength that the restorer gave it, by at most this factor."""
 _CELL = 4
-_EVEN = 1e-3
+_FLOOR = 1e-6  # of energies, so that nothing is divided by nothing
 
 
 @dataclass(frozen=True)
@@ -109,8 +109,7 @@ def _energy(values: torch.Tensor, coarse: tuple[int, int]) -> torch.Tensor:
 def _revival(
     wanted: torch.Tensor, mixed: torch.Tensor, coarse: tuple[int, int], size: tuple[int, int]
 ) -> torch.Tensor:
-    floor = (_EVEN) ** 2
-    factor = ((_energy(wanted, coarse) + floor) / (_energy(mixed, coarse) + floor)).sqrt().clamp(1, REVIVED)
+    factor = ((_energy(wanted, coarse) + _FLOOR) / (_energy(mixed, coarse) + _FLOOR)).sqrt().clamp(1, REVIVED)
     return resize(factor, size, enlarge="bilinear")
 
 
@@ -123,7 +122,7 @@ def _steered(held: Held, error: torch.Tensor, change: torch.Tensor, support: tor
     if support is not None:
         both *= resize((support > 0).float(), small)[:, 0]
     changes = MEMORY * held.changes + both.mean((1, 2, 3)) / error.shape[1]
-    ratio = ((changes[0] + _EVEN**2) / (changes[1] + _EVEN**2)).clamp(max=2)
+    ratio = ((changes[0] + _FLOOR) / (changes[1] + _FLOOR)).clamp(max=2)
     share = (held.share * (STEERING * (TARGET - ratio)).exp()).clamp(LOWEST_SHARE, HIGHEST_SHARE)
     return replace(held, share=share, changes=changes)
 
