@@ -7,6 +7,7 @@ import logging
 import threading
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from functools import cache
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
@@ -250,6 +251,18 @@ class GFPGANEnhancer:
             return torch_device("cpu")
         return self._restorer.device if self._restorer is not None and self.loaded else self._last_device
 
+    @property
+    def backend(self) -> tuple[str, str] | None:
+        """What executes the network and its arithmetic, as the options `backend` and `dtype` call them.
+
+        None where nothing is loaded, or where the restorer is more than a network (``engine: official``).
+        """
+        from .restorers.base import NetworkRestorer
+
+        if not self.loaded or not isinstance(self._restorer, NetworkRestorer):
+            return None
+        return self._restorer.backend.name, self._restorer.backend.dtype
+
     def memory_plan(self) -> dict[str, int | None]:
         """What the next batches are planned from.
 
@@ -273,7 +286,9 @@ class GFPGANEnhancer:
                 "measured": self._planner.costs.largest,
             }
 
-    def __call__(self, frames: Any, *, landmarks: Any = None, occlusion: Any = None, keys: Any = None) -> Any:
+    def __call__(
+        self, frames: Any, *, landmarks: Any = None, occlusion: Any = None, keys: Any = None, cuts: Any = None
+    ) -> Any:
         """Restore a batch of frames; see the class for what may be given and what comes back.
 
         Args:
@@ -284,6 +299,8 @@ class GFPGANEnhancer:
                 is never painted over.
             keys: of each frame, something hashable that names it, such as the place in a looping avatar: landmarks
                 that were found for a key are not looked for again.
+            cuts: of each frame, whether another scene begins with it: nothing of the frame before is used for it.
+                Cuts that can be seen are found without it; true for every frame makes each a still picture.
 
         Raises:
             FrameError: `frames` is no batch of frames at all; landmarks or keys are not what is said above, or
@@ -291,7 +308,7 @@ class GFPGANEnhancer:
                 covers it is bad, or the batch is empty.
             RestorerError: with ``on_error="raise"``, the network failed.
         """
-        return self._run(frames, self.settings.output_size, hints=(landmarks, occlusion, keys))
+        return self._run(frames, self.settings.output_size, hints=(landmarks, occlusion, keys, cuts))
 
     def observe(self, observer: Observer) -> None:
         """Have `observer` called with every frame from now on, in order.
@@ -438,7 +455,7 @@ class GFPGANEnhancer:
         frames: Any,
         output_size: str | int,
         settings: EnhancerSettings | None = None,
-        hints: tuple[Any, Any, Any] = (None, None, None),
+        hints: tuple[Any, Any, Any, Any] = (None, None, None, None),
     ) -> Any:
         """Restore `frames` to `output_size`; `settings` are those of this call where it has some of its own."""
         if not self.enabled:
@@ -504,7 +521,7 @@ class GFPGANEnhancer:
                     some = run[start : start + PLACES_AT_ONCE]
                     for index, points in zip(some, self._places(batch, some), strict=True):
                         landmarks[index] = points
-        self._hints = Hints(landmarks, self._told.occlusion, self._told.keys)
+        self._hints = replace(self._told, landmarks=landmarks)
 
     def _places(self, batch: FrameBatch, some: list[int]) -> list[Any]:
         """Landmarks of some frames; where they cannot be looked for, the host's own: frames are restored anyway."""
@@ -683,7 +700,7 @@ class GFPGANEnhancer:
         before, at = self._last, 0
         for place, index in enumerate(chunk):
             if before is not None and before[1].shape == out[place].shape and batch.same(index, before[0]):
-                if _alike(self._told, index, before[2], at):
+                if not self._told.cuts[index] and _alike(self._told, index, before[2], at):
                     out[place] = before[1]
                     self.stats.repeated += 1
             before, at = (batch.frames[index], out[place], self._told), index

@@ -241,7 +241,8 @@ class Finisher:
         settings, mask = self.settings, self._mask(work)
         base = resize(work.faces, work.size_hw)
         residual = self._residual(work, base).clamp_(-1, 1)  # more means nothing, and would stay in the stream
-        cuts = [motion is not None and motion.cut for motion in work.motions] or [False] * len(base)
+        seen = [motion is not None and motion.cut for motion in work.motions] or [False] * len(base)
+        cuts = [cut or told for cut, told in zip(seen, work.hints.cuts, strict=True)]
         if settings.color_match_on:
             from .stability.colour import without_tint
 
@@ -338,7 +339,8 @@ class Finisher:
         for index, motion in enumerate(work.motions):
             support = None if mask is None else mask[index % len(mask)][None]
             amount = self.settings.stability_amount
-            one, held = hold(residual[index : index + 1], motion, held, amount, support)
+            known = None if work.hints.cuts[index] else motion
+            one, held = hold(residual[index : index + 1], known, held, amount, support)
             done.append(one)
         return torch.cat(done), replace(stream, held=held, picture=work.pictures[-1])
 

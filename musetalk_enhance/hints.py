@@ -21,14 +21,18 @@ class Hints:
             of the mouth as seen in the picture.
         occlusion: (H, W), not 0 where something covers the face.
         keys: what the frame is called; landmarks found for a key are not looked for again.
+        cuts: whether another scene begins with the frame.
     """
 
     landmarks: list[NDArray[np.float32] | None]
     occlusion: list[Any]
     keys: list[Hashable | None]
+    cuts: list[bool]
 
     @classmethod
-    def of(cls, count: int, landmarks: Any = None, occlusion: Any = None, keys: Any = None) -> Hints:
+    def of(
+        cls, count: int, landmarks: Any = None, occlusion: Any = None, keys: Any = None, cuts: Any = None
+    ) -> Hints:
         """The hints of `count` frames.
 
         Args:
@@ -36,6 +40,7 @@ class Hints:
             landmarks: (N, 5, 2), or a sequence of (5, 2) and None.
             occlusion: (N, H, W), or a sequence of (H, W) and None.
             keys: a sequence of hashable things and None.
+            cuts: a sequence of true and false; None is false.
 
         Raises:
             FrameError: another number of entries than of frames, landmarks of another shape, or a key that cannot
@@ -46,6 +51,7 @@ class Hints:
             [None if each is None else _landmarks(each, index) for index, each in enumerate(points)],
             _each(occlusion, count, "occlusion"),
             [_key(each, index) for index, each in enumerate(_each(keys, count, "keys"))],
+            [bool(each) for each in _each(cuts, count, "cuts")],
         )
 
     def at(self, indices: Sequence[int]) -> Hints:
@@ -54,11 +60,13 @@ class Hints:
             [self.landmarks[index] for index in indices],
             [self.occlusion[index] for index in indices],
             [self.keys[index] for index in indices],
+            [self.cuts[index] for index in indices],
         )
 
     def own(self, index: int) -> Hints:
         """Those of one frame, as copies: a host may go on using its arrays."""
-        return Hints([_copied(self.landmarks[index])], [_copied(self.occlusion[index])], [self.keys[index]])
+        landmarks, occlusion = _copied(self.landmarks[index]), _copied(self.occlusion[index])
+        return Hints([landmarks], [occlusion], [self.keys[index]], [self.cuts[index]])
 
 
 def _copied(value: Any) -> Any:

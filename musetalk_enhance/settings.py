@@ -8,141 +8,18 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from .errors import ConfigError, suggest
+from . import schema
+from .errors import ConfigError
+from .schema import checked
 
 SECTION = "gfpgan"
 """Name of the YAML section and prefix of the flags."""
-
-_SIZE_UNITS = {"B": 1, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30, "KB": 10**3, "MB": 10**6, "GB": 10**9}
-
-Check = Callable[[Any], Any]
-"""Takes a raw value (also the text of a flag), returns the checked one, raises ValueError."""
-
-
-def _choice(*values: str) -> tuple[Check, str]:
-    folded = {value.lower(): value for value in values}
-
-    def check(raw: Any) -> str:
-        word = raw.lower() if isinstance(raw, str) else None
-        if word not in folded:
-            raise ValueError(suggest(raw, values) if isinstance(raw, str) else "")
-        return folded[word]
-
-    return check, " | ".join(values)
-
-
-def _number(low: float, high: float) -> tuple[Check, str]:
-    def check(raw: Any) -> float:
-        if isinstance(raw, bool) or not isinstance(raw, (int, float, str)):
-            raise ValueError
-        number = float(raw)
-        if not low <= number <= high:  # also refuses NaN
-            raise ValueError
-        return number
-
-    return check, f"a number from {low:g} to {high:g}"
-
-
-def _whole(low: int, high: int, *words: str) -> tuple[Check, str]:
-    def check(raw: Any) -> int | str:
-        if isinstance(raw, str) and raw.lower() in words:
-            return raw.lower()
-        if isinstance(raw, bool) or not isinstance(raw, (int, str)) or not low <= int(raw) <= high:
-            raise ValueError
-        return int(raw)
-
-    return check, " | ".join([*words, f"a whole number from {low} to {high}"])
-
-
-def _switch() -> tuple[Check, str]:
-    words = {"true": True, "yes": True, "on": True, "false": False, "no": False, "off": False}
-
-    def check(raw: Any) -> bool:
-        if isinstance(raw, str) and raw.lower() in words:
-            return words[raw.lower()]
-        if not isinstance(raw, bool):
-            raise ValueError
-        return raw
-
-    return check, "true | false"
-
-
-def _auto(check: tuple[Check, str]) -> tuple[Check, str]:
-    """`check`, or the word auto."""
-
-    def either(raw: Any) -> Any:
-        return "auto" if isinstance(raw, str) and raw.lower() == "auto" else check[0](raw)
-
-    return either, f"auto | {check[1]}"
-
-
-def _text(allowed: str, none: str | None = None) -> tuple[Check, str]:
-    """Text; null means `none`."""
-
-    def check(raw: Any) -> str | None:
-        if raw is None:
-            return none
-        if not isinstance(raw, (str, Path)) or not str(raw).strip():
-            raise ValueError
-        return str(raw)
-
-    return check, allowed
-
-
-def _device() -> tuple[Check, str]:
-    def check(raw: Any) -> str:
-        if raw is None:
-            return "auto"
-        word = str(raw).lower()  # a torch.device prints as "cuda:0"
-        if not re.fullmatch(r"auto|(cpu|mps)(:0)?|cuda(:[0-9]+)?", word):
-            raise ValueError
-        return word if word.startswith("cuda") else word.partition(":")[0]
-
-    return check, "auto | cpu | cuda | cuda:N | mps"
-
-
-def _memory() -> tuple[Check, str]:
-    def check(raw: Any) -> str | int | float:
-        if isinstance(raw, str):
-            text = raw.strip().upper()
-            if text == "AUTO":
-                return "auto"
-            digits = text.rstrip("KMGIB ")
-            unit = text[len(digits) :].strip()
-            if unit:
-                raw = int(float(digits) * _SIZE_UNITS.get(unit, 0))
-            else:
-                raw = float(digits) if "." in digits else int(digits)
-        if isinstance(raw, bool) or not isinstance(raw, (int, float)):
-            raise ValueError
-        if isinstance(raw, float) and not 0 < raw <= 1:
-            raise ValueError
-        if isinstance(raw, int) and raw < 2**20:
-            raise ValueError
-        return raw
-
-    return (
-        check,
-        'auto | bytes (1048576 at least) | a size such as "2GiB" | a share of what is free, over 0.0 up to 1.0',
-    )
-
-
-def _anything() -> tuple[Check, str]:
-    return (lambda raw: raw), "an object"
-
-
-def _option(default: Any, help: str, check: tuple[Check, str], *, flag: bool = True) -> Any:
-    return field(
-        default=default,
-        metadata={"help": help, "check": check[0], "allowed": check[1], "flag": flag},
-    )
 
 
 @dataclass(frozen=True)
@@ -153,149 +30,153 @@ class EnhancerSettings:
         ConfigError: a value is impossible, or two options contradict each other.
     """
 
-    enabled: bool = _option(False, "Restore the faces; without it the host runs as if we were not there.", _switch())
-    model: str = _option(
+    enabled: bool = schema.option(
+        False, "Restore the faces; without it the host runs as if we were not there.", schema.switch()
+    )
+    model: str = schema.option(
         "auto",
         "Which restorer: a name (`musetalk-enhance models` lists them) or the path of a checkpoint. "
         "auto: the best GFPGAN whose weight is in the cache, otherwise the embedded lite.",
-        _text("auto | the name of a restorer | the path of a .safetensors or .pth file", none="auto"),
+        schema.text("auto | the name of a restorer | the path of a .safetensors or .pth file", none="auto"),
     )
-    model_path: str | None = _option(
+    model_path: str | None = schema.option(
         None,
         "Path of a GFPGAN, RestoreFormer or CodeFormer checkpoint; its network is told by arch.",
-        _text("a path"),
+        schema.text("a path"),
     )
-    upscale: float = _option(
+    upscale: float = schema.option(
         2.0,
         "Size of the faces that enhance_face and its kin return, as a multiple of the input's "
         "(and of enhancer(frames) with output_size: upscale).",
-        _number(0.25, 8),
+        schema.number(0.25, 8),
     )
-    arch: str = _option(
+    arch: str = schema.option(
         "clean",
         "Network of the checkpoint at model_path.",
-        _choice("clean", "bilinear", "original", "RestoreFormer", "CodeFormer"),
+        schema.choice("clean", "bilinear", "original", "RestoreFormer", "CodeFormer"),
     )
-    channel_multiplier: int = _option(
-        2, "Width of the StyleGAN2 decoder of the checkpoint at model_path.", _whole(1, 2)
+    channel_multiplier: int = schema.option(
+        2, "Width of the StyleGAN2 decoder of the checkpoint at model_path.", schema.whole(1, 2)
     )
-    bg_upsampler: Any = _option(
-        None, "Background upsampler handed to GFPGANer; engine: official only.", _anything(), flag=False
+    bg_upsampler: Any = schema.option(
+        None, "Background upsampler handed to GFPGANer; engine: official only.", schema.anything(), flag=False
     )
-    device: str = _option("auto", "Where the network runs.", _device())
-    engine: str = _option(
+    device: str = schema.option("auto", "Where the network runs.", schema.device())
+    engine: str = schema.option(
         "native",
         "native: our batched run with fixed noise. official: gfpgan.GFPGANer, face by face, as it comes.",
-        _choice("native", "official"),
+        schema.choice("native", "official"),
     )
-    backend: str = _option(
+    backend: str = schema.option(
         "auto",
         "What executes the network. auto: measured once per machine and model, then remembered.",
-        _choice("auto", "torch", "onnx", "openvino", "ncnn"),
+        schema.choice("auto", "torch", "onnx", "openvino", "ncnn"),
     )
-    dtype: str = _option(
+    dtype: str = schema.option(
         "auto",
         "Arithmetic of the network. bf16 and fp16 are checked against fp32 on the first face and given up where "
         "they fail. auto: the fastest that passes.",
-        _choice("auto", "fp32", "bf16", "fp16"),
+        schema.choice("auto", "fp32", "bf16", "fp16"),
     )
-    provider: str = _option(
+    provider: str = schema.option(
         "auto",
         "Execution provider of backend: onnx. auto: cuda on a GPU, cpu elsewhere.",
-        _choice("auto", "cpu", "cuda", "tensorrt"),
+        schema.choice("auto", "cpu", "cuda", "tensorrt"),
     )
-    allow_cpu: bool = _option(
-        False, "Run on the CPU, with a warning, where the device or provider asked for is not there.", _switch()
+    allow_cpu: bool = schema.option(
+        False, "Run on the CPU, with a warning, where the device or provider asked for is not there.", schema.switch()
     )
-    color: str = _option("bgr", "Channel order of the frames, in and out.", _choice("bgr", "rgb"))
-    value_range: str = _option(
+    color: str = schema.option("bgr", "Channel order of the frames, in and out.", schema.choice("bgr", "rgb"))
+    value_range: str = schema.option(
         "auto",
         "Value range of float frames, in and out (uint8 is always 0..255). auto: told from the first frames.",
-        _choice("auto", "0..1", "0..255", "-1..1"),
+        schema.choice("auto", "0..1", "0..255", "-1..1"),
     )
-    output_size: str | int = _option(
+    output_size: str | int = schema.option(
         "same",
         "Side of the faces handed back: same as the input, native (what the network made), upscale "
         "(upscale times the input), or a number of pixels.",
-        _whole(16, 4096, "same", "native", "upscale"),
+        schema.whole(16, 4096, "same", "native", "upscale"),
     )
-    strength: float = _option(1.0, "Blend of the restored face over the input; 0 changes nothing.", _number(0, 1))
-    fidelity: float = _option(
+    strength: float = schema.option(
+        1.0, "Blend of the restored face over the input; 0 changes nothing.", schema.number(0, 1)
+    )
+    fidelity: float = schema.option(
         0.5,
         "CodeFormer's w: 0 paints the best face, 1 keeps closest to the input. Other models have no such thing.",
-        _number(0, 1),
+        schema.number(0, 1),
     )
-    region: str = _option(
+    region: str = schema.option(
         "full",
         "Which part of the face may change. lower: from just above the centre of the frame down, which is all "
         "that MuseTalk keeps; rows that cannot reach it are not computed. mouth: lips and chin only. The edge is "
         "soft; outside the host's pixels come back bit for bit.",
-        _choice("full", "lower", "mouth"),
+        schema.choice("full", "lower", "mouth"),
     )
-    align: str = _option(
+    align: str = schema.option(
         "none",
         "none: the network sees the host's crop as it is. ffhq: the face is turned and scaled as in the pictures "
         "that GFPGAN and CodeFormer were trained on, and back, by its landmarks.",
-        _choice("none", "ffhq"),
+        schema.choice("none", "ffhq"),
     )
-    landmarks: str = _option(
+    landmarks: str = schema.option(
         "embedded",
         "Who finds the landmarks for align: ffhq and region: mouth where the host gives none. embedded: the small "
         "network that the guard uses. yunet: OpenCV's detector, whose weight must be in the cache.",
-        _choice("embedded", "yunet"),
+        schema.choice("embedded", "yunet"),
     )
-    stability: str | float = _option(
+    stability: str | float = schema.option(
         "auto",
         "How firmly restored detail is held still where the host's picture is still; 0 leaves every frame to "
         "itself. auto: 1 with engine: native, 0 with official.",
-        _auto(_number(0, 1)),
+        schema.auto(schema.number(0, 1)),
     )
-    color_match: str | bool = _option(
+    color_match: str | bool = schema.option(
         "auto",
         "Lock the low frequencies of the restored face to the input's: no tint, no step at the seam. auto: true "
         "with engine: native, false with official.",
-        _auto(_switch()),
+        schema.auto(schema.switch()),
     )
-    guard: str | bool = _option(
+    guard: str | bool = schema.option(
         "auto",
         "Lower the strength of a frame whose mouth, eyes or coarse structure the restorer has moved. auto: true "
         "with engine: native, false with official.",
-        _auto(_switch()),
+        schema.auto(schema.switch()),
     )
-    sharpness_gate: str | bool = _option(
+    sharpness_gate: str | bool = schema.option(
         "auto",
         "Leave a face alone that is as sharp as a photograph already. auto: true with engine: native, false with "
         "official.",
-        _auto(_switch()),
+        schema.auto(schema.switch()),
     )
-    occluder: str | None = _option(
+    occluder: str | None = schema.option(
         None,
         "Path of an ONNX file that finds what covers a face (dfl_xseg.onnx); it is never painted over.",
-        _text("a path"),
+        schema.text("a path"),
     )
-    mode: str = _option(
+    mode: str = schema.option(
         "batch",
         "batch: throughput. memory: the batch is planned for memory_budget and halved when memory runs out.",
-        _choice("batch", "memory"),
+        schema.choice("batch", "memory"),
     )
-    batch_size: str | int = _option("auto", "Faces in one run of the network.", _whole(1, 1024, "auto"))
-    memory_budget: str | int | float = _option(
+    batch_size: str | int = schema.option("auto", "Faces in one run of the network.", schema.whole(1, 1024, "auto"))
+    memory_budget: str | int | float = schema.option(
         "auto",
         "Memory that restoring may take in mode: memory, beyond the loaded network; kept by measuring. "
         "auto: half of what is free.",
-        _memory(),
+        schema.memory(),
     )
-    cpu_fallback: bool = _option(
-        True, "In mode: memory, finish on the CPU when not even one face fits on the GPU.", _switch()
+    cpu_fallback: bool = schema.option(
+        True, "In mode: memory, finish on the CPU when not even one face fits on the GPU.", schema.switch()
     )
-    on_error: str = _option(
+    on_error: str = schema.option(
         "passthrough",
         "A bad frame: passthrough hands it back as it came, counted; raise stops with a typed error.",
-        _choice("passthrough", "raise"),
+        schema.choice("passthrough", "raise"),
     )
-    download: bool = _option(False, "Fetch a missing weight when the model is loaded.", _switch())
-    trust_unpinned: bool = _option(
-        False, "Open a .pth file that is not in the table of published weights.", _switch()
+    download: bool = schema.option(False, "Fetch a missing weight when the model is loaded.", schema.switch())
+    trust_unpinned: bool = schema.option(
+        False, "Open a .pth file that is not in the table of published weights.", schema.switch()
     )
 
     def __post_init__(self) -> None:
@@ -357,22 +238,6 @@ class EnhancerSettings:
 def options() -> tuple[dataclasses.Field[Any], ...]:
     """The options as dataclass fields, with ``help``, ``check``, ``allowed`` and ``flag`` in their metadata."""
     return dataclasses.fields(EnhancerSettings)
-
-
-def checked(option: dataclasses.Field[Any], raw: Any, key: str) -> Any:
-    """The checked value of `raw` for `option`.
-
-    Raises:
-        ConfigError: naming `key`, as the user wrote it.
-    """
-    if type(raw).__module__ == "numpy" and getattr(raw, "shape", None) == ():
-        raw = raw.item()  # a number of numpy's is a number
-    try:
-        return option.metadata["check"](raw)
-    except (ValueError, TypeError, OverflowError) as error:
-        hint = str(error) if isinstance(error, ValueError) else ""
-        hint = f" {hint.strip()}" if "mean" in hint else ""
-        raise ConfigError(key, raw, option.metadata["allowed"], hint) from None
 
 
 def flag_of(name: str) -> str:

@@ -120,3 +120,13 @@ def test_those_of_some_frames():
     hints = Hints.of(3, POINTS, [None, 1, 2], "a b c".split()).at([2, 0])
     assert np.array_equal(hints.landmarks, POINTS[[2, 0]])
     assert (hints.occlusion, hints.keys) == ([2, None], ["c", "a"])
+
+
+def test_cuts_are_false_where_nothing_is_said():
+    assert Hints.of(2).cuts == [False, False]
+    assert Hints.of(3, cuts=np.array([1, 0, 1])).cuts == [True, False, True]
+    hints = Hints.of(3, cuts=[True, None, torch.tensor(True)])
+    assert hints.cuts == [True, False, True]
+    assert hints.at([1, 2]).cuts == [False, True] and hints.own(0).cuts == [True]
+    with pytest.raises(FrameError, match="2 entries in cuts"):
+        Hints.of(3, cuts=[True, False])

@@ -13,7 +13,8 @@ from tests.conftest import ROOT
 PACKAGE = ROOT / "musetalk_enhance"
 LAYERS = [
     {"_version", "errors"},
-    {"registry", "settings", "frames", "imaging", "stats", "memory", "media", "metrics", "precision", "hints"},
+    {"registry", "schema"},
+    {"settings", "frames", "imaging", "stats", "memory", "media", "metrics", "precision", "hints"},
     {"costs"},
     {"weights"},
     {"backends"},
@@ -24,6 +25,7 @@ LAYERS = [
     {"finishing"},
     {"batching"},
     {"enhancer"},
+    {"picture_restorer"},
     {"hosts", "jobs", "service"},
     {"bench", "report"},
     {"cli"},

@@ -56,7 +56,9 @@ class PlaceFinder:
         height, width = faces.shape[2:]
         unit = np.array([width, height]) / UNITS
         steady = []
-        for points, key in zip(self._measured(faces, hints), hints.keys, strict=True):
+        for points, key, cut in zip(self._measured(faces, hints), hints.keys, hints.cuts, strict=True):
+            if cut:
+                self._track.reset(keep_cache=True)
             here = self._track.update(landmarks=None if points is None else points / unit, key=key)
             steady.append(None if here is None else (here * unit).astype(np.float32))
         return steady

@@ -1,0 +1,272 @@
+"""`PictureRestorer`: whole pictures in, the same pictures out, every face in them restored.
+
+Faces are found, cut out on the FFHQ template, restored together whatever picture they come from, and laid back.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .errors import ConfigError, EnhanceError, FrameError
+from .faces.detect import Face, FaceDetector, WholePicture
+from .faces.pasting import FaceCut, Paste, cut_face, paste_faces
+from .finishing import FrameNote
+
+if TYPE_CHECKING:
+    import torch
+
+    from .enhancer import GFPGANEnhancer
+
+Image = NDArray[np.uint8]
+
+RESTORED, TOO_SMALL, NOT_CENTER = "restored", "too small", "not the center face"
+FACES_AT_ONCE = 32
+"""Most faces handed to the enhancer in one call; how many of them run at once is its own affair."""
+
+
+class Parser(Protocol):
+    """Says which part of an aligned face is face; see `faces.parsing.FaceParser`."""
+
+    def mask(self, faces_rgb: torch.Tensor) -> torch.Tensor:
+        """float32 (n, 3, 512, 512), RGB, 0..1 to float32 (n, 1, 512, 512), 0..1."""
+
+
+class Background(Protocol):
+    """Enlarges a picture; see `upsampling.BackgroundUpsampler`."""
+
+    def enlarge(self, picture_bgr: Image, scale: float) -> Image:
+        """BGR uint8 (H, W, 3) to (round(H * scale), round(W * scale), 3)."""
+
+
+@dataclass(frozen=True)
+class FaceNote:
+    """What became of one face.
+
+    Attributes:
+        box_xyxy: left, top, right, bottom in pixels of the picture that came, to a tenth.
+        score: how sure the detector was, 0..1.
+        state: ``"restored"``, ``"too small"``, ``"not the center face"``, or why it was left as it came.
+        strength: how much of the restored face it got, 0..1.
+    """
+
+    box_xyxy: tuple[float, float, float, float]
+    score: float
+    state: str = RESTORED
+    strength: float = 0.0
+
+    def as_dict(self) -> dict[str, Any]:
+        """As plain values, ready for JSON."""
+        return {
+            "box_xyxy": list(self.box_xyxy),
+            "score": self.score,
+            "state": self.state,
+            "strength": self.strength,
+        }
+
+
+@dataclass(frozen=True, eq=False)
+class RestoredPicture:
+    """One picture.
+
+    Attributes:
+        bgr: BGR uint8 (round(H * upscale), round(W * upscale), 3).
+        faces: what became of each face, the largest first.
+        error: why the picture was left as it came, None where all is well.
+    """
+
+    bgr: Image
+    faces: tuple[FaceNote, ...] = ()
+    error: str | None = None
+
+    @property
+    def restored(self) -> int:
+        """Faces that were restored."""
+        return sum(face.state == RESTORED for face in self.faces)
+
+
+@dataclass
+class _Item:
+    """A picture on its way."""
+
+    picture: Image
+    faces: list[Face] = field(default_factory=list)
+    notes: list[FaceNote] = field(default_factory=list)
+    cuts: dict[int, FaceCut] = field(default_factory=dict)
+    pastes: dict[int, Paste] = field(default_factory=dict)
+    error: str | None = None
+
+
+class PictureRestorer:
+    """Restores the faces of pictures with a given enhancer and detector.
+
+    Each picture is one of its own: nothing of another has any part in it, and with the same faces in the same order
+    the same bits come out.
+
+    Args:
+        enhancer: restores faces; its settings must leave the frames' size alone (``output_size="same"``), or be
+            ``"upscale"`` with a `WholePicture` detector. It is used for nothing else meanwhile.
+        detector: finds the faces; `WholePicture` takes each picture as one face crop, neither cut nor pasted.
+        upscale: how much larger pictures are handed back.
+        min_face: a face whose box has no side of as many pixels is left alone.
+        only_center_face: restore only the face nearest to the middle.
+        parser: limits what is pasted to the face itself; None: the whole template, fading at its border.
+        background: enlarges, or restores at one to one, what is around the faces; None: plain interpolation.
+
+    Raises:
+        ConfigError: a value is impossible, or the enhancer's `output_size` does not fit.
+    """
+
+    def __init__(
+        self,
+        enhancer: GFPGANEnhancer,
+        detector: FaceDetector,
+        *,
+        upscale: float = 1,
+        min_face: float = 0,
+        only_center_face: bool = False,
+        parser: Parser | None = None,
+        background: Background | None = None,
+    ) -> None:
+        self._whole = isinstance(detector, WholePicture)
+        settings = enhancer.settings
+        wanted = "upscale" if self._whole else "same"
+        if settings.output_size != wanted or (self._whole and settings.upscale != upscale):
+            allowed = f"{wanted}{f' with upscale {upscale}' if self._whole else ''} for this detector"
+            raise ConfigError("output_size", settings.output_size, allowed)
+        if not upscale >= 1:
+            raise ConfigError("upscale", upscale, "1 or more")
+        if min_face < 0:
+            raise ConfigError("min_face", min_face, "0 or more pixels")
+        self._enhancer, self._detector, self._upscale = enhancer, detector, upscale
+        self._min_face, self._only_center_face = min_face, only_center_face
+        self._parser, self._background = parser, background
+        self._seen: list[FrameNote | str] = []
+        enhancer.observe(lambda before, after, note: self._seen.append(note))
+
+    def restore(self, pictures_bgr: Sequence[Image]) -> list[RestoredPicture]:
+        """Restore the faces of some pictures.
+
+        Args:
+            pictures_bgr: BGR uint8 (H, W, 3), of any sizes; not changed.
+
+        Returns:
+            As many pictures in the same order. One in which no face is found comes back as it is, enlarged.
+
+        Raises:
+            EnhanceError: only with ``on_error="raise"`` in the enhancer's settings: what would otherwise stand in
+                `RestoredPicture.error` or in a `FaceNote`.
+        """
+        if self._whole:
+            return self._restore_whole(pictures_bgr)
+        items = [_Item(picture) for picture in pictures_bgr]
+        for item in items:
+            self._find(item)
+        order = [(item, index) for item in items for index in item.cuts]
+        for start in range(0, len(order), FACES_AT_ONCE):
+            self._restore_faces(order[start : start + FACES_AT_ONCE])
+        return [self._close(item) for item in items]
+
+    def _restore_whole(self, pictures_bgr: Sequence[Image]) -> list[RestoredPicture]:
+        made, notes = self._enhanced(list(pictures_bgr))
+        found = []
+        for before, after, note in zip(pictures_bgr, made, notes, strict=True):
+            size = float(before.shape[1]), float(before.shape[0])
+            face = _judged(FaceNote((0.0, 0.0, *size), 1.0), note)
+            found.append(RestoredPicture(after, (face,)))
+        return found
+
+    def _enhanced(self, frames: Any) -> tuple[Any, list[FrameNote | str]]:
+        """Frames through the enhancer, each for itself, and what it says of each."""
+        self._seen.clear()
+        self._enhancer.reset()
+        out = self._enhancer(frames, cuts=[True] * len(frames))
+        return out, list(self._seen)
+
+    def _find(self, item: _Item) -> None:
+        """Detect, choose and cut out."""
+        try:
+            item.faces = self._detector.detect(item.picture)
+        except EnhanceError as error:
+            if self._enhancer.settings.on_error == "raise":
+                raise
+            item.error = str(error)
+            return
+        height, width = item.picture.shape[:2]
+        center = _center_face(item.faces, width, height) if self._only_center_face else None
+        for index, face in enumerate(item.faces):
+            x1, y1, x2, y2 = (round(float(side), 1) for side in face.box_xyxy)
+            note = FaceNote((x1, y1, x2, y2), round(face.score, 4))
+            if max(face.size_wh) < self._min_face:
+                note = replace(note, state=TOO_SMALL)
+            elif center is not None and index != center:
+                note = replace(note, state=NOT_CENTER)
+            else:
+                note = self._cut(item, index, note)
+            item.notes.append(note)
+
+    def _cut(self, item: _Item, index: int, note: FaceNote) -> FaceNote:
+        try:
+            item.cuts[index] = cut_face(item.picture, item.faces[index].landmarks)
+        except FrameError as error:
+            if self._enhancer.settings.on_error == "raise":
+                raise
+            return replace(note, state=f"cannot be aligned: {error.reason}")
+        return note
+
+    def _restore_faces(self, some: list[tuple[_Item, int]]) -> None:
+        """Restore faces that were cut out, of several pictures together."""
+        made, notes = self._enhanced(np.stack([item.cuts[index].aligned for item, index in some]))
+        masks = [None] * len(some) if self._parser is None else self._masks(made)
+        for (item, index), face, note, mask in zip(some, made, notes, masks, strict=True):
+            item.notes[index] = _judged(item.notes[index], note)
+            if item.notes[index].state == RESTORED:
+                item.pastes[index] = Paste(item.cuts[index], face, mask)
+
+    def _masks(self, faces_bgr: Image) -> list[Any]:
+        import torch
+
+        assert self._parser is not None
+        masks = []
+        for face in faces_bgr:  # one by one: a mask must not depend on its neighbours
+            rgb = torch.from_numpy(np.ascontiguousarray(face[..., ::-1])).permute(2, 0, 1)[None].float() / 255
+            masks.append(self._parser.mask(rgb)[0, 0].cpu().numpy())
+        return masks
+
+    def _close(self, item: _Item) -> RestoredPicture:
+        canvas, replaced = self._canvas(item)
+        pastes = [item.pastes[index] for index in sorted(item.pastes)]
+        paste_faces(canvas, pastes, replace=replaced)
+        return RestoredPicture(canvas, tuple(item.notes), item.error)
+
+    def _canvas(self, item: _Item) -> tuple[Image, bool]:
+        """What the faces are laid on, the caller's own, and whether it was restored itself."""
+        import cv2
+
+        if self._background is not None:
+            return np.ascontiguousarray(self._background.enlarge(item.picture, self._upscale)), True
+        if self._upscale == 1:
+            return np.array(item.picture, np.uint8, order="C"), False
+        height, width = (max(1, round(side * self._upscale)) for side in item.picture.shape[:2])
+        large = cv2.resize(item.picture, (width, height), interpolation=cv2.INTER_LANCZOS4)
+        return np.asarray(large, np.uint8), False
+
+
+def _judged(note: FaceNote, said: FrameNote | str) -> FaceNote:
+    if isinstance(said, str):
+        return replace(note, state=f"handed back: {said}")
+    return replace(note, strength=round(said.strength, 4))
+
+
+def _center_face(faces: Sequence[Face], width: int, height: int) -> int | None:
+    """The face whose box has its middle nearest to the picture's."""
+
+    def apart(index: int) -> float:
+        x1, y1, x2, y2 = faces[index].box_xyxy
+        return float(np.hypot((x1 + x2 - width) / 2, (y1 + y2 - height) / 2))
+
+    return min(range(len(faces)), key=apart, default=None)
