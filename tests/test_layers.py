@@ -13,7 +13,20 @@ from tests.conftest import ROOT
 PACKAGE = ROOT / "musetalk_enhance"
 LAYERS = [
     {"_version", "errors"},
-    {"registry", "settings", "frames", "imaging", "stats", "memory", "media", "metrics", "precision", "hints"},
+    {
+        "registry",
+        "settings",
+        "frames",
+        "imaging",
+        "stats",
+        "memory",
+        "media",
+        "metrics",
+        "precision",
+        "hints",
+        "pictures",
+        "sheets",
+    },
     {"costs"},
     {"weights"},
     {"backends"},
