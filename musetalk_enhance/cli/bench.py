@@ -112,7 +112,8 @@ def plan_of(args: argparse.Namespace) -> Any:
 def _bytes(text: str | None) -> int | None:
     if text is None:
         return None
-    from ..settings import checked, options
+    from ..schema import checked
+    from ..settings import options
 
     option = next(option for option in options() if option.name == "memory_budget")
     value = checked(option, text, "--loaded")

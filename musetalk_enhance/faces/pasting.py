@@ -132,7 +132,7 @@ def coverage(side: int, mask: Mask | None = None) -> Mask:
     border. `mask`, (M, M), limits it."""
     import cv2
 
-    ramp = _ramp(side)
+    ramp: Mask = _ramp(side)
     if mask is None:
         return ramp
     if mask.shape != ramp.shape:
@@ -192,7 +192,8 @@ def _thinned(source: Any, way: NDArray[np.float64]) -> tuple[Any, NDArray[np.flo
     if density <= 1 or size_wh == (width, height):
         return source, way
     factors = np.array([[size_wh[0] / width], [size_wh[1] / height]])
-    return cv2.resize(source, size_wh, interpolation=cv2.INTER_AREA), way * factors
+    thinned: NDArray[np.float64] = way * factors
+    return cv2.resize(source, size_wh, interpolation=cv2.INTER_AREA), thinned
 
 
 def _of_indices(way: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -214,7 +215,7 @@ def _bounds(to_picture: NDArray[np.float64], picture_hw: tuple[int, int], margin
 
 
 def _scale(canvas_bgr: Image, cut: FaceCut) -> float:
-    scale = canvas_bgr.shape[1] / cut.picture_hw[1]
+    scale = float(canvas_bgr.shape[1] / cut.picture_hw[1])
     wanted = tuple(round(side * scale) for side in cut.picture_hw)
     if canvas_bgr.shape[:2] != wanted:
         raise FrameError("size", f"a canvas of {canvas_bgr.shape[:2]}", f"{cut.picture_hw} enlarged as a whole")
@@ -245,7 +246,7 @@ def _ramp(side: int) -> Mask:
     place = (np.arange(side) + 0.5) * (TEMPLATE_SIDE / side)
     inside = np.minimum(place, TEMPLATE_SIDE - place)
     share = np.clip(np.minimum.outer(inside, inside) / FEATHER, 0, 1)
-    ramp = (share * share * (3 - 2 * share)).astype(np.float32)
+    ramp: Mask = (share * share * (3 - 2 * share)).astype(np.float32)
     ramp.setflags(write=False)
     return ramp
 

@@ -1,0 +1,9 @@
+"""Whole folders and videos: restored in units, resumable, here or on a cluster."""
+
+from __future__ import annotations
+
+from .images import ImagesResult, restore_images
+from .local import LocalEngine
+from .options import FaceSettings, ImageSettings
+
+__all__ = ["FaceSettings", "ImageSettings", "ImagesResult", "LocalEngine", "restore_images"]

@@ -1,0 +1,199 @@
+"""`restore_images`: the faces of a folder of pictures, resumable, on one machine or many."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ..errors import EnhanceError
+from . import folder as folders
+from .local import LocalEngine
+from .manifest import Manifest, State, Unit, discard, file_digest, locked, outputs_there, write_json
+from .models import Facts
+from .options import ImageSettings
+from .stages import OpenMaker, PictureMaker, ReadUnit, WriteUnit
+from .stats import image_stats
+from .work import Engine, Work
+
+logger = logging.getLogger("musetalk_enhance")
+
+STATS = "restoration_stats.json"
+Progress = Callable[[int, int], None]
+"""Called with how many pictures are done, and how many there are."""
+
+
+@dataclass(frozen=True)
+class ImagesResult:
+    """What a run over a folder came to.
+
+    Attributes:
+        output: the output folder.
+        stats: what stands in ``restoration_stats.json``.
+        seconds: that this run took.
+        resumed: pictures that an earlier run had finished.
+    """
+
+    output: Path
+    stats: dict[str, Any]
+    seconds: float
+    resumed: int
+
+    @property
+    def errors(self) -> int:
+        """Pictures that could not be read or restored."""
+        return int(self.stats["pictures"]["unreadable"] + self.stats["pictures"]["failed"])
+
+
+def restore_images(
+    source: str | Path,
+    output: str | Path,
+    settings: ImageSettings | None = None,
+    *,
+    engine: Engine | None = None,
+    pictures: Sequence[str] | None = None,
+    progress: Progress | None = None,
+) -> ImagesResult:
+    """Restore the faces of every picture below a folder.
+
+    Written below `output`: ``restored/`` (names and sub-folders kept), ``comparisons/`` where asked for, and
+    ``restoration_stats.json``. A run that was stopped in any way goes on where it was, to the same bytes.
+
+    Args:
+        source: the folder, or one picture.
+        output: the output folder; made where it is missing.
+        settings: None takes the defaults.
+        engine: where the work is done; None: here.
+        pictures: restore only these, as `folder.list_pictures` names them.
+        progress: told how far the work is.
+
+    Raises:
+        ConfigError: no picture is found, or an option is impossible.
+        MediaError: the input folder is missing, or the output cannot be written.
+        WeightError, MissingDependencyError: a network cannot be loaded.
+    """
+    settings, source, output = settings or ImageSettings(), Path(source), Path(output)
+    start = time.perf_counter()
+    listed = list(pictures) if pictures is not None else folders.list_pictures(source, skip=[output])
+    root = folders.root_of(source)
+    with locked(output):
+        before = Manifest.found(output)
+        maker, facts = _opened(settings, before, engine)
+        try:
+            plan = _planned(before, output, root, listed, settings, facts)
+            gpu = facts.device != "cpu"
+            write = WriteUnit(output, settings, plan.names)
+            work = Work(plan.todo, ReadUnit(root), OpenMaker(settings, facts), write, gpu, facts.threads)
+            count = _Counted(progress, len(listed), plan.valid)
+            resumed = count.done
+            (LocalEngine(maker) if engine is None else engine).run(work, count)
+        finally:
+            if maker is not None:
+                maker.close()
+        stats = image_stats(settings, facts, count.states, listed)
+        write_json(output / STATS, stats)
+        return ImagesResult(output, stats, time.perf_counter() - start, resumed)
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """What is left to do, and what is done."""
+
+    names: dict[str, folders.Names]
+    todo: list[Unit]
+    valid: list[State]
+
+
+class _Counted:
+    """Keeps the states and says how far the work is."""
+
+    def __init__(self, progress: Progress | None, total: int, states: Sequence[State]) -> None:
+        self.states: list[State] = []
+        self.done = 0
+        self._progress, self._total = None, total
+        for state in states:
+            self(state)
+        self._progress = progress
+        self._tell()
+
+    def __call__(self, state: State) -> None:
+        self.states.append(state)
+        self.done += len(state["items"])
+        self._tell()
+
+    def _tell(self) -> None:
+        if self._progress is not None:
+            self._progress(min(self.done, self._total), self._total)
+
+
+def _opened(
+    settings: ImageSettings, before: Manifest | None, engine: Engine | None
+) -> tuple[PictureMaker | None, Facts]:
+    """The networks, for work in this process, and what runs; elsewhere a worker is asked what runs."""
+    pinned = Facts.of(before.facts) if before is not None else None
+    if engine is not None and not isinstance(engine, LocalEngine):
+        return None, engine.facts(OpenMaker(settings, pinned))  # type: ignore[attr-defined]
+    try:
+        maker = OpenMaker(settings, pinned)()
+    except EnhanceError:
+        if pinned is None:
+            raise
+        maker = OpenMaker(settings)()  # what ran then is not to be had any more
+    return maker, maker.opened.facts
+
+
+def _planned(
+    before: Manifest | None, output: Path, root: Path, listed: Sequence[str], settings: ImageSettings, facts: Facts
+) -> _Plan:
+    """Go on with what was begun, or begin: the manifest is written, and what must be done again is taken away."""
+    manifest = _manifest(before, output, settings, facts)
+    known = {name for unit in manifest.units for name in unit["items"]}
+    names = folders.names_of(sorted({*listed, *known}), settings.format)
+    folders.check_apart(root, output, names)
+    new = [name for name in listed if name not in known]
+    first = 1 + max((unit["id"] for unit in manifest.units), default=-1)
+    for index, items in enumerate(folders.in_units(root, new, settings.upscale)):
+        manifest.units.append({"id": first + index, "items": items})
+    manifest.write()
+    there = set(listed)
+    valid, todo = [], []
+    for unit in manifest.units:
+        if not there & set(unit["items"]):
+            continue
+        state = manifest.state(unit)
+        if state is not None and _is_valid(output, root, state, there, names, settings):
+            valid.append(state)
+        else:
+            discard(output, state)
+            todo.append(unit)
+    return _Plan(names, todo, valid)
+
+
+def _manifest(before: Manifest | None, output: Path, settings: ImageSettings, facts: Facts) -> Manifest:
+    decisive = settings.decisive() | facts.decisive()
+    if before is not None and before.settings != decisive:
+        changed = "; ".join(before.differences(decisive))
+        logger.warning("other settings than in the last run (%s): starting afresh", changed)
+        before.forget()
+        before = None
+    return before or Manifest(output, decisive, facts.as_dict())
+
+
+def _is_valid(
+    output: Path, root: Path, state: State, there: set[str], names: dict[str, folders.Names], settings: ImageSettings
+) -> bool:
+    """Whether every input still is what it was, and every result is in its place and called as it would be now."""
+    for item in state["items"]:
+        if item["name"] not in there:
+            continue
+        sha256 = item["input_sha256"]
+        if sha256 is None or file_digest(root / item["name"]) != sha256:
+            return False
+        mine = names[item["name"]]
+        wanted = {mine.restored, mine.comparison} if settings.save_comparison else {mine.restored}
+        if item["outputs"] and set(item["outputs"]) != wanted:
+            return False
+    return outputs_there(output, state)

@@ -1,0 +1,66 @@
+"""The work on this machine, in this process: while one unit is restored, the next is read and the last written."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any
+
+from .work import Done, Maker, Work
+
+AHEAD = 1
+"""Units that are read before they are wanted; as many may wait to be written."""
+
+
+class LocalEngine:
+    """Runs the work here.
+
+    Args:
+        maker: networks that are loaded already; None loads them when the work begins.
+    """
+
+    def __init__(self, maker: Maker | None = None) -> None:
+        self._maker = maker
+
+    def run(self, work: Work, done: Done) -> None:
+        """See `Engine.run`. Networks that it loaded are given back."""
+        if not work.units:
+            return
+        maker = self._maker or work.open_maker()
+        try:
+            with ThreadPoolExecutor(1, "read") as readers, ThreadPoolExecutor(1, "write") as writers:
+                self._run(work, maker, done, readers, writers)
+        finally:
+            if maker is not self._maker:
+                maker.close()
+
+    def _run(
+        self, work: Work, maker: Maker, done: Done, readers: ThreadPoolExecutor, writers: ThreadPoolExecutor
+    ) -> None:
+        coming: deque[Future[Any]] = deque()
+        going: deque[Future[Any]] = deque()
+        units = iter(work.units)
+        try:
+            while True:
+                _fill(coming, units, AHEAD + 1, lambda unit: readers.submit(work.read, unit))
+                if not coming:
+                    break
+                made = maker(coming.popleft().result())
+                going.append(writers.submit(work.write, made))
+                del made  # the writer holds it
+                while going and (len(going) > AHEAD or going[0].done()):
+                    done(going.popleft().result())
+            while going:
+                done(going.popleft().result())
+        finally:
+            for waiting in (*coming, *going):
+                waiting.cancel()
+
+
+def _fill(coming: deque[Future[Any]], units: Any, size: int, submit: Callable[[Any], Future[Any]]) -> None:
+    while len(coming) < size:
+        unit = next(units, None)
+        if unit is None:
+            return
+        coming.append(submit(unit))

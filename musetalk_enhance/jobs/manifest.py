@@ -1,0 +1,189 @@
+"""What a job remembers on disk, so that it can be killed at any moment and go on to the very same files.
+
+Beside the results lies a folder ``.musetalk_enhance`` with ``manifest.json`` (the settings and their hash, what runs,
+and how the work is cut into units) and ``units/ID.json`` (what became of a unit: hashes of inputs and results). Every
+file is written under another name and then renamed, so that it is whole or not there.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ..errors import ConfigError
+from ..pictures import write_bytes
+
+FOLDER = ".musetalk_enhance"
+VERSION = 1
+
+Unit = dict[str, Any]
+"""What is worked on at once; ``"id"`` is its number."""
+State = dict[str, Any]
+"""What became of a unit; ``"unit"`` is the unit."""
+
+
+def digest(value: Any) -> str:
+    """sha256 of plain values, 64 lower-case hex digits."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True, allow_nan=False).encode()).hexdigest()
+
+
+def file_digest(path: Path) -> str | None:
+    """sha256 of a file; None where it cannot be read."""
+    found = hashlib.sha256()
+    try:
+        with path.open("rb") as file:
+            while block := file.read(2**20):
+                found.update(block)
+    except OSError:
+        return None
+    return found.hexdigest()
+
+
+def read_json(path: Path) -> Any:
+    """What a JSON file holds; None where it is missing or damaged."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write a JSON file, whole or not at all.
+
+    Raises:
+        MediaError: it cannot be written.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_bytes(path, (json.dumps(value, indent=1, sort_keys=True, allow_nan=False) + "\n").encode())
+
+
+@dataclass
+class Manifest:
+    """The memory of one job.
+
+    Attributes:
+        folder: where the results go.
+        settings: plain values that decide what comes out, with their names.
+        facts: what runs, as plain values.
+        units: how the work is cut, in order.
+    """
+
+    folder: Path
+    settings: dict[str, Any]
+    facts: dict[str, Any]
+    units: list[Unit] = field(default_factory=list)
+
+    @property
+    def place(self) -> Path:
+        """The folder of the manifest."""
+        return self.folder / FOLDER
+
+    @classmethod
+    def found(cls, folder: Path) -> Manifest | None:
+        """What an earlier run left in `folder`; None where there is none that can be read."""
+        raw = read_json(folder / FOLDER / "manifest.json")
+        if not isinstance(raw, dict) or raw.get("version") != VERSION:
+            return None
+        kinds = {"settings": dict, "facts": dict, "units": list}
+        if any(not isinstance(raw.get(name), kind) for name, kind in kinds.items()):
+            return None
+        if raw.get("sha256") != digest([raw["settings"], raw["units"]]):
+            return None
+        return cls(folder, raw["settings"], raw["facts"], raw["units"])
+
+    def write(self) -> None:
+        """Write ``manifest.json``."""
+        value = {
+            "version": VERSION,
+            "settings": self.settings,
+            "settings_sha256": digest(self.settings),
+            "sha256": digest([self.settings, self.units]),
+            "facts": self.facts,
+            "units": self.units,
+        }
+        write_json(self.place / "manifest.json", value)
+
+    def state(self, unit: Unit) -> State | None:
+        """What became of a unit; None where it is not done, or was cut otherwise then."""
+        raw = read_json(state_path(self.folder, unit))
+        return raw if isinstance(raw, dict) and raw.get("unit") == unit else None
+
+    def forget(self) -> None:
+        """Take away what the last run made, so far as it still is what that run made."""
+        for path in sorted(self.place.glob("units/*.json")):
+            discard(self.folder, read_json(path))
+            path.unlink(missing_ok=True)
+        (self.place / "manifest.json").unlink(missing_ok=True)
+
+    def differences(self, settings: Mapping[str, Any]) -> list[str]:
+        """How `settings` differ from those of this manifest, in words."""
+        names = sorted({*self.settings, *settings})
+        return [
+            f"{name}: {self.settings.get(name)!r} then, {settings.get(name)!r} now"
+            for name in names
+            if self.settings.get(name) != settings.get(name)
+        ]
+
+
+def state_path(folder: Path, unit: Unit) -> Path:
+    """Where the state of a unit is kept."""
+    return folder / FOLDER / "units" / f"{unit['id']:06d}.json"
+
+
+def write_state(folder: Path, state: State) -> None:
+    """Say that a unit is done: its results must be in their places already."""
+    write_json(state_path(folder, state["unit"]), state)
+
+
+def outputs_of(state: State) -> dict[str, str]:
+    """The results that a state names, relative to the folder, and their sha256."""
+    found: dict[str, str] = {}
+    for item in state.get("items", ()):
+        found.update(item.get("outputs", {}))
+    return found
+
+
+def outputs_there(folder: Path, state: State) -> bool:
+    """Whether every result of a state is there, bit for bit."""
+    return all(file_digest(folder / name) == sha256 for name, sha256 in outputs_of(state).items())
+
+
+def discard(folder: Path, state: State | None) -> None:
+    """Take away the results that a state names, so far as they still are what was written then."""
+    for name, sha256 in outputs_of(state or {}).items():
+        with contextlib.suppress(OSError):
+            if file_digest(folder / name) == sha256:
+                (folder / name).unlink()
+
+
+@contextlib.contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Keep a second run away from the same results; a killed one holds nothing.
+
+    Raises:
+        ConfigError: another run is at work there.
+        MediaError: the folder cannot be made.
+    """
+    from filelock import FileLock, Timeout
+
+    from ..errors import MediaError
+
+    place = folder / FOLDER
+    try:
+        place.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise MediaError(folder, f"cannot be made ({error.strerror or error})") from error
+    lock = FileLock(str(place / "lock"))
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise ConfigError("output", str(folder), "a folder on which no other run is at work") from None
+    try:
+        yield
+    finally:
+        lock.release()

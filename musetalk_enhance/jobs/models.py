@@ -1,0 +1,207 @@
+"""Which restorer a job runs: CodeFormer first, GFPGAN behind it; and everything that must be the same again later."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from .._version import __version__
+from ..enhancer import GFPGANEnhancer, pick_device
+from ..errors import ConfigError, MissingDependencyError, MissingWeightError, WeightError
+from ..restorers.catalog import AUTO_ORDER, MODELS, Choice, choose, get_model, model_names
+from .options import FaceSettings
+
+if TYPE_CHECKING:
+    from ..restorers.base import Restorer
+
+logger = logging.getLogger("musetalk_enhance")
+
+FIDELITY = 0.7
+"""CodeFormer's w where nothing is said."""
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What runs, so that it can run again to the same bits: on a resume, and in every worker.
+
+    Attributes:
+        model: the restorer's name.
+        licence: of its weights.
+        weight_sha256: of its weight file; None for an embedded one.
+        fidelity: CodeFormer's w, None where the model has none.
+        backend: what executes the network, None where it is not one network.
+        dtype: its arithmetic.
+        device: kind of device, such as ``"cpu"``.
+        batch_size: faces in one run.
+        threads: of the processor, for one worker.
+        helpers: sha256 of the detector's, parser's and upsampler's files, by name.
+        passed_over: restorers that come first and could not be loaded: name and reason.
+        version: of this library.
+    """
+
+    model: str
+    licence: str
+    weight_sha256: str | None
+    fidelity: float | None
+    backend: str | None
+    dtype: str | None
+    device: str
+    batch_size: int
+    threads: int
+    helpers: dict[str, str | None]
+    passed_over: list[list[str]]
+    version: str = __version__
+
+    def as_dict(self) -> dict[str, Any]:
+        """As plain values, ready for JSON."""
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def of(cls, raw: Any) -> Facts | None:
+        """What `as_dict` gave; None where `raw` is nothing of the kind."""
+        try:
+            return cls(**raw)
+        except TypeError:
+            return None
+
+    def decisive(self) -> dict[str, Any]:
+        """What makes other pixels where it differs; what was only measured (backend, dtype, ...) is kept instead."""
+        names = ("model", "weight_sha256", "fidelity", "device", "helpers", "version")
+        return {name: getattr(self, name) for name in names}
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A restorer and the settings it was loaded with."""
+
+    restorer: Restorer
+    choice: Choice
+    fidelity: float | None
+    passed_over: list[list[str]]
+
+    def enhancer(self, **changes: Any) -> GFPGANEnhancer:
+        """An enhancer of its own stream around the one network."""
+        return GFPGANEnhancer.from_settings(self.choice.settings.replace(**changes), self.restorer)
+
+
+def candidates(model: str) -> list[str]:
+    """Models to try for ``model``, best first."""
+    takers = list(AUTO_ORDER)
+    if model == "auto":
+        return ["codeformer", *takers, "lite"]
+    return ["codeformer", *takers] if model.lower() == "codeformer" else [model]
+
+
+def load(settings: FaceSettings, *, pinned: Facts | None = None) -> Loaded:
+    """Load the first model that can be.
+
+    Args:
+        settings: of the job.
+        pinned: what ran before: its backend, arithmetic and batch size are taken, where the settings leave them open.
+
+    Raises:
+        ConfigError: the model is unknown, may not be used commercially, or cannot honour an option.
+        WeightError, MissingDependencyError: of the last candidate, where none can be loaded.
+    """
+    if settings.model_path is not None:
+        return _load_one(settings, "auto", pinned, [])
+    names = candidates(settings.model)
+    passed_over: list[list[str]] = []
+    for name in names:
+        last = name == names[-1]
+        reason = _refused(settings, name)
+        if reason is not None and last:
+            raise ConfigError("model", name, f"a model for commercial use, with commercial: true ({reason})")
+        if reason is None:
+            try:
+                loaded = _load_one(settings, name, pinned, passed_over)
+            except (WeightError, MissingDependencyError) as error:
+                if last:
+                    raise _said_of_all(error, passed_over) from error
+                reason = _short(error)
+            else:
+                _say(passed_over, name)
+                return loaded
+        passed_over.append([name, reason])
+    raise AssertionError("no candidate")
+
+
+def facts_of(
+    loaded: Loaded, enhancer: GFPGANEnhancer, settings: FaceSettings, helpers: dict[str, str | None], threads: int
+) -> Facts:
+    """What runs."""
+    record, weight = loaded.restorer.request.record, loaded.restorer.request.weight
+    backend, dtype = enhancer.backend or (None, None)
+    size = settings.batch_size if isinstance(settings.batch_size, int) else enhancer.memory_plan()["planned"]
+    return Facts(
+        model=record.name,
+        licence=record.licence,
+        weight_sha256=weight.sha256 if weight else None,
+        fidelity=loaded.fidelity,
+        backend=backend,
+        dtype=dtype,
+        device=enhancer.device.type,
+        batch_size=int(size or 1),
+        threads=threads,
+        helpers=helpers,
+        passed_over=loaded.passed_over,
+    )
+
+
+def _load_one(settings: FaceSettings, name: str, pinned: Facts | None, passed_over: list[list[str]]) -> Loaded:
+    wanted = settings.enhancer(model=name, **_pinned(settings, name, pinned))
+    fidelity = _fidelity(settings, wanted, name, bool(passed_over))
+    choice = choose(wanted if fidelity is None else wanted.replace(fidelity=fidelity))
+    if settings.model_path is not None and settings.commercial and not choice.model.record.commercial:
+        raise ConfigError("model_path", settings.model_path, f"{choice.model.record.licence}, not commercial")
+    return Loaded(choice.load(pick_device(wanted.device)), choice, fidelity, list(passed_over))
+
+
+def _pinned(settings: FaceSettings, name: str, pinned: Facts | None) -> dict[str, Any]:
+    """What ran before, where it was the same model, for options that are left open."""
+    known = Path(settings.model_path or name).stem if "/" in (settings.model_path or name) else name
+    if pinned is None or pinned.model not in (known, MODELS.canonical(name)):
+        return {}
+    before = {"backend": pinned.backend, "dtype": pinned.dtype, "batch_size": pinned.batch_size}
+    return {key: value for key, value in before.items() if value is not None and getattr(settings, key) == "auto"}
+
+
+def _fidelity(settings: FaceSettings, wanted: Any, name: str, took_over: bool) -> float | None:
+    """CodeFormer's w for this model; an option that it cannot honour is refused, except where it only took over."""
+    known = settings.model_path is None and name in model_names()
+    has = get_model(name).record.has_fidelity if known else wanted.arch == "CodeFormer"
+    if has:
+        return FIDELITY if settings.fidelity is None else settings.fidelity
+    if settings.fidelity is not None and not took_over:
+        allowed = f"auto with model: {name} (only codeformer has it; strength works for every model)"
+        raise ConfigError("fidelity", settings.fidelity, allowed)
+    return None
+
+
+def _refused(settings: FaceSettings, name: str) -> str | None:
+    if not settings.commercial or name not in model_names():
+        return None
+    record = get_model(name).record
+    return None if record.commercial else f"its licence, {record.licence}, is refused by commercial: true"
+
+
+def _short(error: Exception) -> str:
+    if isinstance(error, MissingWeightError) and error.name:
+        return f"its weight is not on this machine (`{error.command}`)"
+    return str(error)
+
+
+def _said_of_all(error: Exception, passed_over: list[list[str]]) -> Exception:
+    if passed_over:
+        tried = "; ".join(f"{name}: {reason}" for name, reason in passed_over)
+        error.args = (f"{error.args[0] if error.args else error} (tried before: {tried})", *error.args[1:])
+    return error
+
+
+def _say(passed_over: list[list[str]], name: str) -> None:
+    if passed_over:
+        first, reason = passed_over[0]
+        logger.warning("%s cannot be loaded: %s. %s takes over.", first, reason, name)

@@ -1,0 +1,177 @@
+"""The networks of a job, loaded: restorer, detector, and where they are wanted parser and upsampler."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from .. import weights
+from ..errors import ConfigError, MissingDependencyError, WeightError
+from ..faces.detect import FaceDetector, RetinaFace, WholePicture, YuNet, make_detector
+from ..picture_restorer import PictureRestorer
+from .models import Facts, Loaded, facts_of, load
+from .options import FaceSettings, ImageSettings
+
+if TYPE_CHECKING:
+    from ..enhancer import GFPGANEnhancer
+
+PARSENET, REALESRGAN = "ParseNet", "RealESRGAN_x2plus"
+_WARM_UP_SIDE = 512
+
+
+@dataclass(frozen=True)
+class Opened:
+    """The networks of a job over pictures.
+
+    Attributes:
+        restorer: restores the faces of pictures.
+        enhancer: what it uses.
+        loaded: the network behind that.
+        facts: what runs.
+        closing: what else is to be closed.
+    """
+
+    restorer: PictureRestorer
+    enhancer: GFPGANEnhancer
+    loaded: Loaded
+    facts: Facts
+    closing: tuple[Any, ...] = ()
+
+    def close(self) -> None:
+        """Give everything back."""
+        for one in (*self.closing, self.enhancer, self.loaded.restorer):
+            one.close()
+
+
+def open_pictures(settings: ImageSettings, pinned: Facts | None = None) -> Opened:
+    """Load the networks that pictures are restored with.
+
+    The detector comes first: it is small, and what it lacks is known before gigabytes are read.
+
+    Args:
+        settings: of the job.
+        pinned: what ran before, to run again to the same bits.
+
+    Raises:
+        ConfigError: an option is impossible.
+        WeightError: a weight is missing (says what to fetch), damaged or not to be trusted.
+        MissingDependencyError: a package is not installed.
+    """
+    threads = use_threads(pinned)
+    detector = open_detector(settings)
+    background = _open_background(settings)
+    loaded = load(settings, pinned=pinned)
+    whole = isinstance(detector, WholePicture)
+    enhancer = open_enhancer(
+        loaded, settings, output_size="upscale" if whole else "same", upscale=settings.upscale, stability=0
+    )
+    parser = None if whole else _open_parser(settings, loaded)
+    restorer = PictureRestorer(
+        enhancer,
+        detector,
+        upscale=settings.upscale,
+        min_face=settings.min_face,
+        only_center_face=settings.only_center_face,
+        parser=parser,
+        background=background,
+    )
+    helpers = {
+        "face_detector": detector_digest(settings),
+        "parser": None if parser is None else weights.table.WEIGHTS.get(PARSENET).sha256,
+        "bg_upsampler": None if background is None else weights.table.WEIGHTS.get(REALESRGAN).sha256,
+    }
+    facts = facts_of(loaded, enhancer, settings, helpers, threads)
+    return Opened(restorer, enhancer, loaded, facts, tuple(one for one in (detector, parser) if one is not None))
+
+
+def open_enhancer(loaded: Loaded, settings: FaceSettings, **changes: Any) -> GFPGANEnhancer:
+    """An enhancer of its own stream, whose batches are of one size from now on."""
+    enhancer = loaded.enhancer(**changes)
+    if settings.batch_size == "auto" and settings.mode == "batch" and enhancer.settings.batch_size == "auto":
+        size = enhancer.memory_plan()["planned"]
+        enhancer = loaded.enhancer(**changes, batch_size=size)
+    backend = enhancer.backend
+    if backend is not None and backend[1] != "fp32":
+        warm_up(enhancer)
+    return enhancer
+
+
+def warm_up(enhancer: GFPGANEnhancer) -> None:
+    """Let a reduced precision be judged on a picture that is always the same, not on whichever face comes first."""
+    import cv2
+
+    coarse = np.random.default_rng(5).integers(0, 256, (1, 9, 9, 3), np.uint8)
+    enhancer(cv2.resize(coarse[0], (_WARM_UP_SIDE, _WARM_UP_SIDE), interpolation=cv2.INTER_CUBIC)[None])
+    enhancer.reset()
+    enhancer.stats.clear()
+
+
+def use_threads(pinned: Facts | None) -> int:
+    """As many processor threads as before: with another number, sums come out in another order."""
+    import torch
+
+    if pinned is not None and pinned.threads > 0:
+        torch.set_num_threads(pinned.threads)
+        os.environ["OMP_NUM_THREADS"] = str(pinned.threads)
+    return int(torch.get_num_threads())
+
+
+def open_detector(settings: FaceSettings) -> FaceDetector:
+    """The detector that the settings mean.
+
+    Raises:
+        WeightError, MissingDependencyError: it cannot be loaded; says what to fetch or install.
+    """
+    return make_detector(
+        settings.face_detector,
+        settings.detector_path,
+        device=None if settings.device in ("auto", "mps") else settings.device,
+        max_side=settings.detection_size,
+        download=settings.download,
+        trust_unpinned=settings.trust_unpinned,
+    )
+
+
+def detector_digest(settings: FaceSettings) -> str | None:
+    """sha256 of the detector's file; None where it has none."""
+    if settings.face_detector == "none":
+        return None
+    if settings.detector_path is not None:
+        return weights.open_file(settings.detector_path, trust_unpinned=settings.trust_unpinned).sha256
+    names = {"yunet": YuNet.weight_name, "retinaface": RetinaFace.weight_names["resnet50"]}
+    name = names.get(settings.face_detector, RetinaFace.weight_names["mobile0.25"])
+    return weights.table.WEIGHTS.get(name).sha256
+
+
+def _open_parser(settings: ImageSettings, loaded: Loaded) -> Any:
+    """ParseNet, where it is wanted; with ``auto``, where it is there and may be used."""
+    from ..faces.parsing import FaceParser
+
+    auto = settings.face_mask == "auto"
+    entry = weights.table.WEIGHTS.get(PARSENET)
+    if settings.face_mask == "feathered":
+        return None
+    if settings.commercial and not entry.commercial:
+        if auto:
+            return None
+        raise ConfigError("face_mask", "parsed", f"auto | feathered with commercial: true ({entry.licence})")
+    if auto and (loaded.restorer.request.record.landmark_template is None or weights.find(PARSENET) is None):
+        return None
+    try:
+        return FaceParser(device=loaded.restorer.device, download=settings.download)
+    except (WeightError, MissingDependencyError):
+        if auto:
+            return None
+        raise
+
+
+def _open_background(settings: ImageSettings) -> Any:
+    if settings.bg_upsampler == "none":
+        return None
+    from ..enhancer import pick_device
+    from ..upsampling import BackgroundUpsampler
+
+    return BackgroundUpsampler(device=pick_device(settings.device), download=settings.download)

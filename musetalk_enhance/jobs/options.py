@@ -1,0 +1,172 @@
+"""The options of a job: what decides which pixels come out. Names, defaults, checks and help stand here once.
+
+Options that `EnhancerSettings` has too are borrowed from there, help and check included.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import MISSING, dataclass
+from typing import Any, TypeVar
+
+from .. import schema
+from ..errors import ConfigError
+from ..settings import EnhancerSettings, options
+from ..settings import options as enhancer_options
+
+_ENHANCER = {option.name: option for option in options()}
+
+_NOT_DECISIVE = {
+    *("model", "model_path", "arch", "fidelity", "detector_path"),  # the models themselves are told by their hashes
+    *("device", "provider", "allow_cpu", "mode", "memory_budget", "commercial", "download", "trust_unpinned"),
+}
+
+Settings = TypeVar("Settings", bound="FaceSettings")
+
+
+def borrowed(name: str, default: Any = MISSING, help: str | None = None) -> Any:
+    """An option of `EnhancerSettings`, with another default or help where a job needs one."""
+    source = _ENHANCER[name]
+    metadata = dict(source.metadata) if help is None else {**source.metadata, "help": help}
+    return dataclasses.field(default=source.default if default is MISSING else default, metadata=metadata)
+
+
+def _maybe(check: tuple[schema.Check, str], word: str) -> tuple[schema.Check, str]:
+    """`check`, or nothing, which is called `word`."""
+
+    def either(raw: Any) -> Any:
+        return None if raw is None or (isinstance(raw, str) and raw.lower() == word) else check[0](raw)
+
+    return either, f"{word} | {check[1]}"
+
+
+@dataclass(frozen=True)
+class FaceSettings:
+    """What pictures and videos have in common. Immutable; every value has been checked.
+
+    Raises:
+        ConfigError: a value is impossible, or two options contradict each other.
+    """
+
+    model: str = borrowed(
+        "model",
+        help="Which restorer: a name (`musetalk-enhance models` lists them) or the path of a checkpoint. codeformer: "
+        "where it cannot be loaded, GFPGAN takes over, and says so. auto: the same, with the embedded lite at last.",
+    )
+    model_path: str | None = borrowed("model_path")
+    arch: str = borrowed("arch")
+    fidelity: float | None = schema.option(
+        None,
+        "CodeFormer's w: 0 paints the best face, 1 keeps closest to the input. Other models have no such thing. "
+        "auto: 0.7.",
+        _maybe(schema.number(0, 1), "auto"),
+    )
+    strength: float = borrowed("strength")
+    commercial: bool = schema.option(
+        False, "Use no weight whose licence allows non-commercial use only.", schema.switch()
+    )
+    face_detector: str = schema.option(
+        "yunet",
+        "Who finds the faces. none: each picture is one face crop.",
+        schema.choice("yunet", "retinaface", "retinaface-mobile", "none"),
+    )
+    detector_path: str | None = schema.option(
+        None, "A weight of the detector of your own in place of the published one.", schema.text("a path")
+    )
+    detection_size: int = schema.option(
+        1280, "Long side, in pixels, that a picture is reduced to for the detector.", schema.whole(64, 16384)
+    )
+    min_face: float = schema.option(
+        32, "Leave faces alone whose box is smaller than this on both sides, in pixels.", schema.number(0, 16384)
+    )
+    only_center_face: bool = schema.option(
+        False, "Restore only the face nearest to the middle of the picture.", schema.switch()
+    )
+    device: str = borrowed("device")
+    backend: str = borrowed("backend")
+    dtype: str = borrowed("dtype")
+    provider: str = borrowed("provider")
+    allow_cpu: bool = borrowed("allow_cpu")
+    color_match: str | bool = borrowed("color_match")
+    guard: str | bool = borrowed("guard")
+    sharpness_gate: str | bool = borrowed("sharpness_gate")
+    occluder: str | None = borrowed("occluder")
+    mode: str = borrowed("mode")
+    batch_size: str | int = borrowed("batch_size")
+    memory_budget: str | int | float = borrowed("memory_budget")
+    download: bool = borrowed("download", help="Fetch missing weights before the work begins.")
+    trust_unpinned: bool = borrowed("trust_unpinned")
+
+    def __post_init__(self) -> None:
+        for option in dataclasses.fields(self):
+            object.__setattr__(self, option.name, schema.checked(option, getattr(self, option.name), option.name))
+        if self.model_path is not None and self.model != "auto":
+            raise ConfigError("model_path", self.model_path, f"not together with model: {self.model}; give one")
+        if self.detector_path is not None and self.face_detector == "none":
+            raise ConfigError("detector_path", self.detector_path, "only with a face_detector that has a weight")
+        if self.only_center_face and self.face_detector == "none":
+            raise ConfigError("only_center_face", True, "false with face_detector: none (there is one face)")
+
+    def replace(self: Settings, **changes: Any) -> Settings:
+        """A copy with `changes`, checked anew."""
+        return dataclasses.replace(self, **changes)
+
+    def enhancer(self, **changes: Any) -> EnhancerSettings:
+        """The settings of the enhancer that restores the faces, `changes` applied."""
+        mine = {option.name for option in dataclasses.fields(self)} & {option.name for option in enhancer_options()}
+        common = {name: getattr(self, name) for name in mine - {"fidelity", "upscale", "bg_upsampler"}}
+        return EnhancerSettings(**{"enabled": True, **common, **changes})
+
+    def decisive(self) -> dict[str, Any]:
+        """The options that decide what comes out, as plain values; what `models.Facts` tell exactly is left out."""
+        return {name: value for name, value in dataclasses.asdict(self).items() if name not in _NOT_DECISIVE}
+
+
+@dataclass(frozen=True)
+class ImageSettings(FaceSettings):
+    """The options of `restore_images`; see `FaceSettings`."""
+
+    guard: str | bool = borrowed("guard", False)
+    sharpness_gate: str | bool = borrowed("sharpness_gate", False)
+    upscale: int = schema.option(1, "How much larger pictures are handed back.", schema.whole(1, 4))
+    face_mask: str = schema.option(
+        "auto",
+        "What of a restored face is pasted. feathered: all that the network saw, fading at its border. parsed: only "
+        "what ParseNet takes for face. auto: parsed where ParseNet's weight is in the cache, except with lite.",
+        schema.choice("auto", "feathered", "parsed"),
+    )
+    bg_upsampler: str = schema.option(
+        "none", "What restores and enlarges the rest of the picture.", schema.choice("none", "realesrgan")
+    )
+    save_comparison: bool = schema.option(
+        False, "Write comparisons/NAME_compare.jpg, before beside after.", schema.switch()
+    )
+    format: str = schema.option(
+        "keep", "Format of what is written; keep: that of each input.", schema.choice("keep", "png", "jpg", "webp")
+    )
+    quality: int = schema.option(95, "Quality of JPEG and lossy WebP.", schema.whole(1, 100))
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.upscale == 3:
+            raise ConfigError("upscale", self.upscale, "1 | 2 | 4")
+        if self.face_detector == "none" and self.face_mask == "parsed":
+            raise ConfigError("face_mask", "parsed", "auto | feathered with face_detector: none (nothing is pasted)")
+        if self.face_detector == "none" and self.bg_upsampler != "none":
+            allowed = "none with face_detector: none (there is nothing but the face)"
+            raise ConfigError("bg_upsampler", self.bg_upsampler, allowed)
+
+
+def option_named(settings: type[FaceSettings], name: str) -> dataclasses.Field[Any]:
+    """The option of that name.
+
+    Raises:
+        ConfigError: there is none.
+    """
+    known = {option.name: option for option in dataclasses.fields(settings)}
+    if name.replace("-", "_") not in known:
+        raise ConfigError.unknown(name, "", known)
+    return known[name.replace("-", "_")]
+
+
+__all__ = ["FaceSettings", "ImageSettings", "borrowed", "option_named"]

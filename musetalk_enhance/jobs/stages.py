@@ -1,0 +1,186 @@
+"""The three steps that a unit of pictures goes through: read, restore, write."""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from ..errors import MediaError
+from ..pictures import Picture, decode_picture, encode_picture, write_bytes
+from .folder import Names
+from .manifest import State, Unit, write_state
+from .models import Facts
+from .opening import Opened, open_pictures
+from .options import ImageSettings
+
+RESTORED, NO_FACE, FAILED, UNREADABLE = "restored", "no face restored", "failed", "unreadable"
+"""What may become of a picture. One that is not unreadable is always written."""
+
+
+@dataclass
+class ReadItem:
+    """One picture as it was read.
+
+    Attributes:
+        name: relative to the input folder.
+        data: the file; empty where it could not be read.
+        sha256: of the file, None where it could not be read.
+        picture: what it holds.
+        error: why there is no picture.
+        ms: spent on it so far.
+    """
+
+    name: str
+    data: bytes = b""
+    sha256: str | None = None
+    picture: Picture | None = None
+    error: str | None = None
+    ms: float = 0.0
+
+
+@dataclass
+class MadeItem:
+    """One picture with its faces restored; `restored` is None where it could not be read."""
+
+    read: ReadItem
+    restored: Any = None
+    ms: float = 0.0
+
+
+@dataclass(frozen=True)
+class ReadUnit:
+    """First step: read, hash and decode.
+
+    Attributes:
+        root: the input folder.
+    """
+
+    root: Path
+
+    def __call__(self, unit: Unit) -> tuple[Unit, list[ReadItem]]:
+        return unit, [self._read(name) for name in unit["items"]]
+
+    def _read(self, name: str) -> ReadItem:
+        start = time.perf_counter()
+        path, item = self.root / name, ReadItem(name)
+        try:
+            item.data = path.read_bytes()
+            item.sha256 = hashlib.sha256(item.data).hexdigest()
+            item.picture = decode_picture(item.data, name)
+        except MediaError as error:
+            item.error = str(error)
+        except OSError as error:
+            item.error = f"{name}: cannot be read ({error.strerror or error})"
+        item.ms = (time.perf_counter() - start) * 1e3
+        return item
+
+
+@dataclass(frozen=True)
+class OpenMaker:
+    """Loads the networks in a worker, to run as `facts` say.
+
+    Attributes:
+        settings: of the job.
+        facts: what ran before, None the first time.
+    """
+
+    settings: ImageSettings
+    facts: Facts | None = None
+
+    def __call__(self) -> PictureMaker:
+        return PictureMaker(open_pictures(self.settings, self.facts))
+
+
+class PictureMaker:
+    """Second step: restore the faces.
+
+    Args:
+        opened: the networks.
+    """
+
+    def __init__(self, opened: Opened) -> None:
+        self.opened = opened
+
+    def __call__(self, loaded: tuple[Unit, list[ReadItem]]) -> tuple[Unit, list[MadeItem]]:
+        start = time.perf_counter()
+        unit, items = loaded
+        pictures = [item.picture.bgr for item in items if item.picture is not None]
+        made = iter(self.opened.restorer.restore(pictures))
+        found = [MadeItem(item, next(made) if item.picture is not None else None) for item in items]
+        each = (time.perf_counter() - start) * 1e3 / max(1, len(pictures))
+        return unit, [replace(item, ms=each if item.restored is not None else 0.0) for item in found]
+
+    def close(self) -> None:
+        """Give the networks back."""
+        self.opened.close()
+
+
+@dataclass(frozen=True)
+class WriteUnit:
+    """Last step: encode and write, each file whole or not at all, and then the unit's state.
+
+    Attributes:
+        output: the output folder.
+        settings: of the job.
+        names: where the results of each picture go.
+    """
+
+    output: Path
+    settings: ImageSettings
+    names: dict[str, Names] = field(repr=False)
+
+    def __call__(self, made: tuple[Unit, list[MadeItem]]) -> State:
+        unit, items = made
+        state = {"unit": unit, "items": [self._write(item) for item in items]}
+        write_state(self.output, state)
+        return state
+
+    def _write(self, item: MadeItem) -> dict[str, Any]:
+        start = time.perf_counter()
+        read, restored = item.read, item.restored
+        record: dict[str, Any] = {"name": read.name, "input_sha256": read.sha256, "outputs": {}, "faces": []}
+        if restored is None or read.picture is None:
+            record |= {"state": UNREADABLE, "error": read.error}
+        else:
+            record["faces"] = [face.as_dict() for face in restored.faces]
+            record["size_wh"] = [restored.bgr.shape[1], restored.bgr.shape[0]]
+            record["state"] = FAILED if restored.error else RESTORED if restored.restored else NO_FACE
+            record["error"] = restored.error
+            self._write_pictures(read, restored, record["outputs"])
+        record["ms"] = round(read.ms + item.ms + (time.perf_counter() - start) * 1e3, 1)
+        return record
+
+    def _write_pictures(self, read: ReadItem, restored: Any, outputs: dict[str, str]) -> None:
+        names = self.names[read.name]
+        outputs[names.restored] = self._put(names.restored, self._encoded(read, restored, names.restored))
+        if self.settings.save_comparison:
+            outputs[names.comparison] = self._put(names.comparison, self._compared(read, restored))
+
+    def _encoded(self, read: ReadItem, restored: Any, name: str) -> bytes:
+        """The file; the very bytes that came where nothing was to be changed."""
+        assert read.picture is not None
+        same_format = Path(name).suffix.lower() == Path(read.name).suffix.lower()
+        if same_format and not restored.restored and restored.bgr.shape == read.picture.bgr.shape:
+            if self.settings.bg_upsampler == "none":
+                return read.data
+        picture = read.picture.replace_pixels(restored.bgr)
+        return encode_picture(picture, Path(name).suffix, quality=self.settings.quality)
+
+    def _compared(self, read: ReadItem, restored: Any) -> bytes:
+        from ..sheets import side_by_side
+
+        assert read.picture is not None
+        sheet = side_by_side([read.picture.bgr, restored.bgr], ["before", "after"])
+        return encode_picture(Picture(sheet), ".jpg", quality=self.settings.quality)
+
+    def _put(self, name: str, data: bytes) -> str:
+        path = self.output / name
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise MediaError(path.parent, f"cannot be made ({error.strerror or error})") from error
+        write_bytes(path, data)
+        return hashlib.sha256(data).hexdigest()

@@ -1,0 +1,66 @@
+"""``restoration_stats.json``: what was asked, what ran, and what became of every picture and face."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from .._version import __version__
+from .manifest import State, digest
+from .models import Facts
+from .options import FaceSettings
+from .stages import FAILED, NO_FACE, RESTORED, UNREADABLE
+
+_MODEL = ("model", "licence", "weight_sha256", "fidelity", "backend", "dtype", "device", "batch_size")
+
+
+def settings_stats(settings: FaceSettings, facts: Facts) -> dict[str, Any]:
+    """What was asked and what ran, as plain values; the same for every run that comes to the same files."""
+    known = facts.as_dict()
+    return {
+        "version": __version__,
+        "model_asked_for": settings.model_path or settings.model,
+        "model_that_ran": {name: known[name] for name in _MODEL},
+        "models_passed_over": [{"model": name, "reason": reason} for name, reason in facts.passed_over],
+        "helpers_sha256": facts.helpers,
+        "settings": settings.decisive(),
+        "settings_sha256": digest(settings.decisive() | facts.decisive()),
+    }
+
+
+def image_stats(
+    settings: FaceSettings, facts: Facts, states: Iterable[State], listed: Sequence[str]
+) -> dict[str, Any]:
+    """The statistics of a folder, as plain values.
+
+    There are no times in them: a run that was stopped and went on writes the same file as one that was not.
+
+    Args:
+        settings: of the job.
+        facts: what ran.
+        states: of all units.
+        listed: the pictures that belong to the folder now.
+    """
+    wanted = set(listed)
+    items = sorted(
+        (item for state in states for item in state["items"] if item["name"] in wanted), key=lambda item: item["name"]
+    )
+    kinds = Counter(item["state"] for item in items)
+    faces = Counter(face["state"] for item in items for face in item["faces"])
+    return settings_stats(settings, facts) | {
+        "pictures": {
+            "all": len(items),
+            "with_restored_faces": kinds[RESTORED],
+            "without_restored_face": kinds[NO_FACE],
+            "failed": kinds[FAILED],
+            "unreadable": kinds[UNREADABLE],
+        },
+        "faces": {
+            "found": sum(faces.values()),
+            "restored": faces["restored"],
+            "left": {state: count for state, count in sorted(faces.items()) if state != "restored"},
+        },
+        "errors": [{"name": item["name"], "error": item["error"]} for item in items if item["error"]],
+        "items": [{name: value for name, value in item.items() if name != "ms"} for item in items],
+    }

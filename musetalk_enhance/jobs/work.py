@@ -1,0 +1,69 @@
+"""What an engine is given: units of work, and the three steps that each goes through."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from .manifest import State, Unit
+
+
+class Maker(Protocol):
+    """The middle step: holds the networks."""
+
+    def __call__(self, loaded: Any) -> Any:
+        """From what was read to what is to be written."""
+
+    def close(self) -> None:
+        """Give back what it holds."""
+
+
+@dataclass(frozen=True)
+class Work:
+    """A job, cut into units. Everything here can be sent to another process.
+
+    Attributes:
+        units: what is to be done, in order.
+        read: first step, needs no network: from a unit to what the maker takes.
+        open_maker: loads the networks; called once in each worker.
+        write: last step: writes the results and then the unit's state, and returns it.
+        gpu: whether a maker wants a GPU.
+        threads: processor threads of one maker.
+    """
+
+    units: Sequence[Unit]
+    read: Callable[[Unit], Any]
+    open_maker: Callable[[], Maker]
+    write: Callable[[Any], State]
+    gpu: bool = False
+    threads: int = 1
+
+
+Done = Callable[[State], None]
+"""Called with the state of each unit as it is finished, in any order."""
+
+
+class Engine(Protocol):
+    """Runs the work."""
+
+    def run(self, work: Work, done: Done) -> None:
+        """Do every unit of `work` and call `done` for each.
+
+        Raises:
+            EnhanceError: the work cannot go on; what is done stays done.
+        """
+
+
+@dataclass
+class Tally:
+    """States as they come in.
+
+    Attributes:
+        states: of the units that are done.
+    """
+
+    states: list[State] = field(default_factory=list)
+
+    def __call__(self, state: State) -> None:
+        self.states.append(state)
