@@ -18,7 +18,7 @@ LAYERS = [
     {"weights"},
     {"backends"},
     {"official"},
-    {"restorers"},
+    {"restorers", "upsampling"},
     {"faces"},
     {"stability"},
     {"finishing"},
