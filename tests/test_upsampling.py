@@ -21,7 +21,7 @@ from musetalk_enhance.errors import (
     RestorerError,
     UntrustedWeightError,
 )
-from musetalk_enhance.official import import_official
+from musetalk_enhance.official import build_realesrganer, import_official
 from musetalk_enhance.upsampling import BackgroundUpsampler, _spans
 
 SMALL = {"num_feat": 8, "num_grow_ch": 4, "num_block": 1}
@@ -107,6 +107,20 @@ def test_the_published_size_of_network(tmp_path):
     found = upsampler.enlarge(given, 2)
     assert np.array_equal(found, plainly(path, 2, PLUS, 400, given, 2)) and found.std((0, 1)).min() > 15
     assert torch.load.__module__ == "torch.serialization"
+
+
+def test_half_is_near_float(files, small):
+    """What a GPU computes with ``half``, on the CPU: float16 goes through the network, 8 bits come out."""
+    upsampler, given = small(), picture(40, 60)
+    expected = upsampler.enlarge(given, 2)
+    state_dict = torch.load(files[2], weights_only=True)["params_ema"]
+    upsampler._upsampler = build_realesrganer(files[2], state_dict, tile=32, half=True)
+    assert next(upsampler._upsampler.model.parameters()).dtype == torch.float16
+    try:
+        found = upsampler.enlarge(given, 2)
+    except RestorerError as error:
+        pytest.skip(f"this torch has no float16 on a CPU: {error}")
+    assert 0 < np.abs(found.astype(int) - expected).max() <= 2
 
 
 def test_colours_stay_in_their_channels(small):
