@@ -27,6 +27,7 @@ from urllib.parse import urlsplit
 
 from . import weights
 from .errors import CheckpointError, MissingDependencyError, RestorerError
+from .precision import as_if_alone
 
 if TYPE_CHECKING:
     import torch
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
 HELPERS = ("RetinaFace-R50", "ParseNet")
 """Weights that ``gfpgan.GFPGANer`` needs besides the restorer's: facexlib's detector and its face parser."""
 
+_RRDBNET = "Real-ESRGAN's RRDBNet for x2 or x4, such as RealESRGAN_x2plus"
 _ALIAS = "torchvision.transforms.functional_tensor"
 _LOCK = threading.RLock()  # patches are process-wide: one thread at a time applies them
 
@@ -190,6 +192,70 @@ def build_gfpganer(
             raise CheckpointError(path, f"{len(state_dict)} tensors that do not fit it", needed) from error
     plain_operations(gfpganer.gfpgan)
     return gfpganer
+
+
+def build_realesrganer(
+    path: Path,
+    state_dict: StateDict,
+    *,
+    tile: int = 400,
+    half: bool = False,
+    device: torch.device | None = None,
+) -> Any:
+    """A ``realesrgan.RealESRGANer`` around the RRDBNet that `state_dict` holds.
+
+    Scale (2 where the first layer takes 12 channels, 4 where it takes 3), width and number of blocks are told from
+    the tensors: RealESRGAN_x2plus, RealESRGAN_x4plus, and networks of their form. ``tile_pad`` is 10 and ``pre_pad``
+    0, as in GFPGAN's own ``inference_gfpgan.py``.
+
+    Args:
+        path: the checkpoint, for RealESRGANer's ``model_path``.
+        state_dict: its tensors, unwrapped.
+        tile, half: RealESRGANer's own arguments.
+        device: where the network runs; None is the CPU.
+
+    Raises:
+        MissingDependencyError: the extra gfpgan is not installed.
+        CheckpointError: the tensors are no such network.
+    """
+    import torch
+
+    layout = _rrdbnet_layout(path, state_dict)
+    rrdbnet = import_official("basicsr.archs.rrdbnet_arch", "Real-ESRGAN")
+    realesrgan = import_official("realesrgan.utils", "Real-ESRGAN")
+    with as_if_alone():
+        network = rrdbnet.RRDBNet(num_in_ch=3, num_out_ch=3, **layout)
+    with safe_loading({path: {"params_ema": dict(state_dict)}}), _quiet():
+        try:
+            return realesrgan.RealESRGANer(
+                scale=layout["scale"],
+                model_path=str(path),
+                model=network,
+                tile=tile,
+                tile_pad=10,
+                pre_pad=0,
+                half=half,
+                device=device or torch.device("cpu"),
+            )
+        except RuntimeError as error:
+            if "loading state_dict" not in str(error):
+                raise
+            raise CheckpointError(path, "tensors that do not fit it", _RRDBNET) from error
+
+
+def _rrdbnet_layout(path: Path, state_dict: StateDict) -> dict[str, int]:
+    """RRDBNet's arguments, as the shapes of its tensors have them."""
+    first, dense = state_dict.get("conv_first.weight"), state_dict.get("body.0.rdb1.conv1.weight")
+    scale = {12: 2, 3: 4}.get(first.shape[1]) if first is not None and first.ndim == 4 else None
+    if first is None or dense is None or scale is None:
+        raise CheckpointError(path, f"{len(state_dict)} tensors of another network", _RRDBNET)
+    blocks = {key.split(".")[1] for key in state_dict if key.startswith("body.")}
+    return {
+        "scale": scale,
+        "num_feat": first.shape[0],
+        "num_grow_ch": dense.shape[0],
+        "num_block": len(blocks),
+    }
 
 
 def original_network(arguments: Mapping[str, Any]) -> torch.nn.Module:

@@ -31,7 +31,7 @@ LAYERS = [
     {"weights"},
     {"backends"},
     {"official"},
-    {"restorers"},
+    {"restorers", "upsampling"},
     {"faces"},
     {"stability"},
     {"finishing"},

@@ -30,6 +30,7 @@ class RestorerRecord:
         batch_limit: most faces in one run, None for no limit.
         weight: name in the table of weights (URLs, size, sha256 stand there); None if embedded or a user's own.
         licence: SPDX name, or the licence's own name, of the weights.
+        commercial: False where the weights' licence allows non-commercial use only.
     """
 
     name: str
@@ -43,6 +44,7 @@ class RestorerRecord:
     bytes_per_face: int = 64 * 2**20
     batch_limit: int | None = None
     weight: str | None = None
+    commercial: bool = True
 
 
 @dataclass(frozen=True)

@@ -28,6 +28,7 @@ RECORD = RestorerRecord(
     has_fidelity=True,
     bytes_per_face=768 * 2**20,
     weight="CodeFormer",
+    commercial=False,
 )
 
 

@@ -42,6 +42,8 @@ class WeightEntry:
         licence: SPDX name, or the licence's own name; a doubt stands in brackets.
         sources: who states the hash and the size, one per line.
         purpose: what it is for, one line.
+        commercial: False where the licence, or that of the work the weight comes from, allows non-commercial use
+            only.
     """
 
     name: str
@@ -52,6 +54,7 @@ class WeightEntry:
     licence: str
     sources: tuple[str, ...]
     purpose: str
+    commercial: bool = True
 
 
 WEIGHTS: Registry[WeightEntry] = Registry("weight")
@@ -151,6 +154,7 @@ _add(
             _STUDIO,
         ),
         purpose="CodeFormer: face restoration with a fidelity setting",
+        commercial=False,
     ),
     *("codeformer-v0.1.0.pth", "codeformer-0.1.0"),
 )
@@ -217,6 +221,7 @@ _add(
             f"{_PIXELUP}/models.py @027d72890114 (size), a later version (sha256, size)",
         ),
         purpose="facexlib's face parsing: which pixel is skin, mouth, hair",
+        commercial=False,
     ),
     *("parsenet.pth",),
 )

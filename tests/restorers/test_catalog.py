@@ -56,6 +56,24 @@ def test_records_point_to_weights_that_exist():
         assert model.record.weight is None or weights.WEIGHTS.get(model.record.weight).licence
 
 
+@pytest.mark.parametrize(
+    "record", [model.record for model in catalog.MODELS if model.record.weight], ids=lambda r: r.name
+)
+def test_record_and_table_agree_about_commercial_use(record):
+    assert record.commercial == weights.WEIGHTS.get(record.weight).commercial
+    assert record.commercial != ("(non-commercial)" in record.licence)
+
+
+def test_commercial_use_of_a_file_is_that_of_its_network(tmp_path, monkeypatch):
+    """A user's own file keeps what its network is published under."""
+    weight = weights.Weight(tmp_path / "mine.pth", "0" * 64, None)
+    (tmp_path / "mine.pth").write_bytes(b"x" * 64)
+    monkeypatch.setattr(weights, "open_file", lambda path, **_: weight)
+    monkeypatch.setattr(weights.Weight, "state_dict", lambda self: {})
+    assert not choose(model=str(weight.path), arch="CodeFormer").model.record.commercial
+    assert choose(model=str(weight.path)).model.record.commercial
+
+
 def test_auto_without_gfpgan_is_lite_and_says_so_once(caplog):
     catalog._say_once_that_lite_runs.cache_clear()
     with caplog.at_level(logging.WARNING):

@@ -44,6 +44,13 @@ def test_every_entry_is_complete(entry: WeightEntry) -> None:
     assert "non-commercial" in WEIGHTS.get("codeformer").licence
 
 
+def test_commercial_use_is_what_the_licence_says() -> None:
+    assert [entry.name for entry in WEIGHTS if not entry.commercial] == ["CodeFormer", "ParseNet"]
+    for entry in WEIGHTS:
+        said = re.search(r"\(non-commercial\)|CC-BY-NC", entry.licence)  # of the whole, not of some parts
+        assert entry.commercial == (said is None), entry.name
+
+
 @pytest.mark.parametrize("entry", list(WEIGHTS), ids=lambda entry: entry.name)
 def test_two_sources_state_every_hash_and_one_the_size(entry: WeightEntry) -> None:
     stating = [source for source in entry.sources if "sha256" in source]
