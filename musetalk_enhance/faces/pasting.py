@@ -192,7 +192,7 @@ def _thinned(source: Any, way: NDArray[np.float64]) -> tuple[Any, NDArray[np.flo
     if density <= 1 or size_wh == (width, height):
         return source, way
     factors = np.array([[size_wh[0] / width], [size_wh[1] / height]])
-    thinned: NDArray[np.float64] = way * factors
+    thinned = np.asarray(way * factors, np.float64)
     return cv2.resize(source, size_wh, interpolation=cv2.INTER_AREA), thinned
 
 
