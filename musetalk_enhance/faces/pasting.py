@@ -198,7 +198,7 @@ def _thinned(source: Any, way: NDArray[np.float64]) -> tuple[Any, NDArray[np.flo
 
 def _of_indices(way: NDArray[np.float64]) -> NDArray[np.float64]:
     """The same way between indices of pixels, whose first has its middle at 0 and not at 0.5."""
-    shifted = way.copy()
+    shifted: NDArray[np.float64] = way.copy()
     shifted[:, 2] += way[:, :2] @ np.array((0.5, 0.5)) - 0.5
     return shifted
 
