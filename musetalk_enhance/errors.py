@@ -2,6 +2,7 @@
 
     EnhanceError
     ├── ConfigError             an option has an unknown name or an impossible value    (also ValueError)
+    │   └── LicenceError        a weight may not be used for what was said
     ├── FrameError              a frame or a batch is not what the contract asks for     (also ValueError)
     ├── MissingDependencyError  an optional package is not installed                     (also ImportError)
     ├── WeightError             anything about a weight file
@@ -61,6 +62,14 @@ class ConfigError(EnhanceError, ValueError):
             f"{suggest(key.rsplit('.', 1)[-1], names)}",
         )
         return error
+
+
+class LicenceError(ConfigError):
+    """A weight may not be used for what was said. `licence` names what forbids it."""
+
+    def __init__(self, key: str, value: object, licence: str) -> None:
+        self.licence = licence
+        super().__init__(key, value, f"a model for commercial use with commercial: true, not one under {licence}")
 
 
 class FrameError(EnhanceError, ValueError):

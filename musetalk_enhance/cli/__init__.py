@@ -1,6 +1,7 @@
 """The command line: ``musetalk-enhance`` and ``python -m musetalk_enhance``.
 
-Exit codes: 0 fine, 1 a check failed, 2 a wrong call or a typed error, 130 interrupted; ``run`` hands on the
+Exit codes: 0 fine, 1 a check failed, 2 a wrong call or a typed error, 3 done but for inputs that could not be read
+or restored, 130 interrupted; ``run`` hands on the
 host script's own.
 """
 
@@ -16,7 +17,7 @@ from importlib import import_module
 from .._version import __version__
 from ..errors import EnhanceError
 
-COMMANDS = ("run", "report", "models", "weights", "export", "bench")
+COMMANDS = ("run", "images", "report", "models", "weights", "export", "bench")
 """Sub-commands; each is a module here with HELP, add_arguments(parser) and run(args) -> exit code."""
 
 

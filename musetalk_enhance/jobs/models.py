@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 from .._version import __version__
 from ..enhancer import GFPGANEnhancer, pick_device
-from ..errors import ConfigError, MissingDependencyError, MissingWeightError, WeightError
+from ..errors import ConfigError, LicenceError, MissingDependencyError, MissingWeightError, WeightError
 from ..restorers.catalog import AUTO_ORDER, MODELS, Choice, choose, get_model, model_names
+from ..restorers.codeformer import RECORD as CODEFORMER_RECORD
 from .options import FaceSettings
 
 if TYPE_CHECKING:
@@ -108,25 +109,19 @@ def load(settings: FaceSettings, *, pinned: Facts | None = None) -> Loaded:
     """
     if settings.model_path is not None:
         return _load_one(settings, "auto", pinned, [])
-    names = candidates(settings.model)
     passed_over: list[list[str]] = []
-    for name in names:
-        last = name == names[-1]
-        reason = _refused(settings, name)
-        if reason is not None and last:
-            raise ConfigError("model", name, f"a model for commercial use, with commercial: true ({reason})")
-        if reason is None:
-            try:
-                loaded = _load_one(settings, name, pinned, passed_over)
-            except (WeightError, MissingDependencyError) as error:
-                if last:
-                    raise _said_of_all(error, passed_over) from error
-                reason = _short(error)
-            else:
-                _say(passed_over, name)
-                return loaded
-        passed_over.append([name, reason])
-    raise AssertionError("no candidate")
+    errors: list[Exception] = []
+    for name in candidates(settings.model):
+        try:
+            _check_licence(settings, name)
+            loaded = _load_one(settings, name, pinned, passed_over)
+        except (WeightError, MissingDependencyError, LicenceError) as error:
+            passed_over.append([name, _short(error)])
+            errors.append(error)
+        else:
+            _say(passed_over, name)
+            return loaded
+    raise _said_of_all(errors[0], passed_over[1:]) from errors[0]
 
 
 def facts_of(
@@ -156,7 +151,7 @@ def _load_one(settings: FaceSettings, name: str, pinned: Facts | None, passed_ov
     fidelity = _fidelity(settings, wanted, name, bool(passed_over))
     choice = choose(wanted if fidelity is None else wanted.replace(fidelity=fidelity))
     if settings.model_path is not None and settings.commercial and not choice.model.record.commercial:
-        raise ConfigError("model_path", settings.model_path, f"{choice.model.record.licence}, not commercial")
+        raise LicenceError("model_path", settings.model_path, CODEFORMER_RECORD.licence)
     return Loaded(choice.load(pick_device(wanted.device)), choice, fidelity, list(passed_over))
 
 
@@ -181,23 +176,24 @@ def _fidelity(settings: FaceSettings, wanted: Any, name: str, took_over: bool) -
     return None
 
 
-def _refused(settings: FaceSettings, name: str) -> str | None:
-    if not settings.commercial or name not in model_names():
-        return None
-    record = get_model(name).record
-    return None if record.commercial else f"its licence, {record.licence}, is refused by commercial: true"
+def _check_licence(settings: FaceSettings, name: str) -> None:
+    if settings.commercial and name in model_names():
+        record = get_model(name).record
+        if not record.commercial:
+            raise LicenceError("model", name, record.licence)
 
 
 def _short(error: Exception) -> str:
     if isinstance(error, MissingWeightError) and error.name:
         return f"its weight is not on this machine (`{error.command}`)"
-    return str(error)
+    return "its licence is refused by commercial: true" if isinstance(error, LicenceError) else str(error)
 
 
-def _said_of_all(error: Exception, passed_over: list[list[str]]) -> Exception:
-    if passed_over:
-        tried = "; ".join(f"{name}: {reason}" for name, reason in passed_over)
-        error.args = (f"{error.args[0] if error.args else error} (tried before: {tried})", *error.args[1:])
+def _said_of_all(error: Exception, others: list[list[str]]) -> Exception:
+    """The first candidate's error, and what kept those behind it from taking over."""
+    if others:
+        tried = "; ".join(f"{name}: {reason}" for name, reason in others)
+        error.args = (f"{error} And behind it {tried}.", *error.args[1:])
     return error
 
 

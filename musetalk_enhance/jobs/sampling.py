@@ -1,0 +1,203 @@
+"""Trying first: a few pictures of a folder, or one option at several values, side by side on a sheet."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from .. import schema
+from ..errors import ConfigError, MediaError
+from ..pictures import Picture, decode_picture, encode_picture, write_bytes
+from ..sheets import contact_sheet, side_by_side
+from .folder import evenly, list_pictures, root_of
+from .images import ImagesResult, Progress, restore_images
+from .options import ImageSettings, option_named
+from .work import Engine
+
+SHEET = "contact_sheet.jpg"
+_CELL, _STRIP = 480, 4096  # widest picture on a contact sheet; longest strip, in pixels
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """One option at several values.
+
+    Attributes:
+        name: of the option.
+        values: checked, in the order to be shown.
+    """
+
+    name: str
+    values: tuple[Any, ...]
+
+    @classmethod
+    def parse(cls, text: str) -> Sweep:
+        """From ``fidelity=0.5,0.7,0.9``.
+
+        Raises:
+            ConfigError: another form, an unknown option, or an impossible value.
+        """
+        name, equals, listed = text.partition("=")
+        words = [word.strip() for word in listed.split(",")]
+        if not equals or not all(words) or len(set(words)) < 2:
+            raise ConfigError("--sweep", text, "OPTION=VALUE,VALUE,... with two different values at least")
+        option = option_named(ImageSettings, name.strip())
+        return cls(option.name, tuple(schema.checked(option, word, f"--sweep {name}") for word in words))
+
+    def label(self, value: Any) -> str:
+        """What a value is called on sheets and in the names of folders."""
+        return f"{self.name}={value}"
+
+
+@dataclass(frozen=True)
+class Tried:
+    """What trying came to.
+
+    Attributes:
+        output: the folder of the sheets.
+        sheet: the contact sheet.
+        results: one for each value; a single one without a sweep.
+    """
+
+    output: Path
+    sheet: Path
+    results: tuple[ImagesResult, ...]
+
+    @property
+    def errors(self) -> int:
+        """Pictures that could not be read or restored."""
+        return self.results[0].errors
+
+
+def restore_samples(
+    source: str | Path,
+    output: str | Path,
+    settings: ImageSettings,
+    count: int,
+    *,
+    engine: Engine | None = None,
+    progress: Progress | None = None,
+) -> Tried:
+    """Restore `count` pictures, spread over the folder, below ``output/samples``, with a contact sheet.
+
+    Raises:
+        ConfigError: `count` is under 1; and whatever `restore_images` raises.
+    """
+    source, place = Path(source), Path(output) / "samples"
+    names = chosen(source, Path(output), count)
+    result = restore_images(source, place, settings, engine=engine, pictures=names, progress=progress)
+    rows = [
+        (name, _strip([_read(root_of(source) / name), *_restored(result, name)], ["before", "after"], _CELL))
+        for name in names
+        if _restored(result, name)
+    ]
+    return Tried(place, _write_sheet(place, rows), (result,))
+
+
+def restore_sweep(
+    source: str | Path,
+    output: str | Path,
+    settings: ImageSettings,
+    sweep: Sweep,
+    count: int | None = None,
+    *,
+    engine: Engine | None = None,
+    progress: Progress | None = None,
+) -> Tried:
+    """Restore pictures once for each value, below ``output/sweep``: a strip for each picture, and a contact sheet.
+
+    Args:
+        source: the folder, or one picture.
+        output: the output folder.
+        settings: of everything but the option that changes.
+        sweep: the option and its values.
+        count: as many pictures, spread over the folder; None: all.
+        engine: see `restore_images`.
+        progress: see `restore_images`; told anew for each value.
+
+    Raises:
+        ConfigError: the model that runs does not have the option; and whatever `restore_images` raises.
+    """
+    source, place = Path(source), Path(output) / "sweep"
+    names = chosen(source, Path(output), count)
+    results = []
+    for value in sweep.values:
+        mine = settings.replace(**{sweep.name: value})
+        folder = place / re.sub(r"[^\w.=+-]+", "_", sweep.label(value))
+        result = restore_images(source, folder, mine, engine=engine, pictures=names, progress=progress)
+        _check_fidelity(sweep, result)
+        results.append(result)
+    labels = ["input", *(sweep.label(value) for value in sweep.values)]
+    rows = []
+    for name in names:
+        made = [picture for result in results for picture in _restored(result, name)]
+        if len(made) != len(results):
+            continue
+        pictures = [_read(root_of(source) / name), *made]
+        _write_jpeg(place / f"{name}_{sweep.name}.jpg", _strip(pictures, labels, None))
+        rows.append((name, _strip(pictures, labels, _CELL)))
+    return Tried(place, _write_sheet(place, rows), tuple(results))
+
+
+def chosen(source: Path, output: Path, count: int | None) -> list[str]:
+    """`count` pictures of a folder, evenly spread; all of them where it is None.
+
+    Raises:
+        ConfigError: `count` is under 1, or there is no picture.
+    """
+    if count is not None and count < 1:
+        raise ConfigError("--num-samples", count, "1 or more")
+    listed = list_pictures(source, skip=[output])
+    return listed if count is None else evenly(listed, count)
+
+
+def _check_fidelity(sweep: Sweep, result: ImagesResult) -> None:
+    ran = result.stats["model_that_ran"]
+    if sweep.name == "fidelity" and ran["fidelity"] is None:
+        why = "; ".join(f"{each['model']}: {each['reason']}" for each in result.stats["models_passed_over"])
+        allowed = f"a model that has it (codeformer); {ran['model']} ran ({why})"
+        raise ConfigError("--sweep", "fidelity", allowed)
+
+
+def _restored(result: ImagesResult, name: str) -> list[Any]:
+    """The restored picture as it was written; nothing where there is none."""
+    items = [item for item in result.stats["items"] if item["name"] == name]
+    paths = [path for item in items for path in item["outputs"] if path.startswith("restored/")]
+    return [_read(result.output / path) for path in paths]
+
+
+def _read(path: Path) -> Any:
+    try:
+        return decode_picture(path.read_bytes(), path).bgr
+    except OSError as error:
+        raise MediaError(path, f"cannot be read ({error.strerror or error})") from error
+
+
+def _strip(pictures: Sequence[Any], labels: Sequence[str], widest: int | None) -> Any:
+    """One row; with `widest` small enough for a contact sheet."""
+    import cv2
+
+    if widest is None:
+        return side_by_side(pictures, labels, max_side=_STRIP)
+    small = []
+    for picture in pictures:
+        scale = min(1.0, widest / picture.shape[1])
+        size_wh = max(1, round(picture.shape[1] * scale)), max(1, round(picture.shape[0] * scale))
+        small.append(cv2.resize(picture, size_wh, interpolation=cv2.INTER_AREA) if scale < 1 else picture)
+    return side_by_side(small, labels, max_side=_STRIP)
+
+
+def _write_sheet(place: Path, rows: Sequence[tuple[str, Any]]) -> Path:
+    if not rows:
+        raise MediaError(place, "has no contact sheet: not one of the pictures could be restored")
+    width = min(_STRIP, max(row.shape[1] for _, row in rows))
+    _write_jpeg(place / SHEET, contact_sheet([row for _, row in rows], [name for name, _ in rows], width=width))
+    return place / SHEET
+
+
+def _write_jpeg(path: Path, picture_bgr: Any) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_bytes(path, encode_picture(Picture(picture_bgr), ".jpg"))
