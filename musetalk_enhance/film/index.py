@@ -163,7 +163,7 @@ def index_film(path: PathLike, start: float | None = None, end: float | None = N
     time_base = 1 / facts["fps"] if walk.timeless else walk.time_base
     times = [*walk.times, walk.stop(facts["fps"])]
     seconds = [(time - times[0]) * time_base for time in times]
-    inside = [at for at, time in enumerate(seconds[:-1]) if since <= time and (until is None or time < until)]
+    inside = [at for at, time in enumerate(seconds[:-1]) if since <= time and not (until is not None and time >= until)]
     if not inside:
         raise MediaError(path, f"has no frame from {start or 0} to {end} s; it is {float(seconds[-1]):.3f} s long")
     first, stop = inside[0], inside[-1] + 1
@@ -199,11 +199,12 @@ class _Walk:
         found = [each for each in self._packets(path, container, stream) if not _is_hidden(each, stream)]
         if not found:
             raise MediaError(path, "holds no picture")
-        self.timeless = decoded_first is None or any(each.pts is None for each in found)
+        stamps = [(each.pts, each.duration) for each in found if each.pts is not None]
+        self.timeless = decoded_first is None or len(stamps) < len(found)
         if decoded_first is None or self.timeless:
             self.times, self.counted, self._last = list(range(len(found))), True, 1
             return
-        shown = sorted((each.pts, each.duration) for each in found if each.pts >= decoded_first)
+        shown = sorted(stamp for stamp in stamps if stamp[0] >= decoded_first)
         self.times = _rising([time for time, _ in shown])
         self.counted = self.times != [time for time, _ in shown]
         self._last = shown[-1][1]
