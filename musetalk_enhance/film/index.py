@@ -163,7 +163,9 @@ def index_film(path: PathLike, start: float | None = None, end: float | None = N
     time_base = 1 / facts["fps"] if walk.timeless else walk.time_base
     times = [*walk.times, walk.stop(facts["fps"])]
     seconds = [(time - times[0]) * time_base for time in times]
-    inside = [at for at, time in enumerate(seconds[:-1]) if since <= time and not (until is not None and time >= until)]
+    inside = [
+        at for at, time in enumerate(seconds[:-1]) if since <= time and not (until is not None and time >= until)
+    ]
     if not inside:
         raise MediaError(path, f"has no frame from {start or 0} to {end} s; it is {float(seconds[-1]):.3f} s long")
     first, stop = inside[0], inside[-1] + 1

@@ -9,6 +9,7 @@ import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
+from math import lcm
 from pathlib import Path
 from typing import Any
 
@@ -109,8 +110,14 @@ def _options(target: Path, index: FilmIndex) -> dict[str, str]:
     if target.suffix.lower() in _MOV:
         ticks = index.time_base.denominator
         options |= {"movflags": "+faststart", "video_track_timescale": str(ticks)}
-        options["movie_timescale"] = str(ticks * max(1, -(-10000 // ticks)))  # the one of an empty edit
+        options["movie_timescale"] = str(_movie_ticks(index, ticks))
     return options
+
+
+def _movie_ticks(index: FilmIndex, ticks: int) -> int:
+    """Ticks a second of the clock that says when each stream begins: those of all streams, if 32 bits suffice."""
+    common = lcm(ticks, *(each.rate for each in index.audio))
+    return common if common * (index.stop_pts * index.time_base + 1) < 2**32 else ticks * max(1, 10000 // ticks)
 
 
 def _copy_of(output: Any, template: Any) -> Any:
@@ -140,9 +147,9 @@ def _add_sound(output: Any, source: Any, pictures: Any, target: Path) -> dict[in
         except (OSError, ValueError) as error:
             name = getattr(stream.codec_context, "name", "unknown")
             if stream.type == "audio":
-                raise MediaError(
-                    target, f"{target.suffix} cannot hold the source's {name} sound ({error}); choose .mkv"
-                ) from error
+                advice = "convert the sound first" if target.suffix.lower() == ".mkv" else "choose .mkv"
+                what = f"{target.suffix} cannot hold the source's {name} sound ({error}); {advice}"
+                raise MediaError(target, what) from error
             log.warning("%s: left out the %s subtitles, which %s cannot hold", target, name, target.suffix)
             continue
         copy.metadata.update(_stream_tags(stream))
