@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, TypeVar
 from uuid import uuid4
 
 import numpy as np
@@ -22,9 +22,11 @@ from .errors import ConfigError, FrameError, MediaError
 
 Image = NDArray[np.uint8]
 PathLike = str | Path
+_File = TypeVar("_File", bound="PictureFile")
 
 _BT709, _UNSPECIFIED, _BT601, _FULL_RANGE = 1, 2, 5, 2  # AVCOL_SPC_BT709, _UNSPECIFIED, _BT470BG; AVCOL_RANGE_JPEG
 _MATRICES = {_BT709: "bt709", 4: "fcc", 7: "smpte240m", 9: "bt2020", 10: "bt2020"}
+_ATTACHED_PICTURE = 1 << 10  # AV_DISPOSITION_ATTACHED_PIC
 _ANY_TIME = Fraction(1, 1000)  # a filter graph wants a clock; nothing here reads it
 
 
@@ -53,7 +55,7 @@ def probe(path: PathLike) -> VideoInfo:
     Raises:
         MediaError: missing, unreadable, without pictures or without a frame rate.
     """
-    with _opened(path) as (container, stream):
+    with opened(path) as (container, stream):
         rate = stream.average_rate or getattr(stream, "guessed_rate", None)
         if not rate:
             raise MediaError(path, "states no frame rate")
@@ -81,88 +83,54 @@ def read_frames(path: PathLike) -> Iterator[Image]:
     Raises:
         MediaError: missing or unreadable (on the first `next`), or damaged further on. No frame is skipped.
     """
-    with _opened(path) as (container, stream):
+    with opened(path) as (container, stream):
         yield from _decoded(path, container, stream)
 
 
-class VideoWriter:
-    """Write an H.264 video (yuv420p, BT.709, limited range): a context manager.
+class PictureFile:
+    """An H.264 file in the making, a context manager: what every writer of pictures here shares.
 
     The file appears under its name only when the block ends well: until then it has a temporary name beside
     it, and after an exception inside the block (which goes on) nothing is left and an older file of that name
     is untouched.
 
-    >>> with VideoWriter("out.mp4", Fraction(30000, 1001), (640, 480)) as writer:  # doctest: +SKIP
-    ...     writer.write(frame_bgr)
-
     Attributes:
+        path: where to.
         count: frames written so far.
-        coded_wh: size in the file: `size_wh` made even. An odd last column or row is written twice, because
-            yuv420p halves the colour; nothing of the picture is cut off.
     """
 
-    def __init__(self, path: PathLike, fps: Fraction | float, size_wh: tuple[int, int], crf: int = 18) -> None:
-        """Args:
-            path: where to; the ending tells the container, ``.mp4`` or ``.mkv``. The folder must exist.
-            fps: frames per second; a fraction is exact, of a float see `exact_fps`.
-            size_wh: width and height of every frame to come, in pixels.
-            crf: x264's constant rate factor, 0 (lossless) to 51; 18 is hardly told from the original.
+    def __init__(self, path: PathLike) -> None:
+        self.path, self.count = Path(path), 0
+        self._part = temporary_name(self.path)
+        self._container: Any = None
+        self._stream: Any = None
 
-        Raises:
-            ConfigError: `fps`, `size_wh` or `crf` is impossible.
-            MediaError: the file cannot be begun.
-        """
-        rate = exact_fps(fps)
-        if min(size_wh) < 2:
-            raise ConfigError("size_wh", size_wh, "two numbers of pixels, 2 at least")
-        if not 0 <= crf <= 51:
-            raise ConfigError("crf", crf, "a whole number from 0 to 51")
-        self.path, self.fps, self.size_wh, self.count = Path(path), rate, size_wh, 0
-        self.coded_wh = (size_wh[0] + size_wh[0] % 2, size_wh[1] + size_wh[1] % 2)
-        self._part = self.path.with_name(f".{self.path.stem}.part-{uuid4().hex}{self.path.suffix}")
-        self._converter = _Converter()
-        self._container, self._stream = self._begin(crf)
-
-    def _begin(self, crf: int) -> tuple[Any, Any]:
+    def _begin(
+        self,
+        rate: Fraction,
+        coded_wh: tuple[int, int],
+        pix_fmt: str,
+        codec_options: Mapping[str, str],
+    ) -> None:
+        """Open the file and its encoder; time stamps count in ticks of ``1 / rate``."""
         import av
 
         if not self.path.parent.is_dir():
             raise MediaError(self.path, "its folder does not exist")
-        colour = {"colorspace": "bt709", "color_primaries": "bt709", "color_trc": "bt709", "color_range": "tv"}
         container = None
         try:
             container = av.open(str(self._part), "w", options={"movflags": "+faststart"})
-            stream: Any = container.add_stream("libx264", rate=self.fps)
-            stream.width, stream.height = self.coded_wh
-            stream.pix_fmt = "yuv420p"
-            stream.options = {"crf": str(crf), **colour}
-            stream.codec_context.time_base = 1 / self.fps
+            stream: Any = container.add_stream("libx264", rate=rate)
+            stream.width, stream.height = coded_wh
+            stream.pix_fmt = pix_fmt
+            stream.options = dict(codec_options)
+            stream.codec_context.time_base = 1 / rate
         except (OSError, ValueError) as error:  # PyAV's own errors are also one of these
             if container is not None:
                 container.close()
             self._part.unlink(missing_ok=True)
             raise MediaError(self.path, f"cannot be written ({error})") from error
-        return container, stream
-
-    def write(self, frame_bgr: Image) -> None:
-        """Append one frame: BGR uint8 ``(height, width, 3)`` of the size told, any strides; not modified.
-
-        Raises:
-            FrameError: another shape or dtype.
-            MediaError: the encoder or the disk refused, or the writer is closed.
-        """
-        if self._container is None:
-            raise MediaError(self.path, "is closed already")
-        width, height = self.size_wh
-        if frame_bgr.shape != (height, width, 3) or frame_bgr.dtype != np.uint8:
-            actual = f"{frame_bgr.dtype} {frame_bgr.shape}"
-            raise FrameError("size", actual, f"uint8 {(height, width, 3)}", self.count)
-        pads = [(0, self.coded_wh[1] - height), (0, self.coded_wh[0] - width), (0, 0)]
-        even = np.ascontiguousarray(np.pad(frame_bgr, pads, mode="edge") if any(map(any, pads)) else frame_bgr)
-        picture = self._converter.to_yuv(even)
-        picture.pts, picture.time_base = self.count, 1 / self.fps
-        self._mux(picture)
-        self.count += 1
+        self._container, self._stream = container, stream
 
     def _mux(self, picture: Any) -> None:
         """Encode one picture, or with None what the encoder still holds."""
@@ -201,7 +169,7 @@ class VideoWriter:
                 container.close()
         self._part.unlink(missing_ok=True)
 
-    def __enter__(self) -> VideoWriter:
+    def __enter__(self: _File) -> _File:
         return self
 
     def __exit__(
@@ -211,6 +179,71 @@ class VideoWriter:
             self.close()
         else:
             self.abort()
+
+
+class VideoWriter(PictureFile):
+    """Write an H.264 video (yuv420p, BT.709, limited range): a context manager.
+
+    The file appears under its name only when the block ends well: until then it has a temporary name beside
+    it, and after an exception inside the block (which goes on) nothing is left and an older file of that name
+    is untouched.
+
+    >>> with VideoWriter("out.mp4", Fraction(30000, 1001), (640, 480)) as writer:  # doctest: +SKIP
+    ...     writer.write(frame_bgr)
+
+    Attributes:
+        count: frames written so far.
+        coded_wh: size in the file: `size_wh` made even. An odd last column or row is written twice, because
+            yuv420p halves the colour; nothing of the picture is cut off.
+    """
+
+    def __init__(self, path: PathLike, fps: Fraction | float, size_wh: tuple[int, int], crf: int = 18) -> None:
+        """Args:
+            path: where to; the ending tells the container, ``.mp4`` or ``.mkv``. The folder must exist.
+            fps: frames per second; a fraction is exact, of a float see `exact_fps`.
+            size_wh: width and height of every frame to come, in pixels.
+            crf: x264's constant rate factor, 0 (lossless) to 51; 18 is hardly told from the original.
+
+        Raises:
+            ConfigError: `fps`, `size_wh` or `crf` is impossible.
+            MediaError: the file cannot be begun.
+        """
+        rate = exact_fps(fps)
+        if min(size_wh) < 2:
+            raise ConfigError("size_wh", size_wh, "two numbers of pixels, 2 at least")
+        if not 0 <= crf <= 51:
+            raise ConfigError("crf", crf, "a whole number from 0 to 51")
+        super().__init__(path)
+        self.fps, self.size_wh = rate, size_wh
+        self.coded_wh = (size_wh[0] + size_wh[0] % 2, size_wh[1] + size_wh[1] % 2)
+        self._converter = PixelConverter()
+        colour = {"colorspace": "bt709", "color_primaries": "bt709", "color_trc": "bt709", "color_range": "tv"}
+        self._begin(rate, self.coded_wh, "yuv420p", {"crf": str(crf), **colour})
+
+    def write(self, frame_bgr: Image) -> None:
+        """Append one frame: BGR uint8 ``(height, width, 3)`` of the size told, any strides; not modified.
+
+        Raises:
+            FrameError: another shape or dtype.
+            MediaError: the encoder or the disk refused, or the writer is closed.
+        """
+        if self._container is None:
+            raise MediaError(self.path, "is closed already")
+        width, height = self.size_wh
+        if frame_bgr.shape != (height, width, 3) or frame_bgr.dtype != np.uint8:
+            actual = f"{frame_bgr.dtype} {frame_bgr.shape}"
+            raise FrameError("size", actual, f"uint8 {(height, width, 3)}", self.count)
+        pads = [(0, self.coded_wh[1] - height), (0, self.coded_wh[0] - width), (0, 0)]
+        even = np.ascontiguousarray(np.pad(frame_bgr, pads, mode="edge") if any(map(any, pads)) else frame_bgr)
+        picture = self._converter.to_yuv(even)
+        picture.pts, picture.time_base = self.count, 1 / self.fps
+        self._mux(picture)
+        self.count += 1
+
+
+def temporary_name(path: Path) -> Path:
+    """A name beside `path` that nobody else uses, with the same ending."""
+    return path.with_name(f".{path.stem}.part-{uuid4().hex}{path.suffix}")
 
 
 def exact_fps(fps: Fraction | float) -> Fraction:
@@ -277,8 +310,12 @@ def write_image(path: PathLike, image_bgr: Image) -> None:
 
 
 @contextlib.contextmanager
-def _opened(path: PathLike) -> Iterator[tuple[Any, Any]]:
-    """The open container and its first picture stream."""
+def opened(path: PathLike) -> Iterator[tuple[Any, Any]]:
+    """PyAV's open container and its first picture stream, cover art aside; both close with the block.
+
+    Raises:
+        MediaError: missing, unreadable or without pictures.
+    """
     import av
 
     try:
@@ -287,16 +324,22 @@ def _opened(path: PathLike) -> Iterator[tuple[Any, Any]]:
         what = "does not exist" if isinstance(error, FileNotFoundError) else f"is no readable video ({error})"
         raise MediaError(path, what) from error
     with container:
-        if not container.streams.video:
+        films = [each for each in container.streams.video if not _is_cover(each)]
+        if not films:
             raise MediaError(path, "has no picture stream")
-        stream = container.streams.video[0]
+        stream = films[0]
         stream.thread_type = "AUTO"
         yield container, stream
 
 
+def _is_cover(stream: Any) -> bool:
+    """Whether a picture stream is one still picture that belongs to the sound; PyAV before 14 cannot tell."""
+    return bool(int(getattr(stream, "disposition", 0)) & _ATTACHED_PICTURE)
+
+
 def _decoded(path: PathLike, container: Any, stream: Any) -> Iterator[Image]:
     """The frames of an open stream; PyAV's errors become `MediaError`."""
-    converter, count = _Converter(), 0
+    converter, count = PixelConverter(), 0
     try:
         for packet in container.demux(stream):
             if packet.is_corrupt:
@@ -311,22 +354,36 @@ def _decoded(path: PathLike, container: Any, stream: Any) -> Iterator[Image]:
         raise MediaError(path, f"cannot be decoded after frame {count} ({error})") from error
 
 
-def _quarter_turns(frame: Any) -> int:
-    """How often to turn a frame left by 90 degrees so that it stands upright, from its display matrix.
+def orientation(frame: Any) -> tuple[int, bool]:
+    """How a decoded frame comes to stand upright, from its display matrix: (quarter turns to the left, mirrored).
 
-    The angle is that of ffmpeg's ``av_display_rotation_get``; PyAV's own ``rotation`` is missing before 14.1.
+    A mirrored frame is mirrored from left to right first, then turned. The angle is that of ffmpeg's
+    ``av_display_rotation_get``; PyAV's own ``rotation`` is missing before 14.1.
     """
     matrix = frame.side_data.get("DISPLAYMATRIX")
     if matrix is None:
-        return 0
-    cos, sin = np.frombuffer(bytes(matrix), np.int32)[:2]
-    return round(-float(np.degrees(np.arctan2(sin, cos))) / 90) % 4
+        return 0, False
+    a, b, _, c, d = (float(value) for value in np.frombuffer(bytes(matrix), np.int32)[:5])
+    mirrored = a * d - b * c < 0
+    angle = np.degrees(np.arctan2(-b, -a) if mirrored else np.arctan2(b, a))
+    return round(-float(angle) / 90) % 4, mirrored
 
 
-class _Converter:
+def matrix_and_range(colorspace: int, color_range: int, pix_fmt: str, height: int) -> tuple[str, str]:
+    """swscale's words for a YUV matrix (``"bt709"``) and range (``"tv"`` or ``"pc"``), from ffmpeg's numbers.
+
+    Where the stream states no matrix, BT.709 is assumed from 720 coded lines on and BT.601 below.
+    """
+    space = colorspace if colorspace != _UNSPECIFIED else _BT709 if height >= 720 else _BT601
+    full = color_range == _FULL_RANGE or pix_fmt.startswith("yuvj")
+    return _MATRICES.get(space, "bt601"), "pc" if full else "tv"
+
+
+class PixelConverter:
     """Colour conversion that rounds as it should; swscale's default is off by up to 4/255.
 
-    One filter graph, made anew when the size, format or colour of the frames changes.
+    One filter graph, made anew when the size, format or colour of the frames changes. Not for two threads at
+    once. A frame that goes in loses its time stamp.
     """
 
     _EXACT = "flags=bicubic+accurate_rnd+full_chroma_int+full_chroma_inp"
@@ -336,24 +393,28 @@ class _Converter:
         self._key: tuple[Any, ...] = ()
 
     def to_bgr(self, frame: Any) -> Image:
-        """A decoded frame as BGR, upright."""
-        space = int(frame.colorspace)
-        if space == _UNSPECIFIED:
-            space = _BT709 if frame.height >= 720 else _BT601
-        matrix = _MATRICES.get(space, "bt601")
-        range_ = "pc" if int(frame.color_range) == _FULL_RANGE else "tv"
+        """A decoded frame as BGR uint8 ``(H, W, 3)``, upright, C-contiguous."""
+        matrix, range_ = matrix_and_range(
+            int(frame.colorspace), int(frame.color_range), frame.format.name, frame.height
+        )
         picture = self._run(frame, f"in_color_matrix={matrix}:in_range={range_}:out_range=pc", "bgr24").to_ndarray()
-        return np.ascontiguousarray(np.rot90(picture, _quarter_turns(frame)))
+        turns, mirrored = orientation(frame)
+        return np.ascontiguousarray(np.rot90(picture[:, ::-1] if mirrored else picture, turns))
 
-    def to_yuv(self, image_bgr: Image) -> Any:
-        """An even-sized BGR picture as a yuv420p frame, BT.709, limited range."""
+    def to_yuv(self, image_bgr: Image, matrix: str = "bt709", range_: str = "tv", pix_fmt: str = "yuv420p") -> Any:
+        """A BGR picture, of a size that `pix_fmt` can hold, as a frame of that format."""
         import av
 
         frame = av.VideoFrame.from_ndarray(image_bgr, format="bgr24")
-        return self._run(frame, "out_color_matrix=bt709:out_range=tv", "yuv420p")
+        return self._run(frame, f"out_color_matrix={matrix}:out_range={range_}", pix_fmt)
+
+    def to_format(self, frame: Any, matrix: str, range_: str, pix_fmt: str) -> Any:
+        """A decoded frame in another pixel format, with the same matrix and range."""
+        colour = f"in_color_matrix={matrix}:in_range={range_}:out_color_matrix={matrix}:out_range={range_}"
+        return self._run(frame, colour, pix_fmt)
 
     def _run(self, frame: Any, colour: str, out: str) -> Any:
-        key = (frame.width, frame.height, frame.format.name, colour)
+        key = (frame.width, frame.height, frame.format.name, colour, out)
         if key != self._key:
             self._graph, self._key = self._build(frame, colour, out), key
         frame.pts, frame.time_base = None, _ANY_TIME

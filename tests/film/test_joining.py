@@ -1,0 +1,284 @@
+"""The joined film: every frame at its own time, every sound packet as it was."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import subprocess
+import sys
+from fractions import Fraction
+
+import av
+import numpy as np
+import pytest
+
+from musetalk_enhance.errors import MediaError
+from musetalk_enhance.film import SegmentWriter, check_target, index_film, join_film, read_segment
+from musetalk_enhance.media import probe, read_frames
+from tests.conftest import ROOT
+from tests.film.clips import (
+    NTSC,
+    QUARTERS,
+    copied,
+    decoded,
+    make_film,
+    open_files,
+    remuxed,
+    same_planes,
+    sound,
+    times,
+    turn,
+)
+
+UNEVEN = [0, 7, 40, 41, 90, 200, 201, 203, 260, 300, 333, 334, 420, 500, 501, 502, 700, 710, 711, 900, 901, 1000]
+
+
+@pytest.mark.parametrize(
+    ("size", "suffix"), [(10, ".mp4"), (7, ".mp4"), (1, ".mp4"), (99, ".mp4"), (10, ".mov"), (10, ".mkv")]
+)
+def test_segments_make_the_film_that_one_piece_makes(tmp_path, size, suffix):
+    path = make_film(tmp_path / "film.mp4", 34, options={"bf": "3"})
+    out = copied(path, tmp_path / f"out{suffix}", size)
+    assert same_planes(decoded(out), decoded(path))
+    assert times(out) == times(path)
+    assert {file.name for file in tmp_path.iterdir()} == {"film.mp4", out.name} and not open_files(tmp_path)
+
+
+def test_lossy_segments_with_b_frames_keep_order_and_times(tmp_path):
+    path = make_film(tmp_path / "film.mp4", 47)
+    out = copied(path, tmp_path / "out.mp4", 20, crf=20)
+    assert times(out) == times(path)
+    for before, after in zip(decoded(path), decoded(out), strict=True):
+        assert np.abs(before[0].astype(int) - after[0]).mean() < 2  # the square moves 3 pixels a frame
+    with av.open(str(out)) as container:
+        stamps = [(each.dts, each.pts) for each in container.demux(video=0) if each.size]
+    assert all(dts <= pts for dts, pts in stamps) and any(dts < pts for dts, pts in stamps)
+    assert all(one[0] < two[0] for one, two in zip(stamps, stamps[1:], strict=False))
+
+
+@pytest.mark.parametrize("fps", [NTSC, Fraction(24000, 1001), Fraction(25), Fraction(60), Fraction(25, 2)])
+def test_rate_and_length_are_exact(tmp_path, fps):
+    path = make_film(tmp_path / "film.mp4", 33, fps=fps)
+    out = copied(path, tmp_path / "out.mp4")
+    assert probe(out).fps == probe(path).fps == fps and probe(out).frames == 33
+    assert probe(out).duration == pytest.approx(float(33 / fps), abs=1e-4)
+    assert index_film(out).pts == index_film(path).pts and index_film(out).time_base == index_film(path).time_base
+
+
+@pytest.mark.parametrize("suffix", [".mp4", ".mkv"])
+@pytest.mark.parametrize("crf", [0, 18])
+def test_uneven_times_are_kept_exactly(tmp_path, suffix, crf):
+    path = make_film(tmp_path / f"film{suffix}", len(UNEVEN), pts=UNEVEN, time_base=Fraction(1, 1000))
+    assert times(path) == [Fraction(each, 1000) for each in UNEVEN]
+    out = copied(path, tmp_path / f"out{suffix}", 9, crf)
+    assert times(out) == times(path)
+    if suffix == ".mp4":
+        assert probe(out).duration == pytest.approx(probe(path).duration, abs=0.1)
+
+
+@pytest.mark.parametrize("start", [0.0, 0.5])
+def test_sound_is_copied_bit_for_bit(tmp_path, start):
+    path = make_film(tmp_path / "film.mp4", 40, sound=start, tags={"title": "Übung", "comment": "two words"})
+    out = copied(path, tmp_path / "out.mp4", 16)
+    assert len(sound(path)) > 20 and sound(out) == sound(path)  # times too
+    with av.open(str(out)) as container:
+        assert container.metadata["title"] == "Übung" and container.metadata["comment"] == "two words"
+        assert container.streams.audio[0].metadata["language"] == "deu"
+        assert sum(1 for _ in container.decode(audio=0)) > 20
+
+
+def test_sound_that_starts_before_the_pictures(tmp_path):
+    path = make_film(tmp_path / "film.mp4", 20, pts=list(range(10, 30)), sound=0.0)
+    out = copied(path, tmp_path / "out.mp4")
+    assert times(out) == times(path) and times(out)[0] == Fraction(10, 25) and sound(out) == sound(path)
+
+
+def test_a_transport_stream_begins_at_zero(tmp_path):
+    path = make_film(tmp_path / "film.ts", 25, sound=0.0)
+    shift = times(path)[0]
+    assert shift > 0
+    out = copied(path, tmp_path / "out.mp4")
+    assert times(out) == [time - shift for time in times(path)]
+    for (before, _), (after, _) in zip(sound(path), sound(out), strict=True):
+        assert float(before - shift) == pytest.approx(float(after), abs=1e-3)
+
+
+@pytest.mark.parametrize("suffix", [".mp4", ".mkv"])
+def test_a_stretch_keeps_pictures_and_sound_together(tmp_path, suffix):
+    path = make_film(tmp_path / "film.mp4", 75, sound=0.0)
+    out = copied(path, tmp_path / f"out{suffix}", start=1, end=2)
+    assert same_planes(decoded(out), decoded(path)[25:50])
+    offset = times(out)[0]
+    assert [time - offset for time in times(out)] == [time - 1 for time in times(path)[25:50]]
+    before = {data: time for time, data in sound(path)}
+    shifts = [float(before[data] - time + offset) for time, data in sound(out)]
+    assert shifts == pytest.approx([1.0] * len(shifts), abs=2e-3)
+    first, last = sound(out)[0][0] - offset, sound(out)[-1][0] - offset
+    assert -0.065 <= first <= 0 and 0.9 < last < 1  # one packet is 0.064 s
+
+
+@pytest.mark.parametrize("degrees", QUARTERS)
+@pytest.mark.parametrize("suffix", [".mp4", ".mov"])
+def test_rotation_survives(tmp_path, degrees, suffix):
+    path = turn(make_film(tmp_path / "film.mp4", 12), QUARTERS[degrees])
+    with_sound = turn(make_film(tmp_path / "sound.mp4", 12, sound=0.0), QUARTERS[degrees])
+    for source in (path, with_sound):
+        out = copied(source, tmp_path / f"out{suffix}")
+        index = index_film(out)
+        assert index.display_matrix == QUARTERS[degrees] and index.rotation == degrees
+        for before, after in zip(read_frames(source), read_frames(out), strict=True):
+            assert np.array_equal(before, after)
+
+
+def test_rotation_needs_mp4_or_mov(tmp_path):
+    path = turn(make_film(tmp_path / "film.mp4", 5), QUARTERS[90])
+    for action in (lambda out: check_target(index_film(path), path, out), lambda out: copied(path, out)):
+        with pytest.raises(MediaError, match="rotation by 90 degrees; choose .mp4"):
+            action(tmp_path / "out.mkv")
+
+
+def test_colours_and_pixel_shape_survive(tmp_path):
+    colours = {"colorspace": "bt709", "color_primaries": "bt709", "color_trc": "bt709", "color_range": "pc"}
+    path = make_film(tmp_path / "film.mp4", 12, pix_fmt="yuvj420p", options={**colours, "aspect": "4:3"})
+    for suffix in (".mp4", ".mkv"):
+        one, two = index_film(path), index_film(copied(path, tmp_path / f"out{suffix}"))
+        for name in "colorspace color_range color_primaries color_trc sample_aspect_ratio pix_fmt fps".split():
+            assert getattr(one, name) == getattr(two, name), name
+
+
+def test_sound_that_fits_nowhere_is_named(tmp_path):
+    path = make_film(tmp_path / "film.avi", 25, sound=0.0, sound_codec="wmav2")
+    for suffix, advice in ((".mp4", "choose .mkv"), (".mkv", "convert the sound first")):
+        with pytest.raises(MediaError, match=f"{suffix} cannot hold the source's wmav2 sound.*{advice}"):
+            check_target(index_film(path), path, tmp_path / f"out{suffix}")
+
+
+def test_sound_that_does_not_fit_is_named_before_the_work(tmp_path, codec="pcm_s16le"):
+    path = make_film(tmp_path / "film.mkv", 25, sound=0.0, sound_codec=codec)
+    with pytest.raises(MediaError, match=f"mp4 cannot hold the source's {codec} sound.*choose .mkv"):
+        check_target(index_film(path), path, tmp_path / "out.mp4")
+    with pytest.raises(MediaError, match=codec):
+        copied(path, tmp_path / "out.mp4")
+    assert not (tmp_path / "out.mp4").exists()
+    check_target(index_film(path), path, tmp_path / "out.mkv")
+    assert [data for _, data in sound(copied(path, tmp_path / "out.mkv"))] == [data for _, data in sound(path)]
+
+
+def with_subtitles(path, out):
+    """`path` with one line of SubRip text."""
+    text = path.with_suffix(".srt")
+    text.write_text("1\n00:00:00,200 --> 00:00:00,800\nHello\n\n", encoding="utf-8")
+    with av.open(str(path)) as film, av.open(str(text)) as lines, av.open(str(out), "w") as target:
+        new = getattr(target, "add_stream_from_template", lambda each: target.add_stream(template=each))
+        for source, stream in [(film, new(film.streams.video[0])), (lines, new(lines.streams.subtitles[0]))]:
+            for packet in source.demux():
+                if packet.size:
+                    packet.stream = stream
+                    target.mux(packet)
+    return out
+
+
+def test_subtitles_go_along_where_they_can(tmp_path, caplog):
+    path = with_subtitles(make_film(tmp_path / "film.mp4", 25), tmp_path / "film.mkv")
+    with av.open(str(copied(path, tmp_path / "out.mkv"))) as container:
+        (line,) = [bytes(each) for each in container.demux(subtitles=0) if each.size]
+        assert line == b"Hello"
+    with caplog.at_level(logging.WARNING, "musetalk_enhance"):
+        out = copied(path, tmp_path / "out.mp4")
+    with av.open(str(out)) as container:
+        assert not container.streams.subtitles
+    assert "left out the subrip subtitles" in caplog.text or "left out the srt subtitles" in caplog.text
+
+
+@pytest.mark.parametrize("suffix", [".mp4", ".mkv"])
+def test_same_film_same_bytes(tmp_path, suffix):
+    tags = {"creation_time": "2024-05-06T07:08:09.000000Z", "title": "take one"}
+    path = make_film(tmp_path / "film.mp4", 25, sound=0.0, tags=tags)
+    one, two = (copied(path, tmp_path / f"{name}{suffix}", crf=18).read_bytes() for name in ("one", "two"))
+    assert one == two
+    code = (
+        "import sys, pathlib; from tests.film.clips import copied; "
+        "copied(pathlib.Path(sys.argv[1]), pathlib.Path(sys.argv[2]), crf=18)"
+    )
+    out = tmp_path / f"three{suffix}"
+    subprocess.run([sys.executable, "-c", code, str(path), str(out)], check=True, cwd=ROOT)
+    assert out.read_bytes() == one
+
+
+def segments_of(path, folder, sizes, crf=0):
+    index, first, made = index_film(path), 0, []
+    for size in sizes:
+        made.append(folder / f"{first}.mp4")
+        with SegmentWriter(made[-1], index, crf) as writer:
+            for shot in read_segment(path, index, first, first + size):
+                writer.write(shot)
+        first += size
+    return index, made
+
+
+def test_segments_that_do_not_make_the_film_are_refused(tmp_path):
+    path = make_film(tmp_path / "film.mp4", 12)
+    index, made = segments_of(path, tmp_path, [5, 4])
+    out = tmp_path / "out.mp4"
+    with pytest.raises(MediaError, match="hold 9 frames, not the film's 12"):
+        join_film(made, index, path, out)
+    (tmp_path / "other").mkdir()
+    other = segments_of(make_film(tmp_path / "small.mp4", 12, (64, 64)), tmp_path / "other", [3])[1]
+    with pytest.raises(MediaError, match="other settings than 0.mp4"):
+        join_film([*made, *other], index, path, out)
+    with pytest.raises(MediaError, match="3.mp4: does not exist"):
+        join_film([*made, tmp_path / "3.mp4"], index, path, out)
+    late = remuxed(made[0], tmp_path / "late.mkv")
+    data = late.read_bytes()
+    late.write_bytes(data[: len(data) * 6 // 10])
+    with pytest.raises(MediaError, match="late.mkv|frames"):
+        join_film([late, made[1]], index, path, out)
+    assert not out.exists() and not list(tmp_path.glob(".*")) and not open_files(tmp_path)
+
+
+def test_a_failure_leaves_the_older_file(tmp_path, monkeypatch):
+    path = make_film(tmp_path / "film.mp4", 12, sound=0.0)
+    index, made = segments_of(path, tmp_path, [12])
+    out = tmp_path / "out.mp4"
+    out.write_bytes(b"older")
+
+    def refuse(*names):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("musetalk_enhance.film.joining.os.replace", refuse)
+    with pytest.raises(MediaError, match="No space left"):
+        join_film(made, index, path, out)
+    assert out.read_bytes() == b"older" and not list(tmp_path.glob(".*")) and not open_files(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["missing/out.mp4", "out.nonsense", "out.webm", "out.avi.gif"])
+def test_a_place_that_cannot_be_written_is_named(tmp_path, name):
+    path = make_film(tmp_path / "film.mp4", 3)
+    with pytest.raises(MediaError) as caught:
+        check_target(index_film(path), path, tmp_path / name)
+    assert caught.value.path == tmp_path / name
+    assert [file.name for file in tmp_path.iterdir()] == ["film.mp4"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["d12.mp4", "d9.mp4"])
+def test_real_clips_come_back(tmp_path, shared, name):
+    path = shared / "data" / "clips" / name
+    out = copied(path, tmp_path / "out.mp4", 30, start=1, end=3)
+    index = index_film(path, 1, 3)
+    with av.open(str(path)) as container:
+        frames = [frame for frame in container.decode(video=0) if frame.pts in set(index.pts)]
+    assert len(frames) == len(index) == len(index_film(out))
+    for frame, back in zip(frames, decoded(out), strict=True):
+        assert np.array_equal(
+            np.frombuffer(frame.planes[0], np.uint8).reshape(-1, frame.planes[0].line_size)[:, : frame.width], back[0]
+        )
+    assert index_film(out).sample_aspect_ratio == index.sample_aspect_ratio
+    assert hashlib.md5(b"".join(data for _, data in sound(out))).digest() in _runs(sound(path))
+
+
+def _runs(packets):
+    """Digests of every run of consecutive packets of about 2 s."""
+    data = [each for _, each in packets]
+    counts = range(80, 100)
+    return {hashlib.md5(b"".join(data[at : at + count])).digest() for at in range(len(data)) for count in counts}
