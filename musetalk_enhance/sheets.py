@@ -17,7 +17,9 @@ from .errors import ConfigError, FrameError
 Image = NDArray[np.uint8]
 
 GAP = 4
-"""Pixels between two cells."""
+"""Pixels between two cells of a row."""
+LINE_GAP = 12
+"""Pixels between two lines of a contact sheet, so that a caption belongs to the picture below it."""
 MIN_CELL = 96
 """No cell is narrower, in pixels, so that a few words fit above the smallest picture."""
 MAX_HEIGHT = 12000
@@ -89,7 +91,7 @@ def contact_sheet(rows: Sequence[Image], captions: Sequence[str], *, width: int 
         raise ConfigError("width", width, f"{columns * (MIN_CELL + GAP) - GAP} pixels or more for {columns} columns")
     columns = _enough_columns(rows, width, columns, most)
     cell, band = _cell_of(width, columns)
-    room = MAX_HEIGHT + GAP - _lines(len(rows), columns) * (band + GAP)
+    room = MAX_HEIGHT + LINE_GAP - _lines(len(rows), columns) * (band + LINE_GAP)
     limit = _height_limit(_heights(rows, cell), columns, room)
     pairs = zip(rows, captions, strict=True)
     cells = [_cell(_within(picture, cell, limit), text, cell, band) for picture, text in pairs]
@@ -155,7 +157,7 @@ def _row(cells: Sequence[Image], width: int | None = None) -> Image:
 
 
 def _stacked(rows: Sequence[Image]) -> Image:
-    gap = np.full((GAP, rows[0].shape[1], 3), _PAPER, np.uint8)
+    gap = np.full((LINE_GAP, rows[0].shape[1], 3), _PAPER, np.uint8)
     return np.concatenate([part for row in rows for part in (row, gap)][:-1])
 
 
@@ -179,7 +181,7 @@ def _enough_columns(rows: Sequence[Image], width: int, columns: int, most: int) 
     last = max(columns, min(most, len(rows)))
     for count in range(columns, last):
         cell, band = _cell_of(width, count)
-        bands = _lines(len(rows), count) * (band + GAP) - GAP
+        bands = _lines(len(rows), count) * (band + LINE_GAP) - LINE_GAP
         if _page_height(_heights(rows, cell), count) + bands <= MAX_HEIGHT:
             return count
     return last
