@@ -164,7 +164,8 @@ def encode_picture(picture: Picture, suffix: str, *, quality: int = 95) -> bytes
 
     PNG and TIFF are exact, and WebP is where the source was a WebP without loss. Where the format takes them the
     ICC profile, EXIF and alpha are kept: BMP takes none of the three, JPEG no alpha, and no EXIF over 64 KB. What
-    cannot keep alpha shows the picture over white. Grey pictures are written as one channel (three in a WebP).
+    cannot keep alpha shows the picture over white. A lossless WebP keeps the colours behind transparent pixels from
+    Pillow 9.4 on. Grey pictures are written as one channel (three in a WebP).
 
     Args:
         picture: what to write.

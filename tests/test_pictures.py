@@ -11,6 +11,7 @@ from io import BytesIO
 
 import cv2
 import numpy as np
+import PIL
 import pytest
 from PIL import Image, ImageOps
 from PIL.JpegImagePlugin import get_sampling
@@ -28,6 +29,7 @@ from musetalk_enhance.pictures import (
 
 pytestmark = pytest.mark.filterwarnings("error")
 
+PILLOW = float(".".join(PIL.__version__.split(".")[:2]))
 ICC = bytes(16) + b"RGB " + bytes(range(256)) * 300  # 77 kB: over one segment of a JPEG
 
 
@@ -194,6 +196,8 @@ def test_exif_as_imagemagick_writes_it(tmp_path):
 )
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP"])
 def test_garbage_instead_of_exif_is_dropped(tmp_path, kind, garbage):
+    if PILLOW < 10 and kind == "JPEG" and garbage == b"II*\0":
+        pytest.skip("Pillow itself trips over it before version 10")
     block = garbage if kind == "WEBP" else b"Exif\0\0" + garbage
     data = file(colours(), kind, exif=block)
     got = read(data)
@@ -255,6 +259,8 @@ def test_alpha_and_hidden_colours_come_back_exactly(rng, suffix, lossless):
     bgr, alpha = rng.integers(0, 256, (9, 7, 3), np.uint8), rng.integers(0, 256, (9, 7), np.uint8)
     alpha[:4] = 0
     got = read(encode_picture(Picture(bgr, alpha, lossless=lossless), suffix))
+    if PILLOW < 9.4 and lossless:
+        bgr[:4] = 0  # which had no option `exact`
     assert np.array_equal(got.bgr, bgr) and np.array_equal(got.alpha, alpha)
     assert got.bgr.flags.c_contiguous and got.alpha.flags.c_contiguous and got.alpha.flags.writeable
 
@@ -322,9 +328,7 @@ def test_cmyk_becomes_rgb_without_its_profile(kind):
         assert np.abs(got.bgr[:, column].astype(int) - color).max() <= 3
 
 
-def test_other_colour_spaces_of_tiff():
-    ycbcr = file(Image.fromarray(colours()).convert("YCbCr"), "TIFF")
-    assert np.abs(read(ycbcr).bgr[..., ::-1].astype(int) - colours()).max() <= 3
+def test_lab_becomes_rgb_without_its_profile():
     lab = file(Image.new("LAB", (4, 4), (255, 128, 128)), "TIFF", icc_profile=ICC.replace(b"RGB ", b"Lab "))
     assert read(lab).bgr.min() >= 253 and read(lab).icc is None  # L 100, a and b 0: white
 
