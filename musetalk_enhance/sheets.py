@@ -41,7 +41,7 @@ def side_by_side(pictures: Sequence[Image], labels: Sequence[str], *, max_side: 
         pictures: BGR uint8 ``(H, W, 3)``, one or more, of any sizes.
         labels: one for each.
         max_side: longest side of the result in pixels, 256 or more. Only more cells than have room at their least
-            width of `MIN_CELL` exceed it.
+            width, `MIN_CELL`, exceed it.
 
     Returns:
         BGR uint8 ``(height, width, 3)``.
@@ -57,8 +57,9 @@ def side_by_side(pictures: Sequence[Image], labels: Sequence[str], *, max_side: 
     widths = [picture.shape[1] * height / picture.shape[0] for picture in pictures]
     band = _band(min(max(sum(widths), height), max_side) / 32)
     room_wh = max_side - GAP * (len(pictures) - 1), max_side - band
-    height = max(1, int(height * min(1.0, room_wh[0] / sum(widths), room_wh[1] / height)))
-    sized = [_sized(picture, height) for picture in pictures]
+    height = _row_height([picture.shape for picture in pictures], min(height, room_wh[1]), room_wh[0])
+    widest = max(1, room_wh[0] - MIN_CELL * (len(pictures) - 1))  # of what is a hair's breadth high
+    sized = [_resized(picture, (min(widest, _across(picture.shape, height)), height)) for picture in pictures]
     pairs = zip(sized, labels, strict=True)
     return _row([_cell(picture, text, max(MIN_CELL, picture.shape[1]), band) for picture, text in pairs])
 
@@ -125,9 +126,19 @@ def _resized(picture: Image, size_wh: tuple[int, int]) -> Image:
     return np.asarray(cv2.resize(np.ascontiguousarray(picture), size_wh, interpolation=how), np.uint8)
 
 
-def _sized(picture: Image, height: int) -> Image:
-    """A picture at this height, its proportions kept."""
-    return _resized(picture, (max(1, picture.shape[1] * height // picture.shape[0]), height))
+def _across(shape: tuple[int, ...], height: int) -> int:
+    """Width of a picture at this height, its proportions kept."""
+    return max(1, shape[1] * height // shape[0])
+
+
+def _row_height(shapes: Sequence[tuple[int, ...]], height: int, room: int) -> int:
+    """The greatest height, up to `height`, at which cells of these pictures have room beside each other."""
+    fits, fails = 1, height + 1
+    while fails - fits > 1:
+        middle = (fits + fails) // 2
+        across = sum(max(MIN_CELL, _across(shape, middle)) for shape in shapes)
+        fits, fails = (middle, fails) if across <= room else (fits, middle)
+    return fits
 
 
 def _within(picture: Image, width: int, height: int) -> Image:
