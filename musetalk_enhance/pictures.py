@@ -164,7 +164,8 @@ def encode_picture(picture: Picture, suffix: str, *, quality: int = 95) -> bytes
 
     PNG and TIFF are exact, and WebP is where the source was a WebP without loss. Where the format takes them the
     ICC profile, EXIF and alpha are kept: BMP takes none of the three, JPEG no alpha, and no EXIF over 64 KB. What
-    cannot keep alpha shows the picture over white. Grey pictures are written as one channel (three in a WebP).
+    cannot keep alpha shows the picture over white. A lossless WebP keeps the colours behind transparent pixels from
+    Pillow 9.4 on. Grey pictures are written as one channel (three in a WebP).
 
     Args:
         picture: what to write.
@@ -230,7 +231,9 @@ def _guarded(name: PathLike) -> Iterator[None]:
     except DecompressionBombError as error:
         raise MediaError(name, f"has too many pixels to be opened safely ({error})") from error
     except Exception as error:
-        reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
+        if isinstance(error, OSError) and error.strerror:
+            raise MediaError(name, f"cannot be read ({error.strerror})") from error
+        reason = str(error) or type(error).__name__
         raise MediaError(name, f"cannot be read as a picture, cut off or damaged ({reason})") from error
 
 
@@ -318,8 +321,10 @@ def _profile(image: ImageFile) -> bytes | None:
 def _exif_of(image: ImageFile) -> bytes | None:
     """The EXIF block as it stands in the file; a TIFF, whose tags are its EXIF, gives the descriptive ones."""
     if image.format == "TIFF":
-        tags = _descriptive(image.getexif())
-        return tags.tobytes() if len(tags) else None
+        with contextlib.suppress(Exception):  # any class, as in `_guarded`
+            tags = _descriptive(image.getexif())
+            return tags.tobytes() if len(tags) else None
+        return None
     block = image.info.get("exif")
     text = image.info.get("Raw profile type exif")  # ImageMagick's, in a PNG: three lines of head, then hex
     if block is None and isinstance(text, str):

@@ -17,7 +17,9 @@ from .errors import ConfigError, FrameError
 Image = NDArray[np.uint8]
 
 GAP = 4
-"""Pixels between two cells."""
+"""Pixels between two cells of a row."""
+LINE_GAP = 12
+"""Pixels between two lines of a contact sheet, so that a caption belongs to the picture below it."""
 MIN_CELL = 96
 """No cell is narrower, in pixels, so that a few words fit above the smallest picture."""
 MAX_HEIGHT = 12000
@@ -39,7 +41,7 @@ def side_by_side(pictures: Sequence[Image], labels: Sequence[str], *, max_side: 
         pictures: BGR uint8 ``(H, W, 3)``, one or more, of any sizes.
         labels: one for each.
         max_side: longest side of the result in pixels, 256 or more. Only more cells than have room at their least
-            width of `MIN_CELL` exceed it.
+            width, `MIN_CELL`, exceed it.
 
     Returns:
         BGR uint8 ``(height, width, 3)``.
@@ -55,8 +57,9 @@ def side_by_side(pictures: Sequence[Image], labels: Sequence[str], *, max_side: 
     widths = [picture.shape[1] * height / picture.shape[0] for picture in pictures]
     band = _band(min(max(sum(widths), height), max_side) / 32)
     room_wh = max_side - GAP * (len(pictures) - 1), max_side - band
-    height = max(1, int(height * min(1.0, room_wh[0] / sum(widths), room_wh[1] / height)))
-    sized = [_sized(picture, height) for picture in pictures]
+    height = _row_height([picture.shape for picture in pictures], min(height, room_wh[1]), room_wh[0])
+    widest = max(1, room_wh[0] - MIN_CELL * (len(pictures) - 1))  # of what is a hair's breadth high
+    sized = [_resized(picture, (min(widest, _across(picture.shape, height)), height)) for picture in pictures]
     pairs = zip(sized, labels, strict=True)
     return _row([_cell(picture, text, max(MIN_CELL, picture.shape[1]), band) for picture, text in pairs])
 
@@ -89,7 +92,7 @@ def contact_sheet(rows: Sequence[Image], captions: Sequence[str], *, width: int 
         raise ConfigError("width", width, f"{columns * (MIN_CELL + GAP) - GAP} pixels or more for {columns} columns")
     columns = _enough_columns(rows, width, columns, most)
     cell, band = _cell_of(width, columns)
-    room = MAX_HEIGHT + GAP - _lines(len(rows), columns) * (band + GAP)
+    room = MAX_HEIGHT + LINE_GAP - _lines(len(rows), columns) * (band + LINE_GAP)
     limit = _height_limit(_heights(rows, cell), columns, room)
     pairs = zip(rows, captions, strict=True)
     cells = [_cell(_within(picture, cell, limit), text, cell, band) for picture, text in pairs]
@@ -123,9 +126,19 @@ def _resized(picture: Image, size_wh: tuple[int, int]) -> Image:
     return np.asarray(cv2.resize(np.ascontiguousarray(picture), size_wh, interpolation=how), np.uint8)
 
 
-def _sized(picture: Image, height: int) -> Image:
-    """A picture at this height, its proportions kept."""
-    return _resized(picture, (max(1, picture.shape[1] * height // picture.shape[0]), height))
+def _across(shape: tuple[int, ...], height: int) -> int:
+    """Width of a picture at this height, its proportions kept."""
+    return max(1, shape[1] * height // shape[0])
+
+
+def _row_height(shapes: Sequence[tuple[int, ...]], height: int, room: int) -> int:
+    """The greatest height, up to `height`, at which cells of these pictures have room beside each other."""
+    fits, fails = 1, height + 1
+    while fails - fits > 1:
+        middle = (fits + fails) // 2
+        across = sum(max(MIN_CELL, _across(shape, middle)) for shape in shapes)
+        fits, fails = (middle, fails) if across <= room else (fits, middle)
+    return fits
 
 
 def _within(picture: Image, width: int, height: int) -> Image:
@@ -155,7 +168,7 @@ def _row(cells: Sequence[Image], width: int | None = None) -> Image:
 
 
 def _stacked(rows: Sequence[Image]) -> Image:
-    gap = np.full((GAP, rows[0].shape[1], 3), _PAPER, np.uint8)
+    gap = np.full((LINE_GAP, rows[0].shape[1], 3), _PAPER, np.uint8)
     return np.concatenate([part for row in rows for part in (row, gap)][:-1])
 
 
@@ -179,7 +192,7 @@ def _enough_columns(rows: Sequence[Image], width: int, columns: int, most: int) 
     last = max(columns, min(most, len(rows)))
     for count in range(columns, last):
         cell, band = _cell_of(width, count)
-        bands = _lines(len(rows), count) * (band + GAP) - GAP
+        bands = _lines(len(rows), count) * (band + LINE_GAP) - LINE_GAP
         if _page_height(_heights(rows, cell), count) + bands <= MAX_HEIGHT:
             return count
     return last
