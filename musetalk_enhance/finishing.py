@@ -71,6 +71,16 @@ class FrameNote:
     cut: bool = False
     aligned: bool = True
 
+    def as_dict(self) -> dict[str, Any]:
+        """As plain values, in the words of reports."""
+        return {
+            "strength": self.strength,
+            "guard": self.guard,
+            "sharp already": self.sharp,
+            "cut": self.cut,
+            "not aligned": not self.aligned,
+        }
+
 
 @dataclass(frozen=True)
 class Work:

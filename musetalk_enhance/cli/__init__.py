@@ -17,7 +17,7 @@ from importlib import import_module
 from .._version import __version__
 from ..errors import EnhanceError
 
-COMMANDS = ("run", "images", "report", "models", "weights", "export", "bench")
+COMMANDS = ("run", "images", "video", "report", "models", "weights", "export", "bench")
 """Sub-commands; each is a module here with HELP, add_arguments(parser) and run(args) -> exit code."""
 
 

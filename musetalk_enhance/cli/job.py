@@ -35,6 +35,8 @@ def add_options(parser: argparse.ArgumentParser, settings: type[FaceSettings]) -
         text = f"{option.metadata['help']} One of: {option.metadata['allowed']}.{default}".replace("%", "%%")
         common: dict[str, Any] = {"dest": f"job_{option.name}", "default": argparse.SUPPRESS, "help": text}
         words = [flag(option.name)]
+        if not option.metadata["flag"]:
+            continue
         if option.metadata["allowed"].endswith("true | false"):
             group.add_argument(*words, action=_Switch, metavar="true|false", **common)
         else:

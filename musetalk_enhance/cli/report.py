@@ -68,13 +68,16 @@ def run(args: argparse.Namespace) -> int:
     return 1 if args.strict and made.failed else 0
 
 
-def find_locator() -> Any:
-    """A face detector whose weight is on this machine, as `report.region.Locate`; None where there is none."""
+def find_locator(path: str | Path | None = None) -> Any:
+    """A face detector whose weight is on this machine, as `report.region.Locate`; None where there is none.
+
+    `path` is a weight of YuNet of the user's own; one of another detector is looked past.
+    """
     from ..errors import MissingWeightError
     from ..faces.detect import make_detector
 
     try:
-        detector = make_detector("yunet")
+        detector = make_detector("yunet", path if path is not None and str(path).endswith(".onnx") else None)
     except MissingWeightError:
         return None
 

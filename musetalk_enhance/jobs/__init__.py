@@ -4,6 +4,16 @@ from __future__ import annotations
 
 from .images import ImagesResult, restore_images
 from .local import LocalEngine
-from .options import FaceSettings, ImageSettings
+from .options import FaceSettings, ImageSettings, VideoSettings
+from .video import VideoResult, restore_video
 
-__all__ = ["FaceSettings", "ImageSettings", "ImagesResult", "LocalEngine", "restore_images"]
+__all__ = [
+    "FaceSettings",
+    "ImageSettings",
+    "ImagesResult",
+    "LocalEngine",
+    "VideoResult",
+    "VideoSettings",
+    "restore_images",
+    "restore_video",
+]

@@ -13,7 +13,7 @@ from ..errors import ConfigError, MissingDependencyError, WeightError
 from ..faces.detect import FaceDetector, RetinaFace, WholePicture, YuNet, make_detector
 from ..picture_restorer import PictureRestorer
 from .models import Facts, Loaded, facts_of, load
-from .options import FaceSettings, ImageSettings
+from .options import FaceSettings, ImageSettings, VideoSettings
 
 if TYPE_CHECKING:
     from ..enhancer import GFPGANEnhancer
@@ -85,6 +85,42 @@ def open_pictures(settings: ImageSettings, pinned: Facts | None = None) -> Opene
     }
     facts = facts_of(loaded, enhancer, settings, helpers, threads)
     return Opened(restorer, enhancer, loaded, facts, tuple(one for one in (detector, parser) if one is not None))
+
+
+@dataclass(frozen=True)
+class OpenedFilm:
+    """The networks of a job over a film.
+
+    Attributes:
+        detector: finds the faces.
+        loaded: the network that restores them.
+        settings: of the job, its batches of one size.
+        facts: what runs.
+    """
+
+    detector: FaceDetector
+    loaded: Loaded
+    settings: VideoSettings
+    facts: Facts
+
+    def enhancer(self) -> GFPGANEnhancer:
+        """An enhancer for the stream of one face, around the one network."""
+        return open_enhancer(self.loaded, self.settings, output_size="same")
+
+    def close(self) -> None:
+        """Give everything back."""
+        self.detector.close()
+        self.loaded.restorer.close()
+
+
+def open_film(settings: VideoSettings, pinned: Facts | None = None) -> OpenedFilm:
+    """Load the networks that a film is restored with; see `open_pictures`."""
+    threads = use_threads(pinned)
+    detector = open_detector(settings)
+    loaded = load(settings, pinned=pinned)
+    enhancer = open_enhancer(loaded, settings, output_size="same")
+    facts = facts_of(loaded, enhancer, settings, {"face_detector": detector_digest(settings)}, threads)
+    return OpenedFilm(detector, loaded, settings.replace(batch_size=facts.batch_size), facts)
 
 
 def open_enhancer(loaded: Loaded, settings: FaceSettings, **changes: Any) -> GFPGANEnhancer:

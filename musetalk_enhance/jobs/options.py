@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 
 from .. import schema
 from ..errors import ConfigError
+from ..film import PRESETS
 from ..settings import EnhancerSettings, options
 from ..settings import options as enhancer_options
 
@@ -157,6 +158,36 @@ class ImageSettings(FaceSettings):
             raise ConfigError("bg_upsampler", self.bg_upsampler, allowed)
 
 
+@dataclass(frozen=True)
+class VideoSettings(FaceSettings):
+    """The options of `restore_video`; see `FaceSettings`."""
+
+    face_detector: str = schema.option(
+        "yunet", "Who finds the faces.", schema.choice("yunet", "retinaface", "retinaface-mobile")
+    )
+    detection_size: int = schema.option(
+        640, "Long side, in pixels, that a frame is reduced to for the detector.", schema.whole(64, 16384)
+    )
+    only_center_face: bool = schema.option(
+        False, "Follow only one face, the one nearest to the middle.", schema.switch()
+    )
+    region: str = borrowed(
+        "region",
+        help="Which part of a face may change, on the FFHQ template. lower: from the eyes down; rows that cannot "
+        "reach it are not computed. mouth: lips and chin only.",
+    )
+    stability: str | float = borrowed("stability")
+    crf: int = schema.option(
+        18, "x264's constant rate factor: 0 loses nothing, 18 hardly anything to be seen.", schema.whole(0, 51)
+    )
+    preset: str = schema.option("medium", "x264's preset: slower ones make smaller files.", schema.choice(*PRESETS))
+    segment: int = schema.option(
+        240,
+        "Frames that are restored and kept at once: what a killed run loses at most, and what one worker gets.",
+        schema.whole(16, 100000),
+    )
+
+
 def option_named(settings: type[FaceSettings], name: str) -> dataclasses.Field[Any]:
     """The option of that name.
 
@@ -169,4 +200,4 @@ def option_named(settings: type[FaceSettings], name: str) -> dataclasses.Field[A
     return known[name.replace("-", "_")]
 
 
-__all__ = ["FaceSettings", "ImageSettings", "borrowed", "option_named"]
+__all__ = ["FaceSettings", "ImageSettings", "VideoSettings", "borrowed", "option_named"]

@@ -12,7 +12,7 @@ from .manifest import State, Unit
 class Maker(Protocol):
     """The middle step: holds the networks."""
 
-    def __call__(self, loaded: Any) -> Any:
+    def __call__(self, loaded: Any, /) -> Any:
         """From what was read to what is to be written."""
 
     def close(self) -> None:

@@ -87,12 +87,4 @@ class Recorder:
 
 def noted(note: FrameNote | str) -> dict[str, Any]:
     """A note of the enhancer's in the words of the report."""
-    if isinstance(note, str):
-        return {"passthrough": note}
-    return {
-        "strength": note.strength,
-        "guard": note.guard,
-        "sharp already": note.sharp,
-        "cut": note.cut,
-        "not aligned": not note.aligned,
-    }
+    return {"passthrough": note} if isinstance(note, str) else note.as_dict()

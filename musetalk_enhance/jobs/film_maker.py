@@ -1,0 +1,287 @@
+"""One segment of a film: its frames read, their faces found, followed, restored and laid back, and written.
+
+A segment is made from the film and its own place in it alone, so it comes out the same whoever makes it, and when.
+That the faces of its first frames do not start anew where the last segment ended, some frames before it are
+restored too and thrown away.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Generator, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
+from dataclasses import dataclass, field
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..errors import FrameError
+from ..faces.align import TEMPLATE_SIDE
+from ..faces.detect import FFHQ_512, Face, FaceDetector
+from ..faces.pasting import Box, FaceCut, Image, Paste, cut_face, paste_faces
+from ..faces.tracks import FaceTracks, Seen
+from ..film import FilmIndex, SegmentWriter, Shot, read_segment
+from ..finishing import FrameNote
+from .manifest import State, Unit, file_digest, write_state
+from .models import Facts
+from .opening import OpenedFilm, open_film
+from .options import VideoSettings
+
+if TYPE_CHECKING:
+    from ..enhancer import GFPGANEnhancer
+
+PREROLL = 16
+"""Frames before a segment that are restored for what is remembered of them."""
+CHUNK = 8
+"""Frames that are worked on together."""
+SEGMENTS = "segments"
+
+
+@dataclass
+class _Shown:
+    """A frame on its way: what was seen in it, and what became of that."""
+
+    shot: Shot
+    faces: list[Face]
+    seen: list[Seen] = field(default_factory=list)
+    cuts: dict[int, FaceCut] = field(default_factory=dict)
+    pastes: dict[int, Paste] = field(default_factory=dict)
+    notes: dict[int, FrameNote | str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class OpenFilmMaker:
+    """Loads the networks in a worker.
+
+    Attributes:
+        settings: of the job.
+        facts: what ran before, None the first time.
+        source: the film.
+        index: its frames.
+        folder: the job's own folder.
+    """
+
+    settings: VideoSettings
+    facts: Facts | None
+    source: Path
+    index: FilmIndex
+    folder: Path
+
+    def __call__(self) -> FilmMaker:
+        return FilmMaker(open_film(self.settings, self.facts), self.source, self.index, self.folder)
+
+
+@dataclass(frozen=True)
+class PassUnit:
+    """First step: nothing to be read ahead, a segment is streamed."""
+
+    def __call__(self, unit: Unit) -> Unit:
+        return unit
+
+
+@dataclass(frozen=True)
+class WriteSegmentState:
+    """Last step: say that a segment is done.
+
+    Attributes:
+        folder: the job's own folder.
+    """
+
+    folder: Path
+
+    def __call__(self, state: State) -> State:
+        write_state(self.folder, state)
+        return state
+
+
+class FilmMaker:
+    """Second step: makes segments.
+
+    Args:
+        opened: the networks.
+        source: the film.
+        index: its frames.
+        folder: the job's own folder; segments are written into its folder ``segments``.
+
+    Attributes:
+        told: called with the number of frames that were just finished.
+    """
+
+    def __init__(self, opened: OpenedFilm, source: Path, index: FilmIndex, folder: Path) -> None:
+        self.opened, self._source, self._index, self._folder = opened, source, index, folder
+        self.told: Callable[[int], None] = lambda frames: None
+        self._idle: list[_Stream] = []
+
+    def __call__(self, unit: Unit) -> State:
+        name = f"{SEGMENTS}/{unit['id']:06d}.mp4"
+        path = self._folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        settings, facts = self.opened.settings, _Facts()
+        faces = _Faces(self.opened, self._idle, float(self._index.fps))
+        with (
+            closing(self._chunks(unit)) as chunks,
+            SegmentWriter(path, self._index, settings.crf, settings.preset) as writer,
+            ThreadPoolExecutor(1, "write") as writers,
+        ):
+            writing: Future[None] | None = None
+            for chunk in chunks:
+                faces.restore(chunk)
+                kept = [shown for shown in chunk if shown.shot.index >= unit["first"]]
+                facts.add(kept)
+                if writing is not None:
+                    writing.result()
+                writing = writers.submit(_write, writer, kept)
+                self.told(len(kept))
+            if writing is not None:
+                writing.result()
+        faces.close()
+        item = {"name": name, "outputs": {name: file_digest(path)}, **facts.as_dict()}
+        return {"unit": unit, "items": [item]}
+
+    def _chunks(self, unit: Unit) -> Generator[list[_Shown], None, None]:
+        """Frames with the faces that were found in them, some at a time; the next ones are read meanwhile."""
+        first = max(0, unit["first"] - PREROLL)
+        shots = read_segment(self._source, self._index, first, unit["stop"])
+        with ThreadPoolExecutor(1, "read") as readers:
+            coming = readers.submit(_read, shots, self.opened.detector)
+            try:
+                while chunk := coming.result():
+                    coming = readers.submit(_read, shots, self.opened.detector)
+                    yield chunk
+            finally:
+                coming.cancel()
+                readers.submit(getattr(shots, "close", lambda: None)).result()
+
+    def close(self) -> None:
+        """Give the networks back."""
+        self._idle.clear()
+        self.opened.close()
+
+
+class _Faces:
+    """The faces of one segment."""
+
+    def __init__(self, opened: OpenedFilm, idle: list[_Stream], fps: float) -> None:
+        settings = opened.settings
+        self._opened, self._idle = opened, idle
+        self._tracks = FaceTracks(fps, min_face=settings.min_face, only_center=settings.only_center_face)
+        self._streams: dict[int, _Stream] = {}
+
+    def restore(self, chunk: Sequence[_Shown]) -> None:
+        """Follow, cut out and restore the faces of frames that follow one another."""
+        order: dict[int, list[_Shown]] = {}
+        for shown in chunk:
+            height, width = shown.shot.bgr.shape[:2]
+            shown.seen = self._tracks.update(shown.faces, (width, height))
+            for seen in shown.seen:
+                if self._cut(shown, seen):
+                    order.setdefault(seen.track, []).append(shown)
+        for track in [track for track in self._streams if track not in order]:
+            if not any(seen.track == track for seen in chunk[-1].seen):
+                self._park(track)
+        for track, frames in order.items():
+            self._enhance(track, frames)
+
+    def _cut(self, shown: _Shown, seen: Seen) -> bool:
+        try:
+            shown.cuts[seen.track] = cut_face(shown.shot.bgr, seen.landmarks, TEMPLATE_SIDE)
+        except FrameError as error:
+            shown.notes[seen.track] = f"cannot be aligned: {error.reason}"
+            return False
+        return True
+
+    def _enhance(self, track: int, frames: Sequence[_Shown]) -> None:
+        if track not in self._streams:
+            self._streams[track] = self._idle.pop() if self._idle else _Stream(self._opened.enhancer())
+        made, said = self._streams[track].restore([shown.cuts[track].aligned for shown in frames])
+        for shown, face, note in zip(frames, made, said, strict=True):
+            shown.notes[track] = note
+            if isinstance(note, FrameNote):
+                shown.pastes[track] = Paste(shown.cuts[track], face)
+
+    def _park(self, track: int) -> None:
+        stream = self._streams.pop(track)
+        stream.enhancer.reset()
+        self._idle.append(stream)
+
+    def close(self) -> None:
+        """End all streams; the enhancers are kept for the next segment."""
+        for track in list(self._streams):
+            self._park(track)
+
+
+class _Stream:
+    """One face through the film."""
+
+    def __init__(self, enhancer: GFPGANEnhancer) -> None:
+        self.enhancer = enhancer
+        self._said: list[FrameNote | str] = []
+        enhancer.observe(lambda before, after, note: self._said.append(note))
+
+    def restore(self, aligned: Sequence[Image]) -> tuple[Any, list[FrameNote | str]]:
+        """The next frames restored, and what was done to each."""
+        self._said.clear()
+        points = [FFHQ_512] * len(aligned) if self.enhancer.settings.region == "mouth" else None
+        made = self.enhancer(np.stack(aligned), landmarks=points)
+        return made, list(self._said)
+
+
+class _Facts:
+    """What became of the frames of a segment."""
+
+    def __init__(self) -> None:
+        self._counts: Counter[str] = Counter()
+        self._left: Counter[str] = Counter()
+        self._notes: list[dict[str, Any]] = []
+
+    def add(self, frames: Sequence[_Shown]) -> None:
+        for shown in frames:
+            self._counts["frames"] += 1
+            self._counts["frames_with_restored_faces"] += bool(shown.pastes)
+            self._counts["faces_restored"] += len(shown.pastes)
+            self._counts["faces_held"] += sum(seen.held for seen in shown.seen)
+            for note in shown.notes.values():
+                self._left.update([note] if isinstance(note, str) else [])
+                self._left.update([f"held back: {note.guard}"] if isinstance(note, FrameNote) and note.guard else [])
+            self._notes.append(_main_note(shown))
+
+    def as_dict(self) -> dict[str, Any]:
+        """As plain values, ready for JSON."""
+        return {"counts": dict(self._counts), "left": dict(self._left), "notes": self._notes}
+
+
+def _main_note(shown: _Shown) -> dict[str, Any]:
+    """What became of the largest face."""
+    if not shown.seen:
+        return {"passthrough": "no face"}
+    main = max(shown.seen, key=lambda seen: float(np.prod(seen.box_xyxy[2:] - seen.box_xyxy[:2])))
+    note = shown.notes[main.track]
+    return {"passthrough": note} if isinstance(note, str) else note.as_dict()
+
+
+def _read(shots: Iterator[Shot], detector: FaceDetector) -> list[_Shown]:
+    return [_Shown(shot, detector.detect(shot.bgr)) for shot in islice(shots, CHUNK)]
+
+
+def _write(writer: SegmentWriter, frames: Sequence[_Shown]) -> None:
+    for shown in frames:
+        if not shown.pastes:
+            writer.write(shown.shot)
+            continue
+        canvas = shown.shot.bgr.copy()
+        pastes = [shown.pastes[track] for track in sorted(shown.pastes)]
+        paste_faces(canvas, pastes)
+        writer.write(shown.shot, canvas, _around([paste.cut.box() for paste in pastes]))
+
+
+def _around(boxes: Sequence[Box]) -> Box | None:
+    """The box around all that are not empty."""
+    full: NDArray[Any] = np.array([box for box in boxes if box[0] < box[2] and box[1] < box[3]])
+    if not len(full):
+        return None
+    low, high = full[:, :2].min(axis=0), full[:, 2:].max(axis=0)
+    return int(low[0]), int(low[1]), int(high[0]), int(high[1])

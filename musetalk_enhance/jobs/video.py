@@ -1,0 +1,309 @@
+"""`restore_video`: the faces of a film, resumable, on one machine or many."""
+
+from __future__ import annotations
+
+import logging
+import shutil
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from ..errors import ConfigError, EnhanceError, MediaError
+from ..film import FilmIndex, SegmentWriter, check_target, index_film, join_film, read_segment
+from .film_maker import CHUNK, PREROLL, FilmMaker, OpenFilmMaker, PassUnit, WriteSegmentState
+from .local import LocalEngine
+from .manifest import (
+    Manifest,
+    State,
+    Unit,
+    digest,
+    discard,
+    file_digest,
+    locked,
+    outputs_of,
+    outputs_there,
+    read_json,
+    write_json,
+)
+from .models import Facts
+from .options import VideoSettings
+from .stats import settings_stats
+from .work import Engine, Work
+
+logger = logging.getLogger("musetalk_enhance")
+
+Progress = Callable[[int, int], None]
+"""Called with how many frames are done, and how many there are."""
+
+
+@dataclass(frozen=True)
+class VideoResult:
+    """What a run over a film came to.
+
+    Attributes:
+        output: the film.
+        stats: what stands in the JSON file beside it.
+        seconds: that this run took.
+        resumed: frames that an earlier run had finished.
+    """
+
+    output: Path
+    stats: dict[str, Any]
+    seconds: float
+    resumed: int
+
+
+def sidecar_of(output: Path) -> Path:
+    """Where what was done to a film is written: its name and ``.json``."""
+    return output.with_name(f"{output.name}.json")
+
+
+def folder_of(output: Path) -> Path:
+    """Where the segments of an unfinished film are kept."""
+    return output.with_name(f".{output.name}.parts")
+
+
+def restore_video(
+    source: str | Path,
+    output: str | Path,
+    settings: VideoSettings | None = None,
+    *,
+    start: float | None = None,
+    end: float | None = None,
+    engine: Engine | None = None,
+    progress: Progress | None = None,
+) -> VideoResult:
+    """Restore the faces of a film.
+
+    Frames, their times, sound, rotation, colours and everything outside the faces stay as they are. Beside the film
+    a JSON file of its name says what was done. Until then segments lie in a hidden folder beside it: a run that was
+    stopped in any way goes on where it was, to the same bytes.
+
+    Args:
+        source: the film.
+        output: the new one; its ending tells the container.
+        settings: None takes the defaults.
+        start: seconds after the first frame; what is before is left out.
+        end: frames from here on are left out.
+        engine: where the work is done; None: here.
+        progress: told how far the work is.
+
+    Raises:
+        ConfigError: an option is impossible, or `output` is `source`.
+        MediaError: the film cannot be read, or the new one not be written.
+        WeightError, MissingDependencyError: a network cannot be loaded.
+    """
+    settings, source, output = settings or VideoSettings(), Path(source), Path(output)
+    began = time.perf_counter()
+    if source.resolve() == output.resolve():
+        raise ConfigError("OUT", str(output), "another file than IN")
+    index = index_film(source, start, end)
+    check_target(index, source, output)
+    sha256 = file_digest(source)
+    if sha256 is None:
+        raise MediaError(source, "cannot be read")
+    film = {"input_sha256": sha256, "start": start, "end": end, "preroll": PREROLL, "chunk": CHUNK}
+    folder = folder_of(output)
+    with locked(folder):
+        stats, resumed = _restored(source, output, settings, index, film, engine, progress)
+    shutil.rmtree(folder, ignore_errors=True)
+    return VideoResult(output, stats, time.perf_counter() - began, resumed)
+
+
+def _restored(
+    source: Path,
+    output: Path,
+    settings: VideoSettings,
+    index: FilmIndex,
+    film: dict[str, Any],
+    engine: Engine | None,
+    progress: Progress | None,
+) -> tuple[dict[str, Any], int]:
+    folder = folder_of(output)
+    before, known = Manifest.found(folder), read_json(sidecar_of(output))
+    opener = OpenFilmMaker(settings, _pinned(before, known), source, index, folder)
+    maker, facts = _opened(opener, engine)
+    try:
+        decisive = settings.decisive() | facts.decisive() | film
+        if _is_done(output, known, decisive):
+            logger.info("%s is done already", output)
+            _tell(progress, len(index), len(index))
+            return dict(known), len(index)
+        manifest = _manifest(before, folder, decisive, facts, index, settings)
+        valid, todo = _sorted_out(manifest)
+        resumed = sum(_frames(state["unit"]) for state in valid)
+        count = _Counted(progress, resumed, len(index), valid)
+        opener = OpenFilmMaker(settings, facts, source, index, folder)
+        gpu = facts.device != "cpu"
+        work = Work(todo, PassUnit(), opener, WriteSegmentState(folder), gpu, facts.threads)
+        if maker is not None:
+            maker.told = count.made
+        (LocalEngine(maker) if engine is None else engine).run(work, count)
+    finally:
+        if maker is not None:
+            maker.close()
+    states = sorted(count.states, key=lambda state: state["unit"]["id"])
+    segments = [folder / name for state in states for name in outputs_of(state)]
+    join_film(segments, index, source, output)
+    stats = _stats(settings, facts, index, film, states, output, decisive)
+    write_json(sidecar_of(output), stats)
+    return stats, resumed
+
+
+class _Counted:
+    """Keeps the states and says how far the work is: in frames here, in segments where the work is elsewhere."""
+
+    def __init__(self, progress: Progress | None, done: int, total: int, states: list[State]) -> None:
+        self.states = list(states)
+        self._progress, self._done, self._total, self._by_frames = progress, done, total, False
+        _tell(progress, done, total)
+
+    def made(self, frames: int) -> None:
+        """Some frames are finished."""
+        self._by_frames = True
+        self._done += frames
+        _tell(self._progress, self._done, self._total)
+
+    def __call__(self, state: State) -> None:
+        self.states.append(state)
+        if not self._by_frames:
+            self._done += _frames(state["unit"])
+            _tell(self._progress, self._done, self._total)
+
+
+def _tell(progress: Progress | None, done: int, total: int) -> None:
+    if progress is not None:
+        progress(min(done, total), total)
+
+
+def _frames(unit: Unit) -> int:
+    return int(unit["stop"] - unit["first"])
+
+
+def _pinned(before: Manifest | None, known: Any) -> Facts | None:
+    if before is not None:
+        return Facts.of(before.facts)
+    return Facts.of(known["job"].get("facts")) if isinstance(known, dict) and "job" in known else None
+
+
+def _opened(opener: OpenFilmMaker, engine: Engine | None) -> tuple[FilmMaker | None, Facts]:
+    """The networks, for work in this process, and what runs; elsewhere a worker is asked what runs."""
+    if engine is not None and not isinstance(engine, LocalEngine):
+        return None, engine.facts(opener)  # type: ignore[attr-defined]
+    try:
+        maker = opener()
+    except EnhanceError:
+        if opener.facts is None:
+            raise
+        maker = OpenFilmMaker(opener.settings, None, opener.source, opener.index, opener.folder)()
+    return maker, maker.opened.facts
+
+
+def _is_done(output: Path, known: Any, decisive: dict[str, Any]) -> bool:
+    """Whether the film is there as an earlier run with the same settings left it."""
+    job = known.get("job") if isinstance(known, dict) else None
+    if not isinstance(job, dict) or job.get("settings_sha256") != digest(decisive):
+        return False
+    return job.get("output_sha256") is not None and job["output_sha256"] == file_digest(output)
+
+
+def _manifest(
+    before: Manifest | None,
+    folder: Path,
+    decisive: dict[str, Any],
+    facts: Facts,
+    index: FilmIndex,
+    settings: VideoSettings,
+) -> Manifest:
+    units = [
+        {"id": number, "first": first, "stop": min(first + settings.segment, len(index))}
+        for number, first in enumerate(range(0, len(index), settings.segment))
+    ]
+    if before is not None and (before.settings != decisive or before.units != units):
+        changed = "; ".join(before.differences(decisive)) or "other segments"
+        logger.warning("other settings than in the last run (%s): starting afresh", changed)
+        before.forget()
+        before = None
+    manifest = before or Manifest(folder, decisive, facts.as_dict(), units)
+    manifest.write()
+    return manifest
+
+
+def _sorted_out(manifest: Manifest) -> tuple[list[State], list[Unit]]:
+    """States of segments that are there, and the units that are to be done."""
+    valid, todo = [], []
+    for unit in manifest.units:
+        state = manifest.state(unit)
+        if state is not None and outputs_there(manifest.folder, state):
+            valid.append(state)
+        else:
+            discard(manifest.folder, state)
+            todo.append(unit)
+    return valid, todo
+
+
+def _stats(
+    settings: VideoSettings,
+    facts: Facts,
+    index: FilmIndex,
+    film: dict[str, Any],
+    states: list[State],
+    output: Path,
+    decisive: dict[str, Any],
+) -> dict[str, Any]:
+    """What stands beside the film; ``musetalk-enhance report`` reads its totals and notes."""
+    counts: Counter[str] = Counter()
+    left: Counter[str] = Counter()
+    notes: list[Any] = []
+    for item in (item for state in states for item in state["items"]):
+        counts.update(item["counts"])
+        left.update(item["left"])
+        notes.extend(item["notes"])
+    job = (
+        settings_stats(settings, facts)
+        | film
+        | {
+            "settings_sha256": digest(decisive),
+            "output_sha256": file_digest(output),
+            "fps": str(index.fps),
+            "size_wh": [index.width, index.height],
+            "facts": facts.as_dict(),
+        }
+    )
+    totals = {
+        "frames": counts["frames"],
+        "restored": counts["frames_with_restored_faces"],
+        "faces_restored": counts["faces_restored"],
+        "faces_held": counts["faces_held"],
+        "passed_through": {"no face": counts["frames"] - counts["frames_with_restored_faces"]},
+        "left": dict(sorted(left.items())),
+    }
+    return {"job": job, "totals": totals, "notes": notes}
+
+
+@contextmanager
+def excerpt(source: Path, beside: Path, start: float | None, end: float | None) -> Iterator[Path]:
+    """The film, or a copy without loss of the stretch from `start` to `end`, which goes when the block ends.
+
+    Args:
+        source: the film.
+        beside: in whose folder the copy may lie for a while.
+        start: see `restore_video`.
+        end: see `restore_video`.
+    """
+    if start is None and end is None:
+        yield source
+        return
+    index = index_film(source, start, end)
+    with TemporaryDirectory(prefix=".excerpt-", dir=beside.parent) as folder:
+        part, whole = Path(folder) / "part.mp4", Path(folder) / f"excerpt{beside.suffix}"
+        with SegmentWriter(part, index, crf=0, preset="ultrafast") as writer:
+            for shot in read_segment(source, index, 0, len(index)):
+                writer.write(shot)
+        join_film([part], index, source, whole)
+        yield whole
