@@ -90,14 +90,25 @@ class RestoredPicture:
 
 
 @dataclass
-class _Item:
-    """A picture on its way."""
+class Item:
+    """A picture on its way.
+
+    Attributes:
+        picture: as it came.
+        faces: that were found.
+        notes: what became of each.
+        cuts: place among the faces, to the face cut out.
+        pastes: place among the faces, to the face restored.
+        whole: the restored picture, where it was one face crop.
+        error: why the picture is left as it came.
+    """
 
     picture: Image
     faces: list[Face] = field(default_factory=list)
     notes: list[FaceNote] = field(default_factory=list)
     cuts: dict[int, FaceCut] = field(default_factory=dict)
     pastes: dict[int, Paste] = field(default_factory=dict)
+    whole: Image | None = None
     error: str | None = None
 
 
@@ -161,24 +172,37 @@ class PictureRestorer:
             EnhanceError: only with ``on_error="raise"`` in the enhancer's settings: what would otherwise stand in
                 `RestoredPicture.error` or in a `FaceNote`.
         """
-        if self._whole:
-            return self._restore_whole(pictures_bgr)
-        items = [_Item(picture) for picture in pictures_bgr]
-        for item in items:
+        return self.lay(self.restore_faces(self.find(pictures_bgr)))
+
+    def find(self, pictures_bgr: Sequence[Image]) -> list[Item]:
+        """The first of the three steps of `restore`: find the faces and cut them out.
+
+        Each step may be taken in a thread of its own, so that neighbours overlap; of each, one call at a time.
+        """
+        items = [Item(picture) for picture in pictures_bgr]
+        for item in items if not self._whole else ():
             self._find(item)
+        return items
+
+    def restore_faces(self, items: list[Item]) -> list[Item]:
+        """The second step: restore what was cut out, of all pictures together. Returns `items`."""
+        if self._whole:
+            self._restore_whole(items)
         order = [(item, index) for item in items for index in item.cuts]
         for start in range(0, len(order), FACES_AT_ONCE):
             self._restore_faces(order[start : start + FACES_AT_ONCE])
+        return items
+
+    def lay(self, items: list[Item]) -> list[RestoredPicture]:
+        """The last step: lay the faces back where they were."""
         return [self._close(item) for item in items]
 
-    def _restore_whole(self, pictures_bgr: Sequence[Image]) -> list[RestoredPicture]:
-        made, notes = self._enhanced(list(pictures_bgr))
-        found = []
-        for before, after, note in zip(pictures_bgr, made, notes, strict=True):
-            size = float(before.shape[1]), float(before.shape[0])
-            face = _judged(FaceNote((0.0, 0.0, *size), 1.0), note)
-            found.append(RestoredPicture(after, (face,)))
-        return found
+    def _restore_whole(self, items: list[Item]) -> None:
+        made, notes = self._enhanced([item.picture for item in items])
+        for item, after, note in zip(items, made, notes, strict=True):
+            height, width = item.picture.shape[:2]
+            item.notes = [_judged(FaceNote((0.0, 0.0, float(width), float(height)), 1.0), note)]
+            item.whole = after
 
     def _enhanced(self, frames: Any) -> tuple[Any, list[FrameNote | str]]:
         """Frames through the enhancer, each for itself, and what it says of each."""
@@ -187,7 +211,7 @@ class PictureRestorer:
         out = self._enhancer(frames, cuts=[True] * len(frames))
         return out, list(self._seen)
 
-    def _find(self, item: _Item) -> None:
+    def _find(self, item: Item) -> None:
         """Detect, choose and cut out."""
         try:
             item.faces = self._detector.detect(item.picture)
@@ -209,7 +233,7 @@ class PictureRestorer:
                 note = self._cut(item, index, note)
             item.notes.append(note)
 
-    def _cut(self, item: _Item, index: int, note: FaceNote) -> FaceNote:
+    def _cut(self, item: Item, index: int, note: FaceNote) -> FaceNote:
         try:
             item.cuts[index] = cut_face(item.picture, item.faces[index].landmarks)
         except FrameError as error:
@@ -218,7 +242,7 @@ class PictureRestorer:
             return replace(note, state=f"cannot be aligned: {error.reason}")
         return note
 
-    def _restore_faces(self, some: list[tuple[_Item, int]]) -> None:
+    def _restore_faces(self, some: list[tuple[Item, int]]) -> None:
         """Restore faces that were cut out, of several pictures together."""
         made, notes = self._enhanced(np.stack([item.cuts[index].aligned for item, index in some]))
         masks = [None] * len(some) if self._parser is None else self._masks(made)
@@ -237,13 +261,15 @@ class PictureRestorer:
             masks.append(self._parser.mask(rgb)[0, 0].cpu().numpy())
         return masks
 
-    def _close(self, item: _Item) -> RestoredPicture:
+    def _close(self, item: Item) -> RestoredPicture:
+        if item.whole is not None:
+            return RestoredPicture(item.whole, tuple(item.notes))
         canvas, replaced = self._canvas(item)
         pastes = [item.pastes[index] for index in sorted(item.pastes)]
         paste_faces(canvas, pastes, replace=replaced)
         return RestoredPicture(canvas, tuple(item.notes), item.error)
 
-    def _canvas(self, item: _Item) -> tuple[Image, bool]:
+    def _canvas(self, item: Item) -> tuple[Image, bool]:
         """What the faces are laid on, the caller's own, and whether it was restored itself."""
         import cv2
 

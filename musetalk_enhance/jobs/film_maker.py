@@ -116,7 +116,12 @@ class FilmMaker:
         self.told: Callable[[int], None] = lambda frames: None
         self._idle: list[_Stream] = []
 
-    def __call__(self, unit: Unit) -> State:
+    def prepare(self, unit: Unit) -> Unit:
+        """Nothing: a segment is streamed."""
+        return unit
+
+    def make(self, unit: Unit) -> State:
+        """Make a segment and write it; what became of it."""
         name = f"{SEGMENTS}/{unit['id']:06d}.mp4"
         path = self._folder / name
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -155,6 +160,10 @@ class FilmMaker:
             finally:
                 coming.cancel()
                 readers.submit(getattr(shots, "close", lambda: None)).result()
+
+    def finish(self, state: State) -> State:
+        """Nothing: the segment is written."""
+        return state
 
     def close(self) -> None:
         """Give the networks back."""

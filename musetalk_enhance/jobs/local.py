@@ -7,6 +7,7 @@ from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
+from .manifest import State, Unit
 from .work import Done, Maker, Work
 
 AHEAD = 1
@@ -43,11 +44,11 @@ class LocalEngine:
         units = iter(work.units)
         try:
             while True:
-                _fill(coming, units, AHEAD + 1, lambda unit: readers.submit(work.read, unit))
+                _fill(coming, units, AHEAD + 1, lambda unit: readers.submit(_before, work, maker, unit))
                 if not coming:
                     break
-                made = maker(coming.popleft().result())
-                going.append(writers.submit(work.write, made))
+                made = maker.make(coming.popleft().result())
+                going.append(writers.submit(_after, work, maker, made))
                 del made  # the writer holds it
                 while going and (len(going) > AHEAD or going[0].done()):
                     done(going.popleft().result())
@@ -56,6 +57,14 @@ class LocalEngine:
         finally:
             for waiting in (*coming, *going):
                 waiting.cancel()
+
+
+def _before(work: Work, maker: Maker, unit: Unit) -> Any:
+    return maker.prepare(work.read(unit))
+
+
+def _after(work: Work, maker: Maker, made: Any) -> State:
+    return work.write(maker.finish(made))
 
 
 def _fill(coming: deque[Future[Any]], units: Any, size: int, submit: Callable[[Any], Future[Any]]) -> None:

@@ -28,6 +28,7 @@ class Opened:
 
     Attributes:
         restorer: restores the faces of pictures.
+        detector: finds them.
         enhancer: what it uses.
         loaded: the network behind that.
         facts: what runs.
@@ -35,6 +36,7 @@ class Opened:
     """
 
     restorer: PictureRestorer
+    detector: FaceDetector
     enhancer: GFPGANEnhancer
     loaded: Loaded
     facts: Facts
@@ -42,7 +44,7 @@ class Opened:
 
     def close(self) -> None:
         """Give everything back."""
-        for one in (*self.closing, self.enhancer, self.loaded.restorer):
+        for one in (*self.closing, self.detector, self.enhancer, self.loaded.restorer):
             one.close()
 
 
@@ -84,7 +86,8 @@ def open_pictures(settings: ImageSettings, pinned: Facts | None = None) -> Opene
         "bg_upsampler": None if background is None else weights.table.WEIGHTS.get(REALESRGAN).sha256,
     }
     facts = facts_of(loaded, enhancer, settings, helpers, threads)
-    return Opened(restorer, enhancer, loaded, facts, tuple(one for one in (detector, parser) if one is not None))
+    closing = tuple(one for one in (parser, background) if one is not None)
+    return Opened(restorer, detector, enhancer, loaded, facts, closing)
 
 
 @dataclass(frozen=True)

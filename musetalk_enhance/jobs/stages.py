@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import MediaError
+from ..picture_restorer import Item, RestoredPicture
 from ..pictures import Picture, decode_picture, encode_picture, write_bytes
 from .folder import Names
 from .manifest import State, Unit, write_state
@@ -46,8 +47,7 @@ class MadeItem:
     """One picture with its faces restored; `restored` is None where it could not be read."""
 
     read: ReadItem
-    restored: Any = None
-    ms: float = 0.0
+    restored: RestoredPicture | None = None
 
 
 @dataclass(frozen=True)
@@ -104,18 +104,38 @@ class PictureMaker:
     def __init__(self, opened: Opened) -> None:
         self.opened = opened
 
-    def __call__(self, loaded: tuple[Unit, list[ReadItem]]) -> tuple[Unit, list[MadeItem]]:
-        start = time.perf_counter()
+    def prepare(self, loaded: tuple[Unit, list[ReadItem]]) -> tuple[Unit, list[ReadItem], list[Item]]:
+        """Find the faces and cut them out."""
         unit, items = loaded
-        pictures = [item.picture.bgr for item in items if item.picture is not None]
-        made = iter(self.opened.restorer.restore(pictures))
-        found = [MadeItem(item, next(made) if item.picture is not None else None) for item in items]
-        each = (time.perf_counter() - start) * 1e3 / max(1, len(pictures))
-        return unit, [replace(item, ms=each if item.restored is not None else 0.0) for item in found]
+        start = time.perf_counter()
+        found = self.opened.restorer.find([item.picture.bgr for item in items if item.picture is not None])
+        return unit, _timed(items, start), found
+
+    def make(self, prepared: tuple[Unit, list[ReadItem], list[Item]]) -> tuple[Unit, list[ReadItem], list[Item]]:
+        """Restore the faces of all pictures together."""
+        unit, items, found = prepared
+        start = time.perf_counter()
+        made = self.opened.restorer.restore_faces(found)
+        return unit, _timed(items, start), made
+
+    def finish(self, made: tuple[Unit, list[ReadItem], list[Item]]) -> tuple[Unit, list[MadeItem]]:
+        """Lay the faces back."""
+        unit, items, found = made
+        start = time.perf_counter()
+        pictures = iter(self.opened.restorer.lay(found))
+        items = _timed(items, start)
+        return unit, [MadeItem(item, next(pictures) if item.picture is not None else None) for item in items]
 
     def close(self) -> None:
         """Give the networks back."""
         self.opened.close()
+
+
+def _timed(items: list[ReadItem], start: float) -> list[ReadItem]:
+    """The items, the time since `start` shared among those that there is work on."""
+    there = sum(item.picture is not None for item in items)
+    each = (time.perf_counter() - start) * 1e3 / max(1, there)
+    return [item if item.picture is None else replace(item, ms=item.ms + each) for item in items]
 
 
 @dataclass(frozen=True)
@@ -150,16 +170,16 @@ class WriteUnit:
             record["state"] = FAILED if restored.error else RESTORED if restored.restored else NO_FACE
             record["error"] = restored.error
             self._write_pictures(read, restored, record["outputs"])
-        record["ms"] = round(read.ms + item.ms + (time.perf_counter() - start) * 1e3, 1)
+        record["ms"] = round(read.ms + (time.perf_counter() - start) * 1e3, 1)
         return record
 
-    def _write_pictures(self, read: ReadItem, restored: Any, outputs: dict[str, str]) -> None:
+    def _write_pictures(self, read: ReadItem, restored: RestoredPicture, outputs: dict[str, str]) -> None:
         names = self.names[read.name]
         outputs[names.restored] = self._put(names.restored, self._encoded(read, restored, names.restored))
         if self.settings.save_comparison:
             outputs[names.comparison] = self._put(names.comparison, self._compared(read, restored))
 
-    def _encoded(self, read: ReadItem, restored: Any, name: str) -> bytes:
+    def _encoded(self, read: ReadItem, restored: RestoredPicture, name: str) -> bytes:
         """The file; the very bytes that came where nothing was to be changed."""
         assert read.picture is not None
         same_format = Path(name).suffix.lower() == Path(read.name).suffix.lower()
@@ -169,7 +189,7 @@ class WriteUnit:
         picture = read.picture.replace_pixels(restored.bgr)
         return encode_picture(picture, Path(name).suffix, quality=self.settings.quality)
 
-    def _compared(self, read: ReadItem, restored: Any) -> bytes:
+    def _compared(self, read: ReadItem, restored: RestoredPicture) -> bytes:
         from ..sheets import side_by_side
 
         assert read.picture is not None

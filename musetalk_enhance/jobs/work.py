@@ -10,10 +10,20 @@ from .manifest import State, Unit
 
 
 class Maker(Protocol):
-    """The middle step: holds the networks."""
+    """The middle step: holds the networks.
 
-    def __call__(self, loaded: Any, /) -> Any:
-        """From what was read to what is to be written."""
+    It comes in three parts, one after the other, so that those of neighbouring units can overlap; of each part one
+    call runs at a time.
+    """
+
+    def prepare(self, loaded: Any, /) -> Any:
+        """From what was read to what `make` takes."""
+
+    def make(self, prepared: Any, /) -> Any:
+        """The network's part."""
+
+    def finish(self, made: Any, /) -> Any:
+        """From what `make` gave to what is to be written."""
 
     def close(self) -> None:
         """Give back what it holds."""
