@@ -5,12 +5,17 @@ python scripts/make_docs.py
 
 from __future__ import annotations
 
+import dataclasses
 import textwrap
 from pathlib import Path
+from typing import Any
 
+from musetalk_enhance.cli.job import flag
+from musetalk_enhance.jobs import ImageSettings, VideoSettings
 from musetalk_enhance.settings import SECTION, flag_of, options
 
 ROOT = Path(__file__).resolve().parent.parent
+JOBS = ((ImageSettings, "images", "restore_images"), (VideoSettings, "video", "restore_video"))
 CONFIG_HEAD = """\
 # A MuseTalk task file with face restoration switched on. Tasks stay as MuseTalk knows them; the section
 # `gfpgan:` is taken out before MuseTalk sees the file.
@@ -78,7 +83,7 @@ def config_yaml() -> str:
 
 
 def options_md() -> str:
-    """The text of docs/options.md: one table of all options."""
+    """The text of docs/options.md: a table for each schema."""
     lines = [
         "# Options",
         "",
@@ -90,11 +95,25 @@ def options_md() -> str:
         "|---|---|---|---|---|",
     ]
     for option in options():
-        flag = f"`{flag_of(option.name)}`" if option.metadata["flag"] else "Python only"
-        allowed = option.metadata["allowed"].replace("|", "\\|")
-        meaning = option.metadata["help"].replace("|", "\\|")
-        lines.append(f"| `{option.name}` | {flag} | {_default(option.default)} | {allowed} | {meaning} |")
+        lines.append(_row(option, f"`{flag_of(option.name)}`" if option.metadata["flag"] else "Python only"))
+    for settings, command, function in JOBS:
+        lines += [
+            "",
+            f"## `musetalk-enhance {command}`",
+            "",
+            f"`{settings.__name__}` in Python, for `{function}`.",
+            "",
+            "| option | flag | default | allowed | what it does |",
+            "|---|---|---|---|---|",
+        ]
+        lines += [_row(option, f"`{flag(option.name)}`") for option in dataclasses.fields(settings)]
     return "\n".join(lines) + "\n"
+
+
+def _row(option: dataclasses.Field[Any], spelled: str) -> str:
+    allowed = option.metadata["allowed"].replace("|", "\\|")
+    meaning = option.metadata["help"].replace("|", "\\|")
+    return f"| `{option.name}` | {spelled} | {_default(option.default)} | {allowed} | {meaning} |"
 
 
 FILES = {ROOT / "configs" / "musetalk.yaml": config_yaml, ROOT / "docs" / "options.md": options_md}
