@@ -69,7 +69,7 @@ def make_film(
 def _tone(container, stream, start: float, seconds: Fraction) -> None:
     rate, side = 16000, 1024
     formats = {"aac": "fltp", "libmp3lame": "fltp", "wmav2": "fltp"}
-    stream.codec_context.layout = "mono"
+    stream.codec_context.layout, stream.codec_context.bit_rate = "mono", 24000
     stream.codec_context.format = formats.get(stream.codec_context.name, "s16")
     for at in range(int(seconds * rate) // side):
         wave = np.sin(np.arange(at * side, (at + 1) * side) / 7.0)[None]

@@ -7,6 +7,7 @@ import logging
 import subprocess
 import sys
 from fractions import Fraction
+from pathlib import Path
 
 import av
 import numpy as np
@@ -15,7 +16,6 @@ import pytest
 from musetalk_enhance.errors import MediaError
 from musetalk_enhance.film import SegmentWriter, check_target, index_film, join_film, read_segment
 from musetalk_enhance.media import probe, read_frames
-from tests.conftest import ROOT
 from tests.film.clips import (
     NTSC,
     QUARTERS,
@@ -30,6 +30,7 @@ from tests.film.clips import (
     turn,
 )
 
+ROOT = Path(__file__).resolve().parents[2]
 UNEVEN = [0, 7, 40, 41, 90, 200, 201, 203, 260, 300, 333, 334, 420, 500, 501, 502, 700, 710, 711, 900, 901, 1000]
 
 
