@@ -58,7 +58,8 @@ def join_film(segments: Sequence[PathLike], index: FilmIndex, source_path: PathL
     with opened(source_path) as (source, pictures), _output(target, index) as output:
         part = Path(output.name)
         with opened(order.paths[0]) as (_, template):
-            film = _picture_stream(output, template, index)
+            film = _copy_of(output, template)
+            film.codec_context.framerate = index.fps
         sound = _add_sound(output, source, pictures, target)
         film.metadata.update(_stream_tags(pictures))
         output.metadata.update({key: text for key, text in source.metadata.items() if key not in _NOT_COPIED})
@@ -84,14 +85,14 @@ def _output(target: Path, index: FilmIndex) -> Iterator[Any]:
 
     if not target.parent.is_dir():
         raise MediaError(target, "its folder does not exist")
+    if target.suffix.lower() not in (*_MOV, ".mkv"):
+        raise MediaError(target, f"{target.suffix} is no container for this; choose .mp4, .mov or .mkv")
     if (index.rotation or index.mirrored) and target.suffix.lower() not in _MOV:
         raise MediaError(target, f"cannot hold the source's rotation by {index.rotation} degrees; choose .mp4")
     part = temporary_name(target)
     output: Any = None
     try:
         output = av.open(str(part), "w", container_options=_options(target, index))
-        if not {"h264", "libx264"} & set(output.supported_codecs):
-            raise MediaError(target, f"{target.suffix} cannot hold H.264; choose .mp4 or .mkv")
         yield output
     except (OSError, ValueError) as error:
         if isinstance(error, EnhanceError):
@@ -125,13 +126,6 @@ def _copy_of(output: Any, template: Any) -> Any:
     if hasattr(output, "add_stream_from_template"):  # PyAV 14 and later
         return output.add_stream_from_template(template)
     return output.add_stream(template=template)
-
-
-def _picture_stream(output: Any, template: Any, index: FilmIndex) -> Any:
-    stream = _copy_of(output, template)
-    stream.codec_context.framerate = index.fps
-    stream.time_base = index.time_base
-    return stream
 
 
 def _add_sound(output: Any, source: Any, pictures: Any, target: Path) -> dict[int, Any]:
@@ -242,14 +236,14 @@ class _Order:
         for segment in self._segments:
             with opened(segment.path) as (container, stream):
                 for place, packet in zip(segment.places, _demuxed(segment.path, container, stream), strict=True):
-                    packet.time_base = index.time_base
-                    packet.pts, packet.dts = index.pts[place] - index.shift, self._dts[at] - index.shift
-                    packet.duration = ends[place] - index.pts[place]
+                    length = ends[place] - index.pts[place]
+                    if at + 1 == len(index):  # so that the stated length, and with it the rate, is the source's
+                        length = (index.stop_pts - index.pts[0]) - (self._dts[-1] - self._dts[0])
+                    timed = _lasting(packet, length)
+                    timed.time_base, timed.stream = index.time_base, film
+                    timed.pts, timed.dts = index.pts[place] - index.shift, self._dts[at] - index.shift
                     at += 1
-                    if at == len(index):  # so that the stated length, and with it the rate, is the source's
-                        packet.duration = (index.stop_pts - index.pts[0]) - (self._dts[-1] - self._dts[0])
-                    packet.stream = film
-                    yield packet
+                    yield timed
 
 
 def _demuxed(path: Path, container: Any, stream: Any) -> Iterator[Any]:
@@ -258,6 +252,19 @@ def _demuxed(path: Path, container: Any, stream: Any) -> Iterator[Any]:
             raise MediaError(path, "is cut off or damaged")
         if packet.size:
             yield packet
+
+
+def _lasting(packet: Any, duration: int) -> Any:
+    """A packet with another duration; where PyAV cannot set it (12), the muxer takes it from the frame rate."""
+    import av
+
+    try:
+        packet.duration = duration
+        return packet
+    except AttributeError:
+        copy: Any = av.Packet(bytes(packet))
+        copy.is_keyframe = packet.is_keyframe
+        return copy
 
 
 def _decoding_times(pts: Sequence[int], delay: int) -> list[int]:

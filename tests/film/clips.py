@@ -73,7 +73,7 @@ def _tone(container, stream, start: float, seconds: Fraction) -> None:
     stream.codec_context.format = formats.get(stream.codec_context.name, "s16")
     for at in range(int(seconds * rate) // side):
         wave = np.sin(np.arange(at * side, (at + 1) * side) / 7.0)[None]
-        floats = stream.codec_context.format.name == "fltp"
+        floats = stream.codec_context.name in formats
         samples = wave.astype(np.float32) if floats else (wave * 9000).astype(np.int16)
         frame = av.AudioFrame.from_ndarray(samples, format="fltp" if floats else "s16", layout="mono")
         frame.rate, frame.pts, frame.time_base = rate, int(start * rate) + at * side, Fraction(1, rate)
