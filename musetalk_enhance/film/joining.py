@@ -217,7 +217,7 @@ class _Order:
         """The places in the film of a segment's frames, in order of decoding, once it is seen to be sound."""
         with opened(path) as (container, stream):
             codec = stream.codec_context
-            kind = (codec.name, codec.width, codec.height, codec.pix_fmt, bytes(codec.extradata or b""))
+            kind = (codec.name, codec.width, codec.height, bytes(codec.extradata or b""))  # the format is in the last
             self._first = self._first or kind
             if kind != self._first:
                 raise MediaError(path, f"was encoded with other settings than {self.paths[0].name}")
@@ -239,11 +239,10 @@ class _Order:
                     length = ends[place] - index.pts[place]
                     if at + 1 == len(index):  # so that the stated length, and with it the rate, is the source's
                         length = (index.stop_pts - index.pts[0]) - (self._dts[-1] - self._dts[0])
-                    timed = _lasting(packet, length)
-                    timed.time_base, timed.stream = index.time_base, film
-                    timed.pts, timed.dts = index.pts[place] - index.shift, self._dts[at] - index.shift
+                    _put(packet, index, index.pts[place] - index.shift, self._dts[at] - index.shift, length)
+                    packet.stream = film
                     at += 1
-                    yield timed
+                    yield packet
 
 
 def _demuxed(path: Path, container: Any, stream: Any) -> Iterator[Any]:
@@ -254,17 +253,18 @@ def _demuxed(path: Path, container: Any, stream: Any) -> Iterator[Any]:
             yield packet
 
 
-def _lasting(packet: Any, duration: int) -> Any:
-    """A packet with another duration; where PyAV cannot set it (12), the muxer takes it from the frame rate."""
-    import av
+def _put(packet: Any, index: FilmIndex, pts: int, dts: int, duration: int) -> None:
+    """Give a packet its times, in ticks of the index.
 
-    try:
-        packet.duration = duration
-        return packet
-    except AttributeError:
-        copy: Any = av.Packet(bytes(packet))
-        copy.is_keyframe = packet.is_keyframe
-        return copy
+    PyAV 12 cannot set a duration. There the packet keeps the one it has, in its own ticks, if the index's are
+    whole numbers of them; a `SegmentWriter` sees to that in ``.mp4``.
+    """
+    scale = index.time_base / Fraction(packet.time_base)
+    if scale.denominator != 1:
+        packet.time_base, scale = index.time_base, Fraction(1)
+    packet.pts, packet.dts = pts * scale.numerator, dts * scale.numerator
+    with contextlib.suppress(AttributeError):
+        packet.duration = duration * scale.numerator
 
 
 def _decoding_times(pts: Sequence[int], delay: int) -> list[int]:

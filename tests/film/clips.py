@@ -81,17 +81,17 @@ def _tone(container, stream, start: float, seconds: Fraction) -> None:
     container.mux(stream.encode(None))
 
 
-def remuxed(path: Path, out: Path, edit=lambda packet, at: bytes(packet)) -> Path:
+def remuxed(path: Path, out: Path, edit=None) -> Path:
     """The same streams in another container, its list of packets first; `edit(packet, at)` gives new bytes."""
     with av.open(str(path)) as source, av.open(str(out), "w", options={"movflags": "+faststart"}) as target:
         new = getattr(target, "add_stream_from_template", lambda each: target.add_stream(template=each))
         streams = {each.index: new(each) for each in source.streams}
         for at, packet in enumerate(source.demux()):
             if packet.size:
-                copy = av.Packet(edit(packet, at))
-                copy.pts, copy.dts, copy.time_base = packet.pts, packet.dts, packet.time_base
-                copy.is_keyframe, copy.stream = packet.is_keyframe, streams[packet.stream_index]
-                target.mux(copy)
+                if edit:
+                    packet.update(edit(packet, at))
+                packet.stream = streams[packet.stream_index]
+                target.mux(packet)
     return out
 
 
