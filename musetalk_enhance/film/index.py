@@ -64,7 +64,7 @@ class FilmIndex:
         shift: ticks that `join_film` takes from every time, pictures and sound alike.
         left_out: how many frames of the film come before the first of these.
         whole: whether no frame was left out by a start or an end.
-        counted: the file states no times (or one time twice), so frames are counted from its beginning.
+        counted: the file states no times of showing (or one twice), so frames are counted from its beginning.
         key_times: (shown, decoded) times of every key frame, in the order of decoding; places to seek to.
         rotation: by how many degrees a player turns the frames to the left, 0, 90, 180 or 270.
         mirrored: whether it mirrors them from left to right before.
@@ -136,7 +136,7 @@ class FilmIndex:
 def index_film(path: PathLike, start: float | None = None, end: float | None = None) -> FilmIndex:
     """List a film's frames without decoding more than the first; the file is read through once.
 
-    A file that states no time for its frames (a raw stream, some AVI), or the same time twice, is `counted`:
+    A file that states no time of showing (a raw stream, AVI with B-frames), or the same time twice, is `counted`:
     frame n of the file is what the decoder gives n-th. Without times, frame n is shown n / fps seconds after
     the beginning. Frames that a player does not show (before an edit list's start, hidden reference frames,
     frames before the first that can be decoded) are left out.
@@ -192,7 +192,8 @@ class _Walk:
         times: when each frame is shown, ascending, no two alike.
         keys: (shown, decoded) times of the key frames.
         timeless: some frames have no time, so `times` just counts.
-        counted: `timeless`, or two frames had one time.
+        counted: `timeless`, or two frames had one time, or the file is AVI with frames out of order, which has
+            no place for times of showing.
     """
 
     def __init__(self, path: PathLike, container: Any, stream: Any, decoded_first: int | None) -> None:
@@ -206,9 +207,10 @@ class _Walk:
         if decoded_first is None or self.timeless:
             self.times, self.counted, self._last = list(range(len(found))), True, 1
             return
-        shown = sorted(stamp for stamp in stamps if stamp[0] >= decoded_first)
+        invented = container.format.name == "avi" and bool(stream.codec_context.has_b_frames)
+        shown = sorted(stamp for stamp in stamps if invented or stamp[0] >= decoded_first)
         self.times = _rising([time for time, _ in shown])
-        self.counted = self.times != [time for time, _ in shown]
+        self.counted = invented or self.times != [time for time, _ in shown]
         self._last = shown[-1][1]
 
     def stop(self, fps: Fraction) -> int:

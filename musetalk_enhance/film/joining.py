@@ -58,7 +58,8 @@ def join_film(segments: Sequence[PathLike], index: FilmIndex, source_path: PathL
     with opened(source_path) as (source, pictures), _output(target, index) as output:
         part = Path(output.name)
         with opened(order.paths[0]) as (_, template):
-            film = _picture_stream(output, template, index)
+            film = _copy_of(output, template)
+            film.codec_context.framerate = index.fps
         sound = _add_sound(output, source, pictures, target)
         film.metadata.update(_stream_tags(pictures))
         output.metadata.update({key: text for key, text in source.metadata.items() if key not in _NOT_COPIED})
@@ -84,14 +85,14 @@ def _output(target: Path, index: FilmIndex) -> Iterator[Any]:
 
     if not target.parent.is_dir():
         raise MediaError(target, "its folder does not exist")
+    if target.suffix.lower() not in (*_MOV, ".mkv"):
+        raise MediaError(target, f"{target.suffix} is no container for this; choose .mp4, .mov or .mkv")
     if (index.rotation or index.mirrored) and target.suffix.lower() not in _MOV:
         raise MediaError(target, f"cannot hold the source's rotation by {index.rotation} degrees; choose .mp4")
     part = temporary_name(target)
     output: Any = None
     try:
         output = av.open(str(part), "w", container_options=_options(target, index))
-        if not {"h264", "libx264"} & set(output.supported_codecs):
-            raise MediaError(target, f"{target.suffix} cannot hold H.264; choose .mp4 or .mkv")
         yield output
     except (OSError, ValueError) as error:
         if isinstance(error, EnhanceError):
@@ -125,13 +126,6 @@ def _copy_of(output: Any, template: Any) -> Any:
     if hasattr(output, "add_stream_from_template"):  # PyAV 14 and later
         return output.add_stream_from_template(template)
     return output.add_stream(template=template)
-
-
-def _picture_stream(output: Any, template: Any, index: FilmIndex) -> Any:
-    stream = _copy_of(output, template)
-    stream.codec_context.framerate = index.fps
-    stream.time_base = index.time_base
-    return stream
 
 
 def _add_sound(output: Any, source: Any, pictures: Any, target: Path) -> dict[int, Any]:
@@ -223,7 +217,7 @@ class _Order:
         """The places in the film of a segment's frames, in order of decoding, once it is seen to be sound."""
         with opened(path) as (container, stream):
             codec = stream.codec_context
-            kind = (codec.name, codec.width, codec.height, codec.pix_fmt, bytes(codec.extradata or b""))
+            kind = (codec.name, codec.width, codec.height, bytes(codec.extradata or b""))  # the format is in the last
             self._first = self._first or kind
             if kind != self._first:
                 raise MediaError(path, f"was encoded with other settings than {self.paths[0].name}")
@@ -242,13 +236,12 @@ class _Order:
         for segment in self._segments:
             with opened(segment.path) as (container, stream):
                 for place, packet in zip(segment.places, _demuxed(segment.path, container, stream), strict=True):
-                    packet.time_base = index.time_base
-                    packet.pts, packet.dts = index.pts[place] - index.shift, self._dts[at] - index.shift
-                    packet.duration = ends[place] - index.pts[place]
-                    at += 1
-                    if at == len(index):  # so that the stated length, and with it the rate, is the source's
-                        packet.duration = (index.stop_pts - index.pts[0]) - (self._dts[-1] - self._dts[0])
+                    length = ends[place] - index.pts[place]
+                    if at + 1 == len(index):  # so that the stated length, and with it the rate, is the source's
+                        length = (index.stop_pts - index.pts[0]) - (self._dts[-1] - self._dts[0])
+                    _put(packet, index, index.pts[place] - index.shift, self._dts[at] - index.shift, length)
                     packet.stream = film
+                    at += 1
                     yield packet
 
 
@@ -258,6 +251,20 @@ def _demuxed(path: Path, container: Any, stream: Any) -> Iterator[Any]:
             raise MediaError(path, "is cut off or damaged")
         if packet.size:
             yield packet
+
+
+def _put(packet: Any, index: FilmIndex, pts: int, dts: int, duration: int) -> None:
+    """Give a packet its times, in ticks of the index.
+
+    PyAV 12 cannot set a duration. There the packet keeps the one it has, in its own ticks, if the index's are
+    whole numbers of them; a `SegmentWriter` sees to that in ``.mp4``.
+    """
+    scale = index.time_base / Fraction(packet.time_base)
+    if scale.denominator != 1:
+        packet.time_base, scale = index.time_base, Fraction(1)
+    packet.pts, packet.dts = pts * scale.numerator, dts * scale.numerator
+    with contextlib.suppress(AttributeError):
+        packet.duration = duration * scale.numerator
 
 
 def _decoding_times(pts: Sequence[int], delay: int) -> list[int]:

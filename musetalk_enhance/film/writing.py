@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from math import lcm
 from typing import Any
 
 import numpy as np
@@ -56,6 +57,9 @@ class SegmentWriter(PictureFile):
         options = {"crf": str(crf), "preset": preset, "a53cc": "0", "flags": "+cgop", **_colour_options(index)}
         self._begin(index.fps, index.coded_wh, index.out_pix_fmt, options)
         self._container.options["fflags"] = "+bitexact"
+        ticks = lcm(index.fps.numerator, index.time_base.denominator)  # so that both clocks have whole numbers
+        if self.path.suffix.lower() != ".mkv" and ticks < 2**31:
+            self._container.options["video_track_timescale"] = str(ticks)
         codec = self._stream.codec_context
         codec.thread_count, codec.thread_type = _THREADS, "FRAME"
         if index.sample_aspect_ratio:

@@ -69,11 +69,11 @@ def make_film(
 def _tone(container, stream, start: float, seconds: Fraction) -> None:
     rate, side = 16000, 1024
     formats = {"aac": "fltp", "libmp3lame": "fltp", "wmav2": "fltp"}
-    stream.codec_context.layout = "mono"
+    stream.codec_context.layout, stream.codec_context.bit_rate = "mono", 24000
     stream.codec_context.format = formats.get(stream.codec_context.name, "s16")
     for at in range(int(seconds * rate) // side):
         wave = np.sin(np.arange(at * side, (at + 1) * side) / 7.0)[None]
-        floats = stream.codec_context.format.name == "fltp"
+        floats = stream.codec_context.name in formats
         samples = wave.astype(np.float32) if floats else (wave * 9000).astype(np.int16)
         frame = av.AudioFrame.from_ndarray(samples, format="fltp" if floats else "s16", layout="mono")
         frame.rate, frame.pts, frame.time_base = rate, int(start * rate) + at * side, Fraction(1, rate)
@@ -81,17 +81,17 @@ def _tone(container, stream, start: float, seconds: Fraction) -> None:
     container.mux(stream.encode(None))
 
 
-def remuxed(path: Path, out: Path, edit=lambda packet, at: bytes(packet)) -> Path:
+def remuxed(path: Path, out: Path, edit=None) -> Path:
     """The same streams in another container, its list of packets first; `edit(packet, at)` gives new bytes."""
     with av.open(str(path)) as source, av.open(str(out), "w", options={"movflags": "+faststart"}) as target:
         new = getattr(target, "add_stream_from_template", lambda each: target.add_stream(template=each))
         streams = {each.index: new(each) for each in source.streams}
         for at, packet in enumerate(source.demux()):
             if packet.size:
-                copy = av.Packet(edit(packet, at))
-                copy.pts, copy.dts, copy.time_base = packet.pts, packet.dts, packet.time_base
-                copy.is_keyframe, copy.stream = packet.is_keyframe, streams[packet.stream_index]
-                target.mux(copy)
+                if edit:
+                    packet.update(edit(packet, at))
+                packet.stream = streams[packet.stream_index]
+                target.mux(packet)
     return out
 
 

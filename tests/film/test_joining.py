@@ -7,6 +7,7 @@ import logging
 import subprocess
 import sys
 from fractions import Fraction
+from pathlib import Path
 
 import av
 import numpy as np
@@ -15,7 +16,6 @@ import pytest
 from musetalk_enhance.errors import MediaError
 from musetalk_enhance.film import SegmentWriter, check_target, index_film, join_film, read_segment
 from musetalk_enhance.media import probe, read_frames
-from tests.conftest import ROOT
 from tests.film.clips import (
     NTSC,
     QUARTERS,
@@ -30,6 +30,7 @@ from tests.film.clips import (
     turn,
 )
 
+ROOT = Path(__file__).resolve().parents[2]
 UNEVEN = [0, 7, 40, 41, 90, 200, 201, 203, 260, 300, 333, 334, 420, 500, 501, 502, 700, 710, 711, 900, 901, 1000]
 
 
@@ -251,10 +252,10 @@ def test_a_failure_leaves_the_older_file(tmp_path, monkeypatch):
     assert out.read_bytes() == b"older" and not list(tmp_path.glob(".*")) and not open_files(tmp_path)
 
 
-@pytest.mark.parametrize("name", ["missing/out.mp4", "out.nonsense", "out.webm", "out.avi.gif"])
+@pytest.mark.parametrize("name", ["missing/out.mp4", "out.nonsense", "out.webm"])
 def test_a_place_that_cannot_be_written_is_named(tmp_path, name):
     path = make_film(tmp_path / "film.mp4", 3)
-    with pytest.raises(MediaError) as caught:
+    with pytest.raises(MediaError, match="folder|choose .mp4, .mov or .mkv") as caught:
         check_target(index_film(path), path, tmp_path / name)
     assert caught.value.path == tmp_path / name
     assert [file.name for file in tmp_path.iterdir()] == ["film.mp4"]
