@@ -41,6 +41,10 @@ Progress = Callable[[int, int], None]
 """Called with how many frames are done, and how many there are."""
 
 
+MOST_COUNTED = 8
+"""Most segments of a film without time stamps: there is no going to a place in it."""
+
+
 @dataclass(frozen=True)
 class VideoResult:
     """What a run over a film came to.
@@ -155,6 +159,11 @@ def _restored(
     return stats, resumed
 
 
+def segment_of(index: FilmIndex, settings: VideoSettings) -> int:
+    """Frames of a segment; more where every segment has to be decoded from the film's beginning."""
+    return max(settings.segment, -(-len(index) // MOST_COUNTED)) if index.counted else settings.segment
+
+
 class _Counted:
     """Keeps the states and says how far the work is: in frames here, in segments where the work is elsewhere."""
 
@@ -220,9 +229,10 @@ def _manifest(
     index: FilmIndex,
     settings: VideoSettings,
 ) -> Manifest:
+    size = segment_of(index, settings)
     units = [
-        {"id": number, "first": first, "stop": min(first + settings.segment, len(index))}
-        for number, first in enumerate(range(0, len(index), settings.segment))
+        {"id": number, "first": first, "stop": min(first + size, len(index))}
+        for number, first in enumerate(range(0, len(index), size))
     ]
     if before is not None and (before.settings != decisive or before.units != units):
         changed = "; ".join(before.differences(decisive)) or "other segments"
