@@ -264,7 +264,7 @@ _add(
             "LykosAI/StabilityMatrix: StabilityMatrix.Core/Helper/RemoteModels.cs @c255230fb76e (sha256)",
             "archlinux/aur: python-realesrgan 0.3.0-1 PKGBUILD (sha256 for the release address)",
         ),
-        purpose="background upsampler for engine: official",
+        purpose="background upsampler: images --bg-upsampler realesrgan, engine: official",
     ),
     *("realesrgan-x2plus", "realesrgan-x2"),
 )
