@@ -104,6 +104,11 @@ class PictureMaker:
     def __init__(self, opened: Opened) -> None:
         self.opened = opened
 
+    @property
+    def facts(self) -> Facts:
+        """What runs."""
+        return self.opened.facts
+
     def __call__(self, loaded: tuple[Unit, list[ReadItem]]) -> tuple[Unit, list[MadeItem]]:
         start = time.perf_counter()
         unit, items = loaded
