@@ -45,7 +45,7 @@ class EnhanceError(Exception):
 def _again(kind: type[EnhanceError], args: tuple[Any, ...], data: dict[str, Any]) -> EnhanceError:
     """An error as it was: its text is made already, so its own ``__init__``, which takes the parts, is left out."""
     error = kind.__new__(kind, *args)
-    builtin = next(base for base in kind.__mro__ if base.__module__ == "builtins")
+    builtin: Any = next(base for base in kind.__mro__ if base.__module__ == "builtins")
     builtin.__init__(error, *args)
     error.args = args
     error.__dict__.update(data)

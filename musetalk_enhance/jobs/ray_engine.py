@@ -1,4 +1,4 @@
-"""The work on a Ray cluster: Ray Data reads, restores and writes unit by unit, with one set of networks per worker."""
+"""The work on a Ray cluster: Ray Data reads, restores and writes unit by unit; each worker holds the networks."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import signal
 import socket
 import threading
 import warnings
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from typing import TYPE_CHECKING, Any
 
 from ..errors import ConfigError, EnhanceError, MissingDependencyError, RestorerError
@@ -55,6 +55,7 @@ class RayEngine:
         self.address, self.workers = address, workers
         self._started = self._held = False
         self._handler: Any = None
+        self._inherited: dict[str, str] | None = None
 
     def __enter__(self) -> RayEngine:
         self._held = True
@@ -76,7 +77,7 @@ class RayEngine:
         gpu = ray.cluster_resources().get("GPU", 0) >= 1
         self._room(ray, gpu)
         threads = os.environ.get("OMP_NUM_THREADS")
-        options = {"num_cpus": MAKER_CPUS, "num_gpus": int(gpu), "max_calls": 1, "runtime_env": _environment(threads)}
+        options = {"num_cpus": MAKER_CPUS, "num_gpus": int(gpu), "max_calls": 1, **self._environment()}
         with _typed(ray):
             answer = pickle.loads(ray.get(ray.remote(**options)(ask_facts).remote(opener, threads)))
         if isinstance(answer, Failure):
@@ -97,8 +98,9 @@ class RayEngine:
                 return
             ray = self._start()
             workers = min(self._room(ray, work.gpu), len(work.units))
-            for state in _states(ray, work, workers):
-                done(state)
+            with contextlib.closing(_states(ray, work, workers, self._environment())) as states:
+                for state in states:
+                    done(state)
         finally:
             self.close()
 
@@ -108,7 +110,7 @@ class RayEngine:
             return
         import ray
 
-        self._started = False
+        self._started, self._inherited = False, None
         with _quiet():
             ray.shutdown()
         if self._handler is not None:
@@ -125,7 +127,8 @@ class RayEngine:
         try:
             with _quiet():
                 if self.address is None:
-                    _start_alone(ray, self.workers or 1)
+                    self._inherited = _variables()
+                    _start_alone(ray, self.workers or 1, self._inherited)
                 else:
                     _join(ray, self.address)
         except BaseException:
@@ -133,6 +136,11 @@ class RayEngine:
             raise
         self._started = True
         return ray
+
+    def _environment(self) -> dict[str, Any]:
+        """The option of a task or actor that gives it our variables, where the cluster does not have them."""
+        mine = _variables()
+        return {} if mine == self._inherited else {"runtime_env": {"env_vars": mine}}
 
     def _room(self, ray: Any, gpu: bool) -> int:
         """How many workers there will be.
@@ -164,9 +172,9 @@ def _imported() -> Any:
     return ray
 
 
-def _start_alone(ray: Any, workers: int) -> None:
+def _start_alone(ray: Any, workers: int, inherited: dict[str, str]) -> None:
     """A cluster of this machine alone, reachable over the loopback device only, that reports to nobody."""
-    variables = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
+    variables = inherited | {"RAY_USAGE_STATS_ENABLED": "0", "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
     constants = vars(ray._private.ray_constants)  # the second variable, which was read when ray was imported
     with _put(os.environ, variables), _put(constants, {"ENABLE_RAY_CLUSTER": False}):
         ray.init(
@@ -208,13 +216,13 @@ def _wait_for(ray: Any, workers: int, gpu: bool) -> None:
         raise ConfigError("workers", workers, allowed)
 
 
-def _states(ray: Any, work: Work, workers: int) -> Iterator[State]:
+def _states(ray: Any, work: Work, workers: int, environment: dict[str, Any]) -> Generator[State, None, None]:
     """The states of all units as they are finished."""
     attempts = ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1)(Attempts).remote()
     seen: set[int] = set()
     with _quiet(), _quiet_data(ray):
         tables = iter(
-            _pipeline(ray, work, workers, attempts).iter_batches(
+            _pipeline(ray, work, workers, attempts, environment).iter_batches(
                 batch_size=1, batch_format="pyarrow", prefetch_batches=0
             )
         )
@@ -235,7 +243,7 @@ def _states(ray: Any, work: Work, workers: int) -> Iterator[State]:
         raise RestorerError(f"the cluster lost {len(work.units) - len(seen)} units; run it again to do them")
 
 
-def _pipeline(ray: Any, work: Work, workers: int, attempts: Any) -> Any:
+def _pipeline(ray: Any, work: Work, workers: int, attempts: Any, environment: dict[str, Any]) -> Any:
     """Read, restore, write: one unit is one block, and no more are on their way than the workers need.
 
     Ray Data restarts actors and repeats tasks whose process died without end (``max_restarts`` and
@@ -243,7 +251,8 @@ def _pipeline(ray: Any, work: Work, workers: int, attempts: Any) -> Any:
     """
     from ray.data import ActorPoolStrategy, TaskPoolStrategy
 
-    common = {"batch_size": 1, "batch_format": "pyarrow", "runtime_env": _environment(str(work.threads))}
+    common = {"batch_size": 1, "batch_format": "pyarrow", **environment}
+    loading = {"open_maker": work.open_maker, "threads": work.threads, "attempts": attempts}
     beside = common | {"num_cpus": STEP_CPUS, "compute": TaskPoolStrategy(workers)}
     pool = ActorPoolStrategy(size=workers, max_tasks_in_flight_per_actor=2)  # one is made, one is at hand
     units = ray.data.from_arrow([pack(number, unit) for number, unit in enumerate(work.units)])
@@ -251,7 +260,7 @@ def _pipeline(ray: Any, work: Work, workers: int, attempts: Any) -> Any:
         units.map_batches(run_step, fn_kwargs={"name": "read", "step": work.read, "attempts": attempts}, **beside)
         .map_batches(
             MakeStep,
-            fn_constructor_kwargs={"open_maker": work.open_maker, "attempts": attempts},
+            fn_constructor_kwargs=loading,
             compute=pool,
             num_cpus=MAKER_CPUS,
             **({"num_gpus": 1} if work.gpu else {}),
@@ -266,11 +275,10 @@ def _next(ray: Any, tables: Iterator[Any]) -> Any:
         return next(tables, None)
 
 
-def _environment(threads: str | None) -> dict[str, Any]:
-    """The variables that a worker needs; Ray would let each process compute on one core."""
+def _variables() -> dict[str, str]:
+    """The environment variables that workers need."""
     mine = {name: value for name, value in os.environ.items() if name.startswith("MUSETALK_ENHANCE_")}
-    mine[CACHE_ENV] = str(cache_dir())
-    return {"env_vars": mine | ({} if threads is None else {"OMP_NUM_THREADS": threads})}
+    return mine | {CACHE_ENV: str(cache_dir())}
 
 
 @contextlib.contextmanager

@@ -17,7 +17,7 @@ from typing import Any
 from ..errors import RestorerError
 from .work import Maker, Opener
 
-ATTEMPTS = 4
+ATTEMPTS = 3
 """How often a unit may end the worker that has it, by a crash or for want of memory, before the work is given up."""
 COLUMN = "unit"
 
@@ -122,10 +122,12 @@ class MakeStep:
 
     Args:
         open_maker: loads them.
+        threads: of the processor.
         attempts: an `Attempts` actor.
     """
 
-    def __init__(self, open_maker: Opener, attempts: Any) -> None:
+    def __init__(self, open_maker: Opener, threads: int, attempts: Any) -> None:
+        set_threads(str(threads))
         self._open_maker, self._attempts = open_maker, attempts
         self._maker: Maker | None = None
 
@@ -138,16 +140,26 @@ class MakeStep:
         return self._maker(loaded)
 
 
+def set_threads(threads: str | None) -> None:
+    """``OMP_NUM_THREADS`` of a worker, before torch is imported. Ray makes it 1, but other threads, other sums.
+
+    Args:
+        threads: None for all cores.
+    """
+    if threads is None:
+        os.environ.pop("OMP_NUM_THREADS", None)
+    else:
+        os.environ["OMP_NUM_THREADS"] = threads
+
+
 def ask_facts(opener: Opener, threads: str | None) -> bytes:
     """Load the networks as a worker would, and say what runs: pickled `Facts`, or a pickled `Failure`.
 
     Args:
         opener: loads them.
-        threads: ``OMP_NUM_THREADS`` as the caller has it; where it has none, the one that Ray set is taken away, for
-            it stands for one core, whereas the work is done on all of them.
+        threads: ``OMP_NUM_THREADS`` as the caller has it, None where it has none.
     """
-    if threads is None:
-        os.environ.pop("OMP_NUM_THREADS", None)
+    set_threads(threads)
     answer: Any
     try:
         maker = opener()
