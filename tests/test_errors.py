@@ -31,7 +31,10 @@ EXAMPLES = {
 
 
 def tree(kind=errors.EnhanceError):
-    return [kind, *(one for child in kind.__subclasses__() if child.__module__ == errors.__name__ for one in tree(child))]
+    return [
+        kind,
+        *(one for child in kind.__subclasses__() if child.__module__ == errors.__name__ for one in tree(child)),
+    ]
 
 
 def check_same(error, found):

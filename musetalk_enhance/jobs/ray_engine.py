@@ -8,9 +8,11 @@ import os
 import pickle
 import signal
 import socket
+import sysconfig
 import threading
 import warnings
 from collections.abc import Generator, Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import ConfigError, EnhanceError, MissingDependencyError, RestorerError
@@ -27,6 +29,7 @@ MAKER_CPUS, STEP_CPUS = 0.8, 0.1
 how many workers a machine is given; how many threads a maker has, `Work.threads` says."""
 PATIENCE = 60.0
 """Seconds to wait for what others use of a cluster."""
+_SILENT = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_DATA_USAGE_DISABLED": "1"}
 _REACHED = 5.0
 _ADDRESS = "auto | HOST:PORT of a Ray cluster that runs (`ray start --head` starts one)"
 
@@ -174,7 +177,7 @@ def _imported() -> Any:
 
 def _start_alone(ray: Any, workers: int, inherited: dict[str, str]) -> None:
     """A cluster of this machine alone, reachable over the loopback device only, that reports to nobody."""
-    variables = inherited | {"RAY_USAGE_STATS_ENABLED": "0", "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
+    variables = inherited | _SILENT | _python_path() | {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
     constants = vars(ray._private.ray_constants)  # the second variable, which was read when ray was imported
     with _put(os.environ, variables), _put(constants, {"ENABLE_RAY_CLUSTER": False}):
         ray.init(
@@ -183,6 +186,15 @@ def _start_alone(ray: Any, workers: int, inherited: dict[str, str]) -> None:
             log_to_driver=False,
             logging_level=logging.ERROR,
         )
+
+
+def _python_path() -> dict[str, str]:
+    """The variable that lets workers, whose working directory is another, import this very library."""
+    root = Path(__file__).resolve().parents[2]
+    given = [os.path.abspath(path) for path in os.environ.get("PYTHONPATH", "").split(os.pathsep) if path]
+    installed = root in {Path(sysconfig.get_path(name)).resolve() for name in ("purelib", "platlib")}
+    paths = given if installed else [str(root), *given]
+    return {"PYTHONPATH": os.pathsep.join(paths)} if paths else {}
 
 
 def _join(ray: Any, address: str) -> None:
@@ -220,7 +232,7 @@ def _states(ray: Any, work: Work, workers: int, environment: dict[str, Any]) -> 
     """The states of all units as they are finished."""
     attempts = ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1)(Attempts).remote()
     seen: set[int] = set()
-    with _quiet(), _quiet_data(ray):
+    with _quiet(), _quiet_data(ray), _put(os.environ, _SILENT):
         tables = iter(
             _pipeline(ray, work, workers, attempts, environment).iter_batches(
                 batch_size=1, batch_format="pyarrow", prefetch_batches=0

@@ -153,23 +153,23 @@ def test_a_unit_that_kills_every_worker_is_given_up(kept, tmp_path):
         done_by(kept, Steps(tmp_path).work([{"id": 0}, {"id": 1, "dies": True}]))
 
 
-def test_what_the_caller_raises_goes_through(kept, tmp_path):
+def test_what_the_caller_raises_goes_through_and_a_cluster_of_others_is_left(kept, tmp_path):
+    import ray
+
     def stop(state):
         raise KeyboardInterrupt
 
+    kept.facts(Steps(Path()).open)
     with pytest.raises(KeyboardInterrupt):
-        kept.run(Steps(tmp_path).work([{"id": 0}]), stop)
+        RayEngine(workers=1).run(Steps(tmp_path).work([{"id": 0}]), stop)
+    assert ray.is_initialized()
 
 
-def test_the_cluster_is_reachable_from_here_only(kept):
+def test_a_worker_of_a_closed_cluster_says_what_runs_or_why_nothing_does(kept):
     import ray
 
-    kept.facts(Steps(Path()).open)
-    assert {node["NodeManagerAddress"] for node in ray.nodes()} == {"127.0.0.1"}
-
-
-def test_a_worker_says_what_runs_or_why_nothing_does(kept):
     assert kept.facts(Steps(Path()).open) == FACTS
+    assert {node["NodeManagerAddress"] for node in ray.nodes()} == {"127.0.0.1"}
     with pytest.raises(ConfigError, match="model") as caught:
         kept.facts(refuse)
     assert (caught.value.key, caught.value.value, caught.value.allowed) == ("model", "x", "y")
@@ -181,15 +181,6 @@ def test_more_workers_than_there_is_room_for_are_refused(kept, tmp_path):
     with pytest.raises(ConfigError, match="workers: 1000 is not possible; allowed: at most"):
         RayEngine(workers=1000).run(Steps(tmp_path).work([{"id": 0}]), print)
     assert time.monotonic() - start < 30
-
-
-def test_a_cluster_that_runs_already_is_used_and_left(kept, tmp_path):
-    import ray
-
-    kept.facts(Steps(Path()).open)
-    other = RayEngine(workers=1)
-    assert len(done_by(other, Steps(tmp_path).work([{"id": 0}]))) == 1
-    assert ray.is_initialized()
 
 
 def digests(folder):
@@ -222,7 +213,7 @@ def test_pictures_come_out_as_on_this_machine_alone(kept, tmp_path, rng, monkeyp
     assert len(digests(tmp_path / "alone")) == 40 * 2 + 1
     assert digests(tmp_path / "cluster") == digests(tmp_path / "alone")
     again = restore_images("in", "cluster", settings, engine=LocalEngine())
-    assert again.resumed == 40 and digests(tmp_path / "cluster") == digests(tmp_path / "alone")
+    assert again.resumed == 41 and digests(tmp_path / "cluster") == digests(tmp_path / "alone")
 
 
 @pytest.mark.parametrize("address", ["nonsense", "host:port", ":6379", "127.0.0.1:99999"])
