@@ -26,6 +26,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from difflib import get_close_matches
 from pathlib import Path
+from typing import Any
 
 
 def suggest(word: str, known: Iterable[str]) -> str:
@@ -36,7 +37,20 @@ def suggest(word: str, known: Iterable[str]) -> str:
 
 
 class EnhanceError(Exception):
-    """Base of every error that musetalk_enhance raises on purpose."""
+    """Base of every error that musetalk_enhance raises on purpose. It can be sent to another process."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _again, (type(self), self.args, self.__dict__.copy())
+
+
+def _again(kind: type[EnhanceError], args: tuple[Any, ...], data: dict[str, Any]) -> EnhanceError:
+    """An error as it was: its text is made already, so its own ``__init__``, which takes the parts, is left out."""
+    error = kind.__new__(kind, *args)
+    builtin: Any = next(base for base in kind.__mro__ if base.__module__ == "builtins")
+    builtin.__init__(error, *args)
+    error.args = args
+    error.__dict__.update(data)
+    return error
 
 
 class ConfigError(EnhanceError, ValueError):

@@ -63,6 +63,7 @@ class OpenFilmMaker:
         source: the film.
         index: its frames.
         folder: the job's own folder.
+        told: see `FilmMaker`; None for makers in other processes.
     """
 
     settings: VideoSettings
@@ -70,9 +71,10 @@ class OpenFilmMaker:
     source: Path
     index: FilmIndex
     folder: Path
+    told: Callable[[int], None] | None = None
 
     def __call__(self) -> FilmMaker:
-        return FilmMaker(open_film(self.settings, self.facts), self.source, self.index, self.folder)
+        return FilmMaker(open_film(self.settings, self.facts), self.source, self.index, self.folder, self.told)
 
 
 @dataclass(frozen=True)
@@ -106,15 +108,25 @@ class FilmMaker:
         source: the film.
         index: its frames.
         folder: the job's own folder; segments are written into its folder ``segments``.
-
-    Attributes:
         told: called with the number of frames that were just finished.
     """
 
-    def __init__(self, opened: OpenedFilm, source: Path, index: FilmIndex, folder: Path) -> None:
+    def __init__(
+        self,
+        opened: OpenedFilm,
+        source: Path,
+        index: FilmIndex,
+        folder: Path,
+        told: Callable[[int], None] | None = None,
+    ) -> None:
         self.opened, self._source, self._index, self._folder = opened, source, index, folder
-        self.told: Callable[[int], None] = lambda frames: None
+        self._told: Callable[[int], None] = told or (lambda frames: None)
         self._idle: list[_Stream] = []
+
+    @property
+    def facts(self) -> Facts:
+        """What runs."""
+        return self.opened.facts
 
     def prepare(self, unit: Unit) -> Unit:
         """Nothing: a segment is streamed."""
@@ -140,7 +152,7 @@ class FilmMaker:
                 if writing is not None:
                     writing.result()
                 writing = writers.submit(_write, writer, kept)
-                self.told(len(kept))
+                self._told(len(kept))
             if writing is not None:
                 writing.result()
         faces.close()

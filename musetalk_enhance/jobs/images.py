@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import time
 from collections.abc import Callable, Sequence
@@ -15,7 +16,7 @@ from .local import LocalEngine
 from .manifest import Manifest, State, Unit, discard, file_digest, locked, outputs_there, write_json
 from .models import Facts
 from .options import ImageSettings
-from .stages import OpenMaker, PictureMaker, ReadUnit, WriteUnit
+from .stages import OpenMaker, ReadUnit, WriteUnit
 from .stats import image_stats
 from .work import Engine, Work
 
@@ -79,20 +80,17 @@ def restore_images(
     start = time.perf_counter()
     listed = list(pictures) if pictures is not None else folders.list_pictures(source, skip=[output])
     root = folders.root_of(source)
-    with locked(output):
+    elsewhere = settings.absolute()
+    with locked(output), contextlib.closing(engine or LocalEngine()) as place:
         before = Manifest.found(output)
-        maker, facts = _opened(settings, before, engine)
-        try:
-            plan = _planned(before, output, root, listed, settings, facts)
-            gpu = facts.device != "cpu"
-            write = WriteUnit(output, settings, plan.names)
-            work = Work(plan.todo, ReadUnit(root), OpenMaker(settings, facts), write, gpu, facts.threads)
-            count = _Counted(progress, len(listed), plan.valid)
-            resumed = count.done
-            (LocalEngine(maker) if engine is None else engine).run(work, count)
-        finally:
-            if maker is not None:
-                maker.close()
+        facts = _facts(place, elsewhere, before)
+        plan = _planned(before, output, root, listed, settings, facts)
+        read, write = ReadUnit(root.absolute()), WriteUnit(output.absolute(), elsewhere, plan.names)
+        gpu = facts.device != "cpu"
+        work = Work(plan.todo, read, OpenMaker(elsewhere, facts), write, gpu, facts.threads)
+        count = _Counted(progress, len(listed), plan.valid)
+        resumed = count.done
+        place.run(work, count)
         stats = image_stats(settings, facts, count.states, listed)
         write_json(output / STATS, stats)
         return ImagesResult(output, stats, time.perf_counter() - start, resumed)
@@ -129,20 +127,15 @@ class _Counted:
             self._progress(min(self.done, self._total), self._total)
 
 
-def _opened(
-    settings: ImageSettings, before: Manifest | None, engine: Engine | None
-) -> tuple[PictureMaker | None, Facts]:
-    """The networks, for work in this process, and what runs; elsewhere a worker is asked what runs."""
+def _facts(engine: Engine, settings: ImageSettings, before: Manifest | None) -> Facts:
+    """What runs: what ran before, so far as it is still to be had."""
     pinned = Facts.of(before.facts) if before is not None else None
-    if engine is not None and not isinstance(engine, LocalEngine):
-        return None, engine.facts(OpenMaker(settings, pinned))  # type: ignore[attr-defined]
     try:
-        maker = OpenMaker(settings, pinned)()
+        return engine.facts(OpenMaker(settings, pinned))
     except EnhanceError:
         if pinned is None:
             raise
-        maker = OpenMaker(settings)()  # what ran then is not to be had any more
-    return maker, maker.opened.facts
+        return engine.facts(OpenMaker(settings))
 
 
 def _planned(

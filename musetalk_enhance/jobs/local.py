@@ -5,10 +5,13 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from .manifest import State, Unit
-from .work import Done, Maker, Work
+from .work import Done, Maker, Opener, Work
+
+if TYPE_CHECKING:
+    from .models import Facts
 
 AHEAD = 1
 """Units that are read before they are wanted; as many may wait to be written."""
@@ -18,23 +21,40 @@ class LocalEngine:
     """Runs the work here.
 
     Args:
-        maker: networks that are loaded already; None loads them when the work begins.
+        maker: networks that are loaded already, and stay the caller's; None loads them when they are wanted.
     """
 
     def __init__(self, maker: Maker | None = None) -> None:
-        self._maker = maker
+        self._given = maker
+        self._kept: Maker | None = None
+
+    def facts(self, opener: Opener) -> Facts:
+        """See `Engine.facts`. The networks stay loaded for the work that follows."""
+        if self._given is not None:
+            return self._given.facts
+        self.close()
+        self._kept = opener()
+        return self._kept.facts
 
     def run(self, work: Work, done: Done) -> None:
         """See `Engine.run`. Networks that it loaded are given back."""
-        if not work.units:
-            return
-        maker = self._maker or work.open_maker()
         try:
+            if not work.units:
+                return
+            if self._given is None and self._kept is None:
+                self._kept = work.open_maker()
+            maker = self._given or self._kept
+            assert maker is not None
             with ThreadPoolExecutor(1, "read") as readers, ThreadPoolExecutor(1, "write") as writers:
                 self._run(work, maker, done, readers, writers)
         finally:
-            if maker is not self._maker:
-                maker.close()
+            self.close()
+
+    def close(self) -> None:
+        """See `Engine.close`."""
+        kept, self._kept = self._kept, None
+        if kept is not None:
+            kept.close()
 
     def _run(
         self, work: Work, maker: Maker, done: Done, readers: ThreadPoolExecutor, writers: ThreadPoolExecutor

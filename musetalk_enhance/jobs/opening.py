@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -149,13 +148,14 @@ def warm_up(enhancer: GFPGANEnhancer) -> None:
 
 
 def use_threads(pinned: Facts | None) -> int:
-    """As many processor threads as before: with another number, sums come out in another order."""
+    """As many processor threads as before, in torch and OpenCV: with another number, sums come out in another order."""
+    import cv2
     import torch
 
-    if pinned is not None and pinned.threads > 0:
-        torch.set_num_threads(pinned.threads)
-        os.environ["OMP_NUM_THREADS"] = str(pinned.threads)
-    return int(torch.get_num_threads())
+    count = pinned.threads if pinned is not None and pinned.threads > 0 else int(torch.get_num_threads())
+    torch.set_num_threads(count)
+    cv2.setNumThreads(count)
+    return count
 
 
 def open_detector(settings: FaceSettings) -> FaceDetector:

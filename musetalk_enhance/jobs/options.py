@@ -6,12 +6,14 @@ Options that `EnhancerSettings` has too are borrowed from there, help and check 
 from __future__ import annotations
 
 import dataclasses
+import os
 from dataclasses import MISSING, dataclass
 from typing import Any, TypeVar
 
 from .. import schema
 from ..errors import ConfigError
 from ..film import PRESETS
+from ..restorers.catalog import is_path
 from ..settings import EnhancerSettings, options
 from ..settings import options as enhancer_options
 
@@ -111,6 +113,15 @@ class FaceSettings:
     def replace(self: Settings, **changes: Any) -> Settings:
         """A copy with `changes`, checked anew."""
         return dataclasses.replace(self, **changes)
+
+    def absolute(self: Settings) -> Settings:
+        """A copy whose paths mean the same files in every working directory."""
+        names = [
+            name for name in ("model", "model_path", "detector_path", "occluder") if getattr(self, name) is not None
+        ]
+        if not is_path(self.model):
+            names.remove("model")
+        return self.replace(**{name: os.path.abspath(os.path.expanduser(getattr(self, name))) for name in names})
 
     def enhancer(self, **changes: Any) -> EnhancerSettings:
         """The settings of the enhancer that restores the faces, `changes` applied."""

@@ -104,6 +104,11 @@ class PictureMaker:
     def __init__(self, opened: Opened) -> None:
         self.opened = opened
 
+    @property
+    def facts(self) -> Facts:
+        """What runs."""
+        return self.opened.facts
+
     def prepare(self, loaded: tuple[Unit, list[ReadItem]]) -> tuple[Unit, list[ReadItem], list[Item]]:
         """Find the faces and cut them out."""
         unit, items = loaded

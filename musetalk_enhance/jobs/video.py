@@ -7,15 +7,15 @@ import shutil
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from contextlib import closing, contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
 from ..errors import ConfigError, EnhanceError, MediaError
 from ..film import FilmIndex, SegmentWriter, check_target, index_film, join_film, read_segment
-from .film_maker import CHUNK, PREROLL, FilmMaker, OpenFilmMaker, PassUnit, WriteSegmentState
+from .film_maker import CHUNK, PREROLL, OpenFilmMaker, PassUnit, WriteSegmentState
 from .local import LocalEngine
 from .manifest import (
     Manifest,
@@ -130,9 +130,12 @@ def _restored(
 ) -> tuple[dict[str, Any], int]:
     folder = folder_of(output)
     before, known = Manifest.found(folder), read_json(sidecar_of(output))
-    opener = OpenFilmMaker(settings, _pinned(before, known), source, index, folder)
-    maker, facts = _opened(opener, engine)
-    try:
+    ticker = _Ticker() if engine is None or isinstance(engine, LocalEngine) else None
+    opener = OpenFilmMaker(
+        settings.absolute(), _pinned(before, known), source.absolute(), index, folder.absolute(), ticker
+    )
+    with closing(engine or LocalEngine()) as place:
+        facts = _facts(place, opener)
         decisive = settings.decisive() | facts.decisive() | film
         if _is_done(output, known, decisive):
             logger.info("%s is done already", output)
@@ -142,15 +145,10 @@ def _restored(
         valid, todo = _sorted_out(manifest)
         resumed = sum(_frames(state["unit"]) for state in valid)
         count = _Counted(progress, resumed, len(index), valid)
-        opener = OpenFilmMaker(settings, facts, source, index, folder)
-        gpu = facts.device != "cpu"
-        work = Work(todo, PassUnit(), opener, WriteSegmentState(folder), gpu, facts.threads)
-        if maker is not None:
-            maker.told = count.made
-        (LocalEngine(maker) if engine is None else engine).run(work, count)
-    finally:
-        if maker is not None:
-            maker.close()
+        if ticker is not None:
+            ticker.heard = count.made
+        gpu, write = facts.device != "cpu", WriteSegmentState(opener.folder)
+        place.run(Work(todo, PassUnit(), replace(opener, facts=facts), write, gpu, facts.threads), count)
     states = sorted(count.states, key=lambda state: state["unit"]["id"])
     segments = [folder / name for state in states for name in outputs_of(state)]
     join_film(segments, index, source, output)
@@ -162,6 +160,17 @@ def _restored(
 def segment_of(index: FilmIndex, settings: VideoSettings) -> int:
     """Frames of a segment; more where every segment has to be decoded from the film's beginning."""
     return max(settings.segment, -(-len(index) // MOST_COUNTED)) if index.counted else settings.segment
+
+
+class _Ticker:
+    """Passes on the number of frames that were just finished, once somebody wants to hear it."""
+
+    def __init__(self) -> None:
+        self.heard: Callable[[int], None] | None = None
+
+    def __call__(self, frames: int) -> None:
+        if self.heard is not None:
+            self.heard(frames)
 
 
 class _Counted:
@@ -200,17 +209,14 @@ def _pinned(before: Manifest | None, known: Any) -> Facts | None:
     return Facts.of(known["job"].get("facts")) if isinstance(known, dict) and "job" in known else None
 
 
-def _opened(opener: OpenFilmMaker, engine: Engine | None) -> tuple[FilmMaker | None, Facts]:
-    """The networks, for work in this process, and what runs; elsewhere a worker is asked what runs."""
-    if engine is not None and not isinstance(engine, LocalEngine):
-        return None, engine.facts(opener)  # type: ignore[attr-defined]
+def _facts(engine: Engine, opener: OpenFilmMaker) -> Facts:
+    """What runs: what ran before, so far as it is still to be had."""
     try:
-        maker = opener()
+        return engine.facts(opener)
     except EnhanceError:
         if opener.facts is None:
             raise
-        maker = OpenFilmMaker(opener.settings, None, opener.source, opener.index, opener.folder)()
-    return maker, maker.opened.facts
+        return engine.facts(replace(opener, facts=None))
 
 
 def _is_done(output: Path, known: Any, decisive: dict[str, Any]) -> bool:

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from .manifest import State, Unit
+
+if TYPE_CHECKING:
+    from .models import Facts
 
 
 class Maker(Protocol):
@@ -25,8 +28,16 @@ class Maker(Protocol):
     def finish(self, made: Any, /) -> Any:
         """From what `make` gave to what is to be written."""
 
+    @property
+    def facts(self) -> Facts:
+        """What runs."""
+
     def close(self) -> None:
         """Give back what it holds."""
+
+
+Opener = Callable[[], Maker]
+"""Loads the networks; can be sent to another process. Its paths must hold there too."""
 
 
 @dataclass(frozen=True)
@@ -44,7 +55,7 @@ class Work:
 
     units: Sequence[Unit]
     read: Callable[[Unit], Any]
-    open_maker: Callable[[], Maker]
+    open_maker: Opener
     write: Callable[[Any], State]
     gpu: bool = False
     threads: int = 1
@@ -55,14 +66,26 @@ Done = Callable[[State], None]
 
 
 class Engine(Protocol):
-    """Runs the work."""
+    """Runs the work. After `close` it can be used again."""
+
+    def facts(self, opener: Opener) -> Facts:
+        """Load the networks where the work will be done, and say what runs.
+
+        What was loaded or started for that may be kept for the next `run`.
+
+        Raises:
+            EnhanceError: they cannot be loaded, or there is no such place.
+        """
 
     def run(self, work: Work, done: Done) -> None:
-        """Do every unit of `work` and call `done` for each.
+        """Do every unit of `work` and call `done` for each, in this thread.
 
         Raises:
             EnhanceError: the work cannot go on; what is done stays done.
         """
+
+    def close(self) -> None:
+        """Give back what is kept: networks, processes. Harmless where there is nothing."""
 
 
 @dataclass

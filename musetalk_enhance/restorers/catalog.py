@@ -184,7 +184,7 @@ def choose(settings: EnhancerSettings) -> Choice:
 
 
 def _choose(settings: EnhancerSettings) -> Choice:
-    path = settings.model_path or (settings.model if _is_path(settings.model) else None)
+    path = settings.model_path or (settings.model if is_path(settings.model) else None)
     if path is not None:
         return _from_path(Path(path), settings)
     name = settings.model
@@ -205,7 +205,8 @@ def _choose(settings: EnhancerSettings) -> Choice:
     return _with_engine(Choice(model, settings, weight))
 
 
-def _is_path(text: str) -> bool:
+def is_path(text: str) -> bool:
+    """Whether ``model`` means a file: it has a separator or the suffix of a checkpoint."""
     return "/" in text or "\\" in text or text.lower().endswith(_CHECKPOINT_SUFFIXES)
 
 

@@ -1,0 +1,170 @@
+"""What runs on the workers of a Ray cluster: the three steps, and how things travel between them.
+
+Between two steps a unit is one row of an Arrow table, pickled into one binary value: blocks stay whole, nothing is
+guessed about types, and it is read where it lies in Ray's shared memory. An error travels in place of the result: Ray
+neither tries again nor wraps it, and the caller gets the very error that was raised.
+"""
+
+from __future__ import annotations
+
+import os
+import pickle
+import traceback
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from ..errors import RestorerError
+from .work import Maker, Opener
+
+ATTEMPTS = 3
+"""How often a unit may end the worker that has it, by a crash or for want of memory, before the work is given up."""
+COLUMN = "unit"
+
+
+class ElsewhereError(Exception):
+    """The traceback of an error in another process: the ``__cause__`` of that error."""
+
+    def __str__(self) -> str:
+        return f'\n"""\n{self.args[0]}"""'
+
+
+@dataclass(frozen=True)
+class Failure:
+    """An error on its way to the caller.
+
+    Attributes:
+        error: what was raised.
+        trace: where, as text.
+    """
+
+    error: Exception
+    trace: str = ""
+
+    @classmethod
+    def of(cls, error: Exception) -> Failure:
+        """From an error that is being handled; one that cannot be sent becomes a `RestorerError` with its text."""
+        try:
+            same = type(pickle.loads(pickle.dumps(error))) is type(error)
+        except Exception:
+            same = False
+        trace = "".join(traceback.format_exception(error))
+        return cls(error if same else RestorerError(f"{type(error).__name__}: {error}"), trace)
+
+    def throw(self) -> None:
+        """Raise the error.
+
+        Raises:
+            Exception: it.
+        """
+        raise self.error from ElsewhereError(self.trace)
+
+
+def pack(number: int, value: Any) -> Any:
+    """A unit's number and what became of it, as an Arrow table of one row."""
+    import pyarrow as pa
+
+    return pa.table({COLUMN: pa.array([pickle.dumps((number, value), protocol=5)], pa.large_binary())})
+
+
+def unpack(table: Any) -> tuple[int, Any]:
+    """What `pack` was given."""
+    number, value = pickle.loads(table.column(COLUMN)[0].as_buffer())
+    return number, value
+
+
+class Attempts:
+    """Counts, as an actor, how often a step of a unit was begun and never came to an end."""
+
+    def __init__(self) -> None:
+        self._begun: dict[tuple[str, int], int] = {}
+
+    def begin(self, step: str, number: int) -> int:
+        """Say that it begins; returns how often it did so without an end, this time included."""
+        self._begun[step, number] = self._begun.get((step, number), 0) + 1
+        return self._begun[step, number]
+
+    def end(self, step: str, number: int) -> None:
+        """Say that it came to an end, be it an error."""
+        self._begun.pop((step, number), None)
+
+
+def run_step(table: Any, name: str, step: Callable[[Any], Any], attempts: Any) -> Any:
+    """One step of one unit, in a task or an actor of Ray; never raises an `Exception` of the step.
+
+    Args:
+        table: what `pack` made.
+        name: of the step.
+        step: what is done.
+        attempts: an `Attempts` actor.
+    """
+    import ray
+
+    number, value = unpack(table)
+    if isinstance(value, Failure):
+        return table
+    count = ray.get(attempts.begin.remote(name, number))
+    try:
+        if count > ATTEMPTS:
+            raise RestorerError(
+                f"unit {number}, step {name!r}: its worker process died {count - 1} times in a row. See Ray's logs; "
+                "a processor's or GPU's memory that is too small is the usual reason"
+            )
+        made = pack(number, step(value))
+    except Exception as error:
+        made = pack(number, Failure.of(error))
+    attempts.end.remote(name, number)
+    return made
+
+
+class MakeStep:
+    """The middle step: an actor that holds the networks. They are loaded with its first unit.
+
+    Args:
+        open_maker: loads them.
+        threads: of the processor.
+        attempts: an `Attempts` actor.
+    """
+
+    def __init__(self, open_maker: Opener, threads: int, attempts: Any) -> None:
+        set_threads(str(threads))
+        self._open_maker, self._attempts = open_maker, attempts
+        self._maker: Maker | None = None
+
+    def __call__(self, table: Any) -> Any:
+        return run_step(table, "restore", self._make, self._attempts)
+
+    def _make(self, loaded: Any) -> Any:
+        if self._maker is None:
+            self._maker = self._open_maker()
+        return self._maker.finish(self._maker.make(self._maker.prepare(loaded)))
+
+
+def set_threads(threads: str | None) -> None:
+    """``OMP_NUM_THREADS`` of a worker, before torch is imported. Ray makes it 1, but other threads, other sums.
+
+    Args:
+        threads: None for all cores.
+    """
+    if threads is None:
+        os.environ.pop("OMP_NUM_THREADS", None)
+    else:
+        os.environ["OMP_NUM_THREADS"] = threads
+
+
+def ask_facts(opener: Opener, threads: str | None) -> bytes:
+    """Load the networks as a worker would, and say what runs: pickled `Facts`, or a pickled `Failure`.
+
+    Args:
+        opener: loads them.
+        threads: ``OMP_NUM_THREADS`` as the caller has it, None where it has none.
+    """
+    set_threads(threads)
+    answer: Any
+    try:
+        maker = opener()
+        answer = maker.facts
+        maker.close()
+    except Exception as error:
+        answer = Failure.of(error)
+    return pickle.dumps(answer)
