@@ -148,7 +148,7 @@ def warm_up(enhancer: GFPGANEnhancer) -> None:
 
 
 def use_threads(pinned: Facts | None) -> int:
-    """As many processor threads as before, in torch and OpenCV: with another number, sums come out in another order."""
+    """As many threads as before, in torch and OpenCV: with another number, sums come out in another order."""
     import cv2
     import torch
 
