@@ -12,10 +12,10 @@ from typing import Any
 from ..errors import EnhanceError
 from . import folder as folders
 from .local import LocalEngine
-from .manifest import Manifest, State, Unit, discard, file_digest, locked, outputs_there, write_json
+from .manifest import Manifest, State, Unit, digest, file_digest, locked, outputs_there, sweep_parts, write_json
 from .models import Facts
 from .options import ImageSettings
-from .stages import OpenMaker, PictureMaker, ReadUnit, WriteUnit
+from .stages import FAILED, OpenMaker, PictureMaker, ReadUnit, WriteUnit
 from .stats import image_stats
 from .work import Engine, Work
 
@@ -60,7 +60,9 @@ def restore_images(
     """Restore the faces of every picture below a folder.
 
     Written below `output`: ``restored/`` (names and sub-folders kept), ``comparisons/`` where asked for, and
-    ``restoration_stats.json``. A run that was stopped in any way goes on where it was, to the same bytes.
+    ``restoration_stats.json``. A run that was stopped in any way goes on where it was, to the same bytes; pictures
+    that are new, that changed, or that could not be restored are done then, too. Results of pictures that are not
+    there any more stay.
 
     Args:
         source: the folder, or one picture.
@@ -80,6 +82,7 @@ def restore_images(
     listed = list(pictures) if pictures is not None else folders.list_pictures(source, skip=[output])
     root = folders.root_of(source)
     with locked(output):
+        sweep_parts(output, (folders.RESTORED, folders.COMPARISONS))
         before = Manifest.found(output)
         maker, facts = _opened(settings, before, engine)
         try:
@@ -87,7 +90,7 @@ def restore_images(
             gpu = facts.device != "cpu"
             write = WriteUnit(output, settings, plan.names)
             work = Work(plan.todo, ReadUnit(root), OpenMaker(settings, facts), write, gpu, facts.threads)
-            count = _Counted(progress, len(listed), plan.valid)
+            count = _Counted(progress, listed, plan.valid)
             resumed = count.done
             (LocalEngine(maker) if engine is None else engine).run(work, count)
         finally:
@@ -110,10 +113,11 @@ class _Plan:
 class _Counted:
     """Keeps the states and says how far the work is."""
 
-    def __init__(self, progress: Progress | None, total: int, states: Sequence[State]) -> None:
+    def __init__(self, progress: Progress | None, listed: Sequence[str], states: Sequence[State]) -> None:
         self.states: list[State] = []
         self.done = 0
-        self._progress, self._total = None, total
+        self._progress: Progress | None = None
+        self._listed = set(listed)
         for state in states:
             self(state)
         self._progress = progress
@@ -121,12 +125,12 @@ class _Counted:
 
     def __call__(self, state: State) -> None:
         self.states.append(state)
-        self.done += len(state["items"])
+        self.done += sum(item["name"] in self._listed for item in state["items"])
         self._tell()
 
     def _tell(self) -> None:
         if self._progress is not None:
-            self._progress(min(self.done, self._total), self._total)
+            self._progress(self.done, len(self._listed))
 
 
 def _opened(
@@ -155,8 +159,10 @@ def _planned(
     folders.check_apart(root, output, names)
     new = [name for name in listed if name not in known]
     first = 1 + max((unit["id"] for unit in manifest.units), default=-1)
+    job = digest(manifest.settings)
     for index, items in enumerate(folders.in_units(root, new, settings.upscale)):
-        manifest.units.append({"id": first + index, "items": items})
+        manifest.units.append({"id": first + index, "job": job, "items": items})
+    manifest.forget()
     manifest.write()
     there = set(listed)
     valid, todo = [], []
@@ -167,7 +173,7 @@ def _planned(
         if state is not None and _is_valid(output, root, state, there, names, settings):
             valid.append(state)
         else:
-            discard(output, state)
+            manifest.undo(unit, keep=set(unit["items"]) - there)
             todo.append(unit)
     return _Plan(names, todo, valid)
 
@@ -177,7 +183,7 @@ def _manifest(before: Manifest | None, output: Path, settings: ImageSettings, fa
     if before is not None and before.settings != decisive:
         changed = "; ".join(before.differences(decisive))
         logger.warning("other settings than in the last run (%s): starting afresh", changed)
-        before.forget()
+        (output / STATS).unlink(missing_ok=True)
         before = None
     return before or Manifest(output, decisive, facts.as_dict())
 
@@ -185,12 +191,15 @@ def _manifest(before: Manifest | None, output: Path, settings: ImageSettings, fa
 def _is_valid(
     output: Path, root: Path, state: State, there: set[str], names: dict[str, folders.Names], settings: ImageSettings
 ) -> bool:
-    """Whether every input still is what it was, and every result is in its place and called as it would be now."""
+    """Whether every input is what it was, and every result in its place and called as it would be now.
+
+    What failed may go better another time: out of memory, for one.
+    """
     for item in state["items"]:
         if item["name"] not in there:
             continue
         sha256 = item["input_sha256"]
-        if sha256 is None or file_digest(root / item["name"]) != sha256:
+        if sha256 is None or item["state"] == FAILED or file_digest(root / item["name"]) != sha256:
             return False
         mine = names[item["name"]]
         wanted = {mine.restored, mine.comparison} if settings.save_comparison else {mine.restored}
