@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 Image = NDArray[np.uint8]
 
 RESTORED, TOO_SMALL, NOT_CENTER = "restored", "too small", "not the center face"
+_FAULTS = ("handed back: restorer", "handed back: out of memory", "handed back: reload", "failed")
 FACES_AT_ONCE = 32
 """Most faces handed to the enhancer in one call; how many of them run at once is its own affair."""
 
@@ -76,7 +77,8 @@ class RestoredPicture:
     Attributes:
         bgr: BGR uint8 (round(H * upscale), round(W * upscale), 3).
         faces: what became of each face, the largest first.
-        error: why the picture was left as it came, None where all is well.
+        error: what failed: the detector or the background, so that the picture was left as it came, or the network
+            at some of its faces; None where all is well.
     """
 
     bgr: Image
@@ -201,8 +203,9 @@ class PictureRestorer:
         made, notes = self._enhanced([item.picture for item in items])
         for item, after, note in zip(items, made, notes, strict=True):
             height, width = item.picture.shape[:2]
-            item.notes = [_judged(FaceNote((0.0, 0.0, float(width), float(height)), 1.0), note)]
-            item.whole = after
+            face = _judged(FaceNote((0.0, 0.0, float(width), float(height)), 1.0), note)
+            item.notes = [face]
+            item.whole = after if face.state == RESTORED else self._enlarged(item.picture)
 
     def _enhanced(self, frames: Any) -> tuple[Any, list[FrameNote | str]]:
         """Frames through the enhancer, each for itself, and what it says of each."""
@@ -215,10 +218,8 @@ class PictureRestorer:
         """Detect, choose and cut out."""
         try:
             item.faces = self._detector.detect(item.picture)
-        except EnhanceError as error:
-            if self._enhancer.settings.on_error == "raise":
-                raise
-            item.error = str(error)
+        except Exception as error:  # of any class: detectors are also made by others
+            self._failed(item, "the face detector", error)
             return
         height, width = item.picture.shape[:2]
         center = _center_face(item.faces, width, height) if self._only_center_face else None
@@ -233,6 +234,11 @@ class PictureRestorer:
                 note = self._cut(item, index, note)
             item.notes.append(note)
 
+    def _failed(self, item: Item, who: str, error: Exception) -> None:
+        if self._enhancer.settings.on_error == "raise":
+            raise error
+        item.error = str(error) if isinstance(error, EnhanceError) else f"{who} failed: {error!r}"
+
     def _cut(self, item: Item, index: int, note: FaceNote) -> FaceNote:
         try:
             item.cuts[index] = cut_face(item.picture, item.faces[index].landmarks)
@@ -245,41 +251,62 @@ class PictureRestorer:
     def _restore_faces(self, some: list[tuple[Item, int]]) -> None:
         """Restore faces that were cut out, of several pictures together."""
         made, notes = self._enhanced(np.stack([item.cuts[index].aligned for item, index in some]))
-        masks = [None] * len(some) if self._parser is None else self._masks(made)
-        for (item, index), face, note, mask in zip(some, made, notes, masks, strict=True):
-            item.notes[index] = _judged(item.notes[index], note)
-            if item.notes[index].state == RESTORED:
-                item.pastes[index] = Paste(item.cuts[index], face, mask)
+        for (item, index), face, note in zip(some, made, notes, strict=True):
+            judged = _judged(item.notes[index], note)
+            try:
+                if judged.state == RESTORED:  # one by one: a mask must not depend on its neighbours
+                    item.pastes[index] = Paste(item.cuts[index], face, self._mask(face))
+            except EnhanceError as error:
+                if self._enhancer.settings.on_error == "raise":
+                    raise
+                judged = replace(judged, state=f"failed: {error}", strength=0.0)
+            item.notes[index] = judged
 
-    def _masks(self, faces_bgr: Image) -> list[Any]:
+    def _mask(self, face_bgr: Image) -> Any:
+        if self._parser is None:
+            return None
         import torch
 
-        assert self._parser is not None
-        masks = []
-        for face in faces_bgr:  # one by one: a mask must not depend on its neighbours
-            rgb = torch.from_numpy(np.ascontiguousarray(face[..., ::-1])).permute(2, 0, 1)[None].float() / 255
-            masks.append(self._parser.mask(rgb)[0, 0].cpu().numpy())
-        return masks
+        rgb = torch.from_numpy(np.ascontiguousarray(face_bgr[..., ::-1])).permute(2, 0, 1)[None].float() / 255
+        return self._parser.mask(rgb)[0, 0].cpu().numpy()
 
     def _close(self, item: Item) -> RestoredPicture:
         if item.whole is not None:
-            return RestoredPicture(item.whole, tuple(item.notes))
-        canvas, replaced = self._canvas(item)
-        pastes = [item.pastes[index] for index in sorted(item.pastes)]
-        paste_faces(canvas, pastes, replace=replaced)
-        return RestoredPicture(canvas, tuple(item.notes), item.error)
+            return RestoredPicture(item.whole, tuple(item.notes), _fault(item.notes))
+        canvas = self._restored_background(item)
+        replaced = canvas is not None
+        if canvas is None:
+            canvas = self._enlarged(item.picture)
+        paste_faces(canvas, [item.pastes[index] for index in sorted(item.pastes)], replace=replaced)
+        return RestoredPicture(canvas, tuple(item.notes), item.error or _fault(item.notes))
 
-    def _canvas(self, item: Item) -> tuple[Image, bool]:
-        """What the faces are laid on, the caller's own, and whether it was restored itself."""
+    def _restored_background(self, item: Item) -> Image | None:
+        """What the faces are laid on, restored itself. Where that fails, the picture is left as it came."""
+        if self._background is None:
+            return None
+        try:
+            return np.ascontiguousarray(self._background.enlarge(item.picture, self._upscale))
+        except EnhanceError as error:
+            self._failed(item, "the background upsampler", error)
+        item.pastes.clear()
+        item.notes = [replace(note, state=f"failed: {item.error}", strength=0.0) for note in item.notes]
+        return None
+
+    def _enlarged(self, picture: Image) -> Image:
+        """What the faces are laid on, the caller's own: the picture, enlarged plainly."""
         import cv2
 
-        if self._background is not None:
-            return np.ascontiguousarray(self._background.enlarge(item.picture, self._upscale)), True
         if self._upscale == 1:
-            return np.array(item.picture, np.uint8, order="C"), False
-        height, width = (max(1, round(side * self._upscale)) for side in item.picture.shape[:2])
-        large = cv2.resize(item.picture, (width, height), interpolation=cv2.INTER_LANCZOS4)
-        return np.asarray(large, np.uint8), False
+            return np.array(picture, np.uint8, order="C")
+        height, width = (max(1, round(side * self._upscale)) for side in picture.shape[:2])
+        large = cv2.resize(picture, (width, height), interpolation=cv2.INTER_LANCZOS4)
+        return np.asarray(large, np.uint8)
+
+
+def _fault(notes: Sequence[FaceNote]) -> str | None:
+    """What kept faces from being restored, where that was a failure and no decision."""
+    bad = [note.state for note in notes if note.state.startswith(_FAULTS)]
+    return f"{len(bad)} of {len(notes)} faces: {', '.join(sorted(set(bad)))}" if bad else None
 
 
 def _judged(note: FaceNote, said: FrameNote | str) -> FaceNote:

@@ -51,10 +51,12 @@ class FaceCut:
         inverse = np.linalg.inv(self.to_template[:, :2])
         return np.column_stack((inverse, -inverse @ self.to_template[:, 2]))
 
-    def box(self, scale: float = 1.0) -> Box:
-        """Where the template lies in the picture enlarged `scale` times, cut off at its edges; may be empty."""
-        height, width = (round(side * scale) for side in self.picture_hw)
-        return _bounds(self.to_picture * scale, (height, width), 0)
+    def box(self, size_hw: tuple[int, int] | None = None) -> Box:
+        """Where the template lies in the picture, or in the picture brought to `size_hw`, cut off at its edges; may
+        be empty."""
+        size = size_hw or self.picture_hw
+        scale = np.array([[size[1] / self.picture_hw[1]], [size[0] / self.picture_hw[0]]])
+        return _bounds(self.to_picture * scale, size, 0)
 
 
 @dataclass(frozen=True, eq=False)
@@ -114,9 +116,14 @@ def paste_faces(canvas_bgr: Image, pastes: Sequence[Paste], *, replace: bool = F
         pastes: the faces, the most important first.
         replace: put the restored face in place of what the canvas shows: for a canvas that was itself restored, on
             which the same change would be made twice.
+
+    Raises:
+        FrameError: the canvas is not the picture enlarged as a whole, but for rounding.
     """
-    scale = _scale(canvas_bgr, pastes[0].cut) if pastes else 1.0
-    boxes = [paste.cut.box(scale) for paste in pastes]
+    size_hw = canvas_bgr.shape[0], canvas_bgr.shape[1]
+    for paste in pastes:
+        _check_enlarged(size_hw, paste.cut.picture_hw)
+    boxes = [paste.cut.box(size_hw) for paste in pastes]
     room = np.ones(canvas_bgr.shape[:2], np.float32) if _any_overlap(boxes) else None
     for paste, box in zip(pastes, boxes, strict=True):
         left, top, right, bottom = box
@@ -124,7 +131,7 @@ def paste_faces(canvas_bgr: Image, pastes: Sequence[Paste], *, replace: bool = F
             continue
         here = canvas_bgr[top:bottom, left:right]
         free = None if room is None else room[top:bottom, left:right]
-        here[:] = _laid(here, paste, box, scale, free, replace)
+        here[:] = _laid(here, paste, box, size_hw, free, replace)
 
 
 def coverage(side: int, mask: Mask | None = None) -> Mask:
@@ -140,15 +147,15 @@ def coverage(side: int, mask: Mask | None = None) -> Mask:
     return np.minimum(ramp, mask)
 
 
-def _laid(here: Image, paste: Paste, box: Box, scale: float, free: Mask | None, replace: bool) -> Image:
-    """One face over its part of the canvas; what it covers is taken off `free`."""
+def _laid(here: Image, paste: Paste, box: Box, size_hw: tuple[int, int], free: Mask | None, replace: bool) -> Image:
+    """One face over its part of a canvas of `size_hw`; what it covers is taken off `free`."""
     import cv2
 
     restored, side = paste.restored, paste.restored.shape[0]
     mask = coverage(side, paste.mask)
     way = paste.cut.to_template.copy()
-    way[:, 2] += way[:, :2] @ (np.array(box[:2]) / scale)
-    way[:, :2] /= scale
+    way[:, :2] *= (paste.cut.picture_hw[1] / size_hw[1], paste.cut.picture_hw[0] / size_hw[0])
+    way[:, 2] += way[:, :2] @ np.array(box[:2])
     way *= side / TEMPLATE_SIDE
     size_wh = (box[2] - box[0], box[3] - box[1])
     layers = np.empty((side, side, 3), np.float32)
@@ -214,12 +221,12 @@ def _bounds(to_picture: NDArray[np.float64], picture_hw: tuple[int, int], margin
     return left, top, right, bottom
 
 
-def _scale(canvas_bgr: Image, cut: FaceCut) -> float:
-    scale = float(canvas_bgr.shape[1] / cut.picture_hw[1])
-    wanted = tuple(round(side * scale) for side in cut.picture_hw)
-    if canvas_bgr.shape[:2] != wanted:
-        raise FrameError("size", f"a canvas of {canvas_bgr.shape[:2]}", f"{cut.picture_hw} enlarged as a whole")
-    return scale
+def _check_enlarged(canvas_hw: tuple[int, int], picture_hw: tuple[int, int]) -> None:
+    """Some factor gives both sides, each rounded."""
+    least = max((side - 0.5) / own for side, own in zip(canvas_hw, picture_hw, strict=True))
+    most = min((side + 0.5) / own for side, own in zip(canvas_hw, picture_hw, strict=True))
+    if least > most:
+        raise FrameError("size", f"a canvas of {canvas_hw}", f"{picture_hw} enlarged as a whole")
 
 
 def _any_overlap(boxes: Sequence[Box]) -> bool:

@@ -13,6 +13,9 @@ from ..pictures import PICTURE_SUFFIXES, picture_size
 
 MOST_PICTURES, MOST_PIXELS = 8, 16 * 2**20
 """What one unit of work holds at most, unless a single picture has more: pictures, and pixels as handed back."""
+RESTORED, COMPARISONS = "restored", "comparisons"
+"""Sub-folders of the output folder."""
+_RESULTS = (RESTORED, COMPARISONS)
 _SUFFIX = {"png": ".png", "jpg": ".jpg", "webp": ".webp"}
 
 
@@ -31,7 +34,8 @@ def list_pictures(source: Path, skip: Sequence[Path] = ()) -> list[str]:
 
     Raises:
         MediaError: `source` is missing, or cannot be read.
-        ConfigError: there is no picture.
+        ConfigError: there is no picture; or the first of `skip`, where the results go, is the folder itself, or the
+            folder is where results go: the next run would take them for inputs.
     """
     if source.is_file():
         if source.suffix.lower() in PICTURE_SUFFIXES:
@@ -40,6 +44,9 @@ def list_pictures(source: Path, skip: Sequence[Path] = ()) -> list[str]:
     if not source.is_dir():
         raise MediaError(source, "does not exist")
     left_out = {path.resolve() for path in skip}
+    here = source.resolve()
+    if here in left_out or any(place / name in (here, *here.parents) for place in left_out for name in _RESULTS):
+        raise ConfigError("--output-dir", str(skip[0]), "a folder within the input folder, or one apart from it")
     found = []
     for folder, folders, files in os.walk(source, onerror=_raise):
         here = Path(folder)
@@ -68,21 +75,28 @@ def names_of(pictures: Iterable[str], format: str) -> dict[str, Names]:
     their comparisons), the whole old name stands before the suffix: ``a.jpg.png``.
     """
     listed = list(pictures)
-    wanted = {name: _restored(name, format) for name in listed}
-    taken = Counter(path.lower() for path in wanted.values())
-    stems = Counter(str(PurePosixPath(name).with_suffix("")).lower() for name in listed)
+    restored = {name: name for name in listed}
+    if format != "keep":  # names that are kept are apart already, also where only capitals tell them apart
+        restored = _apart(listed, _SUFFIX[format])
+    compared = _apart(listed, "_compare.jpg")
+    return {name: Names(f"{RESTORED}/{restored[name]}", f"{COMPARISONS}/{compared[name]}") for name in listed}
+
+
+def _apart(names: Sequence[str], ending: str) -> dict[str, str]:
+    """`names` with another ending, all different, capitals aside; where two would be alike they get longer."""
+    short = {name: f"{PurePosixPath(name).with_suffix('')}{ending}" for name in names}
+    taken = Counter(path.lower() for path in short.values())
+    used = {path.lower() for path in short.values() if taken[path.lower()] == 1}
     found = {}
-    for name in listed:
-        path = PurePosixPath(name)
-        restored = wanted[name] if taken[wanted[name].lower()] == 1 else f"{name}{_SUFFIX.get(format, path.suffix)}"
-        alone = stems[str(path.with_suffix("")).lower()] == 1
-        compared = path.with_name(f"{path.stem if alone else path.name}_compare.jpg")
-        found[name] = Names(f"restored/{restored}", f"comparisons/{compared}")
+    for name in names:
+        path = short[name]
+        if taken[path.lower()] > 1:
+            path = f"{name}{ending}"
+            while path.lower() in used:
+                path = f"{path.removesuffix(ending)}_{ending}"
+            used.add(path.lower())
+        found[name] = path
     return found
-
-
-def _restored(name: str, format: str) -> str:
-    return name if format == "keep" else str(PurePosixPath(name).with_suffix(_SUFFIX[format]))
 
 
 def check_apart(root: Path, output: Path, names: dict[str, Names]) -> None:

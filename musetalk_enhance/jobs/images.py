@@ -13,10 +13,10 @@ from typing import Any
 from ..errors import EnhanceError
 from . import folder as folders
 from .local import LocalEngine
-from .manifest import Manifest, State, Unit, discard, file_digest, locked, outputs_there, write_json
+from .manifest import Manifest, State, Unit, digest, file_digest, locked, outputs_there, sweep_parts, write_json
 from .models import Facts
 from .options import ImageSettings
-from .stages import OpenMaker, ReadUnit, WriteUnit
+from .stages import FAILED, OpenMaker, ReadUnit, WriteUnit
 from .stats import image_stats
 from .work import Engine, Work
 
@@ -61,7 +61,9 @@ def restore_images(
     """Restore the faces of every picture below a folder.
 
     Written below `output`: ``restored/`` (names and sub-folders kept), ``comparisons/`` where asked for, and
-    ``restoration_stats.json``. A run that was stopped in any way goes on where it was, to the same bytes.
+    ``restoration_stats.json``. A run that was stopped in any way goes on where it was, to the same bytes; pictures
+    that are new, that changed, or that could not be restored are done then, too. Results of pictures that are not
+    there any more stay.
 
     Args:
         source: the folder, or one picture.
@@ -82,13 +84,14 @@ def restore_images(
     root = folders.root_of(source)
     elsewhere = settings.absolute()
     with locked(output), contextlib.closing(engine or LocalEngine()) as place:
+        sweep_parts(output, (folders.RESTORED, folders.COMPARISONS))
         before = Manifest.found(output)
         facts = _facts(place, elsewhere, before)
         plan = _planned(before, output, root, listed, settings, facts)
         read, write = ReadUnit(root.absolute()), WriteUnit(output.absolute(), elsewhere, plan.names)
         gpu = facts.device != "cpu"
         work = Work(plan.todo, read, OpenMaker(elsewhere, facts), write, gpu, facts.threads)
-        count = _Counted(progress, len(listed), plan.valid)
+        count = _Counted(progress, listed, plan.valid)
         resumed = count.done
         place.run(work, count)
         stats = image_stats(settings, facts, count.states, listed)
@@ -108,10 +111,11 @@ class _Plan:
 class _Counted:
     """Keeps the states and says how far the work is."""
 
-    def __init__(self, progress: Progress | None, total: int, states: Sequence[State]) -> None:
+    def __init__(self, progress: Progress | None, listed: Sequence[str], states: Sequence[State]) -> None:
         self.states: list[State] = []
         self.done = 0
-        self._progress, self._total = None, total
+        self._progress: Progress | None = None
+        self._listed = set(listed)
         for state in states:
             self(state)
         self._progress = progress
@@ -119,12 +123,12 @@ class _Counted:
 
     def __call__(self, state: State) -> None:
         self.states.append(state)
-        self.done += len(state["items"])
+        self.done += sum(item["name"] in self._listed for item in state["items"])
         self._tell()
 
     def _tell(self) -> None:
         if self._progress is not None:
-            self._progress(min(self.done, self._total), self._total)
+            self._progress(self.done, len(self._listed))
 
 
 def _facts(engine: Engine, settings: ImageSettings, before: Manifest | None) -> Facts:
@@ -148,8 +152,10 @@ def _planned(
     folders.check_apart(root, output, names)
     new = [name for name in listed if name not in known]
     first = 1 + max((unit["id"] for unit in manifest.units), default=-1)
+    job = digest(manifest.settings)
     for index, items in enumerate(folders.in_units(root, new, settings.upscale)):
-        manifest.units.append({"id": first + index, "items": items})
+        manifest.units.append({"id": first + index, "job": job, "items": items})
+    manifest.forget()
     manifest.write()
     there = set(listed)
     valid, todo = [], []
@@ -160,7 +166,7 @@ def _planned(
         if state is not None and _is_valid(output, root, state, there, names, settings):
             valid.append(state)
         else:
-            discard(output, state)
+            manifest.undo(unit, keep=set(unit["items"]) - there)
             todo.append(unit)
     return _Plan(names, todo, valid)
 
@@ -170,7 +176,7 @@ def _manifest(before: Manifest | None, output: Path, settings: ImageSettings, fa
     if before is not None and before.settings != decisive:
         changed = "; ".join(before.differences(decisive))
         logger.warning("other settings than in the last run (%s): starting afresh", changed)
-        before.forget()
+        (output / STATS).unlink(missing_ok=True)
         before = None
     return before or Manifest(output, decisive, facts.as_dict())
 
@@ -178,12 +184,15 @@ def _manifest(before: Manifest | None, output: Path, settings: ImageSettings, fa
 def _is_valid(
     output: Path, root: Path, state: State, there: set[str], names: dict[str, folders.Names], settings: ImageSettings
 ) -> bool:
-    """Whether every input still is what it was, and every result is in its place and called as it would be now."""
+    """Whether every input is what it was, and every result in its place and called as it would be now.
+
+    What failed may go better another time: out of memory, for one.
+    """
     for item in state["items"]:
         if item["name"] not in there:
             continue
         sha256 = item["input_sha256"]
-        if sha256 is None or file_digest(root / item["name"]) != sha256:
+        if sha256 is None or item["state"] == FAILED or file_digest(root / item["name"]) != sha256:
             return False
         mine = names[item["name"]]
         wanted = {mine.restored, mine.comparison} if settings.save_comparison else {mine.restored}

@@ -2,7 +2,9 @@
 
 Beside the results lies a folder ``.musetalk_enhance`` with ``manifest.json`` (the settings and their hash, what runs,
 and how the work is cut into units) and ``units/ID.json`` (what became of a unit: hashes of inputs and results). Every
-file is written under another name and then renamed, so that it is whole or not there.
+file is written under another name and then renamed, so that it is whole or not there; what a killed run left under
+such another name is swept away by the next. The results of a unit are named in its file before they are written, so
+that no killed run leaves one that nobody knows of.
 """
 
 from __future__ import annotations
@@ -10,19 +12,21 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
+import re
+from collections.abc import Container, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ..errors import ConfigError
+from ..errors import ConfigError, MediaError
 from ..pictures import write_bytes
 
 FOLDER = ".musetalk_enhance"
-VERSION = 1
+VERSION = 2
+_PART = re.compile(r"\.[0-9a-f]{32}\.part")  # what `write_bytes` calls a file that is not whole yet
 
 Unit = dict[str, Any]
-"""What is worked on at once; ``"id"`` is its number."""
+"""What is worked on at once; ``"id"`` is its number. Whatever else decides about it may stand in it, too."""
 State = dict[str, Any]
 """What became of a unit; ``"unit"`` is the unit."""
 
@@ -58,7 +62,7 @@ def write_json(path: Path, value: Any) -> None:
     Raises:
         MediaError: it cannot be written.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(path.parent)
     write_bytes(path, (json.dumps(value, indent=1, sort_keys=True, allow_nan=False) + "\n").encode())
 
 
@@ -92,7 +96,7 @@ class Manifest:
         kinds = {"settings": dict, "facts": dict, "units": list}
         if any(not isinstance(raw.get(name), kind) for name, kind in kinds.items()):
             return None
-        if raw.get("sha256") != digest([raw["settings"], raw["units"]]):
+        if raw.get("sha256") != digest([raw["settings"], raw["facts"], raw["units"]]):
             return None
         return cls(folder, raw["settings"], raw["facts"], raw["units"])
 
@@ -102,7 +106,7 @@ class Manifest:
             "version": VERSION,
             "settings": self.settings,
             "settings_sha256": digest(self.settings),
-            "sha256": digest([self.settings, self.units]),
+            "sha256": digest([self.settings, self.facts, self.units]),
             "facts": self.facts,
             "units": self.units,
         }
@@ -110,15 +114,28 @@ class Manifest:
 
     def state(self, unit: Unit) -> State | None:
         """What became of a unit; None where it is not done, or was cut otherwise then."""
-        raw = read_json(state_path(self.folder, unit))
-        return raw if isinstance(raw, dict) and raw.get("unit") == unit else None
+        state = _read_state(state_path(self.folder, unit))
+        return state if state is not None and state["unit"] == unit and not state.get("begun") else None
+
+    def undo(self, unit: Unit, keep: Container[str] = ()) -> None:
+        """Take away what was made of a unit, done or begun, so far as it still is what was made.
+
+        Args:
+            unit: which one.
+            keep: names of items whose results stay.
+        """
+        path = state_path(self.folder, unit)
+        discard(self.folder, _read_state(path), keep)
+        path.unlink(missing_ok=True)
 
     def forget(self) -> None:
-        """Take away what the last run made, so far as it still is what that run made."""
+        """Take away what earlier runs made of anything but these units, so far as it still is what they made."""
+        units = {state_path(self.folder, unit): unit for unit in self.units}
         for path in sorted(self.place.glob("units/*.json")):
-            discard(self.folder, read_json(path))
-            path.unlink(missing_ok=True)
-        (self.place / "manifest.json").unlink(missing_ok=True)
+            state = _read_state(path)
+            if state is None or state["unit"] != units.get(path):
+                discard(self.folder, state)
+                path.unlink(missing_ok=True)
 
     def differences(self, settings: Mapping[str, Any]) -> list[str]:
         """How `settings` differ from those of this manifest, in words."""
@@ -136,15 +153,37 @@ def state_path(folder: Path, unit: Unit) -> Path:
 
 
 def write_state(folder: Path, state: State) -> None:
-    """Say that a unit is done: its results must be in their places already."""
-    write_json(state_path(folder, state["unit"]), state)
+    """Say that a unit is done: its results must be in their places already.
+
+    Raises:
+        MediaError: it cannot be written.
+    """
+    write_json(state_path(folder, state["unit"]), {**state, "sha256": digest(state)})
 
 
-def outputs_of(state: State) -> dict[str, str]:
-    """The results that a state names, relative to the folder, and their sha256."""
+def write_begun(folder: Path, unit: Unit, outputs: Mapping[str, str]) -> None:
+    """Say which results of a unit are about to be written, relative to the folder, and their sha256.
+
+    Raises:
+        MediaError: it cannot be written.
+    """
+    write_state(folder, {"unit": unit, "begun": True, "items": [{"outputs": dict(outputs)}]})
+
+
+def _read_state(path: Path) -> State | None:
+    """A state that is whole, of a unit that is done or begun."""
+    raw = read_json(path)
+    if not isinstance(raw, dict) or raw.pop("sha256", None) != digest(raw):
+        return None
+    return raw
+
+
+def outputs_of(state: State, leave: Container[str] = ()) -> dict[str, str]:
+    """The results that a state names, relative to the folder, and their sha256; without those of items in `leave`."""
     found: dict[str, str] = {}
     for item in state.get("items", ()):
-        found.update(item.get("outputs", {}))
+        if item.get("name") not in leave:
+            found.update(item.get("outputs", {}))
     return found
 
 
@@ -153,12 +192,40 @@ def outputs_there(folder: Path, state: State) -> bool:
     return all(file_digest(folder / name) == sha256 for name, sha256 in outputs_of(state).items())
 
 
-def discard(folder: Path, state: State | None) -> None:
-    """Take away the results that a state names, so far as they still are what was written then."""
-    for name, sha256 in outputs_of(state or {}).items():
+def discard(folder: Path, state: State | None, keep: Container[str] = ()) -> None:
+    """Take away the results that a state names, so far as they still are what was written then; not those of items
+    in `keep`."""
+    for name, sha256 in outputs_of(state or {}, keep).items():
+        path = folder / name
         with contextlib.suppress(OSError):
-            if file_digest(folder / name) == sha256:
-                (folder / name).unlink()
+            if file_digest(path) == sha256:
+                path.unlink()
+                for above in path.parents[: name.count("/")]:  # folders that are empty now
+                    above.rmdir()
+
+
+def sweep_parts(folder: Path, below: Iterable[str] = ()) -> None:
+    """Take away the unfinished files of a killed run in `folder`, in its memory, and anywhere in its sub-folders
+    `below`. Nobody else may be writing there."""
+    places = [*folder.glob(".*.part"), *(folder / FOLDER).rglob(".*.part")]
+    for name in below:
+        places += (folder / name).rglob(".*.part")
+    for path in places:
+        if _PART.fullmatch(path.name):
+            with contextlib.suppress(OSError):
+                path.unlink()
+
+
+def make_folder(folder: Path) -> None:
+    """Make a folder and those above it.
+
+    Raises:
+        MediaError: it cannot be made.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise MediaError(folder, f"cannot be made ({error.strerror or error})") from error
 
 
 @contextlib.contextmanager
@@ -167,22 +234,20 @@ def locked(folder: Path) -> Iterator[None]:
 
     Raises:
         ConfigError: another run is at work there.
-        MediaError: the folder cannot be made.
+        MediaError: the folder cannot be made, or not be written to.
     """
     from filelock import FileLock, Timeout
 
-    from ..errors import MediaError
-
     place = folder / FOLDER
-    try:
-        place.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise MediaError(folder, f"cannot be made ({error.strerror or error})") from error
+    make_folder(place)
     lock = FileLock(str(place / "lock"))
     try:
         lock.acquire(timeout=0)
     except Timeout:
         raise ConfigError("output", str(folder), "a folder on which no other run is at work") from None
+    except (OSError, NotImplementedError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise MediaError(place / "lock", f"cannot be locked ({reason})") from error
     try:
         yield
     finally:

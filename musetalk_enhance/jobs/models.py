@@ -150,8 +150,9 @@ def _load_one(settings: FaceSettings, name: str, pinned: Facts | None, passed_ov
     wanted = settings.enhancer(model=name, **_pinned(settings, name, pinned))
     fidelity = _fidelity(settings, wanted, name, bool(passed_over))
     choice = choose(wanted if fidelity is None else wanted.replace(fidelity=fidelity))
-    if settings.model_path is not None and settings.commercial and not choice.model.record.commercial:
-        raise LicenceError("model_path", settings.model_path, CODEFORMER_RECORD.licence)
+    if settings.commercial and not choice.model.record.commercial:  # a path, which no name told
+        key = "model" if settings.model_path is None else "model_path"
+        raise LicenceError(key, settings.model_path or name, CODEFORMER_RECORD.licence)
     return Loaded(choice.load(pick_device(wanted.device)), choice, fidelity, list(passed_over))
 
 

@@ -109,6 +109,11 @@ class FaceSettings:
             raise ConfigError("detector_path", self.detector_path, "only with a face_detector that has a weight")
         if self.only_center_face and self.face_detector == "none":
             raise ConfigError("only_center_face", True, "false with face_detector: none (there is one face)")
+        for name in ("detection_size", "min_face"):
+            usual = getattr(type(self), name)
+            if self.face_detector == "none" and getattr(self, name) != usual:
+                allowed = f"{usual} with face_detector: none (nothing is looked for)"
+                raise ConfigError(name, getattr(self, name), allowed)
 
     def replace(self: Settings, **changes: Any) -> Settings:
         """A copy with `changes`, checked anew."""

@@ -14,6 +14,7 @@ from ..pictures import Picture, decode_picture, encode_picture, write_bytes
 from ..sheets import contact_sheet, side_by_side
 from .folder import evenly, list_pictures, root_of
 from .images import ImagesResult, Progress, restore_images
+from .manifest import sweep_parts
 from .options import ImageSettings, option_named
 from .work import Engine
 
@@ -42,10 +43,14 @@ class Sweep:
         """
         name, equals, listed = text.partition("=")
         words = [word.strip() for word in listed.split(",")]
-        if not equals or not all(words) or len(set(words)) < 2:
-            raise ConfigError("--sweep", text, "OPTION=VALUE,VALUE,... with two different values at least")
+        allowed = "OPTION=VALUE,VALUE,... with two values at least, all different"
+        if not equals or not all(words):
+            raise ConfigError("--sweep", text, allowed)
         option = option_named(ImageSettings, name.strip())
-        return cls(option.name, tuple(schema.checked(option, word, f"--sweep {name}") for word in words))
+        values = tuple(schema.checked(option, word, f"--sweep {name}") for word in words)
+        if len(values) < 2 or len(set(values)) < len(values):
+            raise ConfigError("--sweep", text, allowed)
+        return cls(option.name, values)
 
     def label(self, value: Any) -> str:
         """What a value is called on sheets and in the names of folders."""
@@ -122,16 +127,17 @@ def restore_sweep(
         ConfigError: the model that runs does not have the option; and whatever `restore_images` raises.
     """
     source, place = Path(source), Path(output) / "sweep"
+    every = [settings.replace(**{sweep.name: value}) for value in sweep.values]  # refused now, not after hours
     names = chosen(source, Path(output), count)
     results = []
-    for value in sweep.values:
-        mine = settings.replace(**{sweep.name: value})
+    for value, mine in zip(sweep.values, every, strict=True):
         folder = place / re.sub(r"[^\w.=+-]+", "_", sweep.label(value))
         result = restore_images(source, folder, mine, engine=engine, pictures=names, progress=progress)
         _check_fidelity(sweep, result)
         results.append(result)
     labels = ["input", *(sweep.label(value) for value in sweep.values)]
     rows = []
+    sweep_parts(place, {name.partition("/")[0] for name in names if "/" in name})
     for name in names:
         made = [picture for result in results for picture in _restored(result, name)]
         if len(made) != len(results):

@@ -12,7 +12,7 @@ from ..errors import MediaError
 from ..picture_restorer import Item, RestoredPicture
 from ..pictures import Picture, decode_picture, encode_picture, write_bytes
 from .folder import Names
-from .manifest import State, Unit, write_state
+from .manifest import State, Unit, make_folder, write_begun, write_state
 from .models import Facts
 from .opening import Opened, open_pictures
 from .options import ImageSettings
@@ -145,7 +145,7 @@ def _timed(items: list[ReadItem], start: float) -> list[ReadItem]:
 
 @dataclass(frozen=True)
 class WriteUnit:
-    """Last step: encode and write, each file whole or not at all, and then the unit's state.
+    """Last step: encode, say what is about to be written, write each file whole or not at all, then the state.
 
     Attributes:
         output: the output folder.
@@ -159,11 +159,19 @@ class WriteUnit:
 
     def __call__(self, made: tuple[Unit, list[MadeItem]]) -> State:
         unit, items = made
-        state = {"unit": unit, "items": [self._write(item) for item in items]}
+        files: dict[str, bytes] = {}
+        state: State = {"unit": unit, "items": [self._recorded(item, files) for item in items]}
+        write_begun(
+            self.output, unit, {name: sha for item in state["items"] for name, sha in item["outputs"].items()}
+        )
+        for name, data in files.items():
+            make_folder((self.output / name).parent)
+            write_bytes(self.output / name, data)
         write_state(self.output, state)
         return state
 
-    def _write(self, item: MadeItem) -> dict[str, Any]:
+    def _recorded(self, item: MadeItem, files: dict[str, bytes]) -> dict[str, Any]:
+        """What becomes of a picture; what is to be written is put into `files`."""
         start = time.perf_counter()
         read, restored = item.read, item.restored
         record: dict[str, Any] = {"name": read.name, "input_sha256": read.sha256, "outputs": {}, "faces": []}
@@ -174,15 +182,18 @@ class WriteUnit:
             record["size_wh"] = [restored.bgr.shape[1], restored.bgr.shape[0]]
             record["state"] = FAILED if restored.error else RESTORED if restored.restored else NO_FACE
             record["error"] = restored.error
-            self._write_pictures(read, restored, record["outputs"])
+            mine = self._files(read, restored)
+            files |= mine
+            record["outputs"] = {name: hashlib.sha256(data).hexdigest() for name, data in mine.items()}
         record["ms"] = round(read.ms + (time.perf_counter() - start) * 1e3, 1)
         return record
 
-    def _write_pictures(self, read: ReadItem, restored: RestoredPicture, outputs: dict[str, str]) -> None:
+    def _files(self, read: ReadItem, restored: RestoredPicture) -> dict[str, bytes]:
         names = self.names[read.name]
-        outputs[names.restored] = self._put(names.restored, self._encoded(read, restored, names.restored))
+        files = {names.restored: self._encoded(read, restored, names.restored)}
         if self.settings.save_comparison:
-            outputs[names.comparison] = self._put(names.comparison, self._compared(read, restored))
+            files[names.comparison] = self._compared(read, restored)
+        return files
 
     def _encoded(self, read: ReadItem, restored: RestoredPicture, name: str) -> bytes:
         """The file; the very bytes that came where nothing was to be changed."""
@@ -200,12 +211,3 @@ class WriteUnit:
         assert read.picture is not None
         sheet = side_by_side([read.picture.bgr, restored.bgr], ["before", "after"])
         return encode_picture(Picture(sheet), ".jpg", quality=self.settings.quality)
-
-    def _put(self, name: str, data: bytes) -> str:
-        path = self.output / name
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise MediaError(path.parent, f"cannot be made ({error.strerror or error})") from error
-        write_bytes(path, data)
-        return hashlib.sha256(data).hexdigest()

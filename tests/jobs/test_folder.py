@@ -1,0 +1,95 @@
+"""Which pictures a folder holds, in which units, and what their results are called."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from musetalk_enhance.errors import ConfigError, MediaError
+from musetalk_enhance.jobs import folder
+from musetalk_enhance.jobs.folder import evenly, in_units, list_pictures, names_of
+
+from .conftest import put
+
+
+def test_pictures_are_listed_in_one_order(tmp_path):
+    put(tmp_path, "b.png", "a.JPG", "sub/c.webp", ".hidden.png", ".folder/d.png", "out/e.png")
+    (tmp_path / "notes.txt").write_text("no picture")
+    assert list_pictures(tmp_path, skip=[tmp_path / "out"]) == ["a.JPG", "b.png", "sub/c.webp"]
+    assert list_pictures(tmp_path / "b.png") == ["b.png"]
+
+
+def test_a_folder_that_cannot_be_read_is_named(tmp_path, monkeypatch):
+    put(tmp_path, "a.png")
+    error = PermissionError(13, "Permission denied", str(tmp_path))
+    monkeypatch.setattr(folder.os, "walk", lambda *_, onerror, **__: onerror(error))
+    with pytest.raises(MediaError, match="Permission denied"):
+        list_pictures(tmp_path)
+
+
+@pytest.mark.parametrize(("name", "kind"), [("notes.txt", ConfigError), ("missing", MediaError), ("", ConfigError)])
+def test_no_pictures(tmp_path, name, kind):
+    (tmp_path / "notes.txt").write_text("no picture")
+    with pytest.raises(kind):
+        list_pictures(tmp_path / name)
+
+
+def test_names_are_kept():
+    names = names_of(["a.jpg", "sub/b.PNG"], "keep")
+    assert names["a.jpg"].restored == "restored/a.jpg" and names["sub/b.PNG"].restored == "restored/sub/b.PNG"
+    assert names["sub/b.PNG"].comparison == "comparisons/sub/b_compare.jpg"
+    assert names_of(["a.b.jpg"], "webp")["a.b.jpg"].restored == "restored/a.b.webp"
+    same = names_of(["a.JPG", "a.jpg"], "keep")  # where capitals tell files apart
+    assert [same[name].restored for name in same] == ["restored/a.JPG", "restored/a.jpg"]
+
+
+HARD = [
+    "a.jpg",
+    "a.png",
+    "a.jpg.png",
+    "a.jpg.jpg",
+    "A.JPG",
+    "a.JPG.png",
+    "a_.png",
+    "a.jpg_.png",
+    "sub/a.jpg",
+    "sub/a.bmp",
+]
+
+
+@pytest.mark.parametrize("format", ["keep", "png", "jpg", "webp"])
+def test_no_two_results_have_one_name(format):
+    names = names_of(HARD, format)
+    for kind in ("restored", "comparison"):
+        paths = [getattr(names[name], kind) for name in HARD]
+        assert len(set(paths)) == len(HARD), kind
+        if kind == "comparison" or format != "keep":  # nor where capitals make no difference
+            assert len({path.lower() for path in paths}) == len(HARD), kind
+    again = names_of(HARD, format)
+    assert again == names
+
+
+def test_units_are_few_pictures_and_few_pixels(tmp_path, monkeypatch):
+    names = [f"{index:02}.png" for index in range(12)]
+    put(tmp_path, *names)
+    assert [len(unit) for unit in in_units(tmp_path, names, 1)] == [8, 4]
+    monkeypatch.setattr(folder, "MOST_PIXELS", 64 * 64 * 12)
+    assert [len(unit) for unit in in_units(tmp_path, names, 1)] == [8, 4]
+    assert [len(unit) for unit in in_units(tmp_path, names, 2)] == [3, 3, 3, 3]
+    assert [len(unit) for unit in in_units(tmp_path, names, 4)] == [1] * 12  # more than fits is a unit of its own
+    (tmp_path / "03.png").write_text("no picture")
+    assert [name for unit in in_units(tmp_path, names, 2) for name in unit] == names
+    assert in_units(tmp_path, [], 1) == []
+
+
+@pytest.mark.parametrize(
+    ("count", "expected"), [(1, "f"), (2, "ch"), (3, "bfi"), (10, "abcdefghij"), (99, "abcdefghij")]
+)
+def test_samples_are_spread(count, expected):
+    assert "".join(evenly("abcdefghij", count)) == expected
+
+
+def test_the_root_of_names():
+    assert folder.root_of(Path(__file__)) == Path(__file__).parent
+    assert folder.root_of(Path(__file__).parent) == Path(__file__).parent
