@@ -128,7 +128,8 @@ class RayEngine:
         main = threading.current_thread() is threading.main_thread()
         self._handler = signal.getsignal(signal.SIGTERM) if main else None  # Ray sets one of its own
         try:
-            with _quiet():
+            with _quiet(), warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # tips for what Ray will do otherwise one day
                 if self.address is None:
                     self._inherited = _variables()
                     _start_alone(ray, self.workers or 1, self._inherited)
@@ -233,11 +234,8 @@ def _states(ray: Any, work: Work, workers: int, environment: dict[str, Any]) -> 
     attempts = ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1)(Attempts).remote()
     seen: set[int] = set()
     with _quiet(), _quiet_data(ray), _put(os.environ, _SILENT):
-        tables = iter(
-            _pipeline(ray, work, workers, attempts, environment).iter_batches(
-                batch_size=1, batch_format="pyarrow", prefetch_batches=0
-            )
-        )
+        units = _pipeline(ray, work, workers, attempts, environment)
+        tables = iter(units.iter_batches(batch_size=1, batch_format="pyarrow", prefetch_batches=0))
         try:
             while (table := _next(ray, tables)) is not None:
                 number, value = unpack(table)
