@@ -336,13 +336,14 @@ def whole(network, folders, pairs, tmp_path):
 
 
 @pytest.mark.parametrize("after", [0, 1, 2, 3])
-@pytest.mark.parametrize("step", ["read", "make", "write"])
+@pytest.mark.parametrize("step", ["read", "prepare", "make", "finish", "write"])
 def test_a_run_that_was_stopped_ends_with_the_same_files(network, folders, whole, monkeypatch, step, after):
     settings, expected = whole
     source, output = folders
-    kind = {"read": stages.ReadUnit, "make": stages.PictureMaker, "write": stages.WriteUnit}[step]
+    kind = {"read": stages.ReadUnit, "write": stages.WriteUnit}.get(step, stages.PictureMaker)
+    name = step if kind is stages.PictureMaker else "__call__"
     with monkeypatch.context() as patched:
-        patched.setattr(kind, "__call__", stopping(kind.__call__, after))
+        patched.setattr(kind, name, stopping(getattr(kind, name), after))
         with pytest.raises(Stopped):
             restore_images(source, output, settings)
     assert STATS not in files(output)
@@ -430,7 +431,7 @@ def test_afresh_and_stopped_leaves_no_old_statistics(network, folders, monkeypat
     source, output = folders
     restore_images(source, output, WHOLE)
     with monkeypatch.context() as patched:
-        patched.setattr(stages.PictureMaker, "__call__", stopping(None, 0))
+        patched.setattr(stages.PictureMaker, "make", stopping(None, 0))
         with pytest.raises(Stopped):
             restore_images(source, output, WHOLE.replace(strength=0.5))
     assert STATS not in files(output)
