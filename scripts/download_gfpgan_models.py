@@ -34,7 +34,9 @@ def parsed(words: Sequence[str]) -> argparse.Namespace:
     what.add_argument("--models", nargs="+", metavar="NAME", default=DEFAULT, help=f"default: {' '.join(DEFAULT)}")
     what.add_argument("--all", action="store_true", help="every weight of the list")
     what.add_argument("--list", action="store_true", help="show every weight: state, size, licence; fetch nothing")
-    parser.add_argument("--model-dir", metavar="DIR", type=Path, help="put the files there, not into the user's cache")
+    parser.add_argument(
+        "--model-dir", metavar="DIR", type=Path, help="put the files there, not into the user's cache"
+    )
     parser.add_argument("--mirror", action="append", default=[], metavar="URL", help="tried first; may be repeated")
     parser.add_argument("--offline", action="store_true", help="never connect; say what is missing")
     parser.add_argument("--force", action="store_true", help="download again what is there already")

@@ -14,11 +14,9 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
-from importlib.util import find_spec
 from pathlib import Path
 
-if find_spec("musetalk_enhance") is None:
-    sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # the library of this checkout, not another one's
 
 
 def hyphened(words: Sequence[str]) -> list[str]:

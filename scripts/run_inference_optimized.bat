@@ -17,10 +17,11 @@ setlocal EnableExtensions DisableDelayedExpansion
 
 rem The first two words are taken off the whole line: shift would not change it, and the rest keeps its quotes so.
 set REST=%*
-if "%1"=="v1" goto v1
-if "%1"=="v1.0" goto v1_0
-if "%1"=="v1.5" goto v1_5
-if "%1"=="v15" goto v15
+set "HERE=%~dp0.."
+if "%~1"=="v1" goto v1
+if "%~1"=="v1.0" goto v1_0
+if "%~1"=="v1.5" goto v1_5
+if "%~1"=="v15" goto v15
 goto usage
 
 :v1
@@ -40,8 +41,8 @@ set REST=%REST:*v15=%
 set MODEL=--version v15 --unet_model_path models/musetalkV15/unet.pth --unet_config models/musetalkV15/musetalk.json
 
 :mode
-if "%2"=="normal" goto normal
-if "%2"=="realtime" goto realtime
+if "%~2"=="normal" goto normal
+if "%~2"=="realtime" goto realtime
 goto usage
 :normal
 set REST=%REST:*normal=%
@@ -61,13 +62,10 @@ if defined FFMPEG_PATH set FFMPEG=--ffmpeg_path "%FFMPEG_PATH%"
 if not defined MUSETALK_DIR set "MUSETALK_DIR=%CD%"
 if not defined PYTHON set "PYTHON=python"
 
-pushd "%MUSETALK_DIR%" 2>nul
-if errorlevel 1 goto no_folder
+pushd "%MUSETALK_DIR%" 2>nul || goto no_folder
 if not exist "%SCRIPT%" goto no_script
-"%PYTHON%" --version >nul 2>&1
-if errorlevel 1 goto no_python
-"%PYTHON%" -c "import musetalk_enhance" >nul 2>&1
-if errorlevel 1 goto no_enhance
+"%PYTHON%" --version >nul 2>&1 || goto no_python
+"%PYTHON%" -c "import musetalk_enhance" >nul 2>&1 || goto no_enhance
 
 "%PYTHON%" -m musetalk_enhance run %SCRIPT% %OURS% %MODEL% %TASK% %FFMPEG% %REST%
 set CODE=%errorlevel%
@@ -89,6 +87,6 @@ exit /b 2
 popd
 exit /b 2
 :no_enhance
->&2 echo run_inference_optimized.bat: "%PYTHON%" has no musetalk_enhance; install it: "%PYTHON%" -m pip install "%~dp0.."
+>&2 echo run_inference_optimized.bat: "%PYTHON%" has no musetalk_enhance; install it: "%PYTHON%" -m pip install "%HERE%"
 popd
 exit /b 2

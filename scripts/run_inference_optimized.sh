@@ -44,7 +44,7 @@ shift 2
 ours=(--enable_gfpgan --gfpgan_region lower --gfpgan_output_size native --gfpgan_mode memory --gfpgan_on_error passthrough)
 
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
-cd "${MUSETALK_DIR:-.}" || fail "MUSETALK_DIR=${MUSETALK_DIR:-.} is no folder"
+cd "${MUSETALK_DIR:-.}" 2> /dev/null || fail "MUSETALK_DIR=${MUSETALK_DIR:-.} is no folder"
 [ -f "$script" ] || fail "no $script in $PWD; go to MuseTalk's folder, or set MUSETALK_DIR"
 
 python=${PYTHON:-}

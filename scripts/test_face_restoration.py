@@ -199,7 +199,9 @@ def check_rest(check: Checks, pairs: Sequence[Pair], settings: ImageSettings) ->
     """Outside what the network saw of the faces, every pixel is as it was."""
     what = "all around the faces is as it was"
     if settings.face_detector == "none" or settings.bg_upsampler != "none":
-        check.skip(what, "--bg-upsampler restores it" if settings.bg_upsampler != "none" else "each picture is one face")
+        check.skip(
+            what, "--bg-upsampler restores it" if settings.bg_upsampler != "none" else "each picture is one face"
+        )
         return
     from musetalk_enhance.jobs.opening import open_detector
 
@@ -280,7 +282,9 @@ def parsed(words: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
     parser.add_argument("--input-dir", type=Path, metavar="DIR", help="pictures of your own; else some are drawn")
-    parser.add_argument("--output-dir", type=Path, metavar="OUT", help="keep the results there; else they are deleted")
+    parser.add_argument(
+        "--output-dir", type=Path, metavar="OUT", help="keep the results there; else they are deleted"
+    )
     parser.add_argument("--num-samples", type=int, default=3, metavar="N", help="pictures; default: %(default)s")
     args, rest = parser.parse_known_args(hyphened(words))
     if args.num_samples < 1:
