@@ -303,10 +303,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         source = args.input_dir
         if source is None:
             source, hint = Path(scratch) / "drawn", ""
-            if not draw(source, args.num_samples):
-                rest = [*rest, "--face-detector", "none"]
         try:
+            if args.input_dir is None and not draw(source, args.num_samples):
+                rest = [*rest, "--face-detector", "none"]
             code = run_checks(source, output, args.num_samples, rest, hint)
+        except ModuleNotFoundError as error:
+            print(f"FAILED  {error.name} is missing: pip install '{Path(__file__).resolve().parent.parent}[demo]'")
+            return 1
         except EnhanceError as error:
             print(f"FAILED  {error}")
             return 2 if isinstance(error, ConfigError) else 1

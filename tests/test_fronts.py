@@ -246,6 +246,13 @@ def test_without_the_extra_patterns_take_the_place_of_portraits(monkeypatch, tmp
     assert "musetalk_enhance[demo]" in printed and "FAILED" not in printed
 
 
+def test_a_missing_package_is_named(monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "cv2", None)
+    assert self_check.main([]) == 1
+    printed = capsys.readouterr().out
+    assert "FAILED  cv2 is missing" in printed and f"pip install '{ROOT}[demo]'" in printed
+
+
 @pytest.mark.parametrize("words", [["--num-samples", "0"], ["--sweep", "strength=0.5,1"], ["--no_such"]])
 def test_wrong_calls_of_the_self_check(words, pictures, capsys):
     with pytest.raises(SystemExit) as caught:
