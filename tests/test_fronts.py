@@ -88,23 +88,20 @@ def test_help_tells_of_both(capsys):
 # --- restoring a folder ---------------------------------------------------------------------------------
 
 
-def test_a_folder_is_restored_and_done_the_second_time(pictures, tmp_path):
+def test_a_folder_is_restored_and_unreadable_pictures_are_exit_code_3(pictures, tmp_path):
+    (pictures / "broken.png").write_bytes(b"no picture")
     out = tmp_path / "out"
-    words = [
-        SCRIPTS / "face_restoration.py",
-        *LITE,
-        "--output_dir",
-        out,
-        "--upscale=2",
-        "--save_comparison",
-        "--quiet",
-    ]
-    done = run(*words, "--input-dir", pictures, cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
+    words = [*LITE, "--output_dir", str(out), "--upscale=2", "--save_comparison", "--quiet"]
+    assert face_restoration.main([*words, "--input-dir", str(pictures)]) == 3
     assert cv2.imread(str(out / "restored" / "a.png")).shape == (128, 128, 3)
     assert (out / "comparisons" / "b_compare.jpg").is_file()
-    (pictures / "broken.png").write_bytes(b"no picture")
-    assert face_restoration.main([str(pictures), "--output-dir", str(out), *LITE]) == 3  # the command's own code
+    (pictures / "broken.png").unlink()
+    assert face_restoration.main([str(pictures), *words]) == 0
+
+
+def test_as_a_command_of_its_own(tmp_path):
+    done = run(SCRIPTS / "face_restoration.py", "--input_dir", "nowhere", "--output_dir", "o", *LITE, cwd=tmp_path)
+    assert done.returncode == 2 and "musetalk-enhance: nowhere" in done.stderr
 
 
 @pytest.mark.parametrize(
