@@ -166,6 +166,7 @@ def test_the_order_of_faces_does_not_matter():
     ]
     frames[10:12] = [frames[10][1:], frames[11][2:]]
     shuffled = [[each[index] for index in rng.permutation(len(each))] for each in frames]
+    shuffled[0] = frames[0][::-1]
     tracks, others = FaceTracks(25.0), FaceTracks(25.0)
     for some, mixed in zip(frames, shuffled, strict=True):
         one, other = tracks.update(some, SIZE), others.update(mixed, SIZE)
