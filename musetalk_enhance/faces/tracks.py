@@ -18,6 +18,7 @@ LEAST_OVERLAP = 0.3
 """Intersection over union of two boxes from which on they may be one face."""
 KEPT = 0.8
 """A face that was large enough stays so until its box is smaller than this share of the least size."""
+_SPEED_KEPT = 0.5  # how much of the speed before goes into that of a box now
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,25 +44,40 @@ class _Track:
     def __init__(self, number: int, fps: float) -> None:
         self.number, self.missed, self.age = number, 0, 0
         self.box_xyxy: NDArray[np.float64] = np.zeros(4)
+        self._speed: NDArray[np.float64] = np.zeros(4)
         self.steady = LandmarkTrack(fps=fps, hold=HOLD)
+
+    def expected(self) -> NDArray[np.float64]:
+        """Where its box is in the next frame, if it goes on as before."""
+        return self.box_xyxy + self._speed * (self.missed + 1)
 
     def update(self, face: Face | None) -> Seen | None:
         """The face in the next frame; None once it has been gone for too long."""
         nowhere = np.full((5, 2), np.nan)
         points = self.steady.update(landmarks=nowhere if face is None else face.landmarks)
+        if face is not None:
+            self._move(np.asarray(face.box_xyxy, np.float64))
         self.missed = 0 if face is not None else self.missed + 1
         if points is None or self.missed > HOLD:
             return None
-        if face is not None:
-            self.box_xyxy = face.box_xyxy
         self.age += 1
         return Seen(self.number, points, self.box_xyxy, self.age == 1, face is None)
+
+    def _move(self, box: NDArray[np.float64]) -> None:
+        """Take a box; its speed is that of its middle, because detectors are less sure of sides."""
+        if self.age:
+            step = (box - self.box_xyxy) / (self.missed + 1)
+            step = np.tile((step[:2] + step[2:]) / 2, 2)
+            self._speed = _SPEED_KEPT * self._speed + (1 - _SPEED_KEPT) * step if self.age > 1 else step
+        self.box_xyxy = box
 
 
 class FaceTracks:
     """Follows all faces of one film.
 
-    Faces of two frames are one where their boxes overlap most, best pairs first; what overlaps nothing is new.
+    Faces of two frames are one where their boxes overlap most, best pairs first: a face is looked for where it would
+    be if it went on as before, so that two that cross keep their numbers, and then where it was. What overlaps
+    nothing is new. In which order a detector names faces does not matter.
 
     Args:
         fps: frames per second.
@@ -86,6 +102,7 @@ class FaceTracks:
             faces: what the detector found in it.
             size_wh: width and height of the frame, in pixels.
         """
+        faces = sorted(faces, key=_rank)
         pairs = self._pairs(faces)
         taken = set(pairs.values())
         seen, alive = [], []
@@ -122,18 +139,23 @@ class FaceTracks:
 
     def _pairs(self, faces: Sequence[Face]) -> dict[int, int]:
         """Track to face, by overlap."""
-        rated = sorted(
-            (
-                (-_overlap(track.box_xyxy, face.box_xyxy), here, there)
-                for here, track in enumerate(self._tracks)
-                for there, face in enumerate(faces)
-            ),
-        )
         pairs: dict[int, int] = {}
-        for overlap, here, there in rated:
-            if -overlap >= LEAST_OVERLAP and here not in pairs and there not in pairs.values():
-                pairs[here] = there
+        for places in ([track.expected() for track in self._tracks], [track.box_xyxy for track in self._tracks]):
+            rated = sorted(
+                (-_overlap(place, face.box_xyxy), here, there)
+                for here, place in enumerate(places)
+                for there, face in enumerate(faces)
+            )
+            for overlap, here, there in rated:
+                if -overlap >= LEAST_OVERLAP and here not in pairs and there not in pairs.values():
+                    pairs[here] = there
         return pairs
+
+
+def _rank(face: Face) -> tuple[float, ...]:
+    """The largest face first; where it is decides between two of one size."""
+    box = [float(side) for side in face.box_xyxy]
+    return ((box[0] - box[2]) * (box[3] - box[1]), *box)
 
 
 def _overlap(a: NDArray[np.float64], b: NDArray[np.float64]) -> float:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from math import lcm
 from typing import Any
 
@@ -65,7 +66,7 @@ class SegmentWriter(PictureFile):
         if index.sample_aspect_ratio:
             codec.sample_aspect_ratio = index.sample_aspect_ratio
 
-    def write(self, shot: Shot, bgr: Image | None = None, box_xyxy: _Box | None = None) -> None:
+    def write(self, shot: Shot, bgr: Image | None = None, box_xyxy: _Box | Sequence[_Box] | None = None) -> None:
         """Append one frame; neither `shot` nor `bgr` is modified.
 
         Without `bgr` the source's own pixels go to the encoder (through one conversion where the source is not
@@ -76,8 +77,8 @@ class SegmentWriter(PictureFile):
             shot: the frame after the one written last.
             bgr: the whole changed picture, upright: BGR uint8 ``(index.height, index.width, 3)``, any strides.
             box_xyxy: where it changed: left, top, right, bottom in pixels of the upright picture, right and
-                bottom exclusive. It is cut at the picture's edges and grown to the chroma grid; None is the
-                whole picture.
+                bottom exclusive; or several such boxes. Each is cut at the picture's edges and grown to the chroma
+                grid; None is the whole picture.
 
         Raises:
             FrameError: another shape or dtype, a box without area, or a frame out of order.
@@ -101,20 +102,22 @@ class SegmentWriter(PictureFile):
             frame = self._converter.to_format(frame, *index.matrix_and_range, index.out_pix_fmt)
         return frame if index.coded_wh == index.source_wh else _copied(frame, index.coded_wh)
 
-    def _changed(self, picture: Any, shot: Shot, bgr: Image, box_xyxy: _Box | None) -> Any:
-        """A copy of `picture` with the box from `bgr`."""
+    def _changed(self, picture: Any, shot: Shot, bgr: Image, box_xyxy: Any) -> Any:
+        """A copy of `picture` with the boxes from `bgr`."""
         index, expected = self.index, (self.index.height, self.index.width, 3)
         if bgr.shape != expected or bgr.dtype != np.uint8:
             raise FrameError("size", f"{bgr.dtype} {bgr.shape}", f"uint8 {expected}", shot.index)
         whole = (0, 0, index.width, index.height)
-        box = _coded_box(index, whole if box_xyxy is None else _cut(box_xyxy, whole, shot.index))
+        boxes = [whole] if box_xyxy is None else [box_xyxy] if np.ndim(box_xyxy) == 1 else list(box_xyxy)
+        coded = [_coded_box(index, _cut(box, whole, shot.index)) for box in boxes]
         new = self._converter.to_yuv(_as_coded(index, bgr), *index.matrix_and_range, index.out_pix_fmt)
         result = _copied(picture, index.coded_wh)
         across, down = index.chroma_grid
         for at, (target, source) in enumerate(zip(_planes(result), _planes(new), strict=True)):
             x, y = (across, down) if at else (1, 1)
-            inside = np.s_[box[1] // y : box[3] // y, box[0] // x : box[2] // x]
-            target[inside] = source[inside]
+            for left, top, right, bottom in coded:
+                inside = np.s_[top // y : bottom // y, left // x : right // x]
+                target[inside] = source[inside]
         return result
 
 

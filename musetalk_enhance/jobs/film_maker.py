@@ -17,12 +17,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from ..errors import FrameError
 from ..faces.align import TEMPLATE_SIDE
 from ..faces.detect import FFHQ_512, Face, FaceDetector
-from ..faces.pasting import Box, FaceCut, Image, Paste, cut_face, paste_faces
+from ..faces.pasting import FaceCut, Image, Paste, cut_face, paste_faces
 from ..faces.tracks import FaceTracks, Seen
 from ..film import FilmIndex, SegmentWriter, Shot, read_segment
 from ..finishing import FrameNote
@@ -39,6 +38,9 @@ PREROLL = 16
 CHUNK = 8
 """Frames that are worked on together."""
 SEGMENTS = "segments"
+LOST = "lost from sight"
+"""Why a face that the detector missed is not restored: something else is seen where it was."""
+_ALIKE, _LOOK_SIDE = 0.5, 32  # correlation of two pictures of one face; pixels at which it is taken
 
 
 @dataclass
@@ -191,6 +193,7 @@ class _Faces:
         self._opened, self._idle = opened, idle
         self._tracks = FaceTracks(fps, min_face=settings.min_face, only_center=settings.only_center_face)
         self._streams: dict[int, _Stream] = {}
+        self._looks: dict[int, Image] = {}
 
     def restore(self, chunk: Sequence[_Shown]) -> None:
         """Follow, cut out and restore the faces of frames that follow one another."""
@@ -208,11 +211,19 @@ class _Faces:
             self._enhance(track, frames)
 
     def _cut(self, shown: _Shown, seen: Seen) -> bool:
+        """Cut a face out; False, and a note, where it cannot be, or is not there any more."""
         try:
-            shown.cuts[seen.track] = cut_face(shown.shot.bgr, seen.landmarks, TEMPLATE_SIDE)
+            cut = cut_face(shown.shot.bgr, seen.landmarks, TEMPLATE_SIDE)
         except FrameError as error:
             shown.notes[seen.track] = f"cannot be aligned: {error.reason}"
             return False
+        look = _look(cut.aligned)
+        if not seen.held:
+            self._looks[seen.track] = look
+        elif seen.track in self._looks and not _alike(self._looks[seen.track], look):
+            shown.notes[seen.track] = LOST
+            return False
+        shown.cuts[seen.track] = cut
         return True
 
     def _enhance(self, track: int, frames: Sequence[_Shown]) -> None:
@@ -225,6 +236,7 @@ class _Faces:
                 shown.pastes[track] = Paste(shown.cuts[track], face)
 
     def _park(self, track: int) -> None:
+        self._looks.pop(track, None)
         stream = self._streams.pop(track)
         stream.enhancer.reset()
         self._idle.append(stream)
@@ -264,7 +276,7 @@ class _Facts:
             self._counts["frames"] += 1
             self._counts["frames_with_restored_faces"] += bool(shown.pastes)
             self._counts["faces_restored"] += len(shown.pastes)
-            self._counts["faces_held"] += sum(seen.held for seen in shown.seen)
+            self._counts["faces_held"] += sum(seen.held and seen.track in shown.pastes for seen in shown.seen)
             for note in shown.notes.values():
                 self._left.update([note] if isinstance(note, str) else [])
                 self._left.update([f"held back: {note.guard}"] if isinstance(note, FrameNote) and note.guard else [])
@@ -276,10 +288,14 @@ class _Facts:
 
 
 def _main_note(shown: _Shown) -> dict[str, Any]:
-    """What became of the largest face."""
+    """What became of the largest face, of those that were restored where there are any."""
     if not shown.seen:
         return {"passthrough": "no face"}
-    main = max(shown.seen, key=lambda seen: float(np.prod(seen.box_xyxy[2:] - seen.box_xyxy[:2])))
+
+    def weight(seen: Seen) -> tuple[bool, float]:
+        return seen.track in shown.pastes, float(np.prod(seen.box_xyxy[2:] - seen.box_xyxy[:2]))
+
+    main = max(shown.seen, key=weight)
     note = shown.notes[main.track]
     return {"passthrough": note} if isinstance(note, str) else note.as_dict()
 
@@ -294,15 +310,28 @@ def _write(writer: SegmentWriter, frames: Sequence[_Shown]) -> None:
             writer.write(shown.shot)
             continue
         canvas = shown.shot.bgr.copy()
-        pastes = [shown.pastes[track] for track in sorted(shown.pastes)]
+        pastes = [shown.pastes[seen.track] for seen in _by_weight(shown)]
         paste_faces(canvas, pastes)
-        writer.write(shown.shot, canvas, _around([paste.cut.box() for paste in pastes]))
+        boxes = [box for box in (paste.cut.box() for paste in pastes) if box[0] < box[2] and box[1] < box[3]]
+        writer.write(shown.shot, canvas if boxes else None, boxes or None)
 
 
-def _around(boxes: Sequence[Box]) -> Box | None:
-    """The box around all that are not empty."""
-    full: NDArray[Any] = np.array([box for box in boxes if box[0] < box[2] and box[1] < box[3]])
-    if not len(full):
-        return None
-    low, high = full[:, :2].min(axis=0), full[:, 2:].max(axis=0)
-    return int(low[0]), int(low[1]), int(high[0]), int(high[1])
+def _by_weight(shown: _Shown) -> list[Seen]:
+    """The restored faces, the most important first: one that was seen covers one that is taken to be there."""
+    restored = [seen for seen in shown.seen if seen.track in shown.pastes]
+    return sorted(restored, key=lambda seen: (seen.held, seen.track))
+
+
+def _look(aligned: Image) -> Image:
+    """A face as a few grey pixels."""
+    import cv2
+
+    small = cv2.resize(aligned, (_LOOK_SIDE, _LOOK_SIDE), interpolation=cv2.INTER_AREA)
+    return np.asarray(cv2.cvtColor(small, cv2.COLOR_BGR2GRAY), np.uint8)
+
+
+def _alike(before: Image, now: Image) -> bool:
+    """Whether two looks are of one thing, by the correlation of their pixels."""
+    a, b = (look.astype(np.float64) - look.mean() for look in (before, now))
+    scale = float(np.sqrt((a * a).sum() * (b * b).sum()))
+    return scale > 0 and float((a * b).sum()) >= _ALIKE * scale

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
+import os
+import re
 import shutil
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -113,8 +116,16 @@ def restore_video(
         raise MediaError(source, "cannot be read")
     film = {"input_sha256": sha256, "start": start, "end": end, "preroll": PREROLL, "chunk": CHUNK}
     folder = folder_of(output)
-    with locked(folder):
-        stats, resumed = _restored(source, output, settings, index, film, engine, progress)
+    held = False
+    try:
+        with locked(folder):
+            held = True
+            _swept(output)
+            stats, resumed = _restored(source, output, settings, index, film, engine, progress)
+    except BaseException:
+        if held and not _is_begun(folder):
+            shutil.rmtree(folder, ignore_errors=True)
+        raise
     shutil.rmtree(folder, ignore_errors=True)
     return VideoResult(output, stats, time.perf_counter() - began, resumed)
 
@@ -141,6 +152,8 @@ def _restored(
             logger.info("%s is done already", output)
             _tell(progress, len(index), len(index))
             return dict(known), len(index)
+        if before is None:
+            _say_what_was(output, known, decisive)
         manifest = _manifest(before, folder, decisive, facts, index, settings)
         valid, todo = _sorted_out(manifest)
         resumed = sum(_frames(state["unit"]) for state in valid)
@@ -151,10 +164,33 @@ def _restored(
         place.run(Work(todo, PassUnit(), replace(opener, facts=facts), write, gpu, facts.threads), count)
     states = sorted(count.states, key=lambda state: state["unit"]["id"])
     segments = [folder / name for state in states for name in outputs_of(state)]
-    join_film(segments, index, source, output)
-    stats = _stats(settings, facts, index, film, states, output, decisive)
-    write_json(sidecar_of(output), stats)
+    whole, beside = folder / f"film{output.suffix}", folder / "film.json"  # so that a kill leaves no litter
+    join_film(segments, index, source, whole)
+    stats = _stats(settings, facts, index, film, states, whole, decisive)
+    write_json(beside, stats)
+    _put(whole, output)
+    _put(beside, sidecar_of(output))
     return stats, resumed
+
+
+def _put(made: Path, target: Path) -> None:
+    try:
+        os.replace(made, target)
+    except OSError as error:
+        raise MediaError(target, f"cannot be written ({error.strerror or error})") from error
+
+
+def _swept(output: Path) -> None:
+    """Take away the unfinished file of a run that was killed while it looked whether `output` can be written."""
+    name = re.compile(re.escape(f".{output.stem}.part-") + "[0-9a-f]{32}" + re.escape(output.suffix))
+    for path in output.parent.iterdir():
+        if name.fullmatch(path.name):
+            path.unlink(missing_ok=True)
+
+
+def _is_begun(folder: Path) -> bool:
+    """Whether something lies there that a later run can go on with, or does not understand."""
+    return any(path.name != "lock" for path in folder.rglob("*") if path.is_file())
 
 
 def segment_of(index: FilmIndex, settings: VideoSettings) -> int:
@@ -204,9 +240,13 @@ def _frames(unit: Unit) -> int:
 
 
 def _pinned(before: Manifest | None, known: Any) -> Facts | None:
-    if before is not None:
-        return Facts.of(before.facts)
-    return Facts.of(known["job"].get("facts")) if isinstance(known, dict) and "job" in known else None
+    return Facts.of(_job(known).get("facts") if before is None else before.facts)
+
+
+def _job(known: Any) -> dict[str, Any]:
+    """What the file beside a film says of the job; nothing where it is no such file."""
+    job = known.get("job") if isinstance(known, dict) else None
+    return job if isinstance(job, dict) else {}
 
 
 def _facts(engine: Engine, opener: OpenFilmMaker) -> Facts:
@@ -221,10 +261,20 @@ def _facts(engine: Engine, opener: OpenFilmMaker) -> Facts:
 
 def _is_done(output: Path, known: Any, decisive: dict[str, Any]) -> bool:
     """Whether the film is there as an earlier run with the same settings left it."""
-    job = known.get("job") if isinstance(known, dict) else None
-    if not isinstance(job, dict) or job.get("settings_sha256") != digest(decisive):
+    job = _job(known)
+    if job.get("settings_sha256") != digest(decisive) or not isinstance(known.get("totals"), dict):
         return False
     return job.get("output_sha256") is not None and job["output_sha256"] == file_digest(output)
+
+
+def _say_what_was(output: Path, known: Any, decisive: dict[str, Any]) -> None:
+    """Say why a film that is there is made again."""
+    then = _job(known).get("settings_sha256")
+    if then is not None and then != digest(decisive):
+        logger.warning("%s was made with other settings or from another film: starting afresh", output)
+    elif then is not None:
+        what = "is not as it was left" if output.exists() else "is gone"
+        logger.warning("%s %s: starting afresh", output, what)
 
 
 def _manifest(
@@ -246,6 +296,10 @@ def _manifest(
         before.forget()
         before = None
     manifest = before or Manifest(folder, decisive, facts.as_dict(), units)
+    if before is None:
+        if (manifest.place / "manifest.json").exists():
+            logger.warning("the manifest in %s cannot be read: starting afresh", folder)
+        manifest.forget()  # its segments may be of other settings
     manifest.write()
     return manifest
 
@@ -255,12 +309,24 @@ def _sorted_out(manifest: Manifest) -> tuple[list[State], list[Unit]]:
     valid, todo = [], []
     for unit in manifest.units:
         state = manifest.state(unit)
-        if state is not None and outputs_there(manifest.folder, state):
+        if state is not None and _is_whole(state) and outputs_there(manifest.folder, state):
             valid.append(state)
         else:
             discard(manifest.folder, state)
             todo.append(unit)
     return valid, todo
+
+
+def _is_whole(state: State) -> bool:
+    """Whether a state says all that is asked of it in the end."""
+    try:
+        frames = _frames(state["unit"])
+        (item,) = state["items"]
+        counts, left, notes = item["counts"], item["left"], item["notes"]
+    except (KeyError, TypeError, ValueError):
+        return False
+    forms = isinstance(counts, dict) and isinstance(left, dict) and isinstance(notes, list)
+    return forms and counts.get("frames") == len(notes) == frames and len(outputs_of(state)) == 1
 
 
 def _stats(
@@ -296,13 +362,13 @@ def _stats(
         "restored": counts["frames_with_restored_faces"],
         "faces_restored": counts["faces_restored"],
         "faces_held": counts["faces_held"],
-        "passed_through": {"no face": counts["frames"] - counts["frames_with_restored_faces"]},
+        "passed_through": {"no face": 0} | Counter(note["passthrough"] for note in notes if "passthrough" in note),
         "left": dict(sorted(left.items())),
     }
     return {"job": job, "totals": totals, "notes": notes}
 
 
-@contextmanager
+@contextlib.contextmanager
 def excerpt(source: Path, beside: Path, start: float | None, end: float | None) -> Iterator[Path]:
     """The film, or a copy without loss of the stretch from `start` to `end`, which goes when the block ends.
 

@@ -1,0 +1,441 @@
+"""One segment of a film: what the network made lands on the face, and everything else stays as it was."""
+
+from __future__ import annotations
+
+import threading
+from collections import Counter
+from dataclasses import replace
+from fractions import Fraction
+from types import SimpleNamespace
+
+import cv2
+import numpy as np
+import pytest
+import torch
+
+from musetalk_enhance.errors import MediaError, RestorerError
+from musetalk_enhance.faces.detect import FFHQ_512, Face, FaceDetector
+from musetalk_enhance.film import SegmentWriter, index_film, reading
+from musetalk_enhance.finishing import FrameNote
+from musetalk_enhance.jobs import VideoSettings, film_maker
+from musetalk_enhance.jobs.film_maker import CHUNK, LOST, PREROLL, FilmMaker, OpenFilmMaker
+from musetalk_enhance.jobs.manifest import file_digest, outputs_of
+from musetalk_enhance.jobs.models import Loaded
+from musetalk_enhance.jobs.opening import OpenedFilm
+from musetalk_enhance.media import VideoWriter
+from musetalk_enhance.restorers.base import LoadRequest
+from musetalk_enhance.restorers.catalog import Choice, Model
+from tests.conftest import PLAIN, RECORD, FakeRestorer
+from tests.film.clips import decoded, open_files, same_planes
+
+WIDTH, HEIGHT, SQUARE, TEMPLATE = 224, 128, 36, 64
+SIDE = 128
+WHOLE = replace(RECORD, input_size=SIDE, output_size=SIDE)
+SETTINGS = VideoSettings(crf=0, preset="ultrafast", min_face=16, batch_size=4, **PLAIN)
+NOTE = FrameNote()
+
+
+@pytest.fixture(autouse=True)
+def cheap(monkeypatch):
+    """Faces of 128 px and one thread: the squares are small, and the machine may be busy."""
+    monkeypatch.setattr(film_maker, "TEMPLATE_SIDE", SIDE)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+class Squares(FaceDetector):
+    """Takes every green square for a face; sees none in a picture whose first pixel is white."""
+
+    def detect(self, picture_bgr):
+        if picture_bgr[0, 0].min() > 240:
+            return []
+        green = (picture_bgr[..., 1] > 150) & (picture_bgr[..., 0] < 140) & (picture_bgr[..., 2] < 140)
+        count, _, stats, middles = cv2.connectedComponentsWithStats(green.astype(np.uint8))
+        return [
+            face_at(x + 0.5, y + 0.5)
+            for (x, y), one in zip(middles[1:count], stats[1:count], strict=True)
+            if one[4] > 99
+        ]
+
+
+def face_at(x: float, y: float) -> Face:
+    points = (FFHQ_512 / 512 - 0.5) * TEMPLATE + (x, y)
+    half = SQUARE / 2
+    return Face(np.array((x - half, y - half, x + half, y + half)), points.astype(np.float32), 0.9)
+
+
+def scene(at: int, places, blind: bool = False, seed: int = 0) -> np.ndarray:
+    """A dim smooth picture with a green square at each (x, y): blue tells the frame, red which square."""
+    rng = np.random.default_rng(seed)
+    image = cv2.resize(rng.integers(20, 120, (6, 8, 3), np.uint8), (WIDTH, HEIGHT), interpolation=cv2.INTER_CUBIC)
+    for number, (x, y) in enumerate(places):
+        left, top = x - SQUARE // 2, y - SQUARE // 2
+        image[top : top + SQUARE, left : left + SQUARE] = (3 * at, 200, 30 + 80 * number)
+    image[:4, :4] = 255 if blind else 0
+    return image
+
+
+def film(path, pictures):
+    with VideoWriter(path, Fraction(25), (WIDTH, HEIGHT), crf=0) as writer:
+        for picture in pictures:
+            writer.write(picture)
+    return path
+
+
+def opened_with(function=None, detector=None, record=WHOLE, **options) -> OpenedFilm:
+    settings = SETTINGS.replace(**options)
+    wanted = settings.enhancer(model="lite")
+    restorer = FakeRestorer(LoadRequest(record, wanted, torch.device("cpu")), function)
+    loaded = Loaded(restorer, Choice(Model(record, lambda: FakeRestorer), wanted), None, [])
+    return OpenedFilm(detector or Squares(), loaded, settings, facts=None)
+
+
+def make(path, folder, opened=None, first=0, stop=None, number=0):
+    """One segment: the path of its file and its state."""
+    index = index_film(path)
+    maker = FilmMaker(opened or opened_with(), path, index, folder)
+    state = maker.make({"id": number, "first": first, "stop": stop or len(index)})
+    return folder / next(iter(outputs_of(state))), state
+
+
+@pytest.fixture(scope="module")
+def moving(tmp_path_factory):
+    """40 frames of a square that goes to the right."""
+    pictures = [scene(at, [(60 + 2 * at, 64)]) for at in range(40)]
+    return film(tmp_path_factory.mktemp("moving") / "film.mp4", pictures)
+
+
+@pytest.fixture(scope="module")
+def pair(tmp_path_factory):
+    """36 frames of two squares, the second one there from frame 10 to frame 30."""
+    pictures = [scene(at, [(44, 64), (180 - at // 2, 66)][: 2 if 10 <= at < 30 else 1]) for at in range(36)]
+    return film(tmp_path_factory.mktemp("pair") / "film.mp4", pictures)
+
+
+def box_of(x: int, y: int, margin: int = 2) -> tuple[int, int, int, int]:
+    half = TEMPLATE // 2 + margin
+    return max(0, x - half), max(0, y - half), min(WIDTH, x + half), min(HEIGHT, y + half)
+
+
+def split(planes, box):
+    """The planes inside a box, and the planes with the box blackened."""
+    inside, outside = [], []
+    for at, plane in enumerate(planes):
+        left, top, right, bottom = (side // (2 if at else 1) for side in box)
+        inside.append(plane[top:bottom, left:right].astype(int))
+        outside.append(plane.copy())
+        outside[-1][top:bottom, left:right] = 0
+    return inside, outside
+
+
+def test_a_network_that_changes_nothing_changes_nothing(moving, tmp_path):
+    path, state = make(moving, tmp_path, stop=24)
+    before, after = decoded(moving)[:24], decoded(path)
+    assert state["items"][0]["counts"]["faces_restored"] == 24
+    for at, (one, other) in enumerate(zip(before, after, strict=True)):
+        near, far = split(one, box_of(60 + 2 * at, 64))
+        near_after, far_after = split(other, box_of(60 + 2 * at, 64))
+        assert all(np.array_equal(a, b) for a, b in zip(far, far_after, strict=True)), "not a bit outside the box"
+        assert np.abs(near[0] - near_after[0]).max() <= 2, "luma: there and back in whole numbers"
+        assert all(np.abs(a - b).mean() < 1 for a, b in zip(near, near_after, strict=True))
+
+
+def test_frames_without_a_face_go_through_untouched(tmp_path):
+    pictures = [scene(at, [], seed=at) for at in range(12)] + [scene(at, [(100, 64)]) for at in range(12, 20)]
+    source = film(tmp_path / "film.mp4", pictures)
+    path, state = make(source, tmp_path, opened_with(lambda faces: 1 - faces))
+    before, after = decoded(source), decoded(path)
+    assert same_planes(before[:12], after[:12]) and not same_planes(before[12:13], after[12:13])
+    item = state["items"][0]
+    assert item["notes"][:12] == [{"passthrough": "no face"}] * 12 and "strength" in item["notes"][12]
+    assert item["counts"] == {
+        "frames": 20,
+        "frames_with_restored_faces": 8,
+        "faces_restored": 8,
+        "faces_held": 0,
+    }
+
+
+def test_what_the_network_made_lands_on_the_face_while_it_moves(moving, tmp_path):
+    """A dark left half and a bright right half, to see place and direction."""
+
+    def marker(faces):
+        half = faces.shape[3] // 2
+        faces = torch.zeros_like(faces)
+        faces[..., half:] = 1.0
+        return faces
+
+    path, _ = make(moving, tmp_path, opened_with(marker), stop=24)
+    before = decoded(moving)
+    for at, planes in enumerate(decoded(path)):
+        x = 60 + 2 * at
+        row = planes[0][64]
+        assert row[x - 20 : x - 4].max() < 50 and row[x + 4 : x + 20].min() > 200, at
+        edge = x - 10 + int(np.argmax(np.diff(row[x - 10 : x + 10].astype(int))))
+        assert abs(edge + 0.5 - x) <= 2, "smoothed landmarks are two pixels behind at most"
+        outside = split(planes, box_of(x, 64, 6))[1]
+        assert all(np.array_equal(a, b) for a, b in zip(outside, split(before[at], box_of(x, 64, 6))[1], strict=True))
+
+
+def test_between_two_faces_nothing_changes(pair, tmp_path):
+    path, _ = make(pair, tmp_path, opened_with(lambda faces: 1 - faces))
+    for at, (one, other) in enumerate(zip(decoded(pair), decoded(path), strict=True)):
+        right = 180 - at // 2 - TEMPLATE // 2 - 6
+        for plane, (a, b) in enumerate(zip(one, other, strict=True)):
+            columns = np.s_[:, (44 + 40) // (2 if plane else 1) : right // (2 if plane else 1)]
+            assert np.array_equal(a[columns], b[columns]), at
+        assert not np.array_equal(one[0], other[0])
+
+
+class Recorder:
+    """In place of an enhancer: remembers which frames of which square it was shown since the last reset."""
+
+    def __init__(self, log, fail_at=None):
+        self.settings = SimpleNamespace(region="full")
+        self.log, self.fail_at = log, fail_at
+        self.log.append([])
+
+    def observe(self, observer):
+        self.observer = observer
+
+    def reset(self):
+        self.log.append([])
+
+    def __call__(self, frames, *, landmarks=None):
+        self.points = landmarks
+        for frame in frames:
+            blue, _, red = (float(value) for value in frame[SIDE // 2, SIDE // 2])
+            self.log[-1].append((round((red - 30) / 80), round(blue / 3)))
+            if len(self.log[-1]) - 1 == self.fail_at:
+                raise RestorerError("the network failed")
+            self.observer(frame, frame, NOTE)
+        return np.array(frames)
+
+
+def recorded(log=None, fail_at=None, detector=None):
+    log = [] if log is None else log
+    made = []
+
+    def enhancer():
+        made.append(Recorder([], fail_at))
+        log.append(made[-1].log)
+        return made[-1]
+
+    opened = SimpleNamespace(detector=detector or Squares(), settings=SETTINGS, enhancer=enhancer, close=lambda: None)
+    return opened, log
+
+
+def test_each_face_has_its_own_stream_in_order(pair, tmp_path):
+    opened, log = recorded()
+    make(pair, tmp_path, opened)
+    streams = sorted((stream for enhancer in log for stream in enhancer if stream), key=len)
+    assert len(streams) == 2 and len(log) == 2
+    assert streams[0][:20] == [(1, at) for at in range(10, 30)]
+    assert streams[1] == [(0, at) for at in range(36)]
+
+
+def test_what_runs_up_to_a_segment_comes_first_and_is_thrown_away(pair, tmp_path):
+    opened, log = recorded()
+    path, state = make(pair, tmp_path, opened, first=28, stop=36)
+    streams = sorted((stream for enhancer in log for stream in enhancer if stream), key=len)
+    assert streams[1] == [(0, at) for at in range(28 - PREROLL, 36)]
+    assert streams[0][:18] == [(1, at) for at in range(28 - PREROLL, 30)]
+    assert len(decoded(path)) == 8 and len(state["items"][0]["notes"]) == 8
+    assert state["items"][0]["counts"]["frames"] == 8
+
+
+def test_an_enhancer_is_used_again_only_after_a_reset(pair, tmp_path):
+    opened, log = recorded()
+    index = index_film(pair)
+    maker = FilmMaker(opened, pair, index, tmp_path)
+    for number in (0, 1):
+        maker.make({"id": number, "first": 18 * number, "stop": 18 * (number + 1)})
+    assert len(log) == 2, "two faces, two enhancers, over both segments"
+    for stream in (stream for enhancer in log for stream in enhancer):
+        assert len({square for square, _ in stream}) <= 1, "no stream saw two faces"
+        numbers = [at for _, at in stream]
+        assert numbers == sorted(numbers)
+
+
+def test_mouths_come_with_the_landmarks_of_the_template(moving, tmp_path):
+    opened, _ = recorded()
+    made = []
+    plain = opened.enhancer
+
+    def enhancer():
+        made.append(plain())
+        made[-1].settings.region = "mouth"
+        return made[-1]
+
+    opened.enhancer = enhancer
+    make(moving, tmp_path, opened, stop=8)
+    assert len(made[0].points) == 8 and all(np.array_equal(each, FFHQ_512) for each in made[0].points)
+
+
+@pytest.mark.parametrize("stability", [0, 0.6])
+def test_a_segment_does_not_depend_on_what_was_made_before(pair, tmp_path, stability):
+    def opened():
+        record = replace(RECORD, input_size=64, output_size=SIDE)
+        return opened_with(lambda faces: (faces * 0.8 + 0.1) ** 1.2, record=record, stability=stability)
+
+    index, unit = index_film(pair), {"id": 1, "first": 20, "stop": 36}
+    states = []
+    for name, before in {"alone": [], "after": [{"id": 0, "first": 0, "stop": 20}], "again": [unit, unit]}.items():
+        maker = FilmMaker(opened(), pair, index, tmp_path / name)
+        for each in before:
+            maker.make(each)
+        states.append(maker.make(unit))
+        maker.close()
+    assert states[0] == states[1] == states[2]
+    digests = [file_digest(tmp_path / name / "segments/000001.mp4") for name in ("alone", "after", "again")]
+    assert len(set(digests)) == 1 and digests[0] == next(iter(outputs_of(states[0]).values()))
+
+
+def test_a_missed_face_is_restored_where_it_was(tmp_path):
+    pictures = [scene(at, [(100, 64)], blind=at in (9, 10, 11)) for at in range(20)]
+    source = film(tmp_path / "film.mp4", pictures)
+    path, state = make(source, tmp_path, opened_with(lambda faces: 1 - faces))
+    assert state["items"][0]["counts"]["faces_held"] == 3 and state["items"][0]["counts"]["faces_restored"] == 20
+    levels = [int(planes[0][64, 100]) for planes in decoded(path)]
+    assert max(levels) - min(levels) < 12, "no flicker"
+
+
+def test_a_face_is_not_held_over_a_cut(tmp_path):
+    """What comes after the cut is no face; a network would paint one on it."""
+    pictures = [scene(at, [(100, 64)]) for at in range(12)] + [scene(at, [], seed=5) for at in range(12, 20)]
+    source = film(tmp_path / "film.mp4", pictures)
+    path, state = make(source, tmp_path, opened_with(lambda faces: 1 - faces))
+    assert same_planes(decoded(source)[12:], decoded(path)[12:])
+    item = state["items"][0]
+    assert item["left"] == {LOST: 3} and item["counts"]["faces_held"] == 0
+    assert item["notes"][12] == {"passthrough": LOST} and item["notes"][15] == {"passthrough": "no face"}
+
+
+def test_another_person_at_the_same_place_is_a_cut(tmp_path):
+    textures = np.random.default_rng(2).integers(0, 255, (2, 9, 9), np.uint8)
+
+    def person(at):
+        picture = scene(at // 8, [(100, 64)], seed=at // 8)
+        texture = cv2.resize(textures[at // 8], (SQUARE - 8, SQUARE - 8), interpolation=cv2.INTER_CUBIC) // 2
+        inner = picture[50:78, 86:114]
+        inner[..., 0] = inner[..., 2] = texture
+        return picture
+
+    source = film(tmp_path / "film.mp4", [person(at) for at in range(16)])
+    record = replace(RECORD, input_size=64, output_size=SIDE)
+    _, state = make(source, tmp_path, opened_with(record=record, stability=0.6))
+    assert [at for at, note in enumerate(state["items"][0]["notes"]) if note["cut"]] in ([8], [0, 8])
+
+
+class Crooked(Squares):
+    """All landmarks in one place from the fifth picture on."""
+
+    def __init__(self):
+        self.count = 0
+
+    def detect(self, picture_bgr):
+        self.count += 1
+        faces = super().detect(picture_bgr)
+        flat = np.full((5, 2), 100, np.float32)
+        return faces if self.count < 5 else [Face(face.box_xyxy, flat, face.score) for face in faces]
+
+
+def test_a_face_that_cannot_be_aligned_is_left_alone(moving, tmp_path):
+    path, state = make(moving, tmp_path, opened_with(lambda faces: 1 - faces, Crooked()), stop=12)
+    (reason, count), *others = state["items"][0]["left"].items()
+    assert reason.startswith("cannot be aligned: ") and count == 8 and not others
+    assert same_planes(decoded(moving)[4:12], decoded(path)[4:12])
+
+
+class FailsAt(Squares):
+    def __init__(self, number: int) -> None:
+        self.left = number
+
+    def detect(self, picture_bgr):
+        self.left -= 1
+        if self.left < 0:
+            raise RestorerError("the detector failed")
+        return super().detect(picture_bgr)
+
+
+def failing_write(number):
+    plain, count = SegmentWriter.write, Counter()
+
+    def write(self, *words):
+        count["frames"] += 1
+        if count["frames"] > number:
+            raise MediaError(self.path, "the disk is full")
+        plain(self, *words)
+
+    return write
+
+
+@pytest.mark.parametrize("at", [0, 3, 21])
+@pytest.mark.parametrize("who", ["reader", "network", "writer", "film"])
+def test_a_failure_stops_cleanly(moving, tmp_path, monkeypatch, who, at):
+    opened, _ = recorded(fail_at=at if who == "network" else None, detector=FailsAt(at) if who == "reader" else None)
+    if who == "writer":
+        monkeypatch.setattr(SegmentWriter, "write", failing_write(at))
+    if who == "film":
+        plain = film_maker.read_segment
+
+        def cut_off(*words):
+            for shot in plain(*words):
+                if shot.index == at:
+                    raise MediaError(moving, "is cut off")
+                yield shot
+
+        monkeypatch.setattr(film_maker, "read_segment", cut_off)
+    before = set(threading.enumerate())
+    with pytest.raises((MediaError, RestorerError), match="failed|disk is full|cut off"):
+        make(moving, tmp_path, opened)
+    assert set(threading.enumerate()) <= before, "no thread is left"
+    assert not [path for path in tmp_path.rglob("*") if path.is_file()] and not open_files(moving.parent)
+
+
+def test_a_maker_goes_on_after_a_failure(moving, tmp_path):
+    detector = FailsAt(11)
+    opened = opened_with(detector=detector)
+    maker, unit = FilmMaker(opened, moving, index_film(moving), tmp_path), {"id": 0, "first": 0, "stop": 20}
+    with pytest.raises(RestorerError):
+        maker.make(unit)
+    detector.left = 1000
+    assert maker.make(unit) == make(moving, tmp_path / "other", opened_with(), stop=20)[1]
+
+
+def test_memory_does_not_grow_with_the_film(tmp_path, monkeypatch):
+    class Counted(reading.Shot):
+        live = most = 0
+
+        def __init__(self, *words):
+            super().__init__(*words)
+            Counted.live += 1
+            Counted.most = max(Counted.most, Counted.live)
+
+        def __del__(self):
+            Counted.live -= 1
+
+    monkeypatch.setattr(reading, "Shot", Counted)
+    source = film(tmp_path / "film.mp4", [scene(at % 40, [(60 + at % 90, 64)]) for at in range(300)])
+    opened, log = recorded()
+    told = []
+    maker = FilmMaker(opened, source, index_film(source), tmp_path)
+    maker.told = told.append
+    maker.make({"id": 0, "first": 0, "stop": 300})
+    assert Counted.most <= 4 * CHUNK and Counted.live == 0
+    assert sum(told) == 300 and max(told) == CHUNK
+
+
+def test_a_worker_opens_the_networks_with_what_ran_before(moving, tmp_path, monkeypatch):
+    asked = []
+
+    def open_film(settings, facts):
+        asked.append((settings, facts))
+        return opened_with()
+
+    monkeypatch.setattr(film_maker, "open_film", open_film)
+    maker = OpenFilmMaker(SETTINGS, "facts", moving, index_film(moving), tmp_path)()
+    assert asked == [(SETTINGS, "facts")] and maker.prepare({"id": 3}) == {"id": 3}
+    assert maker.finish({"unit": 1}) == {"unit": 1}
