@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 import json
 import logging
+import re
+from decimal import Decimal
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,6 +18,7 @@ if TYPE_CHECKING:
 
 HELP = "restore the faces of a film, sound and all else untouched; goes on where it was stopped"
 
+_NUMBER = re.compile(r"[0-9]+(\.[0-9]*)?|\.[0-9]+", re.ASCII)
 logger = logging.getLogger("musetalk_enhance")
 
 
@@ -103,15 +106,12 @@ def _report(args: argparse.Namespace, made: VideoResult) -> None:
 
 
 def _seconds(text: str) -> float:
-    """Seconds from ``83.5``, ``1:23.5`` or ``0:01:23.5``."""
+    """Seconds from ``83.5``, ``1:23.5`` or ``0:01:23.5``; decimals as they are written."""
     parts = text.split(":")
-    try:
-        values = [float(part) for part in parts]
-    except ValueError:
-        values = []
-    if not 1 <= len(values) <= 3 or any(value < 0 for value in values) or any(value >= 60 for value in values[1:]):
+    fits = 1 <= len(parts) <= 3 and all(_NUMBER.fullmatch(part) for part in parts)
+    if not fits or any("." in part for part in parts[:-1]) or any(Decimal(part) >= 60 for part in parts[1:]):
         raise argparse.ArgumentTypeError(f"{text!r} is no time: seconds, M:S or H:M:S")
-    seconds = 0.0
-    for value in values:
-        seconds = seconds * 60 + value
-    return seconds
+    seconds = Decimal(0)
+    for part in parts:
+        seconds = seconds * 60 + Decimal(part)
+    return float(seconds)

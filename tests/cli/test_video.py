@@ -1,0 +1,206 @@
+"""``musetalk-enhance video``: exit codes, what is printed, the report, the stretch."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from fractions import Fraction
+
+import cv2
+import numpy as np
+import pytest
+import torch
+
+from musetalk_enhance.cli import main, video
+from musetalk_enhance.film import index_film
+from musetalk_enhance.jobs import film_maker, opening
+from musetalk_enhance.jobs.film_maker import FilmMaker
+from musetalk_enhance.jobs.models import Loaded
+from musetalk_enhance.media import VideoWriter, read_frames
+from musetalk_enhance.restorers.base import LoadRequest
+from musetalk_enhance.restorers.catalog import Choice, Model
+from tests.conftest import RECORD, FakeRestorer
+from tests.film.clips import make_film
+
+PLAIN = ["--model", "lite", "--stability", "0", "--guard", "false", "--segment", "16", "--preset", "ultrafast"]
+
+
+@pytest.fixture(autouse=True)
+def cheap(monkeypatch):
+    """A network that is none, small faces and one thread."""
+
+    def load(settings, *, pinned=None):
+        wanted = settings.enhancer()
+        restorer = FakeRestorer(LoadRequest(RECORD, wanted, torch.device("cpu")), lambda faces: faces * 0.9)
+        return Loaded(restorer, Choice(Model(RECORD, lambda: FakeRestorer), wanted), None, [])
+
+    monkeypatch.setattr(opening, "load", load)
+    monkeypatch.setattr(film_maker, "TEMPLATE_SIDE", 128)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="module")
+def clip(shared, tmp_path_factory):
+    """16 frames of a real clip, 256 px wide."""
+    path = tmp_path_factory.mktemp("clip") / "in.mp4"
+    with VideoWriter(path, Fraction(30), (256, 256), crf=12) as writer:
+        for at, frame in enumerate(read_frames(shared / "data/clips/d18.mp4")):
+            if at == 16:
+                break
+            writer.write(cv2.resize(frame, (256, 256), interpolation=cv2.INTER_AREA))
+    return path
+
+
+@pytest.fixture
+def words(clip, shared, tmp_path):
+    """A call that works."""
+    detector = shared / "weights/face_detection_yunet_2023mar.onnx"
+    return ["video", str(clip), str(tmp_path / "out.mp4"), "--detector-path", str(detector), *PLAIN]
+
+
+def test_one_line_for_a_person_and_none_when_it_is_done(words, tmp_path, capsys, monkeypatch):
+    assert main(words) == 0
+    printed = capsys.readouterr()
+    assert f"{tmp_path / 'out.mp4'}: 16 faces in 16 of 16 frames restored by fake" in printed.out
+    assert "16/16" in printed.err and "frame/s" in printed.err, "a bar with rate"
+    monkeypatch.setattr(FilmMaker, "make", None)
+    assert main([*words, "--quiet"]) == 0
+    printed = capsys.readouterr()
+    assert "16 frames were done before" in printed.out and "done already" in printed.err
+    assert "frame/s" not in printed.err
+
+
+def test_json_is_all_there_is_on_stdout(words, tmp_path, capsys):
+    assert main([*words, "--json"]) == 0
+    said = json.loads(capsys.readouterr().out)
+    beside = json.loads((tmp_path / "out.mp4.json").read_text())
+    assert said["output"] == str(tmp_path / "out.mp4") and said["seconds"] > 0
+    assert said["totals"] == beside["totals"] and said["job"] == beside["job"] and "notes" not in said
+
+
+def test_quiet_says_nothing_on_stderr(words, capsys):
+    assert main([*words, "--quiet"]) == 0
+    assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize("stretch", [(), ("--start", "0:00.2", "--end", "0:00:00.5")])
+def test_a_report(words, tmp_path, capsys, stretch):
+    pytest.importorskip("skimage")
+    pytest.importorskip("matplotlib")
+    assert main([*words, "--quiet", "--json", "--report", str(tmp_path / "report"), *stretch]) == 0
+    printed = capsys.readouterr()
+    numbers = json.loads((tmp_path / "report/report.json").read_text())
+    count = 9 if stretch else 16
+    assert json.loads(printed.out)["totals"]["frames"] == numbers["frames"] == count
+    assert numbers["title"] == "in.mp4 → out.mp4" and "report.html" in printed.err
+    assert (tmp_path / "report/report.html").stat().st_size > 10_000
+    beside = {path.name for path in tmp_path.iterdir()} - {"weight-cache"}
+    assert beside == {"out.mp4", "out.mp4.json", "report"}, "the excerpt is gone"
+
+
+def test_a_report_of_a_film_of_odd_size(words, tmp_path, capsys):
+    pytest.importorskip("skimage")
+    pytest.importorskip("matplotlib")
+    odd = make_film(tmp_path / "odd.mp4", 8, (95, 63), pix_fmt="yuv444p")
+    words[1] = str(odd)
+    assert main([*words, "--report", str(tmp_path / "report")]) == 0
+    assert (index_film(tmp_path / "out.mp4").width, index_film(tmp_path / "out.mp4").height) == (95, 63)
+
+
+def test_3_where_the_film_cannot_be_read(words, tmp_path, capsys):
+    broken = tmp_path / "broken.mp4"
+    broken.write_bytes(b"no film")
+    for source in (broken, tmp_path / "missing.mp4", cut_off(tmp_path)):
+        words[1] = str(source)
+        assert main(words) == 3
+        printed = capsys.readouterr()
+        assert str(source) in printed.err and not printed.out
+    assert {path.suffix for path in tmp_path.iterdir() if "out" in path.name} == set()
+
+
+def cut_off(folder):
+    path = make_film(folder / "whole.mp4", 40)
+    short = folder / "short.mp4"
+    short.write_bytes(path.read_bytes()[:-600])
+    return short
+
+
+def test_3_where_a_frame_in_the_middle_cannot_be_read(words, clip, tmp_path, capsys):
+    """The packets are all there, so it is seen only when it is decoded."""
+    index, data = index_film(clip), bytearray(clip.read_bytes())
+    at = data.index(b"mdat") + 4
+    data[at + 3000 : at + 6000] = bytes(np.random.default_rng(0).integers(0, 256, 3000, np.uint8))
+    broken = tmp_path / "broken.mp4"
+    broken.write_bytes(data)
+    assert len(index_film(broken)) == len(index)
+    words[1] = str(broken)
+    code = main(words)
+    assert (code == 3) is not (tmp_path / "out.mp4").exists(), "either the decoder conceals it, or it is told"
+    assert code == 3 and "broken.mp4" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("more", "said"),
+    [
+        (["--crf", "99"], "--crf"),
+        (["--face-detector", "none"], "--face-detector"),
+        (["--no-such-thing"], "--no-such-thing"),
+        (["--start", "-1"], "--start"),
+        (["--start", "0.4", "--end", "0.2"], "end"),
+        (["--workers", "2"], "--workers"),
+        (["--upscale", "2"], "--upscale"),
+    ],
+)
+def test_2_where_the_call_is_wrong(words, tmp_path, capsys, more, said):
+    assert main([*words, *more]) == 2
+    assert said in capsys.readouterr().err and not (tmp_path / "out.mp4").exists()
+
+
+def test_2_where_the_output_is_impossible(words, clip, tmp_path, capsys):
+    for output, said in (
+        (clip, "another file than IN"),
+        (tmp_path / "out.gif", "no container"),
+        (tmp_path / "a/b.mp4", "folder"),
+    ):
+        words[2] = str(output)
+        assert main(words) == 2 and said in capsys.readouterr().err
+
+
+def test_help_names_the_options(capsys):
+    assert main(["video", "--help"]) == 0
+    said = capsys.readouterr().out
+    for name in ("--start", "--end", "--report", "--crf", "--segment", "--quiet", "--json", "--only-center-face"):
+        assert name in said
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"),
+    [
+        ("83.5", 83.5),
+        ("0", 0.0),
+        ("1:23.5", 83.5),
+        ("0:01:23.5", 83.5),
+        ("2:0:0", 7200.0),
+        (".5", 0.5),
+        ("1:8.2", 68.2),
+    ],
+)
+def test_times(text, seconds):
+    assert video._seconds(text) == seconds
+
+
+def test_decimals_of_times_are_those_that_were_written():
+    for hundredths in range(0, 6000, 7):
+        wanted = (6000 + hundredths) / 100
+        assert str(video._seconds(f"1:{hundredths / 100}")) == str(wanted), "not 68.03999999999999"
+
+
+@pytest.mark.parametrize(
+    "text", ["", "x", "-1", "1:60", "1:2:3:4", "1.5:00", "nan", "inf", "1::2", "1e3", "+1", "1_0"]
+)
+def test_what_is_no_time(text):
+    with pytest.raises(argparse.ArgumentTypeError, match="is no time"):
+        video._seconds(text)

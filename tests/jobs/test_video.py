@@ -1,0 +1,451 @@
+"""`restore_video`: everything but the faces is kept, and a run that was stopped goes on to the same bytes."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from fractions import Fraction
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import torch
+
+from musetalk_enhance.errors import ConfigError, MediaError
+from musetalk_enhance.film import SegmentWriter, index_film, join_film
+from musetalk_enhance.jobs import VideoSettings, film_maker, opening, restore_video, video
+from musetalk_enhance.jobs.film_maker import FilmMaker
+from musetalk_enhance.jobs.manifest import FOLDER, locked
+from musetalk_enhance.jobs.models import Loaded, load
+from musetalk_enhance.jobs.video import excerpt, folder_of, segment_of, sidecar_of
+from musetalk_enhance.media import VideoWriter, read_frames
+from musetalk_enhance.restorers.base import LoadRequest
+from musetalk_enhance.restorers.catalog import Choice, Model
+from tests.conftest import PLAIN, RECORD, ROOT, FakeRestorer
+from tests.film import clips
+from tests.film.clips import QUARTERS, decoded, make_film, same_planes, sound, times, turn
+
+COUNT, SIDE, SEGMENT = 36, 256, 16
+SMALL = replace(RECORD, input_size=64, output_size=128)
+QUICK = {
+    "model": "lite",
+    "detection_size": 128,
+    "backend": "torch",
+    "device": "cpu",
+    "segment": SEGMENT,
+    "preset": "ultrafast",
+    **PLAIN,
+}
+
+
+@pytest.fixture(scope="module")
+def small(shared):
+    """The first frames of a real clip, (COUNT, SIDE, SIDE, 3)."""
+    frames = []
+    for frame in read_frames(shared / "data/clips/d18.mp4"):
+        frames.append(cv2.resize(frame, (SIDE, SIDE), interpolation=cv2.INTER_AREA))
+        if len(frames) == COUNT:
+            return np.stack(frames)
+    raise AssertionError("the clip is too short")
+
+
+@pytest.fixture(scope="module")
+def clip(shared, small, tmp_path_factory):
+    """A small copy of a real clip, with its sound."""
+    folder = tmp_path_factory.mktemp("clip")
+    source = shared / "data/clips/d18.mp4"
+    with VideoWriter(folder / "silent.mp4", Fraction(30), (SIDE, SIDE), crf=10) as writer:
+        for frame in small:
+            writer.write(frame)
+    join_film([folder / "silent.mp4"], index_film(source, end=COUNT / 30), source, folder / "clip.mp4")
+    return folder / "clip.mp4"
+
+
+@pytest.fixture(scope="module")
+def settings(shared):
+    return VideoSettings(detector_path=str(shared / "weights/face_detection_yunet_2023mar.onnx"), **QUICK)
+
+
+@pytest.fixture(autouse=True)
+def cheap(request):
+    """Small faces, few frames before a segment, one thread, and a network that is none, except with `lite`."""
+    with cheaply(with_network="lite" in request.fixturenames):
+        yield
+
+
+@contextlib.contextmanager
+def cheaply(with_network: bool):
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(film_maker, "TEMPLATE_SIDE", 128)
+        for module in (film_maker, video):
+            patch.setattr(module, "PREROLL", 4)
+        if not with_network:
+            patch.setattr(opening, "load", load_fake)
+        yield
+    torch.set_num_threads(threads)
+
+
+def load_fake(settings, *, pinned=None) -> Loaded:
+    """A network that adds contrast, in place of the lite model."""
+    if settings.model != "lite":
+        return load(settings, pinned=pinned)
+    wanted = settings.enhancer()
+    restorer = FakeRestorer(
+        LoadRequest(SMALL, wanted, torch.device("cpu")), lambda faces: (faces * 1.2 - 0.1).clip(0, 1)
+    )
+    return Loaded(restorer, Choice(Model(SMALL, lambda: FakeRestorer), wanted), None, [])
+
+
+def run_through(clip, settings, folder, with_network):
+    with cheaply(with_network):
+        restore_video(clip, folder / "out.mp4", settings)
+    return bytes_of(folder / "out.mp4")
+
+
+@pytest.fixture(scope="module")
+def whole(clip, settings, tmp_path_factory):
+    """What a run that nobody stopped leaves: the bytes of the film and of the file beside it."""
+    return run_through(clip, settings, tmp_path_factory.mktemp("whole"), with_network=False)
+
+
+@pytest.fixture(scope="module")
+def lite(clip, settings, tmp_path_factory):
+    """The same with the lite model, for tests that run it."""
+    return run_through(clip, settings, tmp_path_factory.mktemp("lite"), with_network=True)
+
+
+def bytes_of(out: Path) -> tuple[bytes, bytes]:
+    assert {path.name for path in out.parent.iterdir() if "out" in path.name} == {out.name, f"{out.name}.json"}
+    return out.read_bytes(), sidecar_of(out).read_bytes()
+
+
+@pytest.fixture
+def made(monkeypatch):
+    """Numbers of the segments that are made."""
+    numbers, plain = [], FilmMaker.make
+
+    def make(self, unit):
+        numbers.append(unit["id"])
+        return plain(self, unit)
+
+    monkeypatch.setattr(FilmMaker, "make", make)
+    return numbers
+
+
+class Stop(Exception):
+    """What a test throws in."""
+
+
+def failing(name, owner, after, monkeypatch):
+    """Let `owner.name` fail in its call after `after` ones; hands back what undoes it."""
+    plain, left = getattr(owner, name), [after]
+
+    def fails(*words, **options):
+        left[0] -= 1
+        if left[0] < 0:
+            raise Stop
+        return plain(*words, **options)
+
+    monkeypatch.setattr(owner, name, fails)
+    return lambda: monkeypatch.setattr(owner, name, plain)
+
+
+def stopped(clip, out, settings, monkeypatch, name="write", owner=SegmentWriter, after=SEGMENT + 20):
+    undo = failing(name, owner, after, monkeypatch)
+    with pytest.raises(Stop):
+        restore_video(clip, out, settings)
+    undo()
+
+
+def test_everything_but_the_face_is_kept(clip, settings, lite, tmp_path):
+    out = tmp_path / "out.mp4"
+    out.write_bytes(lite[0])
+    index, after = index_film(clip), index_film(out)
+    assert sound(out) == sound(clip) and len(sound(clip)) > 50
+    assert times(out) == times(clip) and len(times(clip)) == COUNT
+    kept = (
+        "fps",
+        "time_base",
+        "pts",
+        "stop_pts",
+        "colorspace",
+        "color_range",
+        "color_primaries",
+        "color_trc",
+        "audio",
+    )
+    assert all(getattr(index, name) == getattr(after, name) for name in kept) and after.fps == Fraction(30)
+    before = list(read_frames(clip))
+    for one, other in zip(before, read_frames(out), strict=True):
+        change = np.abs(one.astype(int) - other).mean(axis=2)
+        assert change[:10].mean() < 3 and change[100:180, 80:180].mean() > 1.2 * change[:10].mean()
+
+
+def test_the_file_beside_it_says_what_was_done(lite):
+    stats = json.loads(lite[1])
+    assert stats["totals"] == {
+        "frames": COUNT,
+        "restored": COUNT,
+        "faces_restored": COUNT,
+        "faces_held": 0,
+        "passed_through": {"no face": 0},
+        "left": {},
+    }
+    assert len(stats["notes"]) == COUNT and all(0 < note["strength"] <= 1 for note in stats["notes"])
+    job = stats["job"]
+    assert job["model_that_ran"]["model"] == "lite" and job["fps"] == "30" and job["size_wh"] == [SIDE, SIDE]
+    assert "shared" not in lite[1].decode() and "/tmp" not in lite[1].decode(), "no path of this machine"
+
+
+def test_a_second_run_has_nothing_to_do(clip, settings, whole, tmp_path, made, caplog):
+    out, told = tmp_path / "out.mp4", []
+    out.write_bytes(whole[0])
+    sidecar_of(out).write_bytes(whole[1])
+    stamps = [path.stat().st_mtime_ns for path in (out, sidecar_of(out))]
+    with caplog.at_level(logging.INFO, "musetalk_enhance"):
+        again = restore_video(clip, out, settings, progress=lambda *words: told.append(words))
+    assert not made and again.resumed == COUNT and "done already" in caplog.text and told == [(COUNT, COUNT)]
+    assert again.stats == json.loads(whole[1]) and bytes_of(out) == whole
+    assert stamps == [path.stat().st_mtime_ns for path in (out, sidecar_of(out))]
+
+
+POINTS = {
+    "first segment": ("write", SegmentWriter, 3, 0),
+    "third segment": ("write", SegmentWriter, 2 * SEGMENT + 8, 2 * SEGMENT),
+    "state of the second": ("write_state", film_maker, 1, SEGMENT),
+    "join": ("join_film", video, 0, COUNT),
+    "sidecar": ("_stats", video, 0, COUNT),
+    "film in place": ("_put", video, 1, COUNT),
+}
+"""What fails, in which call after how many, and the frames that are done then."""
+
+
+@pytest.mark.parametrize("point", POINTS)
+def test_a_stopped_run_goes_on_to_the_same_bytes(clip, settings, whole, tmp_path, made, monkeypatch, point):
+    name, owner, after, resumed = POINTS[point]
+    out, told = tmp_path / "out.mp4", []
+    stopped(clip, out, settings, monkeypatch, name, owner, after)
+    assert out.exists() is (point == "film in place") and folder_of(out).is_dir()
+    made.clear()
+    done = restore_video(clip, out, settings, progress=lambda *words: told.append(words))
+    assert bytes_of(out) == whole and done.resumed == resumed
+    assert made == list(range(-(-resumed // SEGMENT), 3)), "nothing is done twice"
+    assert told[0] == (resumed, COUNT) and told[-1] == (COUNT, COUNT) and told == sorted(told)
+
+
+def test_stopped_between_the_end_and_the_clean_up(clip, settings, whole, tmp_path, made, monkeypatch):
+    out = tmp_path / "out.mp4"
+    stopped(clip, out, settings, monkeypatch, "rmtree", video.shutil, 0)
+    assert folder_of(out).is_dir() and made == [0, 1, 2]
+    restore_video(clip, out, settings)
+    assert bytes_of(out) == whole and made == [0, 1, 2]
+
+
+def cut_short(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+def garbled(path: Path) -> None:
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 0xFF
+    path.write_bytes(data)
+
+
+def emptied(path: Path) -> None:
+    path.write_text(json.dumps({"unit": json.loads(path.read_text())["unit"], "items": []}))
+
+
+@pytest.mark.parametrize(
+    ("name", "damage", "again"),
+    [
+        ("segments/000000.mp4", garbled, [0, 2]),
+        ("segments/000001.mp4", cut_short, [1, 2]),
+        ("segments/000000.mp4", Path.unlink, [0, 2]),
+        (f"{FOLDER}/units/000001.json", cut_short, [1, 2]),
+        (f"{FOLDER}/units/000000.json", emptied, [0, 2]),
+        (f"{FOLDER}/manifest.json", cut_short, [0, 1, 2]),
+    ],
+)
+def test_what_is_damaged_is_made_again(clip, settings, whole, tmp_path, made, monkeypatch, name, damage, again):
+    out = tmp_path / "out.mp4"
+    stopped(clip, out, settings, monkeypatch, after=2 * SEGMENT + 2)
+    damage(folder_of(out) / name)
+    made.clear()
+    restore_video(clip, out, settings)
+    assert bytes_of(out) == whole and made == again
+
+
+def test_segments_of_a_damaged_manifest_are_not_mixed_with_others(clip, settings, tmp_path, monkeypatch, caplog):
+    out, fresh, other = tmp_path / "out.mp4", tmp_path / "fresh.mp4", settings.replace(crf=30)
+    stopped(clip, out, settings, monkeypatch)
+    cut_short(folder_of(out) / FOLDER / "manifest.json")
+    restore_video(clip, out, other)
+    assert "cannot be read: starting afresh" in caplog.text
+    restore_video(clip, fresh, other)
+    assert out.read_bytes() == fresh.read_bytes()
+
+
+def test_other_settings_start_afresh_and_say_so(clip, settings, whole, tmp_path, made, monkeypatch, caplog):
+    out = tmp_path / "out.mp4"
+    stopped(clip, out, settings.replace(crf=40), monkeypatch)
+    made.clear()
+    restore_video(clip, out, settings)
+    assert made == [0, 1, 2] and bytes_of(out) == whole
+    assert "other settings than in the last run (crf: 40 then, 18 now): starting afresh" in caplog.text
+
+
+def test_a_finished_film_of_other_settings_is_made_again(clip, settings, whole, tmp_path, made, caplog):
+    out = tmp_path / "out.mp4"
+    out.write_bytes(whole[0])
+    sidecar_of(out).write_bytes(whole[1])
+    restore_video(clip, out, settings, end=0.5)
+    assert made == [0] and len(decoded(out)) == 15 and "with other settings or from another film" in caplog.text
+
+
+def test_another_film_under_the_same_name_starts_afresh(clip, settings, tmp_path, made, monkeypatch, caplog):
+    source, out = tmp_path / "in.mp4", tmp_path / "out.mp4"
+    source.write_bytes(clip.read_bytes())
+    stopped(source, out, settings, monkeypatch)
+    make_film(source, 20, (SIDE, SIDE))
+    made.clear()
+    restore_video(source, out, settings)
+    assert made == [0, 1] and "input_sha256" in caplog.text and len(decoded(out)) == 20
+    assert json.loads(sidecar_of(out).read_text())["totals"]["passed_through"] == {"no face": 20}
+
+
+@pytest.mark.parametrize("damage", [Path.unlink, garbled])
+def test_a_result_that_is_gone_or_damaged_is_made_again(clip, settings, whole, tmp_path, made, caplog, damage):
+    out = tmp_path / "out.mp4"
+    out.write_bytes(whole[0])
+    sidecar_of(out).write_bytes(whole[1])
+    damage(out)
+    restore_video(clip, out, settings)
+    assert made == [0, 1, 2] and bytes_of(out) == whole and "starting afresh" in caplog.text
+
+
+@pytest.mark.parametrize("text", ["", "[]", '{"job": "x"}', '{"job": {"facts": {"threads": 1}}}', "\x00\xff"])
+def test_a_file_beside_it_that_says_nothing_is_looked_past(clip, settings, tmp_path, made, text):
+    out = tmp_path / "out.mp4"
+    sidecar_of(out).write_text(text, encoding="latin-1")
+    restore_video(clip, out, settings, end=0.1)
+    assert made == [0] and json.loads(sidecar_of(out).read_text())["totals"]["frames"] == 3
+
+
+def test_a_stretch_is_that_stretch(clip, settings, tmp_path):
+    out = tmp_path / "out.mp4"
+    restore_video(clip, out, settings.replace(crf=0), start=0.4, end=0.8)
+    assert len(decoded(out)) == 12 and times(out)[:2] == [0, Fraction(1, 30)]
+    with excerpt(clip, out, 0.4, 0.8) as part:
+        assert same_planes(decoded(part), decoded(clip)[12:24]) and times(part) == times(out)
+        assert part.parent.parent == tmp_path
+    assert not part.exists() and bytes_of(out)
+    with excerpt(clip, out, None, None) as part:
+        assert part == clip
+
+
+def test_a_turned_film_stays_turned(small, settings, tmp_path):
+    source, out = tmp_path / "in.mp4", tmp_path / "out.mp4"
+    with VideoWriter(source, Fraction(25), (SIDE, SIDE), crf=10) as writer:
+        for frame in small[:8]:
+            writer.write(np.ascontiguousarray(np.rot90(frame, -1)))
+    turn(source, QUARTERS[90])
+    done = restore_video(source, out, settings)
+    assert index_film(out).rotation == index_film(source).rotation == 90
+    assert index_film(out).display_matrix == index_film(source).display_matrix
+    assert done.stats["totals"]["restored"] == 8, "faces are looked for in the upright picture"
+    with pytest.raises(MediaError, match="rotation"):
+        restore_video(source, tmp_path / "out.mkv", settings)
+
+
+@pytest.mark.parametrize("suffix", [".mp4", ".mkv"])
+def test_no_sound_and_uneven_times(small, settings, tmp_path, monkeypatch, suffix):
+    uneven = [0, 7, 40, 41, 90, 200, 201, 203, 260, 300]
+    monkeypatch.setattr(clips, "picture", lambda at, size_wh: small[at])
+    source = make_film(tmp_path / f"in{suffix}", 10, (SIDE, SIDE), pts=uneven, time_base=Fraction(1, 1000))
+    done = restore_video(source, tmp_path / f"out{suffix}", settings)
+    assert times(done.output) == [Fraction(at, 1000) for at in uneven] and done.stats["totals"]["restored"] == 10
+    assert not index_film(done.output).audio
+
+
+def test_what_is_refused(clip, settings, tmp_path, made):
+    inside = tmp_path / "in.mp4"
+    inside.write_bytes(clip.read_bytes())
+    (tmp_path / "link.mp4").symlink_to(inside)
+    for output in (inside, tmp_path / "link.mp4", tmp_path / "x" / ".." / "in.mp4"):
+        with pytest.raises(ConfigError, match="another file than IN"):
+            restore_video(inside, output, settings)
+    with pytest.raises(MediaError, match="no container"):
+        restore_video(inside, tmp_path / "out.webm", settings)
+    with pytest.raises(MediaError, match="folder does not exist"):
+        restore_video(inside, tmp_path / "nowhere" / "out.mp4", settings)
+    with pytest.raises(ConfigError, match="end"):
+        restore_video(inside, tmp_path / "out.mp4", settings, start=1, end=1)
+    with pytest.raises(MediaError, match="does not exist"):
+        restore_video(tmp_path / "missing.mp4", tmp_path / "out.mp4", settings)
+    assert {path.name for path in tmp_path.iterdir()} - {"weight-cache"} == {"in.mp4", "link.mp4"}
+    assert not made and inside.read_bytes() == clip.read_bytes()
+
+
+def test_a_network_that_cannot_be_loaded_leaves_nothing(clip, settings, tmp_path):
+    with pytest.raises(Exception, match="weight"):
+        restore_video(clip, tmp_path / "out.mp4", settings.replace(model="gfpgan-1.4"))
+    assert not folder_of(tmp_path / "out.mp4").exists()
+
+
+def test_two_runs_at_once_are_refused(clip, settings, tmp_path):
+    out = tmp_path / "out.mp4"
+    with locked(folder_of(out)):
+        with pytest.raises(ConfigError, match="no other run"):
+            restore_video(clip, out, settings)
+        assert (folder_of(out) / FOLDER).is_dir(), "it is the other one's"
+
+
+def test_a_film_without_times_is_cut_into_few_segments(tmp_path):
+    index = index_film(make_film(tmp_path / "film.mp4", 200, (32, 32)))
+    counted = replace(index, counted=True)
+    assert segment_of(index, VideoSettings(segment=16)) == 16
+    assert segment_of(counted, VideoSettings(segment=16)) == 25 and segment_of(counted, VideoSettings()) == 240
+
+
+KILLED = """
+import sys
+import torch
+from musetalk_enhance.jobs import VideoSettings, film_maker, restore_video, video
+film_maker.TEMPLATE_SIDE, film_maker.PREROLL, video.PREROLL = 128, 4, 4
+torch.set_num_threads(1)
+source, out, detector, *quick = sys.argv[1:]
+settings = VideoSettings(detector_path=detector, **eval(quick[0]))
+restore_video(source, out, settings, progress=lambda done, total: print(done, flush=True))
+"""
+
+
+def test_kill_9_in_the_middle(clip, settings, lite, tmp_path, made):
+    out = tmp_path / "out.mp4"
+    words = [sys.executable, "-c", KILLED, str(clip), str(out), str(settings.detector_path), repr(QUICK)]
+    with subprocess.Popen(words, cwd=ROOT, stdout=subprocess.PIPE, text=True) as run:
+        for line in run.stdout:
+            if int(line) > SEGMENT:
+                break
+        os.kill(run.pid, signal.SIGKILL)
+    assert run.returncode == -signal.SIGKILL and not out.exists()
+    done = restore_video(clip, out, settings)
+    assert bytes_of(out) == lite and done.resumed in (0, SEGMENT, 2 * SEGMENT) and len(made) < 4
+
+
+def test_leftovers_of_a_killed_run_are_swept(clip, settings, tmp_path):
+    out = tmp_path / "out.mp4"
+    left, others = tmp_path / f".out.part-{'0f' * 16}.mp4", tmp_path / ".out.part-mine.mp4"
+    left.write_bytes(b"x")
+    others.write_bytes(b"x")
+    restore_video(clip, out, settings, end=0.1)
+    assert not left.exists() and others.exists() and time.time() - out.stat().st_mtime < 60
