@@ -170,8 +170,8 @@ class UntrustedWeightError(WeightError, PermissionError):
         super().__init__(
             f"{path} (sha256 {sha256}) is no published weight that this library knows, and a .pth file is a "
             "pickle. If you trust where it came from, say trust_unpinned: true "
-            "(flag --gfpgan_trust_unpinned); it is then read by a restricted unpickler. "
-            "A .safetensors file needs no such word."
+            "(flag --gfpgan_trust_unpinned, or --trust-unpinned for folders and films); it is then read by a "
+            "restricted unpickler. A .safetensors file needs no such word."
         )
 
 

@@ -27,10 +27,13 @@ class Names:
     comparison: str
 
 
-def list_pictures(source: Path, skip: Sequence[Path] = ()) -> list[str]:
+def list_pictures(
+    source: Path, skip: Sequence[Path] = (), troubles: list[tuple[str, str]] | None = None
+) -> list[str]:
     """The pictures below a folder, as paths relative to it with ``/``, sorted; or the one picture named.
 
     A picture is told by its suffix. Names that begin with a dot are left out, and so is what lies in `skip`.
+    Sub-folders that cannot be read are added to `troubles`, with the reason.
 
     Raises:
         MediaError: `source` is missing, or cannot be read.
@@ -47,8 +50,9 @@ def list_pictures(source: Path, skip: Sequence[Path] = ()) -> list[str]:
     here = source.resolve()
     if here in left_out or any(place / name in (here, *here.parents) for place in left_out for name in _RESULTS):
         raise ConfigError("--output-dir", str(skip[0]), "a folder within the input folder, or one apart from it")
-    found = []
-    for folder, folders, files in os.walk(source, onerror=_raise):
+    found: list[str] = []
+    walk = os.walk(source, onerror=lambda error: _note(error, source, [] if troubles is None else troubles))
+    for folder, folders, files in walk:
         here = Path(folder)
         folders[:] = [one for one in folders if not one.startswith(".") and (here / one).resolve() not in left_out]
         for name in files:
@@ -59,8 +63,14 @@ def list_pictures(source: Path, skip: Sequence[Path] = ()) -> list[str]:
     return sorted(found)
 
 
-def _raise(error: OSError) -> None:
-    raise MediaError(error.filename or "", f"cannot be read ({error.strerror or error})") from error
+def _note(error: OSError, source: Path, troubles: list[tuple[str, str]]) -> None:
+    """Note a sub-folder that cannot be read; without the folder itself there is no work."""
+    text = f"cannot be read ({error.strerror or error})"
+    place = Path(error.filename or source)
+    if place == source:
+        raise MediaError(source, text) from error
+    name = place.relative_to(source).as_posix()
+    troubles.append((name, f"{name}: {text}"))
 
 
 def root_of(source: Path) -> Path:

@@ -25,6 +25,7 @@ logger = logging.getLogger("musetalk_enhance")
 STATS = "restoration_stats.json"
 Progress = Callable[[int, int], None]
 """Called with how many pictures are done, and how many there are."""
+Approve = Callable[[Facts], None]
 
 
 @dataclass(frozen=True)
@@ -45,8 +46,9 @@ class ImagesResult:
 
     @property
     def errors(self) -> int:
-        """Pictures that could not be read or restored."""
-        return int(self.stats["pictures"]["unreadable"] + self.stats["pictures"]["failed"])
+        """Pictures and folders that could not be read or restored."""
+        counts = self.stats["pictures"]
+        return int(counts["unreadable"] + counts["failed"] + counts["unreadable_folders"])
 
 
 def restore_images(
@@ -56,6 +58,7 @@ def restore_images(
     *,
     engine: Engine | None = None,
     pictures: Sequence[str] | None = None,
+    approve: Approve | None = None,
     progress: Progress | None = None,
 ) -> ImagesResult:
     """Restore the faces of every picture below a folder.
@@ -71,6 +74,7 @@ def restore_images(
         settings: None takes the defaults.
         engine: where the work is done; None: here.
         pictures: restore only these, as `folder.list_pictures` names them.
+        approve: called with what is going to run, before anything is written; it may raise.
         progress: told how far the work is.
 
     Raises:
@@ -80,13 +84,16 @@ def restore_images(
     """
     settings, source, output = settings or ImageSettings(), Path(source), Path(output)
     start = time.perf_counter()
-    listed = list(pictures) if pictures is not None else folders.list_pictures(source, skip=[output])
+    troubles: list[tuple[str, str]] = []
+    listed = list(pictures) if pictures is not None else folders.list_pictures(source, [output], troubles)
     root = folders.root_of(source)
     elsewhere = settings.absolute()
     with locked(output), contextlib.closing(engine or LocalEngine()) as place:
         sweep_parts(output, (folders.RESTORED, folders.COMPARISONS))
         before = Manifest.found(output)
         facts = _facts(place, elsewhere, before)
+        if approve is not None:
+            approve(facts)
         plan = _planned(before, output, root, listed, settings, facts)
         read, write = ReadUnit(root.absolute()), WriteUnit(output.absolute(), elsewhere, plan.names)
         gpu = facts.device != "cpu"
@@ -94,7 +101,7 @@ def restore_images(
         count = _Counted(progress, listed, plan.valid)
         resumed = count.done
         place.run(work, count)
-        stats = image_stats(settings, facts, count.states, listed)
+        stats = image_stats(settings, facts, count.states, listed, sorted(troubles))
         write_json(output / STATS, stats)
         return ImagesResult(output, stats, time.perf_counter() - start, resumed)
 

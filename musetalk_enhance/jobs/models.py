@@ -119,7 +119,7 @@ def load(settings: FaceSettings, *, pinned: Facts | None = None) -> Loaded:
             passed_over.append([name, _short(error)])
             errors.append(error)
         else:
-            _say(passed_over, name)
+            _say(passed_over, name, settings.fidelity is not None and loaded.fidelity is None)
             return loaded
     raise _said_of_all(errors[0], passed_over[1:]) from errors[0]
 
@@ -198,7 +198,8 @@ def _said_of_all(error: Exception, others: list[list[str]]) -> Exception:
     return error
 
 
-def _say(passed_over: list[list[str]], name: str) -> None:
+def _say(passed_over: list[list[str]], name: str, without_fidelity: bool) -> None:
     if passed_over:
         first, reason = passed_over[0]
-        logger.warning("%s cannot be loaded: %s. %s takes over.", first, reason, name)
+        note = " Fidelity means nothing there." if without_fidelity else ""
+        logger.warning("%s cannot be loaded: %s. %s takes over.%s", first, reason, name, note)

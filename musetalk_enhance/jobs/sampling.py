@@ -15,6 +15,7 @@ from ..sheets import contact_sheet, side_by_side
 from .folder import evenly, list_pictures, root_of
 from .images import ImagesResult, Progress, restore_images
 from .manifest import sweep_parts
+from .models import Facts
 from .options import ImageSettings, option_named
 from .work import Engine
 
@@ -132,9 +133,10 @@ def restore_sweep(
     results = []
     for value, mine in zip(sweep.values, every, strict=True):
         folder = place / re.sub(r"[^\w.=+-]+", "_", sweep.label(value))
-        result = restore_images(source, folder, mine, engine=engine, pictures=names, progress=progress)
-        _check_fidelity(sweep, result)
-        results.append(result)
+        approve = None if sweep.name != "fidelity" else _has_fidelity
+        results.append(
+            restore_images(source, folder, mine, engine=engine, pictures=names, approve=approve, progress=progress)
+        )
     labels = ["input", *(sweep.label(value) for value in sweep.values)]
     rows = []
     sweep_parts(place, {name.partition("/")[0] for name in names if "/" in name})
@@ -160,12 +162,10 @@ def chosen(source: Path, output: Path, count: int | None) -> list[str]:
     return listed if count is None else evenly(listed, count)
 
 
-def _check_fidelity(sweep: Sweep, result: ImagesResult) -> None:
-    ran = result.stats["model_that_ran"]
-    if sweep.name == "fidelity" and ran["fidelity"] is None:
-        why = "; ".join(f"{each['model']}: {each['reason']}" for each in result.stats["models_passed_over"])
-        allowed = f"a model that has it (codeformer); {ran['model']} ran ({why})"
-        raise ConfigError("--sweep", "fidelity", allowed)
+def _has_fidelity(facts: Facts) -> None:
+    if facts.fidelity is None:
+        why = "; ".join(f"{name}: {reason}" for name, reason in facts.passed_over)
+        raise ConfigError("--sweep", "fidelity", f"a model that has it (codeformer); {facts.model} would run ({why})")
 
 
 def _restored(result: ImagesResult, name: str) -> list[Any]:

@@ -30,7 +30,11 @@ def settings_stats(settings: FaceSettings, facts: Facts) -> dict[str, Any]:
 
 
 def image_stats(
-    settings: FaceSettings, facts: Facts, states: Iterable[State], listed: Sequence[str]
+    settings: FaceSettings,
+    facts: Facts,
+    states: Iterable[State],
+    listed: Sequence[str],
+    troubles: Sequence[tuple[str, str]] = (),
 ) -> dict[str, Any]:
     """The statistics of a folder, as plain values.
 
@@ -41,12 +45,14 @@ def image_stats(
         facts: what ran.
         states: of all units.
         listed: the pictures that belong to the folder now.
+        troubles: sub-folders that cannot be read, with the reason.
     """
     wanted = set(listed)
     items = sorted(
         (item for state in states for item in state["items"] if item["name"] in wanted), key=lambda item: item["name"]
     )
     kinds = Counter(item["state"] for item in items)
+    errors = [(item["name"], item["error"]) for item in items if item["error"]]
     faces = Counter(face["state"] for item in items for face in item["faces"])
     return settings_stats(settings, facts) | {
         "pictures": {
@@ -55,12 +61,13 @@ def image_stats(
             "without_restored_face": kinds[NO_FACE],
             "failed": kinds[FAILED],
             "unreadable": kinds[UNREADABLE],
+            "unreadable_folders": len(troubles),
         },
         "faces": {
             "found": sum(faces.values()),
             "restored": faces["restored"],
             "left": {state: count for state, count in sorted(faces.items()) if state != "restored"},
         },
-        "errors": [{"name": item["name"], "error": item["error"]} for item in items if item["error"]],
+        "errors": [{"name": name, "error": error} for name, error in [*troubles, *errors]],
         "items": [{name: value for name, value in item.items() if name != "ms"} for item in items],
     }

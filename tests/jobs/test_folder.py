@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -93,3 +94,22 @@ def test_samples_are_spread(count, expected):
 def test_the_root_of_names():
     assert folder.root_of(Path(__file__)) == Path(__file__).parent
     assert folder.root_of(Path(__file__).parent) == Path(__file__).parent
+
+
+def test_a_sub_folder_that_cannot_be_read_is_listed(tmp_path, monkeypatch):
+    """As root every folder can be read, so the answer of the system is made up."""
+    (tmp_path / "shut").mkdir()
+    (tmp_path / "a.png").write_bytes(b"x")
+    scandir = os.scandir
+
+    def refused(path):
+        if os.fspath(path).endswith("shut"):
+            raise PermissionError(13, "Permission denied", os.fspath(path))
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", refused)
+    troubles = []
+    assert list_pictures(tmp_path, [], troubles) == ["a.png"]
+    assert troubles == [("shut", "shut: cannot be read (Permission denied)")]
+    with pytest.raises(MediaError, match="cannot be read"):
+        list_pictures(tmp_path / "shut")
