@@ -47,7 +47,8 @@ def test_every_picture_is_restored_and_keeps_its_name(network, folders):
     stats = json.loads((output / STATS).read_text())
     assert stats == result.stats
     assert stats["pictures"] == {
-        "all": 7, "with_restored_faces": 7, "without_restored_face": 0, "failed": 0, "unreadable": 0
+        "all": 7, "with_restored_faces": 7, "without_restored_face": 0, "failed": 0, "unreadable": 0,
+        "unreadable_folders": 0,
     }  # fmt: skip
     assert stats["faces"] == {"found": 7, "restored": 7, "left": {}} and stats["errors"] == []
     assert stats["model_that_ran"]["model"] == "fake" and stats["settings"]["face_detector"] == "none"
