@@ -160,7 +160,7 @@ def failing(name, owner, after, monkeypatch):
     return lambda: monkeypatch.setattr(owner, name, plain)
 
 
-def stopped(clip, out, settings, monkeypatch, name="write", owner=SegmentWriter, after=SEGMENT + 20):
+def stopped(clip, out, settings, monkeypatch, name="write", owner=SegmentWriter, after=SEGMENT + 12):
     undo = failing(name, owner, after, monkeypatch)
     with pytest.raises(Stop):
         restore_video(clip, out, settings)
@@ -221,7 +221,7 @@ def test_a_second_run_has_nothing_to_do(clip, settings, whole, tmp_path, made, c
 
 POINTS = {
     "first segment": ("write", SegmentWriter, 3, 0),
-    "third segment": ("write", SegmentWriter, 2 * SEGMENT + 8, 2 * SEGMENT),
+    "third segment": ("write", SegmentWriter, 2 * SEGMENT + 2, 2 * SEGMENT),
     "state of the second": ("write_state", film_maker, 1, SEGMENT),
     "join": ("join_film", video, 0, COUNT),
     "sidecar": ("_stats", video, 0, COUNT),
