@@ -38,7 +38,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Restore; 3 where the film cannot be read.
+    """Restore; 3 where the film cannot be read, or the network failed at some faces.
 
     Raises:
         EnhanceError: the work cannot begin or go on.
@@ -63,7 +63,7 @@ def run(args: argparse.Namespace) -> int:
     print(json.dumps(_as_dict(made), indent=1) if args.json else summary(made))
     if args.report is not None:
         _report(args, made)
-    return 0
+    return UNREADABLE if made.errors else 0
 
 
 def _as_dict(made: VideoResult) -> dict[str, object]:

@@ -38,6 +38,8 @@ PREROLL = 16
 CHUNK = 8
 """Frames that are worked on together."""
 SEGMENTS = "segments"
+FAULTS = ("restorer", "out of memory", "reload")
+"""How notes begin that tell of a failure, not of a decision."""
 LOST = "lost from sight"
 """Why a face that the detector missed is not restored: something else is seen where it was."""
 _ALIKE, _LOOK_SIDE = 0.5, 32  # correlation of two pictures of one face; pixels at which it is taken
@@ -278,6 +280,7 @@ class _Facts:
             self._counts["faces_restored"] += len(shown.pastes)
             self._counts["faces_held"] += sum(seen.held and seen.track in shown.pastes for seen in shown.seen)
             for note in shown.notes.values():
+                self._counts["faces_failed"] += isinstance(note, str) and note.startswith(FAULTS)
                 self._left.update([note] if isinstance(note, str) else [])
                 self._left.update([f"held back: {note.guard}"] if isinstance(note, FrameNote) and note.guard else [])
             self._notes.append(_main_note(shown))

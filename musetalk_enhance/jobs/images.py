@@ -159,7 +159,7 @@ def _planned(
     folders.check_apart(root, output, names)
     new = [name for name in listed if name not in known]
     first = 1 + max((unit["id"] for unit in manifest.units), default=-1)
-    job = digest(manifest.settings)
+    job = digest([manifest.settings, manifest.facts])
     for index, items in enumerate(folders.in_units(root, new, settings.upscale)):
         manifest.units.append({"id": first + index, "job": job, "items": items})
     manifest.forget()

@@ -21,11 +21,11 @@ from ..film import FilmIndex, SegmentWriter, check_target, index_film, join_film
 from .film_maker import CHUNK, PREROLL, OpenFilmMaker, PassUnit, WriteSegmentState
 from .local import LocalEngine
 from .manifest import (
+    FOLDER,
     Manifest,
     State,
     Unit,
     digest,
-    discard,
     file_digest,
     locked,
     outputs_of,
@@ -63,6 +63,11 @@ class VideoResult:
     stats: dict[str, Any]
     seconds: float
     resumed: int
+
+    @property
+    def errors(self) -> int:
+        """Faces at which the network failed; their frames are as they came, and the next run does the film again."""
+        return int(self.stats["totals"]["faces_failed"])
 
 
 def sidecar_of(output: Path) -> Path:
@@ -262,15 +267,23 @@ def _facts(engine: Engine, opener: OpenFilmMaker) -> Facts:
 def _is_done(output: Path, known: Any, decisive: dict[str, Any]) -> bool:
     """Whether the film is there as an earlier run with the same settings left it."""
     job = _job(known)
-    if job.get("settings_sha256") != digest(decisive) or not isinstance(known.get("totals"), dict):
+    if job.get("settings_sha256") != digest(decisive) or not isinstance(known.get("totals"), dict) or _failed(known):
         return False
     return job.get("output_sha256") is not None and job["output_sha256"] == file_digest(output)
+
+
+def _failed(known: dict[str, Any]) -> bool:
+    """Whether the network failed at some faces of the film that is there."""
+    totals = known.get("totals")
+    return isinstance(totals, dict) and bool(totals.get("faces_failed"))
 
 
 def _say_what_was(output: Path, known: Any, decisive: dict[str, Any]) -> None:
     """Say why a film that is there is made again."""
     then = _job(known).get("settings_sha256")
-    if then is not None and then != digest(decisive):
+    if then == digest(decisive) and _failed(known):
+        logger.warning("%s holds faces at which the network failed: starting afresh", output)
+    elif then is not None and then != digest(decisive):
         logger.warning("%s was made with other settings or from another film: starting afresh", output)
     elif then is not None:
         what = "is not as it was left" if output.exists() else "is gone"
@@ -285,21 +298,20 @@ def _manifest(
     index: FilmIndex,
     settings: VideoSettings,
 ) -> Manifest:
-    size = segment_of(index, settings)
-    units = [
-        {"id": number, "first": first, "stop": min(first + size, len(index))}
+    if before is None and (folder / FOLDER / "manifest.json").exists():
+        logger.warning("the manifest in %s cannot be read: starting afresh", folder)
+    elif before is not None and before.settings != decisive:
+        logger.warning(
+            "other settings than in the last run (%s): starting afresh", "; ".join(before.differences(decisive))
+        )
+        before = None
+    manifest = before or Manifest(folder, decisive, facts.as_dict())
+    size, job = segment_of(index, settings), digest([manifest.settings, manifest.facts])
+    manifest.units = [
+        {"id": number, "job": job, "first": first, "stop": min(first + size, len(index))}
         for number, first in enumerate(range(0, len(index), size))
     ]
-    if before is not None and (before.settings != decisive or before.units != units):
-        changed = "; ".join(before.differences(decisive)) or "other segments"
-        logger.warning("other settings than in the last run (%s): starting afresh", changed)
-        before.forget()
-        before = None
-    manifest = before or Manifest(folder, decisive, facts.as_dict(), units)
-    if before is None:
-        if (manifest.place / "manifest.json").exists():
-            logger.warning("the manifest in %s cannot be read: starting afresh", folder)
-        manifest.forget()  # its segments may be of other settings
+    manifest.forget()  # what is left there may be of other settings
     manifest.write()
     return manifest
 
@@ -312,7 +324,7 @@ def _sorted_out(manifest: Manifest) -> tuple[list[State], list[Unit]]:
         if state is not None and _is_whole(state) and outputs_there(manifest.folder, state):
             valid.append(state)
         else:
-            discard(manifest.folder, state)
+            manifest.undo(unit)
             todo.append(unit)
     return valid, todo
 
@@ -362,6 +374,7 @@ def _stats(
         "restored": counts["frames_with_restored_faces"],
         "faces_restored": counts["faces_restored"],
         "faces_held": counts["faces_held"],
+        "faces_failed": counts["faces_failed"],
         "passed_through": {"no face": 0} | Counter(note["passthrough"] for note in notes if "passthrough" in note),
         "left": dict(sorted(left.items())),
     }

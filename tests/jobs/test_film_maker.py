@@ -155,6 +155,7 @@ def test_frames_without_a_face_go_through_untouched(tmp_path):
         "frames_with_restored_faces": 8,
         "faces_restored": 8,
         "faces_held": 0,
+        "faces_failed": 0,
     }
 
 
@@ -421,8 +422,7 @@ def test_memory_does_not_grow_with_the_film(tmp_path, monkeypatch):
     source = film(tmp_path / "film.mp4", [scene(at % 40, [(60 + at % 90, 64)]) for at in range(300)])
     opened, log = recorded()
     told = []
-    maker = FilmMaker(opened, source, index_film(source), tmp_path)
-    maker.told = told.append
+    maker = FilmMaker(opened, source, index_film(source), tmp_path, told.append)
     maker.make({"id": 0, "first": 0, "stop": 300})
     assert Counted.most <= 4 * CHUNK and Counted.live == 0
     assert sum(told) == 300 and max(told) == CHUNK

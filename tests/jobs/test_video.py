@@ -198,6 +198,7 @@ def test_the_file_beside_it_says_what_was_done(lite):
         "restored": COUNT,
         "faces_restored": COUNT,
         "faces_held": 0,
+        "faces_failed": 0,
         "passed_through": {"no face": 0},
         "left": {},
     }
@@ -273,7 +274,7 @@ def emptied(path: Path) -> None:
         ("segments/000000.mp4", Path.unlink, [0, 2]),
         (f"{FOLDER}/units/000001.json", cut_short, [1, 2]),
         (f"{FOLDER}/units/000000.json", emptied, [0, 2]),
-        (f"{FOLDER}/manifest.json", cut_short, [0, 1, 2]),
+        (f"{FOLDER}/manifest.json", cut_short, [2]),
     ],
 )
 def test_what_is_damaged_is_made_again(clip, settings, whole, tmp_path, made, monkeypatch, name, damage, again):
@@ -449,3 +450,26 @@ def test_leftovers_of_a_killed_run_are_swept(clip, settings, tmp_path):
     others.write_bytes(b"x")
     restore_video(clip, out, settings, end=0.1)
     assert not left.exists() and others.exists() and time.time() - out.stat().st_mtime < 60
+
+
+def test_a_network_that_fails_at_some_faces_is_counted_and_the_next_run_does_better(
+    clip, settings, whole, tmp_path, made, monkeypatch, caplog
+):
+    plain, calls = FakeRestorer.restore, []
+
+    def fails(self, faces_rgb):
+        calls.append(len(faces_rgb))
+        if 3 <= len(calls) < 3 + film_maker.CHUNK + 1:
+            raise RuntimeError("the driver is gone")
+        return plain(self, faces_rgb)
+
+    monkeypatch.setattr(FakeRestorer, "restore", fails)
+    out = tmp_path / "out.mp4"
+    first = restore_video(clip, out, settings)
+    assert 0 < first.errors <= film_maker.CHUNK and len(first.stats["notes"]) == COUNT
+    assert first.stats["totals"]["left"] == {"restorer: RuntimeError": first.errors}
+    assert bytes_of(out) != whole
+    monkeypatch.setattr(FakeRestorer, "restore", plain)
+    again = restore_video(clip, out, settings)
+    assert again.errors == 0 and "the network failed: starting afresh" in caplog.text
+    assert bytes_of(out) == whole
