@@ -239,6 +239,21 @@ def test_a_network_that_fails_makes_the_picture_failed_and_is_tried_again(networ
     assert restore_images(source, output, WHOLE.replace(batch_size=1)).errors == 0
 
 
+def test_a_picture_that_outgrows_its_format_stops_nothing(network, tmp_path):
+    put(tmp_path / "in", "a.png", "c.png")
+    put(tmp_path / "in", "b.webp", size_hw=(16, 4100))  # 16400 pixels are more than a WebP can have
+    settings = WHOLE.replace(upscale=4, save_comparison=True)
+    result = restore_images(tmp_path / "in", tmp_path / "out", settings)
+    assert result.errors == result.stats["pictures"]["failed"] == 1 and result.stats["faces"]["restored"] == 2
+    (error,) = result.stats["errors"]
+    assert error["name"] == "b.webp" and "b.webp: cannot be written" in error["error"] and "16383" in error["error"]
+    assert {name for name in files(tmp_path / "out") if "/a" in name or "/b" in name} == {
+        *("restored/a.png", "comparisons/a_compare.jpg"),
+    }
+    png = restore_images(tmp_path / "in", tmp_path / "out", settings.replace(format="png"))
+    assert not png.errors and read(tmp_path / "out/restored/b.png").shape[:2] == (64, 16400)
+
+
 def test_a_single_picture(network, folders):
     source, output = folders
     result = restore_images(source / "sub" / "d.png", output, WHOLE)
