@@ -500,7 +500,7 @@ def test_a_lost_result_is_made_again(network, folders, whole, harm):
     "harm", [b"", b"{", b"[]", b"{}", b"null", b"\xff\xfe", b'{"unit": 3}', "cut", "changed", "gone"]
 )
 @pytest.mark.parametrize("which", ["manifest.json", "units/000001.json"])
-def test_a_damaged_memory_is_made_again(network, folders, whole, which, harm):
+def test_a_damaged_memory_is_made_again(network, folders, whole, which, harm, caplog):
     settings, expected = whole
     source, output = folders
     restore_images(source, output, settings)
@@ -512,8 +512,11 @@ def test_a_damaged_memory_is_made_again(network, folders, whole, which, harm):
         path.unlink()
     else:
         path.write_bytes({"cut": data[: len(data) // 2], "changed": changed}.get(harm, harm))
+    caplog.set_level(logging.WARNING, LOGGER)
+    caplog.clear()
     restore_images(source, output, settings)
     assert files(output) == expected
+    assert ("starting afresh" in caplog.text) == (which == "manifest.json" and harm != "gone")
 
 
 def test_states_of_other_settings_are_nothing_without_their_manifest(network, folders, tmp_path):
