@@ -66,8 +66,8 @@ def _say(made: ImagesResult | Tried, args: argparse.Namespace) -> None:
     from ..jobs import ImagesResult
 
     results = (made,) if isinstance(made, ImagesResult) else made.results
-    for error in results[0].stats["errors"]:
-        logger.warning("%s", error["error"])
+    for said in dict.fromkeys(error["error"] for one in results for error in one.stats["errors"]):
+        logger.warning("%s", said)
     if args.json:
         rows = [{"output": str(one.output), "seconds": round(one.seconds, 2), **one.stats} for one in results]
         print(json.dumps(rows[0] if isinstance(made, ImagesResult) else rows, indent=1))

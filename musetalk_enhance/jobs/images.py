@@ -13,7 +13,18 @@ from typing import Any
 from ..errors import EnhanceError
 from . import folder as folders
 from .local import LocalEngine
-from .manifest import Manifest, State, Unit, digest, file_digest, locked, outputs_there, sweep_parts, write_json
+from .manifest import (
+    FOLDER,
+    Manifest,
+    State,
+    Unit,
+    digest,
+    file_digest,
+    locked,
+    outputs_there,
+    sweep_parts,
+    write_json,
+)
 from .models import Facts
 from .options import ImageSettings
 from .stages import FAILED, OpenMaker, ReadUnit, WriteUnit
@@ -185,6 +196,8 @@ def _manifest(before: Manifest | None, output: Path, settings: ImageSettings, fa
         logger.warning("other settings than in the last run (%s): starting afresh", changed)
         (output / STATS).unlink(missing_ok=True)
         before = None
+    elif before is None and (output / FOLDER / "manifest.json").exists():
+        logger.warning("what the last run noted in %s cannot be read: starting afresh", output)
     return before or Manifest(output, decisive, facts.as_dict())
 
 

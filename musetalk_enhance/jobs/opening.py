@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from .. import weights
+from ..enhancer import GFPGANEnhancer, pick_device
 from ..errors import ConfigError, MissingDependencyError, WeightError
 from ..faces.detect import FaceDetector, RetinaFace, WholePicture, YuNet, make_detector
 from ..picture_restorer import PictureRestorer
 from .models import Facts, Loaded, facts_of, load
 from .options import FaceSettings, ImageSettings, VideoSettings
-
-if TYPE_CHECKING:
-    from ..enhancer import GFPGANEnhancer
 
 PARSENET, REALESRGAN = "ParseNet", "RealESRGAN_x2plus"
 _WARM_UP_SIDE = 512
@@ -161,13 +159,17 @@ def use_threads(pinned: Facts | None) -> int:
 def open_detector(settings: FaceSettings) -> FaceDetector:
     """The detector that the settings mean.
 
+    RetinaFace runs where the restorer does, or on the CPU where that is Metal.
+
     Raises:
+        ConfigError: there is no such device.
         WeightError, MissingDependencyError: it cannot be loaded; says what to fetch or install.
     """
+    device = pick_device(settings.device)
     return make_detector(
         settings.face_detector,
         settings.detector_path,
-        device=None if settings.device in ("auto", "mps") else settings.device,
+        device=None if device.type == "mps" else device,
         max_side=settings.detection_size,
         download=settings.download,
         trust_unpinned=settings.trust_unpinned,
@@ -210,7 +212,6 @@ def _open_parser(settings: ImageSettings, loaded: Loaded) -> Any:
 def _open_background(settings: ImageSettings) -> Any:
     if settings.bg_upsampler == "none":
         return None
-    from ..enhancer import pick_device
     from ..upsampling import BackgroundUpsampler
 
     return BackgroundUpsampler(device=pick_device(settings.device), download=settings.download)

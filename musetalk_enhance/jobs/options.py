@@ -145,7 +145,7 @@ class ImageSettings(FaceSettings):
 
     guard: str | bool = borrowed("guard", False)
     sharpness_gate: str | bool = borrowed("sharpness_gate", False)
-    upscale: int = schema.option(1, "How much larger pictures are handed back.", schema.whole(1, 4))
+    upscale: int = schema.option(1, "How much larger pictures are handed back.", (schema.whole(1, 4)[0], "1 | 2 | 4"))
     face_mask: str = schema.option(
         "auto",
         "What of a restored face is pasted. feathered: all that the network saw, fading at its border. parsed: only "

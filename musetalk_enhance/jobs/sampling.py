@@ -74,8 +74,8 @@ class Tried:
 
     @property
     def errors(self) -> int:
-        """Pictures that could not be read or restored."""
-        return self.results[0].errors
+        """Pictures that could not be read or restored, with one value or another."""
+        return len({error["name"] for result in self.results for error in result.stats["errors"]})
 
 
 def restore_samples(

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from ..errors import MediaError
+from ..errors import FrameError, MediaError
 from ..picture_restorer import Item, RestoredPicture
 from ..pictures import Picture, decode_picture, encode_picture, write_bytes
 from .folder import Names
@@ -18,7 +18,7 @@ from .opening import Opened, open_pictures
 from .options import ImageSettings
 
 RESTORED, NO_FACE, FAILED, UNREADABLE = "restored", "no face restored", "failed", "unreadable"
-"""What may become of a picture. One that is not unreadable is always written."""
+"""What may become of a picture. One that is not unreadable is written, unless it outgrew its format (failed)."""
 
 
 @dataclass
@@ -182,7 +182,11 @@ class WriteUnit:
             record["size_wh"] = [restored.bgr.shape[1], restored.bgr.shape[0]]
             record["state"] = FAILED if restored.error else RESTORED if restored.restored else NO_FACE
             record["error"] = restored.error
-            mine = self._files(read, restored)
+            try:
+                mine = self._files(read, restored)
+            except FrameError as error:  # larger than its format can be: of this picture alone, the others go on
+                mine = {}
+                record |= {"state": FAILED, "error": f"{read.name}: cannot be written ({error})", "faces": []}
             files |= mine
             record["outputs"] = {name: hashlib.sha256(data).hexdigest() for name, data in mine.items()}
         record["ms"] = round(read.ms + (time.perf_counter() - start) * 1e3, 1)

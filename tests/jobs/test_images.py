@@ -239,6 +239,21 @@ def test_a_network_that_fails_makes_the_picture_failed_and_is_tried_again(networ
     assert restore_images(source, output, WHOLE.replace(batch_size=1)).errors == 0
 
 
+def test_a_picture_that_outgrows_its_format_stops_nothing(network, tmp_path):
+    put(tmp_path / "in", "a.png", "c.png")
+    put(tmp_path / "in", "b.webp", size_hw=(16, 4100))  # 16400 pixels are more than a WebP can have
+    settings = WHOLE.replace(upscale=4, save_comparison=True)
+    result = restore_images(tmp_path / "in", tmp_path / "out", settings)
+    assert result.errors == result.stats["pictures"]["failed"] == 1 and result.stats["faces"]["restored"] == 2
+    (error,) = result.stats["errors"]
+    assert error["name"] == "b.webp" and "b.webp: cannot be written" in error["error"] and "16383" in error["error"]
+    assert {name for name in files(tmp_path / "out") if "/a" in name or "/b" in name} == {
+        *("restored/a.png", "comparisons/a_compare.jpg"),
+    }
+    png = restore_images(tmp_path / "in", tmp_path / "out", settings.replace(format="png"))
+    assert not png.errors and read(tmp_path / "out/restored/b.png").shape[:2] == (64, 16400)
+
+
 def test_a_single_picture(network, folders):
     source, output = folders
     result = restore_images(source / "sub" / "d.png", output, WHOLE)
@@ -485,7 +500,7 @@ def test_a_lost_result_is_made_again(network, folders, whole, harm):
     "harm", [b"", b"{", b"[]", b"{}", b"null", b"\xff\xfe", b'{"unit": 3}', "cut", "changed", "gone"]
 )
 @pytest.mark.parametrize("which", ["manifest.json", "units/000001.json"])
-def test_a_damaged_memory_is_made_again(network, folders, whole, which, harm):
+def test_a_damaged_memory_is_made_again(network, folders, whole, which, harm, caplog):
     settings, expected = whole
     source, output = folders
     restore_images(source, output, settings)
@@ -497,8 +512,11 @@ def test_a_damaged_memory_is_made_again(network, folders, whole, which, harm):
         path.unlink()
     else:
         path.write_bytes({"cut": data[: len(data) // 2], "changed": changed}.get(harm, harm))
+    caplog.set_level(logging.WARNING, LOGGER)
+    caplog.clear()
     restore_images(source, output, settings)
     assert files(output) == expected
+    assert ("starting afresh" in caplog.text) == (which == "manifest.json" and harm != "gone")
 
 
 def test_states_of_other_settings_are_nothing_without_their_manifest(network, folders, tmp_path):

@@ -66,6 +66,7 @@ def test_texts_of_flags_are_understood():
 
 def test_replace_checks_anew():
     assert ImageSettings().replace(upscale=4).upscale == 4
+    assert option_named(ImageSettings, "upscale").metadata["allowed"] == "1 | 2 | 4"  # as --help says
     with pytest.raises(ConfigError):
         ImageSettings().replace(upscale=3)
 

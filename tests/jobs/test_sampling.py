@@ -49,6 +49,13 @@ def test_an_unreadable_sample_is_counted(network, folders):
         restore_samples(source, output, WHOLE, 2)
 
 
+def test_what_fails_with_one_value_of_a_sweep_only_is_counted(network, tmp_path):
+    put(tmp_path / "in", "a.png")
+    put(tmp_path / "in", "b.webp", size_hw=(16, 4100))  # four times that is more than a WebP can have
+    tried = restore_sweep(tmp_path / "in", tmp_path / "out", WHOLE, Sweep.parse("upscale=1,4"))
+    assert [result.errors for result in tried.results] == [0, 1] and tried.errors == 1
+
+
 def test_a_sweep_shows_every_value_side_by_side(network, folders):
     source, output = folders
     tried = restore_sweep(source, output, WHOLE, Sweep.parse("strength=0,0.5,1"), 2)

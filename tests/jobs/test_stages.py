@@ -163,6 +163,9 @@ class Upsampler:
     def enlarge(self, picture_bgr, scale):
         return picture_bgr.repeat(scale, 0).repeat(scale, 1) - 10
 
+    def close(self):
+        pass
+
 
 @pytest.mark.parametrize("upscale", [1, 2, 4])
 def test_a_background_is_restored(network, source, tmp_path, monkeypatch, upscale):
@@ -201,6 +204,16 @@ def test_a_detector_that_is_missing_says_what_to_fetch_before_anything_is_loaded
     monkeypatch.setattr(opening, "load", lambda *_, **__: pytest.fail("a network was loaded first"))
     with pytest.raises(MissingWeightError, match=f"weights fetch {weight}"):
         open_pictures(ImageSettings(face_detector=name))
+
+
+@pytest.mark.parametrize(("picked", "expected"), [("cuda:0", "cuda:0"), ("cpu", "cpu"), ("mps", None)])
+def test_the_detector_runs_where_the_restorer_does(monkeypatch, picked, expected):
+    """Also with `auto`: on two devices it may find a face at two places, and the same job would have two ends."""
+    asked = []
+    monkeypatch.setattr(opening, "pick_device", lambda word: asked.append(word) or torch.device(picked))
+    monkeypatch.setattr(opening, "make_detector", lambda name, path, **options: options["device"])
+    device = opening.open_detector(ImageSettings(face_detector="retinaface", device="auto"))
+    assert asked == ["auto"] and (device if device is None else str(device)) == expected
 
 
 def test_threads_are_as_before(network, monkeypatch):
