@@ -74,7 +74,7 @@ def _say(made: ImagesResult | Tried, args: argparse.Namespace) -> None:
         return
     for one in results:
         print(summary(one))
-    if not isinstance(made, ImagesResult):
+    if not isinstance(made, ImagesResult) and made.sheet is not None:
         print(f"written: {made.sheet}")
 
 

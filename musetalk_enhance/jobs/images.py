@@ -196,6 +196,10 @@ def _manifest(before: Manifest | None, output: Path, settings: ImageSettings, fa
         logger.warning("other settings than in the last run (%s): starting afresh", changed)
         (output / STATS).unlink(missing_ok=True)
         before = None
+    elif before is not None and not facts.same_bits(before.facts):
+        logger.warning("what ran in the last run is not to be had any more: starting afresh")
+        (output / STATS).unlink(missing_ok=True)
+        before = None
     elif before is None and (output / FOLDER / "manifest.json").exists():
         logger.warning("what the last run noted in %s cannot be read: starting afresh", output)
     return before or Manifest(output, decisive, facts.as_dict())

@@ -68,6 +68,11 @@ class Facts:
         except TypeError:
             return None
 
+    def same_bits(self, before: Any) -> bool:
+        """Whether what ran `before`, as plain values, comes to the same bits: what was measured then is kept now."""
+        names = ("backend", "dtype", "batch_size", "threads")
+        return isinstance(before, dict) and all(before.get(name) == getattr(self, name) for name in names)
+
     def decisive(self) -> dict[str, Any]:
         """What makes other pixels where it differs; what was only measured (backend, dtype, ...) is kept instead."""
         names = ("model", "weight_sha256", "fidelity", "device", "helpers", "version")

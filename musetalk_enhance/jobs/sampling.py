@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -19,7 +20,11 @@ from .models import Facts
 from .options import ImageSettings, option_named
 from .work import Engine
 
+logger = logging.getLogger("musetalk_enhance")
+
 SHEET = "contact_sheet.jpg"
+MOST_ON_SHEET = 100
+"""Pictures on a contact sheet; of more, as many, spread evenly."""
 _CELL, _STRIP = 480, 4096  # widest picture on a contact sheet; longest strip, in pixels
 
 
@@ -64,12 +69,12 @@ class Tried:
 
     Attributes:
         output: the folder of the sheets.
-        sheet: the contact sheet.
+        sheet: the contact sheet; None where no picture could be restored.
         results: one for each value; a single one without a sweep.
     """
 
     output: Path
-    sheet: Path
+    sheet: Path | None
     results: tuple[ImagesResult, ...]
 
     @property
@@ -97,7 +102,7 @@ def restore_samples(
     result = restore_images(source, place, settings, engine=engine, pictures=names, progress=progress)
     rows = [
         (name, _strip([_read(root_of(source) / name), *_restored(result, name)], ["before", "after"], _CELL))
-        for name in names
+        for name in evenly(names, MOST_ON_SHEET)
         if _restored(result, name)
     ]
     return Tried(place, _write_sheet(place, rows), (result,))
@@ -138,7 +143,7 @@ def restore_sweep(
             restore_images(source, folder, mine, engine=engine, pictures=names, approve=approve, progress=progress)
         )
     labels = ["input", *(sweep.label(value) for value in sweep.values)]
-    rows = []
+    rows, shown = [], set(evenly(names, MOST_ON_SHEET))
     sweep_parts(place, {name.partition("/")[0] for name in names if "/" in name})
     for name in names:
         made = [picture for result in results for picture in _restored(result, name)]
@@ -146,7 +151,8 @@ def restore_sweep(
             continue
         pictures = [_read(root_of(source) / name), *made]
         _write_jpeg(place / f"{name}_{sweep.name}.jpg", _strip(pictures, labels, None))
-        rows.append((name, _strip(pictures, labels, _CELL)))
+        if name in shown:
+            rows.append((name, _strip(pictures, labels, _CELL)))
     return Tried(place, _write_sheet(place, rows), tuple(results))
 
 
@@ -158,7 +164,10 @@ def chosen(source: Path, output: Path, count: int | None) -> list[str]:
     """
     if count is not None and count < 1:
         raise ConfigError("--num-samples", count, "1 or more")
-    listed = list_pictures(source, skip=[output])
+    troubles: list[tuple[str, str]] = []
+    listed = list_pictures(source, [output], troubles)
+    for _, text in troubles:
+        logger.warning("%s", text)
     return listed if count is None else evenly(listed, count)
 
 
@@ -196,9 +205,9 @@ def _strip(pictures: Sequence[Any], labels: Sequence[str], widest: int | None) -
     return side_by_side(small, labels, max_side=_STRIP)
 
 
-def _write_sheet(place: Path, rows: Sequence[tuple[str, Any]]) -> Path:
+def _write_sheet(place: Path, rows: Sequence[tuple[str, Any]]) -> Path | None:
     if not rows:
-        raise MediaError(place, "has no contact sheet: not one of the pictures could be restored")
+        return None
     width = min(_STRIP, max(row.shape[1] for _, row in rows))
     _write_jpeg(place / SHEET, contact_sheet([row for _, row in rows], [name for name, _ in rows], width=width))
     return place / SHEET

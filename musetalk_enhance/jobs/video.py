@@ -305,6 +305,9 @@ def _manifest(
             "other settings than in the last run (%s): starting afresh", "; ".join(before.differences(decisive))
         )
         before = None
+    elif before is not None and not facts.same_bits(before.facts):
+        logger.warning("what ran in the last run is not to be had any more: starting afresh")
+        before = None
     manifest = before or Manifest(folder, decisive, facts.as_dict())
     size, job = segment_of(index, settings), digest([manifest.settings, manifest.facts])
     manifest.units = [

@@ -20,7 +20,7 @@ from PIL import Image
 from musetalk_enhance.errors import ConfigError, MediaError
 from musetalk_enhance.jobs import LocalEngine, images, restore_images, stages
 from musetalk_enhance.jobs.images import STATS
-from musetalk_enhance.jobs.manifest import FOLDER, locked
+from musetalk_enhance.jobs.manifest import FOLDER, Manifest, locked
 from musetalk_enhance.pictures import write_bytes
 from tests.conftest import ROOT
 
@@ -594,3 +594,16 @@ def test_a_process_that_is_killed_goes_on(tmp_path, monkeypatch):
     restore_images(source, tmp_path / "uninterrupted", WHOLE.replace(model="lite", backend="torch"))
     assert files(tmp_path / "out") == files(tmp_path / "uninterrupted")
     assert len(files(tmp_path / "out")) == 12
+
+
+def test_what_cannot_run_again_is_not_mixed_with_what_does(network, folders, monkeypatch, caplog):
+    """A batch of another size, say, where the backend of the last run is gone."""
+    source, output = folders
+    restore_images(source, output, WHOLE)
+    before = network.faces
+    found = Manifest.found(output)
+    found.facts["threads"] = 7
+    found.write()
+    monkeypatch.setattr(images.Facts, "of", classmethod(lambda cls, raw: None))
+    again = restore_images(source, output, WHOLE)
+    assert again.resumed == 0 and network.faces == 2 * before and "not to be had any more" in caplog.text

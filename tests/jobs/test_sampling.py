@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from musetalk_enhance.errors import ConfigError, MediaError
+from musetalk_enhance.errors import ConfigError
 from musetalk_enhance.jobs import images, sampling
 from musetalk_enhance.jobs.sampling import Sweep, restore_samples, restore_sweep
 
@@ -45,8 +45,18 @@ def test_an_unreadable_sample_is_counted(network, folders):
     assert restore_samples(source, output, WHOLE, 10).errors == 2
     for name in NAMES:
         (source / name).write_bytes(b"no picture")
-    with pytest.raises(MediaError, match="no contact sheet"):
-        restore_samples(source, output, WHOLE, 2)
+    tried = restore_samples(source, output, WHOLE, 2)
+    assert tried.sheet is None and tried.errors == 2
+
+
+def test_a_sheet_of_many_pictures_shows_some(network, folders, monkeypatch):
+    source, output = folders
+    monkeypatch.setattr(sampling, "MOST_ON_SHEET", 2)
+    few = restore_sweep(source, output, WHOLE, Sweep.parse("strength=0,1"))
+    height = read(few.sheet).shape[0]
+    assert len(list((output / "sweep").rglob("*_strength.jpg"))) == 8
+    monkeypatch.setattr(sampling, "MOST_ON_SHEET", 8)
+    assert read(restore_sweep(source, output, WHOLE, Sweep.parse("strength=0,1")).sheet).shape[0] > 2 * height
 
 
 def test_what_fails_with_one_value_of_a_sweep_only_is_counted(network, tmp_path):
