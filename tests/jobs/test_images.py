@@ -20,7 +20,7 @@ from PIL import Image
 from musetalk_enhance.errors import ConfigError, MediaError
 from musetalk_enhance.jobs import LocalEngine, images, restore_images, stages
 from musetalk_enhance.jobs.images import STATS
-from musetalk_enhance.jobs.manifest import FOLDER, Manifest, locked
+from musetalk_enhance.jobs.manifest import FOLDER, locked
 from musetalk_enhance.pictures import write_bytes
 from tests.conftest import ROOT
 
@@ -597,13 +597,19 @@ def test_a_process_that_is_killed_goes_on(tmp_path, monkeypatch):
 
 
 def test_what_cannot_run_again_is_not_mixed_with_what_does(network, folders, monkeypatch, caplog):
-    """A batch of another size, say, where the backend of the last run is gone."""
+    """Other threads here; a backend that is gone is the same."""
     source, output = folders
-    restore_images(source, output, WHOLE)
-    before = network.faces
-    found = Manifest.found(output)
-    found.facts["threads"] = 7
-    found.write()
-    monkeypatch.setattr(images.Facts, "of", classmethod(lambda cls, raw: None))
-    again = restore_images(source, output, WHOLE)
+    threads = torch.get_num_threads()
+    try:
+        torch.set_num_threads(threads + 1)
+        restore_images(source, output, WHOLE)
+        before = network.faces
+        torch.set_num_threads(threads)
+        assert restore_images(source, output, WHOLE).resumed == before, "they are taken as they were"
+        torch.set_num_threads(threads)
+        monkeypatch.setattr(images.Facts, "of", classmethod(lambda cls, raw: None))  # and here they cannot be
+        again = restore_images(source, output, WHOLE)
+    finally:
+        torch.set_num_threads(threads)
+        cv2.setNumThreads(-1)
     assert again.resumed == 0 and network.faces == 2 * before and "not to be had any more" in caplog.text
