@@ -165,7 +165,7 @@ def _laid(here: Image, paste: Paste, box: Box, size_hw: tuple[int, int], free: M
     else:
         cv2.subtract(restored, aligned, dst=layers, dtype=cv2.CV_32F)
     if free is None and not replace:
-        cv2.multiply(layers, cv2.merge([mask, mask, mask]), dst=layers)
+        cv2.multiply(layers, _ramps(side) if paste.mask is None else cv2.merge([mask, mask, mask]), dst=layers)
         delta = _warped(layers, way, size_wh)
         return np.asarray(cv2.add(here, delta, dtype=cv2.CV_8U), np.uint8)
     weight = np.maximum(_warped(mask, way, size_wh), 0)
@@ -256,6 +256,14 @@ def _ramp(side: int) -> Mask:
     ramp: Mask = (share * share * (3 - 2 * share)).astype(np.float32)
     ramp.setflags(write=False)
     return ramp
+
+
+@lru_cache(maxsize=4)
+def _ramps(side: int) -> Mask:
+    """`_ramp` for three channels."""
+    ramps: Mask = np.repeat(_ramp(side)[..., None], 3, axis=2)
+    ramps.setflags(write=False)
+    return ramps
 
 
 __all__ = ["FEATHER", "Box", "FaceCut", "Image", "Mask", "Paste", "coverage", "cut_face", "paste_faces"]
