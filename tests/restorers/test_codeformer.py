@@ -82,6 +82,7 @@ def test_it_is_the_published_network(path, load, faces, network):
     assert float((plain - ours[:1]).abs().mean()) > 0.01
 
 
+@pytest.mark.slow
 @pytest.mark.long
 def test_it_exports_for_any_batch(path, tmp_path):
     choice = catalog.choose(EnhancerSettings(model=str(path), arch="CodeFormer", fidelity=0.7, trust_unpinned=True))
