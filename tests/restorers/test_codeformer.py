@@ -62,6 +62,7 @@ def network() -> torch.nn.Module:
 
 
 @pytest.mark.slow
+@pytest.mark.long  # tests/jobs/test_codeformer_job.py compares with the published network in every run
 def test_it_is_the_published_network(path, load, faces, network):
     """A batch of three equals the network called on each face alone, with the default fidelity and with 0."""
     restorer = load(CodeFormerRestorer, path, arch="CodeFormer", **TORCH)
