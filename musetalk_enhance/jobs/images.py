@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..errors import EnhanceError
 from . import folder as folders
 from .local import LocalEngine
 from .manifest import (
@@ -29,7 +28,7 @@ from .models import Facts
 from .options import ImageSettings
 from .stages import FAILED, OpenMaker, ReadUnit, WriteUnit
 from .stats import image_stats
-from .work import Engine, Work
+from .work import Engine, Work, known_facts
 
 logger = logging.getLogger("musetalk_enhance")
 
@@ -102,7 +101,8 @@ def restore_images(
     with locked(output), contextlib.closing(engine or LocalEngine()) as place:
         sweep_parts(output, (folders.RESTORED, folders.COMPARISONS))
         before = Manifest.found(output)
-        facts = _facts(place, elsewhere, before)
+        pinned = Facts.of(before.facts) if before is not None else None
+        facts = known_facts(place, OpenMaker(elsewhere, pinned))
         if approve is not None:
             approve(facts)
         plan = _planned(before, output, root, listed, settings, facts)
@@ -147,17 +147,6 @@ class _Counted:
     def _tell(self) -> None:
         if self._progress is not None:
             self._progress(self.done, len(self._listed))
-
-
-def _facts(engine: Engine, settings: ImageSettings, before: Manifest | None) -> Facts:
-    """What runs: what ran before, so far as it is still to be had."""
-    pinned = Facts.of(before.facts) if before is not None else None
-    try:
-        return engine.facts(OpenMaker(settings, pinned))
-    except EnhanceError:
-        if pinned is None:
-            raise
-        return engine.facts(OpenMaker(settings))
 
 
 def _planned(

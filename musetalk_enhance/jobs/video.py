@@ -16,7 +16,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from ..errors import ConfigError, EnhanceError, MediaError
+from ..errors import ConfigError, MediaError
 from ..film import FilmIndex, SegmentWriter, check_target, index_film, join_film, read_segment
 from .film_maker import CHUNK, PREROLL, OpenFilmMaker, PassUnit, WriteSegmentState
 from .local import LocalEngine
@@ -36,7 +36,7 @@ from .manifest import (
 from .models import Facts
 from .options import VideoSettings
 from .stats import settings_stats
-from .work import Engine, Work
+from .work import Engine, Work, known_facts
 
 logger = logging.getLogger("musetalk_enhance")
 
@@ -151,7 +151,7 @@ def _restored(
         settings.absolute(), _pinned(before, known), source.absolute(), index, folder.absolute(), ticker
     )
     with closing(engine or LocalEngine()) as place:
-        facts = _facts(place, opener)
+        facts = known_facts(place, opener)
         decisive = settings.decisive() | facts.decisive() | film
         if _is_done(output, known, decisive):
             logger.info("%s is done already", output)
@@ -252,16 +252,6 @@ def _job(known: Any) -> dict[str, Any]:
     """What the file beside a film says of the job; nothing where it is no such file."""
     job = known.get("job") if isinstance(known, dict) else None
     return job if isinstance(job, dict) else {}
-
-
-def _facts(engine: Engine, opener: OpenFilmMaker) -> Facts:
-    """What runs: what ran before, so far as it is still to be had."""
-    try:
-        return engine.facts(opener)
-    except EnhanceError:
-        if opener.facts is None:
-            raise
-        return engine.facts(replace(opener, facts=None))
 
 
 def _is_done(output: Path, known: Any, decisive: dict[str, Any]) -> bool:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Protocol
 
+from ..errors import EnhanceError
 from .manifest import State, Unit
 
 if TYPE_CHECKING:
@@ -86,6 +87,32 @@ class Engine(Protocol):
 
     def close(self) -> None:
         """Give back what is kept: networks, processes. Harmless where there is nothing."""
+
+
+class PinnedOpener(Protocol):
+    """An `Opener` that is a dataclass with a field `facts`: what ran before, to run again; None the first time."""
+
+    @property
+    def facts(self) -> Facts | None:
+        """What ran before."""
+
+    def __call__(self) -> Maker:
+        """Load the networks."""
+
+
+def known_facts(engine: Engine, opener: PinnedOpener) -> Facts:
+    """What runs: what ran before, so far as it is still to be had.
+
+    Raises:
+        EnhanceError: see `Engine.facts`.
+    """
+    try:
+        return engine.facts(opener)
+    except EnhanceError:
+        if opener.facts is None:
+            raise
+        anew: Any = opener
+        return engine.facts(replace(anew, facts=None))
 
 
 @dataclass
