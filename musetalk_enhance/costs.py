@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 
 HEADROOM = 1.1
 """A batch that was not measured itself may need this much more than the line through the measured ones says."""
+SPREAD = 1.1
+"""The same batch may need this much more another time: what the C library keeps of freed blocks differs."""
 STEP = 4
 """How many times larger than the largest measured batch the next one may be."""
 SAMPLING_S = 0.002
@@ -94,8 +96,8 @@ class CostModel:
         return lower[1] + (upper[1] - lower[1]) * (faces - lower[0]) // (upper[0] - lower[0])
 
     def fitting(self, budget: int, most: int) -> int:
-        """The most faces, up to `most`, that stay within `budget` bytes; 0 when not even one does."""
-        return next(n for n in count() if n == most or self.bytes_for(n + 1) > budget)
+        """The most faces, up to `most`, that stay within `budget` bytes every time; 0 when not even one does."""
+        return next(n for n in count() if n == most or self.bytes_for(n + 1) * SPREAD > budget)
 
     def _points(self) -> list[tuple[int, int]]:
         """The measured batches by size; a larger one is never taken to be cheaper than a smaller one."""

@@ -249,10 +249,10 @@ class Glutton:
 def test_the_batch_is_planned_from_what_was_measured(make, frames):
     glutton = Glutton(40 * MIB, 24 * MIB)
     record = replace(RECORD, input_size=64, output_size=64, bytes_per_face=MIB)  # far too little
-    enhancer = make(glutton, record, mode="memory", memory_budget=180 * MIB)
+    enhancer = make(glutton, record, mode="memory", memory_budget=200 * MIB)
     for _ in range(4):
         assert np.array_equal(enhancer(frames), 255 - frames)
-    assert glutton.tried[:3] == [1, 2, 5] and max(glutton.tried) == 5, "40 + 5 * 24 is 160, one more is 184"
+    assert glutton.tried[:3] == [1, 2, 5] and max(glutton.tried) == 5, "40 + 5 * 24 is 160, one more is 184, and with a tenth more 202"
     plan = enhancer.memory_plan()
     assert plan["planned"] == plan["batch"] == 5 and plan["measured"] == 5
     assert 22 * MIB < plan["bytes_per_face"] < 26 * MIB and 30 * MIB < plan["fixed_bytes"] < 50 * MIB
@@ -271,7 +271,7 @@ def test_a_budget_below_one_face_is_tried_with_one_and_said(make, frames, caplog
 
 def test_a_batch_size_of_its_own_knows_what_was_measured(make, frames):
     glutton = Glutton(0, 16 * MIB)
-    enhancer = make(glutton, mode="memory", memory_budget=70 * MIB)
+    enhancer = make(glutton, mode="memory", memory_budget=75 * MIB)
     enhancer(frames)
     glutton.tried.clear()
     enhancer.enhance_batch_optimized(frames, batch_size=3)
@@ -303,7 +303,7 @@ def test_a_real_network_stays_within_its_budget(make_enhancer, rng):
         *(torch.nn.Conv2d(width, width, 3, padding=1) for _ in range(2)),
         torch.nn.Conv2d(width, 3, 3, padding=1),
     )
-    budget = 640 * MIB  # two to four faces, as the C library keeps freed blocks or not
+    budget = 640 * MIB  # two or three faces, as the C library keeps freed blocks or not
     enhancer = make_enhancer(network, mode="memory", memory_budget=budget)
     frames = rng.integers(0, 256, (8, 256, 256, 3), np.uint8)
     enhancer(frames)

@@ -67,8 +67,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _as_dict(made: VideoResult) -> dict[str, object]:
-    kept = {name: value for name, value in made.stats.items() if name != "notes"}
-    return {"output": str(made.output), "seconds": round(made.seconds, 2), **kept}
+    return {"output": str(made.output), "seconds": round(made.seconds, 2), **made.stats}
 
 
 def summary(made: VideoResult) -> str:
@@ -87,16 +86,17 @@ def _report(args: argparse.Namespace, made: VideoResult) -> None:
     """Compare the film with what came in, or with the stretch of it that was taken."""
     from ..jobs.video import excerpt
     from ..report import compare
-    from .report import find_locator
+    from .report import find_locator, read_sidecar
 
+    notes, totals = read_sidecar(None, made.output)
     with excerpt(args.source, made.output, args.start, args.end) as before:
         title = f"{args.source.name} → {args.output.name}"
         report = compare(
             before,
             made.output,
             locate=find_locator(args.job_detector_path if hasattr(args, "job_detector_path") else None),
-            notes=made.stats["notes"],
-            totals=made.stats["totals"],
+            notes=notes,
+            totals=totals,
             title=title,
         )
         files = report.write(args.report)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import threading
 import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -45,6 +45,7 @@ FFHQ_512: NDArray[np.float64] = np.array(
 CodeFormer were trained on, in the order of `Face.landmarks`. The figures are facexlib's (`face_template`)."""
 
 _FILLS = 0.5  # share of a picture's width or height from which on a face is a large one
+_SURE, _ROOM = 0.9, 0.1  # score, and share of its size around a face, with which a look leaves no doubt
 _TIGHT_SIDE = 256  # long side that such a picture is reduced to
 _BORDER = 0.25  # share of the long side that is put around it
 _GREY = (127, 127, 127)
@@ -118,7 +119,8 @@ class NetworkDetector(FaceDetector):
     A picture is reduced until its long side is `max_side`. Where a face then takes more than half of the picture's
     width or height, or none is found, the picture is looked at once more, smaller and with a grey border around
     it: networks miss, misplace or see several of a face that leaves no room (a host's 256x256 face crop). Such
-    large faces count as they are found then; smaller ones beside them as they were found first.
+    large faces count as they are found then; smaller ones beside them as they were found first. A single face that
+    was surely seen, and has room on all sides, needs no second look.
 
     Args:
         max_side: long side in pixels; None takes pictures as large as they are. Faces that are smaller than about
@@ -142,7 +144,7 @@ class NetworkDetector(FaceDetector):
         picture = _checked(picture_bgr)
         height, width = picture.shape[:2]
         faces = self._look(picture, self.max_side or max(height, width), 0)
-        if faces and not _fills(faces[0], width, height):
+        if faces and (not _fills(faces[0], width, height) or _is_plain(faces, width, height)):
             return faces
         again = self._look(picture, min(_TIGHT_SIDE, self.max_side or _TIGHT_SIDE), _BORDER)
         large = [face for face in again if _fills(face, width, height)]
@@ -378,6 +380,13 @@ def _face(row: NDArray[Any], pad: int, scale_xy: NDArray[Any]) -> Face:
 
 def _fills(face: Face, width: int, height: int) -> bool:
     return face.size_wh[0] >= _FILLS * width or face.size_wh[1] >= _FILLS * height
+
+
+def _is_plain(faces: Sequence[Face], width: int, height: int) -> bool:
+    """Whether a look left no doubt: one face, surely seen, with room on all sides."""
+    (left, top), (right, bottom) = faces[0].box_xyxy.reshape(2, 2)
+    room = min(left, top, width - right, height - bottom)
+    return len(faces) == 1 and faces[0].score >= _SURE and room >= _ROOM * max(faces[0].size_wh)
 
 
 def _holds(face: Face, other: Face) -> bool:

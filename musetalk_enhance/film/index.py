@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import logging
 import re
+from array import array
+from bisect import bisect_left
 from collections.abc import Iterator
 from dataclasses import dataclass
 from fractions import Fraction
+from math import ceil
 from typing import Any
 
 import numpy as np
@@ -147,9 +150,8 @@ def index_film(path: PathLike, start: float | None = None, end: float | None = N
         end: frames from here on are left out.
 
     Raises:
-        ConfigError: `start` or `end` is no time, or `end` is not after `start`.
-        MediaError: missing, unreadable, cut off, without pictures, HDR (8 bits would spoil it), or without a
-            frame in the range.
+        ConfigError: `start` or `end` is no time, `end` is not after `start`, or no frame lies between them.
+        MediaError: missing, unreadable, cut off, without pictures, or HDR (8 bits would spoil it).
     """
     since = Fraction(0) if start is None else _seconds("start", start)
     until = None if end is None else _seconds("end", end)
@@ -162,13 +164,17 @@ def index_film(path: PathLike, start: float | None = None, end: float | None = N
         clocked = any(name in container.format.name for name in _CLOCKED) and not walk.timeless
     time_base = 1 / facts["fps"] if walk.timeless else walk.time_base
     times = [*walk.times, walk.stop(facts["fps"])]
-    seconds = [(time - times[0]) * time_base for time in times]
-    inside = [
-        at for at, time in enumerate(seconds[:-1]) if since <= time and not (until is not None and time >= until)
-    ]
-    if not inside:
-        raise MediaError(path, f"has no frame from {start or 0} to {end} s; it is {float(seconds[-1]):.3f} s long")
-    first, stop = inside[0], inside[-1] + 1
+    count = len(times) - 1
+
+    def place(seconds: Fraction) -> int:
+        """The first frame that is shown then or later."""
+        return bisect_left(times, times[0] + ceil(seconds / time_base), 0, count)
+
+    first, stop = place(since), count if until is None else place(until)
+    if first >= stop:
+        length = (times[-1] - times[0]) * time_base
+        key, value = ("end", end) if since < length else ("start", start)
+        raise ConfigError(key, value, f"a stretch with a frame in it; {path} is {float(length):.3f} s long")
     return FilmIndex(
         **facts,
         time_base=time_base,
@@ -177,7 +183,7 @@ def index_film(path: PathLike, start: float | None = None, end: float | None = N
         first_pts=times[0],
         shift=times[first] - (times[0] if clocked else 0),
         left_out=first,
-        whole=len(inside) == len(times) - 1,
+        whole=stop - first == count,
         counted=walk.counted,
         key_times=() if walk.counted else tuple(walk.keys),
         audio=sound,
@@ -199,25 +205,32 @@ class _Walk:
     def __init__(self, path: PathLike, container: Any, stream: Any, decoded_first: int | None) -> None:
         self.time_base = Fraction(stream.time_base)
         self.keys: list[tuple[int, int]] = []
-        found = [each for each in self._packets(path, container, stream) if not _is_hidden(each, stream)]
-        if not found:
+        count, stamps = 0, array("q")
+        for shown, length in self._packets(path, container, stream):
+            count += 1
+            if shown is not None:
+                stamps.extend((shown, length))
+        if not count:
             raise MediaError(path, "holds no picture")
-        stamps = [(each.pts, each.duration) for each in found if each.pts is not None]
-        self.timeless = decoded_first is None or len(stamps) < len(found)
+        self.timeless = decoded_first is None or len(stamps) < 2 * count
         if decoded_first is None or self.timeless:
-            self.times, self.counted, self._last = list(range(len(found))), True, 1
+            self.times, self.counted, self._last = list(range(count)), True, 1
             return
         invented = container.format.name == "avi" and bool(stream.codec_context.has_b_frames)
-        shown = sorted(stamp for stamp in stamps if invented or stamp[0] >= decoded_first)
-        self.times = _rising([time for time, _ in shown])
-        self.counted = invented or self.times != [time for time, _ in shown]
-        self._last = shown[-1][1]
+        pairs = np.array(stamps, np.int64).reshape(-1, 2)
+        pairs = pairs[np.lexsort(pairs.T[::-1])]
+        pairs = pairs if invented else pairs[pairs[:, 0] >= decoded_first]
+        times = pairs[:, 0].tolist()
+        self.times = _rising(list(times))
+        self.counted = invented or self.times != times
+        self._last = int(pairs[-1, 1])
 
     def stop(self, fps: Fraction) -> int:
         """When the last frame ends."""
         return self.times[-1] + (self._last or max(round(1 / fps / self.time_base), 1))
 
-    def _packets(self, path: PathLike, container: Any, stream: Any) -> Iterator[_Stamp]:
+    def _packets(self, path: PathLike, container: Any, stream: Any) -> Iterator[tuple[int | None, int]]:
+        """Time and length of each picture that is shown; key frames are noted."""
         streams = [stream, *container.streams.audio]
         counts = dict.fromkeys((each.index for each in streams), 0)
         try:
@@ -230,7 +243,8 @@ class _Walk:
                 if packet.stream_index == stream.index:
                     if packet.is_keyframe and packet.pts is not None:
                         self.keys.append((packet.pts, packet.pts if packet.dts is None else packet.dts))
-                    yield _Stamp(packet.pts, packet.duration or 0, packet.is_discard, bytes(packet)[:1])
+                    if not _is_hidden(packet, stream):
+                        yield packet.pts, packet.duration or 0
         except MediaError:
             raise
         except (OSError, ValueError) as error:
@@ -240,19 +254,9 @@ class _Walk:
                 raise MediaError(path, f"is cut off after about {counts[stream.index]} frames")
 
 
-@dataclass
-class _Stamp:
-    """What is kept of one picture packet."""
-
-    pts: int | None
-    duration: int
-    is_discard: bool
-    head: bytes
-
-
-def _is_hidden(stamp: _Stamp, stream: Any) -> bool:
+def _is_hidden(packet: Any, stream: Any) -> bool:
     """Whether a packet's frame is only for reference. VP8 says so itself, in bit 4 of its frame tag (RFC 6386)."""
-    return stamp.is_discard or (stream.codec_context.name == "vp8" and not stamp.head[0] & 16)
+    return packet.is_discard or (stream.codec_context.name == "vp8" and not bytes(packet)[0] & 16)
 
 
 def _rising(times: list[int]) -> list[int]:

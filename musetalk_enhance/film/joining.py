@@ -41,8 +41,9 @@ def join_film(segments: Sequence[PathLike], index: FilmIndex, source_path: PathL
     Every frame gets its own time of the source back, so a variable frame rate survives (exactly in ``.mp4`` and
     ``.mov``, in whole milliseconds in ``.mkv``). The source's sound packets are copied as they are, all of
     them, or those that overlap the index's range, moved with the pictures. Subtitles are copied where the
-    container takes them, else a warning says so. Title, languages and so on, colours, pixel shape and rotation
-    are kept. Covers, chapters and data streams are not. The same input gives the same bytes.
+    container takes them, else a warning says so. Title, languages and so on, chapters (PyAV 14.2 and later know
+    them), colours, pixel shape and rotation are kept. Covers and data streams are not. The same input gives the
+    same bytes.
 
     Where the film is cut, or its format counts from any number (MPEG-TS), `FilmIndex.shift` is taken from all
     times. In ``.mkv``, sound that begins before 0 (the lead-in of AAC) moves all times on by as much.
@@ -63,6 +64,8 @@ def join_film(segments: Sequence[PathLike], index: FilmIndex, source_path: PathL
         sound = _add_sound(output, source, pictures, target)
         film.metadata.update(_stream_tags(pictures))
         output.metadata.update({key: text for key, text in source.metadata.items() if key not in _NOT_COPIED})
+        if hasattr(source, "chapters"):
+            output.set_chapters(_chapters(source, index))
         packets = heapq.merge(order.packets(film), _sound_packets(source, sound, index, source_path), key=_when)
         try:
             for packet in packets:
@@ -158,6 +161,24 @@ def _unplayable(codec: str, target: Path) -> bool:
 
 def _stream_tags(stream: Any) -> dict[str, str]:
     return {key: stream.metadata[key] for key in _STREAM_TAGS if key in stream.metadata}
+
+
+def _chapters(source: Any, index: FilmIndex) -> list[dict[str, Any]]:
+    """The source's chapters, moved by the index's shift; of a stretch, those that reach into it, cut to it."""
+    begin, end = index.pts[0] * index.time_base, index.stop_pts * index.time_base
+    found: list[dict[str, Any]] = []
+    for chapter in source.chapters():
+        tick = Fraction(chapter["time_base"])
+        start, stop = chapter["start"] * tick, chapter["end"] * tick
+        if not index.whole:
+            start, stop = max(start, begin), min(stop, end)
+        if start < stop:
+            moved = {
+                name: round((time - index.shift * index.time_base) / tick)
+                for name, time in (("start", start), ("end", stop))
+            }
+            found.append({**chapter, **moved, "id": len(found) + 1})
+    return found
 
 
 def _when(packet: Any) -> Fraction:

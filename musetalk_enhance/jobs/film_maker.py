@@ -271,6 +271,7 @@ class _Facts:
     def __init__(self) -> None:
         self._counts: Counter[str] = Counter()
         self._left: Counter[str] = Counter()
+        self._passed: Counter[str] = Counter()
         self._notes: list[dict[str, Any]] = []
 
     def add(self, frames: Sequence[_Shown]) -> None:
@@ -283,11 +284,14 @@ class _Facts:
                 self._counts["faces_failed"] += isinstance(note, str) and note.startswith(FAULTS)
                 self._left.update([note] if isinstance(note, str) else [])
                 self._left.update([f"held back: {note.guard}"] if isinstance(note, FrameNote) and note.guard else [])
-            self._notes.append(_main_note(shown))
+            main = _main_note(shown)
+            self._passed.update([main["passthrough"]] if "passthrough" in main else [])
+            self._notes.append(main)
 
     def as_dict(self) -> dict[str, Any]:
         """As plain values, ready for JSON."""
-        return {"counts": dict(self._counts), "left": dict(self._left), "notes": self._notes}
+        counters = {"counts": self._counts, "left": self._left, "passed_through": self._passed}
+        return {**{name: dict(counter) for name, counter in counters.items()}, "notes": self._notes}
 
 
 def _main_note(shown: _Shown) -> dict[str, Any]:

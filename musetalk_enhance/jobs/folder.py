@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Container, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
@@ -33,7 +33,8 @@ def list_pictures(
     """The pictures below a folder, as paths relative to it with ``/``, sorted; or the one picture named.
 
     A picture is told by its suffix. Names that begin with a dot are left out, and so is what lies in `skip`.
-    Sub-folders that cannot be read are added to `troubles`, with the reason.
+    Linked folders are followed, except to one that they lie in. Sub-folders that cannot be read are added to
+    `troubles`, with the reason.
 
     Raises:
         MediaError: `source` is missing, or cannot be read.
@@ -51,16 +52,32 @@ def list_pictures(
     if here in left_out or any(place / name in (here, *here.parents) for place in left_out for name in _RESULTS):
         raise ConfigError("--output-dir", str(skip[0]), "a folder within the input folder, or one apart from it")
     found: list[str] = []
-    walk = os.walk(source, onerror=lambda error: _note(error, source, [] if troubles is None else troubles))
-    for folder, folders, files in walk:
+    noted: list[tuple[str, str]] = [] if troubles is None else troubles
+    for folder, folders, files in os.walk(
+        source, onerror=lambda error: _note(error, source, noted), followlinks=True
+    ):
         here = Path(folder)
-        folders[:] = [one for one in folders if not one.startswith(".") and (here / one).resolve() not in left_out]
+        folders[:] = [one for one in folders if not one.startswith(".") and _is_new(here / one, source, left_out)]
         for name in files:
             if not name.startswith(".") and Path(name).suffix.lower() in PICTURE_SUFFIXES:
                 found.append((here / name).relative_to(source).as_posix())
     if not found:
         raise ConfigError("INPUT_DIR", str(source), f"a folder with pictures ({', '.join(sorted(PICTURE_SUFFIXES))})")
     return sorted(found)
+
+
+def _is_new(folder: Path, source: Path, left_out: Container[Path]) -> bool:
+    """Whether a sub-folder is to be looked into: not one of `left_out`, nor a link back to where it lies."""
+    try:
+        found = folder.resolve()
+        above = (
+            [folder.parent.resolve()]
+            if not folder.is_symlink()
+            else [place.resolve() for place in folder.parents if place == source or source in place.parents]
+        )
+    except (OSError, RuntimeError):  # links that lead to one another
+        return False
+    return found not in left_out and not any(found in (place, *place.parents) for place in above)
 
 
 def _note(error: OSError, source: Path, troubles: list[tuple[str, str]]) -> None:

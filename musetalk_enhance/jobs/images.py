@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ..errors import ConfigError
 from . import folder as folders
 from .local import LocalEngine
 from .manifest import (
@@ -101,6 +102,7 @@ def restore_images(
     with locked(output), contextlib.closing(engine or LocalEngine()) as place:
         sweep_parts(output, (folders.RESTORED, folders.COMPARISONS))
         before = Manifest.found(output)
+        _check_source(before, output, root)
         pinned = Facts.of(before.facts) if before is not None else None
         facts = known_facts(place, OpenMaker(elsewhere, pinned))
         if approve is not None:
@@ -163,6 +165,7 @@ def _planned(
     for index, items in enumerate(folders.in_units(root, new, settings.upscale)):
         manifest.units.append({"id": first + index, "job": job, "items": items})
     manifest.forget()
+    manifest.source = str(root.resolve())
     manifest.write()
     there = set(listed)
     valid, todo = [], []
@@ -176,6 +179,15 @@ def _planned(
             manifest.undo(unit, keep=set(unit["items"]) - there)
             todo.append(unit)
     return _Plan(names, todo, valid)
+
+
+def _check_source(before: Manifest | None, output: Path, root: Path) -> None:
+    """Keep the results of two folders apart; one folder may be moved, or be seen elsewhere by another machine."""
+    if before is None or before.source is None or before.source == str(root.resolve()):
+        return
+    if Path(before.source).exists():
+        allowed = f"another folder: that one holds the results of {before.source}"
+        raise ConfigError("--output-dir", str(output), allowed)
 
 
 def _manifest(before: Manifest | None, output: Path, settings: ImageSettings, facts: Facts) -> Manifest:

@@ -22,7 +22,7 @@ from ..errors import ConfigError, MediaError
 from ..pictures import write_bytes
 
 FOLDER = ".musetalk_enhance"
-VERSION = 2
+VERSION = 3
 _PART = re.compile(r"\.[0-9a-f]{32}\.part")  # what `write_bytes` calls a file that is not whole yet
 
 Unit = dict[str, Any]
@@ -75,12 +75,14 @@ class Manifest:
         settings: plain values that decide what comes out, with their names.
         facts: what runs, as plain values.
         units: how the work is cut, in order.
+        source: the folder that the units' inputs are in, where they are in one.
     """
 
     folder: Path
     settings: dict[str, Any]
     facts: dict[str, Any]
     units: list[Unit] = field(default_factory=list)
+    source: str | None = None
 
     @property
     def place(self) -> Path:
@@ -96,9 +98,9 @@ class Manifest:
         kinds = {"settings": dict, "facts": dict, "units": list}
         if any(not isinstance(raw.get(name), kind) for name, kind in kinds.items()):
             return None
-        if raw.get("sha256") != digest([raw["settings"], raw["facts"], raw["units"]]):
+        if raw.get("sha256") != digest([raw["settings"], raw["facts"], raw["units"], raw.get("source")]):
             return None
-        return cls(folder, raw["settings"], raw["facts"], raw["units"])
+        return cls(folder, raw["settings"], raw["facts"], raw["units"], raw.get("source"))
 
     def write(self) -> None:
         """Write ``manifest.json``."""
@@ -106,7 +108,8 @@ class Manifest:
             "version": VERSION,
             "settings": self.settings,
             "settings_sha256": digest(self.settings),
-            "sha256": digest([self.settings, self.facts, self.units]),
+            "sha256": digest([self.settings, self.facts, self.units, self.source]),
+            "source": self.source,
             "facts": self.facts,
             "units": self.units,
         }
@@ -232,13 +235,15 @@ def make_folder(folder: Path) -> None:
 def locked(folder: Path) -> Iterator[None]:
     """Keep a second run away from the same results; a killed one holds nothing.
 
+    Where nothing was noted in the end, because nothing could begin, nothing is left behind.
+
     Raises:
         ConfigError: another run is at work there.
         MediaError: the folder cannot be made, or not be written to.
     """
     from filelock import FileLock, Timeout
 
-    place = folder / FOLDER
+    place, new = folder / FOLDER, not folder.exists()
     make_folder(place)
     lock = FileLock(str(place / "lock"))
     try:
@@ -251,4 +256,10 @@ def locked(folder: Path) -> Iterator[None]:
     try:
         yield
     finally:
+        with contextlib.suppress(OSError):  # where an open file cannot be deleted, it stays
+            if [path.name for path in place.iterdir()] == ["lock"]:
+                (place / "lock").unlink()
+                place.rmdir()
+                if new:
+                    folder.rmdir()
         lock.release()

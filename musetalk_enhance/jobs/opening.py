@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from contextlib import ExitStack, closing
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -29,7 +30,7 @@ class Opened:
         enhancer: what it uses.
         loaded: the network behind that.
         facts: what runs.
-        closing: what else is to be closed.
+        held: closes all of them.
     """
 
     restorer: PictureRestorer
@@ -37,12 +38,11 @@ class Opened:
     enhancer: GFPGANEnhancer
     loaded: Loaded
     facts: Facts
-    closing: tuple[Any, ...] = ()
+    held: ExitStack = field(default_factory=ExitStack, repr=False, compare=False)
 
     def close(self) -> None:
         """Give everything back."""
-        for one in (*self.closing, self.detector, self.enhancer, self.loaded.restorer):
-            one.close()
+        self.held.close()
 
 
 def open_pictures(settings: ImageSettings, pinned: Facts | None = None) -> Opened:
@@ -60,31 +60,37 @@ def open_pictures(settings: ImageSettings, pinned: Facts | None = None) -> Opene
         MissingDependencyError: a package is not installed.
     """
     threads = use_threads(pinned)
-    detector = open_detector(settings)
-    background = _open_background(settings)
-    loaded = load(settings, pinned=pinned)
-    whole = isinstance(detector, WholePicture)
-    enhancer = open_enhancer(
-        loaded, settings, output_size="upscale" if whole else "same", upscale=settings.upscale, stability=0
-    )
-    parser = None if whole else _open_parser(settings, loaded)
-    restorer = PictureRestorer(
-        enhancer,
-        detector,
-        upscale=settings.upscale,
-        min_face=settings.min_face,
-        only_center_face=settings.only_center_face,
-        parser=parser,
-        background=background,
-    )
-    helpers = {
-        "face_detector": detector_digest(settings),
-        "parser": None if parser is None else weights.table.WEIGHTS.get(PARSENET).sha256,
-        "bg_upsampler": None if background is None else weights.table.WEIGHTS.get(REALESRGAN).sha256,
-    }
-    facts = facts_of(loaded, enhancer, settings, helpers, threads)
-    closing = tuple(one for one in (parser, background) if one is not None)
-    return Opened(restorer, detector, enhancer, loaded, facts, closing)
+    with ExitStack() as opening:
+        detector = opening.enter_context(closing(open_detector(settings)))
+        background = _open_background(settings)
+        if background is not None:
+            opening.enter_context(closing(background))
+        loaded = load(settings, pinned=pinned)
+        opening.enter_context(closing(loaded.restorer))
+        whole = isinstance(detector, WholePicture)
+        enhancer = open_enhancer(
+            loaded, settings, output_size="upscale" if whole else "same", upscale=settings.upscale, stability=0
+        )
+        opening.enter_context(closing(enhancer))
+        parser = None if whole else _open_parser(settings, loaded)
+        if parser is not None:
+            opening.enter_context(closing(parser))
+        restorer = PictureRestorer(
+            enhancer,
+            detector,
+            upscale=settings.upscale,
+            min_face=settings.min_face,
+            only_center_face=settings.only_center_face,
+            parser=parser,
+            background=background,
+        )
+        helpers = {
+            "face_detector": detector_digest(settings),
+            "parser": None if parser is None else weights.table.WEIGHTS.get(PARSENET).sha256,
+            "bg_upsampler": None if background is None else weights.table.WEIGHTS.get(REALESRGAN).sha256,
+        }
+        facts = facts_of(loaded, enhancer, settings, helpers, threads)
+        return Opened(restorer, detector, enhancer, loaded, facts, opening.pop_all())
 
 
 @dataclass(frozen=True)
@@ -96,12 +102,14 @@ class OpenedFilm:
         loaded: the network that restores them.
         settings: of the job, its batches of one size.
         facts: what runs.
+        held: closes detector and network.
     """
 
     detector: FaceDetector
     loaded: Loaded
     settings: VideoSettings
     facts: Facts
+    held: ExitStack = field(default_factory=ExitStack, repr=False, compare=False)
 
     def enhancer(self) -> GFPGANEnhancer:
         """An enhancer for the stream of one face, around the one network."""
@@ -109,18 +117,19 @@ class OpenedFilm:
 
     def close(self) -> None:
         """Give everything back."""
-        self.detector.close()
-        self.loaded.restorer.close()
+        self.held.close()
 
 
 def open_film(settings: VideoSettings, pinned: Facts | None = None) -> OpenedFilm:
     """Load the networks that a film is restored with; see `open_pictures`."""
     threads = use_threads(pinned)
-    detector = open_detector(settings)
-    loaded = load(settings, pinned=pinned)
-    enhancer = open_enhancer(loaded, settings, output_size="same")
-    facts = facts_of(loaded, enhancer, settings, {"face_detector": detector_digest(settings)}, threads)
-    return OpenedFilm(detector, loaded, settings.replace(batch_size=facts.batch_size), facts)
+    with ExitStack() as opening:
+        detector = opening.enter_context(closing(open_detector(settings)))
+        loaded = load(settings, pinned=pinned)
+        opening.enter_context(closing(loaded.restorer))
+        enhancer = open_enhancer(loaded, settings, output_size="same")
+        facts = facts_of(loaded, enhancer, settings, {"face_detector": detector_digest(settings)}, threads)
+        return OpenedFilm(detector, loaded, settings.replace(batch_size=facts.batch_size), facts, opening.pop_all())
 
 
 def open_enhancer(loaded: Loaded, settings: FaceSettings, **changes: Any) -> GFPGANEnhancer:

@@ -30,11 +30,11 @@ from .manifest import (
     locked,
     outputs_of,
     outputs_there,
-    read_json,
-    write_json,
+    state_path,
 )
 from .models import Facts
 from .options import VideoSettings
+from .sidecar import read_head, sidecar_of, write_sidecar
 from .stats import settings_stats
 from .work import Engine, Work, known_facts
 
@@ -54,7 +54,7 @@ class VideoResult:
 
     Attributes:
         output: the film.
-        stats: what stands in the JSON file beside it.
+        stats: what stands in the JSON file beside it, less the notes on each frame.
         seconds: that this run took.
         resumed: frames that an earlier run had finished.
     """
@@ -68,11 +68,6 @@ class VideoResult:
     def errors(self) -> int:
         """Faces at which the network failed; their frames are as they came, and the next run does the film again."""
         return int(self.stats["totals"]["faces_failed"])
-
-
-def sidecar_of(output: Path) -> Path:
-    """Where what was done to a film is written: its name and ``.json``."""
-    return output.with_name(f"{output.name}.json")
 
 
 def folder_of(output: Path) -> Path:
@@ -145,7 +140,7 @@ def _restored(
     progress: Progress | None,
 ) -> tuple[dict[str, Any], int]:
     folder = folder_of(output)
-    before, known = Manifest.found(folder), read_json(sidecar_of(output))
+    before, known = Manifest.found(folder), read_head(sidecar_of(output))
     ticker = _Ticker() if engine is None or isinstance(engine, LocalEngine) else None
     opener = OpenFilmMaker(
         settings.absolute(), _pinned(before, known), source.absolute(), index, folder.absolute(), ticker
@@ -172,7 +167,7 @@ def _restored(
     whole, beside = folder / f"film{output.suffix}", folder / "film.json"  # so that a kill leaves no litter
     join_film(segments, index, source, whole)
     stats = _stats(settings, facts, index, film, states, whole, decisive)
-    write_json(beside, stats)
+    write_sidecar(beside, stats, _notes(manifest))
     _put(whole, output)
     _put(beside, sidecar_of(output))
     return stats, resumed
@@ -229,10 +224,30 @@ class _Counted:
         _tell(self._progress, self._done, self._total)
 
     def __call__(self, state: State) -> None:
-        self.states.append(state)
+        self.states.append(_without_notes(state))
         if not self._by_frames:
             self._done += _frames(state["unit"])
             _tell(self._progress, self._done, self._total)
+
+
+def _without_notes(state: State) -> State:
+    """A state without what it says of each frame: that is kept on disk."""
+    items = [{name: value for name, value in item.items() if name != "notes"} for item in state["items"]]
+    return {**state, "items": items}
+
+
+def _notes(manifest: Manifest) -> Iterator[dict[str, Any]]:
+    """What is said of each frame, segment by segment.
+
+    Raises:
+        MediaError: somebody has taken a segment's state away.
+    """
+    for unit in manifest.units:
+        state = manifest.state(unit)
+        if state is None:
+            raise MediaError(state_path(manifest.folder, unit), "is gone or damaged")
+        for item in state["items"]:
+            yield from item["notes"]
 
 
 def _tell(progress: Progress | None, done: int, total: int) -> None:
@@ -315,7 +330,7 @@ def _sorted_out(manifest: Manifest) -> tuple[list[State], list[Unit]]:
     for unit in manifest.units:
         state = manifest.state(unit)
         if state is not None and _is_whole(state) and outputs_there(manifest.folder, state):
-            valid.append(state)
+            valid.append(_without_notes(state))
         else:
             manifest.undo(unit)
             todo.append(unit)
@@ -327,10 +342,10 @@ def _is_whole(state: State) -> bool:
     try:
         frames = _frames(state["unit"])
         (item,) = state["items"]
-        counts, left, notes = item["counts"], item["left"], item["notes"]
+        counts, left, passed, notes = item["counts"], item["left"], item["passed_through"], item["notes"]
     except (KeyError, TypeError, ValueError):
         return False
-    forms = isinstance(counts, dict) and isinstance(left, dict) and isinstance(notes, list)
+    forms = all(isinstance(one, dict) for one in (counts, left, passed)) and isinstance(notes, list)
     return forms and counts.get("frames") == len(notes) == frames and len(outputs_of(state)) == 1
 
 
@@ -343,14 +358,14 @@ def _stats(
     output: Path,
     decisive: dict[str, Any],
 ) -> dict[str, Any]:
-    """What stands beside the film; ``musetalk-enhance report`` reads its totals and notes."""
+    """What is said of the film as a whole; ``musetalk-enhance report`` reads the totals."""
     counts: Counter[str] = Counter()
     left: Counter[str] = Counter()
-    notes: list[Any] = []
+    passed: Counter[str] = Counter()
     for item in (item for state in states for item in state["items"]):
         counts.update(item["counts"])
         left.update(item["left"])
-        notes.extend(item["notes"])
+        passed.update(item["passed_through"])
     job = (
         settings_stats(settings, facts)
         | film
@@ -368,10 +383,10 @@ def _stats(
         "faces_restored": counts["faces_restored"],
         "faces_held": counts["faces_held"],
         "faces_failed": counts["faces_failed"],
-        "passed_through": {"no face": 0} | Counter(note["passthrough"] for note in notes if "passthrough" in note),
+        "passed_through": {"no face": 0} | dict(sorted(passed.items())),
         "left": dict(sorted(left.items())),
     }
-    return {"job": job, "totals": totals, "notes": notes}
+    return {"job": job, "totals": totals}
 
 
 @contextlib.contextmanager

@@ -29,9 +29,9 @@ YUNET = "face_detection_yunet_2023mar.onnx"
 class Squares(NetworkDetector):
     """Finds white squares as faces, those that keep `room` pixels to the edge; remembers the sizes it saw."""
 
-    def __init__(self, max_side=None, room=0):
+    def __init__(self, max_side=None, room=0, score=0.9):
         super().__init__(max_side, 0.5)
-        self.room, self.seen = room, []
+        self.room, self.score, self.seen = room, score, []
 
     def _find(self, picture_bgr):
         self.seen.append(picture_bgr.shape[:2])
@@ -40,7 +40,7 @@ class Squares(NetworkDetector):
         for x, y, w, h, _ in cv2.connectedComponentsWithStats(mask)[2][1:]:
             inside = min(x, y, mask.shape[1] - x - w, mask.shape[0] - y - h) >= self.room
             middle = (x + w / 2, y + h / 2)
-            rows += [[x, y, x + w, y + h, 0.9, *middle * 5]] if inside else []
+            rows += [[x, y, x + w, y + h, self.score, *middle * 5]] if inside else []
         return np.array(rows).reshape(-1, 15)
 
 
@@ -78,6 +78,22 @@ def test_a_face_that_fills_the_picture_is_found_within_a_border():
     assert detector.seen == [(256, 256), (384, 384)]
     assert face.box_xyxy.tolist() == [4, 2, 250, 253]
     assert face.landmarks[0].tolist() == [127, 127.5]
+
+
+@pytest.mark.parametrize(
+    ("score", "boxes", "looks"),
+    [
+        (0.95, [(50, 50, 200, 200)], 1),
+        (0.85, [(50, 50, 200, 200)], 2),
+        (0.95, [(14, 50, 200, 200)], 2),
+        (0.95, [(50, 50, 200, 200), (210, 10, 220, 20)], 2),
+    ],
+    ids=["sure and with room", "not sure", "no room", "not alone"],
+)
+def test_a_second_look_only_where_the_first_leaves_a_doubt(score, boxes, looks):
+    detector = Squares(score=score)
+    faces = detector.detect(squares(*boxes, size_hw=(256, 256)))
+    assert len(detector.seen) == looks and len(faces) == len(boxes)
 
 
 def test_a_large_crop_is_reduced_before_the_border():
@@ -208,14 +224,14 @@ def test_retinaface_resnet50_is_built_without_a_download(tmp_path, monkeypatch):
         net = import_official("facexlib.detection.retinaface").RetinaFace("resnet50", device=torch.device("cpu"))
     torch.save({f"module.{name}": value for name, value in net.state_dict().items()}, tmp_path / "r50.pth")
     state = torch.get_rng_state()
-    detector = make_detector("retinaface", tmp_path / "r50.pth", trust_unpinned=True, max_side=128)
+    weight = tmp_path / "r50.pth"
+    detector = make_detector("retinaface", weight, trust_unpinned=True, max_side=128, threshold=0.6)
     assert torch.equal(torch.get_rng_state(), state)
-    picture = np.zeros((128, 128, 3), np.uint8)
+    picture = np.random.default_rng(0).integers(0, 256, (96, 128, 3), np.uint8)
     rows = detector._find(picture)
-    assert rows.shape[1] == 15
     with torch.no_grad():
-        want = net.eval().detect_faces(picture, 0.9)
-    assert len(want) == len(rows) and np.allclose(rows, want, atol=1e-3)
+        want = net.eval().detect_faces(picture, 0.6)
+    assert len(rows) > 3 and np.shape(want) == rows.shape == (len(rows), 15) and np.allclose(rows, want, atol=1e-3)
 
 
 @pytest.fixture(scope="module")

@@ -73,10 +73,12 @@ def test_impossible_times(tmp_path, start, end, key):
     assert caught.value.key == key
 
 
-def test_a_range_after_the_end_is_empty(tmp_path):
+@pytest.mark.parametrize(("start", "end", "key"), [(0.2, None, "start"), (5, 6, "start"), (0.01, 0.02, "end")])
+def test_a_stretch_without_a_frame(tmp_path, start, end, key):
     path = make_film(tmp_path / "film.mp4", 5)
-    with pytest.raises(MediaError, match="no frame from 0.2 to None s; it is 0.200 s"):
-        index_film(path, 0.2)
+    with pytest.raises(ConfigError, match=r"film.mp4 is 0.200 s long") as caught:
+        index_film(path, start, end)
+    assert caught.value.key == key
 
 
 def test_raw_streams_and_old_files_are_counted(tmp_path):

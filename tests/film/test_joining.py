@@ -283,3 +283,43 @@ def _runs(packets):
     data = [each for _, each in packets]
     counts = range(80, 100)
     return {hashlib.md5(b"".join(data[at : at + count])).digest() for at in range(len(data)) for count in counts}
+
+
+def with_chapters(path: Path, out: Path) -> Path:
+    """The film with two chapters, one to 0.4 s and one to 1 s."""
+    with av.open(str(path)) as source, av.open(str(out), "w") as target:
+        streams = {one.index: target.add_stream_from_template(one) for one in source.streams}
+        tick = Fraction(1, 1000)
+        marks = [(0, 400, "Über"), (400, 1000, "two")]
+        target.set_chapters(
+            [
+                {"id": at, "start": start, "end": end, "time_base": tick, "metadata": {"title": title}}
+                for at, (start, end, title) in enumerate(marks)
+            ]
+        )
+        for packet in source.demux():
+            if packet.size:
+                packet.stream = streams[packet.stream_index]
+                target.mux(packet)
+    return out
+
+
+@pytest.mark.skipif(not hasattr(av.container.InputContainer, "chapters"), reason="this PyAV knows no chapters")
+@pytest.mark.parametrize("suffix", [".mp4", ".mov", ".mkv"])
+@pytest.mark.parametrize(
+    ("start", "end", "expected"),
+    [
+        (None, None, [("Über", 0, 0.4), ("two", 0.4, 1)]),
+        (0.2, 0.6, [("Über", 0, 0.2), ("two", 0.2, 0.4)]),
+        (0.6, None, [("two", 0, 0.4)]),
+    ],
+)
+def test_chapters_go_along(tmp_path, suffix, start, end, expected):
+    path = with_chapters(make_film(tmp_path / "film.mp4", 25, sound=0), tmp_path / "told.mp4")
+    out = copied(path, tmp_path / f"new{suffix}", start=start, end=end)
+    with av.open(str(out)) as film:
+        found = film.chapters()
+        assert [one.type for one in film.streams if one.type in ("video", "audio")] == ["video", "audio"]
+    assert [one["metadata"]["title"] for one in found] == [title for title, *_ in expected]
+    places = [[float(one[name] * one["time_base"]) for name in ("start", "end")] for one in found]
+    assert np.allclose(places, [place for _, *place in expected], atol=0.03), "sound ends a little later"

@@ -21,6 +21,20 @@ def test_pictures_are_listed_in_one_order(tmp_path):
     assert list_pictures(tmp_path / "b.png") == ["b.png"]
 
 
+def test_linked_folders_are_followed_but_not_in_circles(tmp_path):
+    source, elsewhere = tmp_path / "in", tmp_path / "elsewhere"
+    put(source, "a.png", "sub/b.png")
+    put(elsewhere, "c.png", "out/d.png")
+    (source / "link").symlink_to(elsewhere)
+    (source / "sub" / "up").symlink_to(source)
+    (source / "above").symlink_to(tmp_path)
+    (elsewhere / "back").symlink_to(source)
+    (source / "lost").symlink_to(tmp_path / "missing")
+    (source / "one").symlink_to(source / "other")
+    (source / "other").symlink_to(source / "one")
+    assert list_pictures(source, skip=[elsewhere / "out"]) == ["a.png", "link/c.png", "sub/b.png"]
+
+
 def test_a_folder_that_cannot_be_read_is_named(tmp_path, monkeypatch):
     put(tmp_path, "a.png")
     error = PermissionError(13, "Permission denied", str(tmp_path))

@@ -17,8 +17,8 @@ import pytest
 import torch
 from PIL import Image
 
-from musetalk_enhance.errors import ConfigError, MediaError
-from musetalk_enhance.jobs import LocalEngine, images, restore_images, stages
+from musetalk_enhance.errors import ConfigError, MediaError, WeightError
+from musetalk_enhance.jobs import LocalEngine, images, opening, restore_images, stages
 from musetalk_enhance.jobs.images import STATS
 from musetalk_enhance.jobs.manifest import FOLDER, locked
 from musetalk_enhance.pictures import write_bytes
@@ -549,6 +549,43 @@ def test_the_result_of_a_removed_picture_stays_while_its_neighbour_is_done_again
     result = restore_images(source, output, WHOLE)
     assert result.errors == 0 and files(output)["restored/b.jpg"] == kept
     assert "b.jpg" not in {item["name"] for item in result.stats["items"]} and result.resumed == 5
+
+
+def test_results_of_two_folders_are_not_mixed(network, folders, tmp_path):
+    source, output = folders
+    restore_images(source, output, WHOLE)
+    before = files(output)
+    put(tmp_path / "other", "a.png")
+    with pytest.raises(ConfigError, match=f"another folder: that one holds the results of {source}"):
+        restore_images(tmp_path / "other", output, WHOLE)
+    assert files(output) == before
+    moved = source.rename(tmp_path / "moved")
+    assert restore_images(moved, output, WHOLE).resumed == len(NAMES)
+
+
+@pytest.mark.parametrize("there", [False, True])
+def test_a_network_that_cannot_be_loaded_leaves_nothing(network, folders, there, monkeypatch):
+    source, output = folders
+    if there:
+        output.mkdir()
+    monkeypatch.setattr(opening, "load", _refuse)
+    with pytest.raises(WeightError, match="refused"):
+        restore_images(source, output, WHOLE)
+    assert output.exists() == there and not list(output.glob("*"))
+
+
+def _refuse(*_, **__):
+    raise WeightError("refused")
+
+
+def test_what_was_opened_is_closed_where_a_later_step_fails(network, folders, monkeypatch):
+    def fail(*_):
+        raise WeightError("no parser")
+
+    monkeypatch.setattr(opening, "_open_parser", fail)
+    with pytest.raises(WeightError, match="no parser"):
+        restore_images(*folders, WHOLE.replace(face_detector="yunet", min_face=0))
+    assert network.opened == 1 and network.closed
 
 
 def test_two_runs_at_once_are_refused(network, folders):

@@ -25,7 +25,8 @@ from musetalk_enhance.jobs import VideoSettings, film_maker, opening, restore_vi
 from musetalk_enhance.jobs.film_maker import FilmMaker
 from musetalk_enhance.jobs.manifest import FOLDER, locked
 from musetalk_enhance.jobs.models import Loaded, load
-from musetalk_enhance.jobs.video import excerpt, folder_of, segment_of, sidecar_of
+from musetalk_enhance.jobs.sidecar import read_head, sidecar_of, write_sidecar
+from musetalk_enhance.jobs.video import excerpt, folder_of, segment_of
 from musetalk_enhance.media import VideoWriter, read_frames
 from musetalk_enhance.restorers.base import LoadRequest
 from musetalk_enhance.restorers.catalog import Choice, Model
@@ -191,6 +192,12 @@ def test_everything_but_the_face_is_kept(clip, settings, lite, tmp_path):
         assert change[:10].mean() < 3 and change[100:180, 80:180].mean() > 1.2 * change[:10].mean()
 
 
+def whole_lines(sidecar: bytes) -> int:
+    """Notes that stand in a line of their own."""
+    lines = sidecar.decode().split("\n")
+    return sum(bool(json.loads(line.rstrip(","))) for line in lines[lines.index(' "notes": [') + 1 : -3])
+
+
 def test_the_file_beside_it_says_what_was_done(lite):
     stats = json.loads(lite[1])
     assert stats["totals"] == {
@@ -202,7 +209,8 @@ def test_the_file_beside_it_says_what_was_done(lite):
         "passed_through": {"no face": 0},
         "left": {},
     }
-    assert len(stats["notes"]) == COUNT and all(0 < note["strength"] <= 1 for note in stats["notes"])
+    assert whole_lines(lite[1]) == COUNT and len(stats["notes"]) == COUNT
+    assert all(0 < note["strength"] <= 1 for note in stats["notes"])
     job = stats["job"]
     assert job["model_that_ran"]["model"] == "lite" and job["fps"] == "30" and job["size_wh"] == [SIDE, SIDE]
     assert "shared" not in lite[1].decode() and "/tmp" not in lite[1].decode(), "no path of this machine"
@@ -216,7 +224,8 @@ def test_a_second_run_has_nothing_to_do(clip, settings, whole, tmp_path, made, c
     with caplog.at_level(logging.INFO, "musetalk_enhance"):
         again = restore_video(clip, out, settings, progress=lambda *words: told.append(words))
     assert not made and again.resumed == COUNT and "done already" in caplog.text and told == [(COUNT, COUNT)]
-    assert again.stats == json.loads(whole[1]) and bytes_of(out) == whole
+    said = json.loads(whole[1])
+    assert len(said.pop("notes")) == COUNT and again.stats == said and bytes_of(out) == whole
     assert stamps == [path.stat().st_mtime_ns for path in (out, sidecar_of(out))]
 
 
@@ -340,6 +349,26 @@ def test_a_file_beside_it_that_says_nothing_is_looked_past(clip, settings, tmp_p
     sidecar_of(out).write_text(text, encoding="latin-1")
     restore_video(clip, out, settings, end=0.1)
     assert made == [0] and json.loads(sidecar_of(out).read_text())["totals"]["frames"] == 3
+
+
+def test_the_head_of_the_file_beside_it_is_read_alone(tmp_path):
+    path, head = tmp_path / "film.mp4.json", {"totals": {"frames": 2}, "job": {"notes": "["}}
+    write_sidecar(path, head, iter([{"strength": 0.5}, {"passthrough": 'a "notes": [ in it'}]))
+    whole = json.loads(path.read_text())
+    assert whole.pop("notes") == [{"strength": 0.5}, {"passthrough": 'a "notes": [ in it'}] and whole == head
+    assert read_head(path) == head
+    path.write_text(path.read_text()[: path.read_text().index("strength")])
+    assert read_head(path) == head, "what stands before the notes needs nothing of them"
+    write_sidecar(path, head, [])
+    assert read_head(path) == head and json.loads(path.read_text())["notes"] == []
+
+
+@pytest.mark.parametrize(
+    "text", ["", "{}", '"notes": [', "x" * 2**20 + '\n"notes": [', '{"a": 1}\n"notes": [', "\xff"]
+)
+def test_a_head_of_something_else_is_none(tmp_path, text):
+    (tmp_path / "film.mp4.json").write_bytes(text.encode("latin-1"))
+    assert read_head(tmp_path / "film.mp4.json") is None and read_head(tmp_path / "missing") is None
 
 
 def test_a_stretch_is_that_stretch(clip, settings, tmp_path):
@@ -466,7 +495,7 @@ def test_a_network_that_fails_at_some_faces_is_counted_and_the_next_run_does_bet
     monkeypatch.setattr(FakeRestorer, "restore", fails)
     out = tmp_path / "out.mp4"
     first = restore_video(clip, out, settings)
-    assert 0 < first.errors <= film_maker.CHUNK and len(first.stats["notes"]) == COUNT
+    assert 0 < first.errors <= film_maker.CHUNK and "notes" not in first.stats
     assert first.stats["totals"]["left"] == {"restorer: RuntimeError": first.errors}
     assert bytes_of(out) != whole
     monkeypatch.setattr(FakeRestorer, "restore", plain)
