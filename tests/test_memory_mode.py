@@ -252,7 +252,9 @@ def test_the_batch_is_planned_from_what_was_measured(make, frames):
     enhancer = make(glutton, record, mode="memory", memory_budget=200 * MIB)
     for _ in range(4):
         assert np.array_equal(enhancer(frames), 255 - frames)
-    assert glutton.tried[:3] == [1, 2, 5] and max(glutton.tried) == 5, "40 + 5 * 24 is 160, one more is 184, and with a tenth more 202"
+    assert glutton.tried[:3] == [1, 2, 5] and max(glutton.tried) == 5, (
+        "40 + 5 * 24 is 160, one more is 184, and with a tenth more 202"
+    )
     plan = enhancer.memory_plan()
     assert plan["planned"] == plan["batch"] == 5 and plan["measured"] == 5
     assert 22 * MIB < plan["bytes_per_face"] < 26 * MIB and 30 * MIB < plan["fixed_bytes"] < 50 * MIB
