@@ -46,6 +46,10 @@ CodeFormer were trained on, in the order of `Face.landmarks`. The figures are fa
 
 _FILLS = 0.5  # share of a picture's width or height from which on a face is a large one
 _SURE, _ROOM = 0.9, 0.1  # score, and share of its size around a face, with which a look leaves no doubt
+_HINT = 0.3  # score from which on something might be a face
+_COARSE_SIDE = 320  # least long side of a coarse look; of no use where it is over this share of the full one
+_COARSE_SHARE = 0.8
+_VISIBLE, _PRECISE = 20, 48  # pixels that a face needs in a coarse look to be seen, and to be placed well
 _TIGHT_SIDE = 256  # long side that such a picture is reduced to
 _BORDER = 0.25  # share of the long side that is put around it
 _GREY = (127, 127, 127)
@@ -122,28 +126,35 @@ class NetworkDetector(FaceDetector):
     large faces count as they are found then; smaller ones beside them as they were found first. A single face that
     was surely seen, and has room on all sides, needs no second look.
 
+    With `least_face` the first look is a coarse one, in which faces of that size can still be seen. Where it shows
+    one face, surely and not too small, and nothing else that might be one, it counts; otherwise it is forgotten.
+
     Args:
         max_side: long side in pixels; None takes pictures as large as they are. Faces that are smaller than about
             12 px after the reduction are not found.
         threshold: least score, 0..1.
+        least_face: size in pixels of the smallest face that is wanted; 0: never look coarsely, for pictures that
+            follow one another, in which a face must not jump by the hundredths of its size between two ways to look.
 
     Raises:
         ConfigError: an impossible value.
     """
 
-    def __init__(self, max_side: int | None, threshold: float) -> None:
+    def __init__(self, max_side: int | None, threshold: float, least_face: float = 0) -> None:
         if max_side is not None and max_side < 64:
             raise ConfigError("max_side", max_side, "64 pixels at least, or None for no limit")
         if not 0 < threshold < 1:
             raise ConfigError("threshold", threshold, "more than 0 and less than 1")
-        self.max_side, self.threshold = max_side, threshold
+        if least_face < 0:
+            raise ConfigError("least_face", least_face, "0 or more pixels")
+        self.max_side, self.threshold, self.least_face = max_side, threshold, least_face
         self._lock = threading.Lock()
 
     def detect(self, picture_bgr: Picture) -> list[Face]:
         """See `FaceDetector.detect`."""
         picture = _checked(picture_bgr)
         height, width = picture.shape[:2]
-        faces = self._look(picture, self.max_side or max(height, width), 0)
+        faces = self._look_coarsely(picture) or self._look(picture, self.max_side or max(height, width), 0)
         if faces and (not _fills(faces[0], width, height) or _is_plain(faces, width, height)):
             return faces
         again = self._look(picture, min(_TIGHT_SIDE, self.max_side or _TIGHT_SIDE), _BORDER)
@@ -153,10 +164,21 @@ class NetworkDetector(FaceDetector):
         return _sorted([*large, *(face for face in faces if not any(_holds(one, face) for one in large))])
 
     @abstractmethod
-    def _find(self, picture_bgr: Picture) -> NDArray[Any]:
+    def _find(self, picture_bgr: Picture, threshold: float) -> NDArray[Any]:
         """Faces of a picture of the right size: (k, 15) x1, y1, x2, y2, score, then five x, y."""
 
-    def _look(self, picture_bgr: Picture, max_side: int, border: float) -> list[Face]:
+    def _look_coarsely(self, picture: Picture) -> list[Face]:
+        """The only face there is; nothing where a closer look is needed to say so."""
+        height, width = picture.shape[:2]
+        long = max(height, width)
+        full = min(long, self.max_side or long)
+        side = max(_COARSE_SIDE, round(long * _VISIBLE / self.least_face)) if self.least_face else full
+        if side > _COARSE_SHARE * full:
+            return []
+        faces = self._look(picture, side, 0, min(_HINT, self.threshold))
+        return faces if _is_sure(faces) and max(faces[0].size_wh) * side >= _PRECISE * long else []
+
+    def _look(self, picture_bgr: Picture, max_side: int, border: float, threshold: float | None = None) -> list[Face]:
         """Reduce, put a border around (a share of the long side), look, and take both back."""
         import cv2
 
@@ -169,9 +191,10 @@ class NetworkDetector(FaceDetector):
         if pad:
             bordered = cv2.copyMakeBorder(picture_bgr, pad, pad, pad, pad, cv2.BORDER_CONSTANT, value=_GREY)
             picture_bgr = np.asarray(bordered, np.uint8)
+        least = self.threshold if threshold is None else threshold
         with self._lock:
-            rows = np.asarray(self._find(picture_bgr), np.float64).reshape(-1, 15)
-        rows = rows[np.isfinite(rows).all(axis=1) & (rows[:, _SCORE] >= self.threshold)]
+            rows = np.asarray(self._find(picture_bgr, least), np.float64).reshape(-1, 15)
+        rows = rows[np.isfinite(rows).all(axis=1) & (rows[:, _SCORE] >= least)]
         scale = np.array((width / size_wh[0], height / size_wh[1]))
         return _sorted(_face(row, pad, scale) for row in rows)
 
@@ -183,6 +206,7 @@ class YuNet(NetworkDetector):
         path: an .onnx file of the user's own; None takes ``YuNet`` from the cache of weights.
         max_side: see `NetworkDetector`.
         threshold: least score, 0..1.
+        least_face: see `NetworkDetector`.
         download: fetch a missing weight now.
 
     Raises:
@@ -198,9 +222,10 @@ class YuNet(NetworkDetector):
         *,
         max_side: int | None = MAX_SIDE,
         threshold: float = 0.7,
+        least_face: float = 0,
         download: bool = False,
     ) -> None:
-        super().__init__(max_side, threshold)
+        super().__init__(max_side, threshold, least_face)
         weight = _weight(self.weight_name, path, download=download, trust_unpinned=False)
         import cv2
 
@@ -208,17 +233,18 @@ class YuNet(NetworkDetector):
         try:
             with _quiet_opencv():
                 self._net: Any = cv2.FaceDetectorYN.create(str(weight.path), "", (side, side), threshold, 0.3, 5000)
-                self._find(np.full((side, side, 3), 127, np.uint8))
+                self._find(np.full((side, side, 3), 127, np.uint8), threshold)
         except (cv2.error, RestorerError) as error:
             raise CheckpointError(
                 weight.path, "something that OpenCV cannot run as YuNet", "YuNet as ONNX"
             ) from error
 
-    def _find(self, picture_bgr: Picture) -> NDArray[Any]:
+    def _find(self, picture_bgr: Picture, threshold: float) -> NDArray[Any]:
         import cv2
 
         try:
             self._net.setInputSize((picture_bgr.shape[1], picture_bgr.shape[0]))
+            self._net.setScoreThreshold(threshold)
             rows = self._net.detect(picture_bgr)[1]
         except cv2.error as error:
             raise RestorerError(f"YuNet failed: {error}") from error
@@ -240,6 +266,7 @@ class RetinaFace(NetworkDetector):
         device: where the network runs; None is the CPU.
         max_side: see `NetworkDetector`.
         threshold: least score, 0..1.
+        least_face: see `NetworkDetector`.
         download: fetch a missing weight now.
         trust_unpinned: open a ``.pth`` at `path` that is not in the table of published weights.
 
@@ -259,10 +286,11 @@ class RetinaFace(NetworkDetector):
         device: torch.device | str | None = None,
         max_side: int | None = MAX_SIDE,
         threshold: float = 0.9,
+        least_face: float = 0,
         download: bool = False,
         trust_unpinned: bool = False,
     ) -> None:
-        super().__init__(max_side, threshold)
+        super().__init__(max_side, threshold, least_face)
         if network not in self.weight_names:
             raise ConfigError("network", network, " | ".join(self.weight_names))
         weight = _weight(self.weight_names[network], path, download=download, trust_unpinned=trust_unpinned)
@@ -286,14 +314,14 @@ class RetinaFace(NetworkDetector):
                     module.negative_slope = 0.0
         self._net.eval()
 
-    def _find(self, picture_bgr: Picture) -> NDArray[Any]:
+    def _find(self, picture_bgr: Picture, threshold: float) -> NDArray[Any]:
         import torch
 
         from ..precision import without_autocast
 
         try:
             with torch.no_grad(), without_autocast(self.device):
-                rows = self._net.detect_faces(picture_bgr, self.threshold)
+                rows = self._net.detect_faces(picture_bgr, threshold)
         except Exception as error:
             raise RestorerError(f"RetinaFace failed: {type(error).__name__}: {error}") from error
         return np.asarray(rows, np.float64)
@@ -318,6 +346,7 @@ def make_detector(
     device: torch.device | str | None = None,
     max_side: int | None = MAX_SIDE,
     threshold: float | None = None,
+    least_face: float = 0,
     download: bool = False,
     trust_unpinned: bool = False,
 ) -> FaceDetector:
@@ -329,6 +358,7 @@ def make_detector(
         device: where RetinaFace runs; YuNet runs on the CPU.
         max_side: long side in pixels that pictures are reduced to, None for no limit; see `NetworkDetector`.
         threshold: least score, 0..1; None takes the detector's own.
+        least_face: size in pixels of the smallest face that is wanted, 0 for no hurry; see `NetworkDetector`.
         download: fetch a missing weight now.
         trust_unpinned: open a ``.pth`` at `path` that is not in the table of published weights.
 
@@ -341,7 +371,7 @@ def make_detector(
     name = DETECTORS.canonical(name) or name
     if name == "none":
         return WholePicture()
-    least: dict[str, Any] = {} if threshold is None else {"threshold": threshold}
+    least: dict[str, Any] = {"least_face": least_face} | ({} if threshold is None else {"threshold": threshold})
     if name == "yunet":
         return YuNet(path, max_side=max_side, download=download, **least)
     return RetinaFace(
@@ -382,11 +412,16 @@ def _fills(face: Face, width: int, height: int) -> bool:
     return face.size_wh[0] >= _FILLS * width or face.size_wh[1] >= _FILLS * height
 
 
+def _is_sure(faces: Sequence[Face]) -> bool:
+    """Whether there is one face and no doubt about it."""
+    return len(faces) == 1 and faces[0].score >= _SURE
+
+
 def _is_plain(faces: Sequence[Face], width: int, height: int) -> bool:
-    """Whether a look left no doubt: one face, surely seen, with room on all sides."""
+    """Whether that face has room on all sides as well."""
     (left, top), (right, bottom) = faces[0].box_xyxy.reshape(2, 2)
     room = min(left, top, width - right, height - bottom)
-    return len(faces) == 1 and faces[0].score >= _SURE and room >= _ROOM * max(faces[0].size_wh)
+    return _is_sure(faces) and bool(room >= _ROOM * max(faces[0].size_wh))
 
 
 def _holds(face: Face, other: Face) -> bool:

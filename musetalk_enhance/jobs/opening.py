@@ -61,7 +61,7 @@ def open_pictures(settings: ImageSettings, pinned: Facts | None = None) -> Opene
     """
     threads = use_threads(pinned)
     with ExitStack() as opening:
-        detector = opening.enter_context(closing(open_detector(settings)))
+        detector = opening.enter_context(closing(open_detector(settings, settings.min_face)))
         background = _open_background(settings)
         if background is not None:
             opening.enter_context(closing(background))
@@ -165,8 +165,8 @@ def use_threads(pinned: Facts | None) -> int:
     return count
 
 
-def open_detector(settings: FaceSettings) -> FaceDetector:
-    """The detector that the settings mean.
+def open_detector(settings: FaceSettings, least_face: float = 0) -> FaceDetector:
+    """The detector that the settings mean; for `least_face` see `NetworkDetector`.
 
     RetinaFace runs where the restorer does, or on the CPU where that is Metal.
 
@@ -180,6 +180,7 @@ def open_detector(settings: FaceSettings) -> FaceDetector:
         settings.detector_path,
         device=None if device.type == "mps" else device,
         max_side=settings.detection_size,
+        least_face=least_face,
         download=settings.download,
         trust_unpinned=settings.trust_unpinned,
     )

@@ -29,11 +29,11 @@ YUNET = "face_detection_yunet_2023mar.onnx"
 class Squares(NetworkDetector):
     """Finds white squares as faces, those that keep `room` pixels to the edge; remembers the sizes it saw."""
 
-    def __init__(self, max_side=None, room=0, score=0.9):
-        super().__init__(max_side, 0.5)
+    def __init__(self, max_side=None, room=0, score=0.9, least_face=0):
+        super().__init__(max_side, 0.5, least_face)
         self.room, self.score, self.seen = room, score, []
 
-    def _find(self, picture_bgr):
+    def _find(self, picture_bgr, threshold):
         self.seen.append(picture_bgr.shape[:2])
         mask = (picture_bgr[..., 0] > 180).astype(np.uint8)
         rows = []
@@ -96,6 +96,51 @@ def test_a_second_look_only_where_the_first_leaves_a_doubt(score, boxes, looks):
     assert len(detector.seen) == looks and len(faces) == len(boxes)
 
 
+@pytest.mark.parametrize(
+    ("least", "score", "boxes", "sizes"),
+    [
+        (32, 0.95, [(100, 100, 300, 300)], [320]),
+        (16, 0.95, [(100, 100, 300, 300)], [512]),  # a face of 16 pixels needs 640
+        (0, 0.95, [(100, 100, 300, 300)], [512]),
+        (32, 0.85, [(100, 100, 300, 300)], [320, 512]),
+        (32, 0.95, [(100, 100, 300, 300), (400, 400, 440, 440)], [320, 512]),
+        (32, 0.95, [(100, 100, 160, 160)], [320, 512]),
+        (32, 0.95, [], [320, 512, 384]),
+        (32, 0.95, [(10, 100, 290, 400)], [320, 384]),
+    ],
+    ids=["plain", "small faces count", "no hurry", "not sure", "not alone", "small", "none", "no room"],
+)
+def test_a_coarse_look_counts_where_it_leaves_no_doubt(least, score, boxes, sizes):
+    detector = Squares(score=score, least_face=least)
+    faces = detector.detect(squares(*boxes, size_hw=(512, 512)))
+    assert [max(size) for size in detector.seen] == sizes and len(faces) == len(boxes)
+    for face, box in zip(faces, boxes, strict=True):
+        assert np.abs(face.box_xyxy - box).max() <= 3
+
+
+def test_what_might_be_a_face_calls_for_a_closer_look():
+    class Hinted(Squares):
+        def _find(self, picture_bgr, threshold):
+            rows = super()._find(picture_bgr, threshold)
+            if len(rows) == 2:
+                rows[rows[:, 0].argmax(), 4] = 0.4  # under the threshold, over a hint
+            return rows[rows[:, 4] >= threshold]
+
+    detector = Hinted(score=0.95, least_face=32)
+    faces = detector.detect(squares((100, 100, 300, 300), (400, 400, 440, 440), size_hw=(512, 512)))
+    assert detector.seen == [(320, 320), (512, 512)] and len(faces) == 1
+
+
+@pytest.mark.shared
+def test_a_coarse_look_loses_no_face(shared, detectors):
+    quick = make_detector("yunet", shared / "weights" / YUNET, max_side=1280, least_face=32)
+    slow = make_detector("yunet", shared / "weights" / YUNET, max_side=1280)
+    for name, picture in [*portraits(shared), *clip_frames(shared)]:
+        found, expected = quick.detect(picture), [one for one in slow.detect(picture) if max(one.size_wh) >= 32]
+        for face in expected:
+            assert min(distance(one, face) for one in found) < 0.08, name
+
+
 def test_a_large_crop_is_reduced_before_the_border():
     detector = Squares(room=10)
     face = detector.detect(squares((20, 20, 980, 980), size_hw=(1024, 1024)))[0]
@@ -105,8 +150,8 @@ def test_a_large_crop_is_reduced_before_the_border():
 
 def test_what_was_found_first_stays_where_the_border_finds_nothing():
     class Once(Squares):
-        def _find(self, picture_bgr):
-            return super()._find(picture_bgr) if not self.seen else np.empty((0, 15))
+        def _find(self, picture_bgr, threshold):
+            return super()._find(picture_bgr, threshold) if not self.seen else np.empty((0, 15))
 
     assert len(Once().detect(squares((4, 2, 250, 253), size_hw=(256, 256)))) == 1
 
@@ -131,7 +176,7 @@ def test_a_view_with_negative_strides_is_taken_and_not_changed():
 
 def test_answers_with_nan_or_a_low_score_are_dropped():
     class Odd(Squares):
-        def _find(self, picture_bgr):
+        def _find(self, picture_bgr, threshold):
             row = np.array([10, 10, 20, 20, 0.9, *[15] * 10])
             return np.stack((row, row * np.nan, np.where(np.arange(15) == 4, 0.4, row)))
 
@@ -228,7 +273,7 @@ def test_retinaface_resnet50_is_built_without_a_download(tmp_path, monkeypatch):
     detector = make_detector("retinaface", weight, trust_unpinned=True, max_side=128, threshold=0.6)
     assert torch.equal(torch.get_rng_state(), state)
     picture = np.random.default_rng(0).integers(0, 256, (96, 128, 3), np.uint8)
-    rows = detector._find(picture)
+    rows = detector._find(picture, 0.6)
     with torch.no_grad():
         want = net.eval().detect_faces(picture, 0.6)
     assert len(rows) > 3 and np.shape(want) == rows.shape == (len(rows), 15) and np.allclose(rows, want, atol=1e-3)
