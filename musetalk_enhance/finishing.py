@@ -71,6 +71,13 @@ class FrameNote:
     cut: bool = False
     aligned: bool = True
 
+    @property
+    def left(self) -> str | None:
+        """Why the frame is as it came; None where some of the restored face is in it."""
+        if self.strength > 0:
+            return None
+        return "sharp already" if self.sharp else f"held back: {self.guard}" if self.guard else "strength 0"
+
     def as_dict(self) -> dict[str, Any]:
         """As plain values, in the words of reports."""
         return {

@@ -51,7 +51,8 @@ class FaceNote:
     Attributes:
         box_xyxy: left, top, right, bottom in pixels of the picture that came, to a tenth.
         score: how sure the detector was, 0..1.
-        state: ``"restored"``, ``"too small"``, ``"not the center face"``, or why it was left as it came.
+        state: ``"restored"``, ``"too small"``, ``"not the center face"``, ``"sharp already"``, or why else
+            it was left as it came.
         strength: how much of the restored face it got, 0..1.
     """
 
@@ -312,7 +313,7 @@ def _fault(notes: Sequence[FaceNote]) -> str | None:
 def _judged(note: FaceNote, said: FrameNote | str) -> FaceNote:
     if isinstance(said, str):
         return replace(note, state=f"handed back: {said}")
-    return replace(note, strength=round(said.strength, 4))
+    return replace(note, state=said.left or RESTORED, strength=round(said.strength, 4))
 
 
 def _center_face(faces: Sequence[Face], width: int, height: int) -> int | None:

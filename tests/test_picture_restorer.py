@@ -12,6 +12,7 @@ import torch
 from musetalk_enhance.errors import ConfigError, OutOfMemoryError, RestorerError
 from musetalk_enhance.faces.detect import FFHQ_512, Face, FaceDetector, WholePicture, YuNet
 from musetalk_enhance.picture_restorer import NOT_CENTER, RESTORED, TOO_SMALL, PictureRestorer
+from musetalk_enhance.stability import sharpness
 
 from .conftest import RECORD
 
@@ -213,6 +214,13 @@ def test_a_face_that_cannot_be_aligned_is_listed(make):
     after = make(Given(h300=[face(20, 30, 200), lost])).restore([grey()])[0]
     assert [note.state for note in after.faces] == [RESTORED, "cannot be aligned: collapsed"]
     assert after.error is None
+
+
+def test_a_face_that_is_sharp_already_is_left(make, monkeypatch):
+    monkeypatch.setattr(sharpness, "needed", lambda ratio: torch.zeros_like(ratio))
+    after = make(Given(h300=[face(20, 30, 200)]), enhancer={"sharpness_gate": True}).restore([grey()])[0]
+    assert [note.state for note in after.faces] == ["sharp already"] and after.faces[0].strength == 0
+    assert after.restored == 0 and after.error is None and np.array_equal(after.bgr, grey())
 
 
 def test_notes_are_plain_values(make):

@@ -234,7 +234,7 @@ class _Faces:
         made, said = self._streams[track].restore([shown.cuts[track].aligned for shown in frames])
         for shown, face, note in zip(frames, made, said, strict=True):
             shown.notes[track] = note
-            if isinstance(note, FrameNote):
+            if isinstance(note, FrameNote) and note.left is None:
                 shown.pastes[track] = Paste(shown.cuts[track], face)
 
     def _park(self, track: int) -> None:
@@ -282,8 +282,8 @@ class _Facts:
             self._counts["faces_held"] += sum(seen.held and seen.track in shown.pastes for seen in shown.seen)
             for note in shown.notes.values():
                 self._counts["faces_failed"] += isinstance(note, str) and note.startswith(FAULTS)
-                self._left.update([note] if isinstance(note, str) else [])
-                self._left.update([f"held back: {note.guard}"] if isinstance(note, FrameNote) and note.guard else [])
+                why = note if isinstance(note, str) else note.left or (note.guard and f"held back: {note.guard}")
+                self._left.update([why] if why else [])
             main = _main_note(shown)
             self._passed.update([main["passthrough"]] if "passthrough" in main else [])
             self._notes.append(main)

@@ -9,7 +9,7 @@ import numpy as np
 
 from ..metrics import correlation, opening_lag
 from .flicker import FlickerWindows
-from .series import Series, plain
+from .series import Series, mean, plain
 
 PASS, FAIL, INFO, UNMEASURED = "pass", "fail", "info", "unmeasured"
 
@@ -155,11 +155,21 @@ def _ratio(a: float, b: float) -> float:
 
 
 def _sharpness(series: Series, limits: Limits) -> Verdict:
-    ratio = _ratio(series.mean("sharpness_out"), series.mean("sharpness_in"))
-    text = f"Laplacian energy, out / in: {series.mean('sharpness_in'):.4g} → {series.mean('sharpness_out'):.4g}"
+    """Over the frames that were restored: one that was left alone loses to the encoder whatever it loses."""
+    label, strength = "Sharper than it came", series["note_strength"]
+    known = not np.isnan(strength).all()
+    some = strength > 0 if known else np.ones(series.frames, bool)
+    if not some.any():
+        why = "no frame was restored: sharp already, or held back"
+        return line("sharpness", label, "sharpness", float("nan"), limits.sharpness_ratio, why, at_most=False)
+    before, after, own = (mean(series[f"sharpness_{name}"][some]) for name in ("in", "out", "ref"))
+    text = f"Laplacian energy, out / in: {before:.4g} → {after:.4g}"
     if "sharpness_ref" in series:
-        text += f"; the reference has {series.mean('sharpness_ref'):.4g}"
-    return line("sharpness", "Sharper than it came", "sharpness", ratio, limits.sharpness_ratio, text, at_most=False)
+        text += f"; the reference has {own:.4g}"
+    if not some.all():
+        text += f"; over the {some.sum()} of {series.frames} frames that were restored"
+    ratio = _ratio(after, before)
+    return line("sharpness", label, "sharpness", ratio, limits.sharpness_ratio, text, at_most=False)
 
 
 def _warping(series: Series, limits: Limits) -> Verdict:

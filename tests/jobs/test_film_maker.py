@@ -25,6 +25,7 @@ from musetalk_enhance.jobs.opening import OpenedFilm
 from musetalk_enhance.media import VideoWriter
 from musetalk_enhance.restorers.base import LoadRequest
 from musetalk_enhance.restorers.catalog import Choice, Model
+from musetalk_enhance.stability import sharpness
 from tests.conftest import PLAIN, RECORD, FakeRestorer
 from tests.film.clips import decoded, open_files, same_planes
 
@@ -157,6 +158,16 @@ def test_frames_without_a_face_go_through_untouched(tmp_path):
         "faces_held": 0,
         "faces_failed": 0,
     }
+
+
+def test_faces_that_are_left_alone_go_through_untouched(moving, tmp_path, monkeypatch):
+    monkeypatch.setattr(sharpness, "needed", lambda ratio: torch.zeros_like(ratio))
+    path, state = make(moving, tmp_path, opened_with(lambda faces: 1 - faces, sharpness_gate=True), stop=24)
+    assert same_planes(decoded(moving)[:24], decoded(path))
+    item = state["items"][0]
+    assert item["counts"]["faces_restored"] == item["counts"]["frames_with_restored_faces"] == 0
+    assert item["left"] == {"sharp already": 24} and item["passed_through"] == {}
+    assert [note["strength"] for note in item["notes"]] == [0.0] * 24
 
 
 def test_what_the_network_made_lands_on_the_face_while_it_moves(moving, tmp_path):

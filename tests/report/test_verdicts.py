@@ -57,6 +57,20 @@ def test_all_is_well():
     assert not found["fail"] and len(found["pass"]) == 14
 
 
+def test_frames_that_were_left_alone_do_not_count_for_sharpness():
+    """A film is encoded again, and loses by it what no restoring was asked to make good."""
+    first = np.arange(COUNT) < 30
+    lost = {"sharpness_out": np.where(first, 8.0, 15.0)}
+    assert verdicts(**lost)["sharpness"].state == "fail"
+    found = verdicts(**lost, note_strength=np.where(first, 0.0, 1.0))["sharpness"]
+    assert found.state == "pass" and found.value == 1.5 and "over the 10 of 40 frames" in found.text
+    handed_back = verdicts(**lost, note_strength=np.where(first, np.nan, 0.7))["sharpness"]
+    assert handed_back.value == 1.5
+    none = verdicts(sharpness_out=8.0, note_strength=0.0)["sharpness"]
+    assert none.state == "unmeasured" and "sharp already" in none.text
+    assert verdicts(sharpness_out=8.0, note_strength=1.0)["sharpness"].state == "fail"
+
+
 WAVE = 0.1 + 0.1 * np.sin(np.arange(COUNT) / 3)
 
 
