@@ -54,7 +54,8 @@ def written(folder: Path) -> int:
 
 
 def start(command: list[str], out: Path) -> subprocess.Popen[bytes]:
-    """The command in a process group of its own, its output beside the folder."""
+    """The command in a process group of its own, what it says beside the folder."""
+    out.mkdir(exist_ok=True)
     words = [word.replace("{out}", str(out)) for word in command]
     with open(out.with_suffix(".log"), "ab") as log:
         return subprocess.Popen(words, stdout=log, stderr=log, start_new_session=True)
