@@ -173,7 +173,7 @@ def index_film(path: PathLike, start: float | None = None, end: float | None = N
     first, stop = place(since), count if until is None else place(until)
     if first >= stop:
         length = (times[-1] - times[0]) * time_base
-        key, value = ("end", end) if since < length else ("start", start)
+        key, value = ("start", start) if first == count else ("end", end)
         raise ConfigError(key, value, f"a stretch with a frame in it; {path} is {float(length):.3f} s long")
     return FilmIndex(
         **facts,

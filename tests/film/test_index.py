@@ -73,7 +73,10 @@ def test_impossible_times(tmp_path, start, end, key):
     assert caught.value.key == key
 
 
-@pytest.mark.parametrize(("start", "end", "key"), [(0.2, None, "start"), (5, 6, "start"), (0.01, 0.02, "end")])
+@pytest.mark.parametrize(
+    ("start", "end", "key"),
+    [(0.2, None, "start"), (5, 6, "start"), (0.17, None, "start"), (0.17, 0.19, "start"), (0.01, 0.02, "end")],
+)
 def test_a_stretch_without_a_frame(tmp_path, start, end, key):
     path = make_film(tmp_path / "film.mp4", 5)
     with pytest.raises(ConfigError, match=r"film.mp4 is 0.200 s long") as caught:
