@@ -31,7 +31,7 @@ def write_sidecar(path: Path, head: Mapping[str, Any], notes: Iterable[Mapping[s
         notes: what is said of each frame, in order.
 
     Raises:
-        MediaError: it cannot be written.
+        MediaError: it cannot be written; or as `notes` raises it.
     """
     try:
         with path.open("w", encoding="utf-8") as file:
@@ -40,6 +40,8 @@ def write_sidecar(path: Path, head: Mapping[str, Any], notes: Iterable[Mapping[s
             for number, note in enumerate(notes):
                 file.write(f"{',' if number else ''}\n  {json.dumps(note, sort_keys=True, allow_nan=False)}")
             file.write("\n ]\n}\n")
+    except MediaError:  # an OSError too, but it is the notes that it tells of
+        raise
     except OSError as error:
         raise MediaError(path, f"cannot be written ({error.strerror or error})") from error
 

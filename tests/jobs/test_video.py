@@ -363,6 +363,17 @@ def test_the_head_of_the_file_beside_it_is_read_alone(tmp_path):
     assert read_head(path) == head and json.loads(path.read_text())["notes"] == []
 
 
+def test_notes_that_cannot_be_had_are_named(tmp_path):
+    def notes():
+        yield {}
+        raise MediaError(tmp_path / "units" / "000001.json", "is gone or damaged")
+
+    with pytest.raises(MediaError, match="^[^:]*000001.json: is gone or damaged$"):
+        write_sidecar(tmp_path / "film.json", {"totals": {}}, notes())
+    with pytest.raises(MediaError, match="film.json: cannot be written"):
+        write_sidecar(tmp_path / "missing" / "film.json", {"totals": {}}, [])
+
+
 @pytest.mark.parametrize(
     "text", ["", "{}", '"notes": [', "x" * 2**20 + '\n"notes": [', '{"a": 1}\n"notes": [', "\xff"]
 )
