@@ -243,7 +243,7 @@ def locked(folder: Path) -> Iterator[None]:
     """
     from filelock import FileLock, Timeout
 
-    place, new = folder / FOLDER, not folder.exists()
+    place, new = folder / FOLDER, [one for one in (folder, *folder.parents) if not one.exists()]
     make_folder(place)
     lock = FileLock(str(place / "lock"))
     try:
@@ -260,6 +260,6 @@ def locked(folder: Path) -> Iterator[None]:
             if [path.name for path in place.iterdir()] == ["lock"]:
                 (place / "lock").unlink()
                 place.rmdir()
-                if new:
-                    folder.rmdir()
+                for one in new:
+                    one.rmdir()
         lock.release()

@@ -182,6 +182,16 @@ def test_a_lock_is_held_once_and_given_back(tmp_path):
         pass
 
 
+def test_folders_that_were_made_for_nothing_go_again(tmp_path):
+    (tmp_path / "there").mkdir()
+    with locked(tmp_path / "there" / "new" / "out"):
+        pass
+    assert [path.name for path in tmp_path.rglob("*")] == ["there"]
+    with locked(tmp_path / "there" / "new" / "out"):
+        (tmp_path / "there" / "new" / "mine").touch()
+    assert {path.name for path in tmp_path.rglob("*")} == {"there", "new", "mine"}
+
+
 def test_folders_that_cannot_be_made_or_locked(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(MediaError, match="cannot be made"), locked(tmp_path / "file"):
