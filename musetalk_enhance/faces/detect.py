@@ -123,18 +123,18 @@ class NetworkDetector(FaceDetector):
     A picture is reduced until its long side is `max_side`. Where a face then takes more than half of the picture's
     width or height, or none is found, the picture is looked at once more, smaller and with a grey border around
     it: networks miss, misplace or see several of a face that leaves no room (a host's 256x256 face crop). Such
-    large faces count as they are found then; smaller ones beside them as they were found first. A single face that
-    was surely seen, and has room on all sides, needs no second look.
+    large faces count as they are found then; smaller ones beside them as they were found first.
 
     With `least_face` the first look is a coarse one, in which faces of that size can still be seen. Where it shows
     one face, surely and not too small, and nothing else that might be one, it counts; otherwise it is forgotten.
+    And a single face that was surely seen, and has room on all sides, needs no second look.
 
     Args:
         max_side: long side in pixels; None takes pictures as large as they are. Faces that are smaller than about
             12 px after the reduction are not found.
         threshold: least score, 0..1.
-        least_face: size in pixels of the smallest face that is wanted; 0: never look coarsely, for pictures that
-            follow one another, in which a face must not jump by the hundredths of its size between two ways to look.
+        least_face: size in pixels of the smallest face that is wanted; 0: save no look, for pictures that follow
+            one another, in which a face must not jump by the hundredths of its size between two ways to look.
 
     Raises:
         ConfigError: an impossible value.
@@ -155,7 +155,8 @@ class NetworkDetector(FaceDetector):
         picture = _checked(picture_bgr)
         height, width = picture.shape[:2]
         faces = self._look_coarsely(picture) or self._look(picture, self.max_side or max(height, width), 0)
-        if faces and (not _fills(faces[0], width, height) or _is_plain(faces, width, height)):
+        alone = self.least_face > 0 and _is_plain(faces, width, height)
+        if faces and (alone or not _fills(faces[0], width, height)):
             return faces
         again = self._look(picture, min(_TIGHT_SIDE, self.max_side or _TIGHT_SIDE), _BORDER)
         large = [face for face in again if _fills(face, width, height)]
@@ -176,7 +177,8 @@ class NetworkDetector(FaceDetector):
         if side > _COARSE_SHARE * full:
             return []
         faces = self._look(picture, side, 0, min(_HINT, self.threshold))
-        return faces if _is_sure(faces) and max(faces[0].size_wh) * side >= _PRECISE * long else []
+        sure = _is_sure(faces) and faces[0].score >= self.threshold
+        return faces if sure and max(faces[0].size_wh) * side >= _PRECISE * long else []
 
     def _look(self, picture_bgr: Picture, max_side: int, border: float, threshold: float | None = None) -> list[Face]:
         """Reduce, put a border around (a share of the long side), look, and take both back."""
@@ -419,9 +421,11 @@ def _is_sure(faces: Sequence[Face]) -> bool:
 
 def _is_plain(faces: Sequence[Face], width: int, height: int) -> bool:
     """Whether that face has room on all sides as well."""
+    if not _is_sure(faces):
+        return False
     (left, top), (right, bottom) = faces[0].box_xyxy.reshape(2, 2)
     room = min(left, top, width - right, height - bottom)
-    return _is_sure(faces) and bool(room >= _ROOM * max(faces[0].size_wh))
+    return bool(room >= _ROOM * max(faces[0].size_wh))
 
 
 def _holds(face: Face, other: Face) -> bool:

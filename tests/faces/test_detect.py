@@ -91,9 +91,27 @@ def test_a_face_that_fills_the_picture_is_found_within_a_border():
     ids=["sure and with room", "not sure", "no room", "not alone"],
 )
 def test_a_second_look_only_where_the_first_leaves_a_doubt(score, boxes, looks):
-    detector = Squares(score=score)
+    detector = Squares(score=score, least_face=32)
     faces = detector.detect(squares(*boxes, size_hw=(256, 256)))
     assert len(detector.seen) == looks and len(faces) == len(boxes)
+
+
+def test_a_large_face_of_a_film_is_always_looked_at_in_the_same_way():
+    """Its score and its room hover about any limit from frame to frame: that must not move it."""
+    for score, left in ((0.95, 50), (0.85, 50), (0.95, 14)):
+        detector = Squares(score=score)
+        assert len(detector.detect(squares((left, 50, left + 150, 200), size_hw=(256, 256)))) == 1
+        assert len(detector.seen) == 2
+
+
+def test_a_coarse_look_is_held_to_the_same_score():
+    class Dim(Squares):
+        def __init__(self, threshold):
+            NetworkDetector.__init__(self, None, threshold, 32)
+            self.room, self.score, self.seen = 0, 0.92, []
+
+    picture = squares((100, 100, 300, 300), size_hw=(512, 512))
+    assert len(Dim(0.9).detect(picture)) == 1 and Dim(0.95).detect(picture) == []
 
 
 @pytest.mark.parametrize(
