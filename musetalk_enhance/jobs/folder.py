@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Container, Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
@@ -33,7 +33,7 @@ def list_pictures(
     """The pictures below a folder, as paths relative to it with ``/``, sorted; or the one picture named.
 
     A picture is told by its suffix. Names that begin with a dot are left out, and so is what lies in `skip`.
-    Linked folders are followed, except to one that they lie in. Sub-folders that cannot be read are added to
+    Linked folders are followed, except to one that they lie in, or to where results go. Sub-folders that cannot be read are added to
     `troubles`, with the reason.
 
     Raises:
@@ -49,7 +49,7 @@ def list_pictures(
         raise MediaError(source, "does not exist")
     left_out = {path.resolve() for path in skip}
     here = source.resolve()
-    if here in left_out or any(place / name in (here, *here.parents) for place in left_out for name in _RESULTS):
+    if _takes_results(here, left_out):
         raise ConfigError("--output-dir", str(skip[0]), "a folder within the input folder, or one apart from it")
     found: list[str] = []
     noted: list[tuple[str, str]] = [] if troubles is None else troubles
@@ -66,7 +66,14 @@ def list_pictures(
     return sorted(found)
 
 
-def _is_new(folder: Path, source: Path, left_out: Container[Path]) -> bool:
+def _takes_results(folder: Path, left_out: Collection[Path]) -> bool:
+    """Whether a folder, resolved, is one of `left_out`, or where results go in one of them."""
+    return folder in left_out or any(
+        place / name in (folder, *folder.parents) for place in left_out for name in _RESULTS
+    )
+
+
+def _is_new(folder: Path, source: Path, left_out: Collection[Path]) -> bool:
     """Whether a sub-folder is to be looked into: not one of `left_out`, nor a link back to where it lies."""
     try:
         found = folder.resolve()
@@ -77,7 +84,7 @@ def _is_new(folder: Path, source: Path, left_out: Container[Path]) -> bool:
         )
     except (OSError, RuntimeError):  # links that lead to one another
         return False
-    return found not in left_out and not any(found in (place, *place.parents) for place in above)
+    return not _takes_results(found, left_out) and not any(found in (place, *place.parents) for place in above)
 
 
 def _note(error: OSError, source: Path, troubles: list[tuple[str, str]]) -> None:

@@ -35,6 +35,15 @@ def test_linked_folders_are_followed_but_not_in_circles(tmp_path):
     assert list_pictures(source, skip=[elsewhere / "out"]) == ["a.png", "link/c.png", "sub/b.png"]
 
 
+def test_links_to_results_are_not_followed(tmp_path):
+    source, output = tmp_path / "in", tmp_path / "out"
+    put(source, "a.png")
+    put(output, "restored/sub/a.png", "comparisons/a_compare.jpg", "mine/b.png")
+    for name in ("restored", "restored/sub", "comparisons", "mine"):
+        (source / name.replace("/", "-")).symlink_to(output / name)
+    assert list_pictures(source, skip=[output]) == ["a.png", "mine/b.png"]
+
+
 def test_a_folder_that_cannot_be_read_is_named(tmp_path, monkeypatch):
     put(tmp_path, "a.png")
     error = PermissionError(13, "Permission denied", str(tmp_path))
