@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import os
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -183,9 +184,9 @@ def _planned(
 
 def _check_source(before: Manifest | None, output: Path, root: Path) -> None:
     """Keep the results of two folders apart; one folder may be moved, or be seen elsewhere by another machine."""
-    if before is None or before.source is None or before.source == str(root.resolve()):
+    if before is None or before.source is None or not os.path.exists(before.source):
         return
-    if Path(before.source).exists():
+    if not root.exists() or not os.path.samefile(before.source, root):  # one folder may have two names
         allowed = f"another folder: that one holds the results of {before.source}"
         raise ConfigError("--output-dir", str(output), allowed)
 

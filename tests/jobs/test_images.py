@@ -563,6 +563,21 @@ def test_results_of_two_folders_are_not_mixed(network, folders, tmp_path):
     assert restore_images(moved, output, WHOLE).resumed == len(NAMES)
 
 
+def test_a_folder_that_may_not_be_looked_into_is_taken_to_be_gone(network, folders, monkeypatch):
+    """Another user's, say: that is no reason to fail."""
+    source, output = folders
+    restore_images(source, output, WHOLE)
+    moved, stat = source.rename(source.parent / "moved"), os.stat
+
+    def refused(path, *args, **options):
+        if os.fspath(path) == str(source):
+            raise PermissionError(13, "Permission denied", path)
+        return stat(path, *args, **options)
+
+    monkeypatch.setattr(os, "stat", refused)
+    assert restore_images(moved, output, WHOLE).resumed == len(NAMES)
+
+
 @pytest.mark.parametrize("there", [False, True])
 def test_a_network_that_cannot_be_loaded_leaves_nothing(network, folders, there, monkeypatch):
     source, output = folders
