@@ -76,7 +76,9 @@ class FrameNote:
         """Why the frame is as it came; None where some of the restored face is in it."""
         if self.strength > 0:
             return None
-        return "sharp already" if self.sharp else f"held back: {self.guard}" if self.guard else "strength 0"
+        if self.guard is not None and self.guard != "recovery":  # which only lowers, and never to nothing
+            return f"held back: {self.guard}"
+        return "sharp already" if self.sharp else "strength 0"
 
     def as_dict(self) -> dict[str, Any]:
         """As plain values, in the words of reports."""

@@ -557,3 +557,18 @@ def test_a_told_cut_makes_a_frame_independent_of_those_before(make_enhancer, sof
     assert np.abs(enhancer(frames[::-1], cuts=[True] * 5)[::-1] - np.array(alone, int)).max() <= least
     enhancer.reset()
     assert np.abs(enhancer(frames) - np.array(alone, int)).max() > 2
+
+
+@pytest.mark.parametrize(
+    ("note", "why"),
+    [
+        (FrameNote(0.1, "mouth", True), None),
+        (FrameNote(0.0, None, True), "sharp already"),
+        (FrameNote(0.0, "recovery", True), "sharp already"),
+        (FrameNote(0.0, "mouth", True), "held back: mouth"),  # half sharp: the guard took the rest
+        (FrameNote(0.0, "eyes"), "held back: eyes"),
+        (FrameNote(0.0), "strength 0"),
+    ],
+)
+def test_why_a_frame_was_left(note, why):
+    assert note.left == why
