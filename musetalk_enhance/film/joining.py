@@ -41,7 +41,7 @@ def join_film(segments: Sequence[PathLike], index: FilmIndex, source_path: PathL
     Every frame gets its own time of the source back, so a variable frame rate survives (exactly in ``.mp4`` and
     ``.mov``, in whole milliseconds in ``.mkv``). The source's sound packets are copied as they are, all of
     them, or those that overlap the index's range, moved with the pictures. Subtitles are copied where the
-    container takes them, else a warning says so. Title, languages and so on, chapters (PyAV 14.2 and later know
+    container takes them, else a warning says so. Title, languages and so on, chapters (PyAV 16 and later know
     them), colours, pixel shape and rotation are kept. Covers and data streams are not. The same input gives the
     same bytes.
 
@@ -65,7 +65,7 @@ def join_film(segments: Sequence[PathLike], index: FilmIndex, source_path: PathL
         film.metadata.update(_stream_tags(pictures))
         output.metadata.update({key: text for key, text in source.metadata.items() if key not in _NOT_COPIED})
         if hasattr(source, "chapters"):
-            output.set_chapters(_chapters(source, index))
+            output.set_chapters(_chapters(source, index, target))
         packets = heapq.merge(order.packets(film), _sound_packets(source, sound, index, source_path), key=_when)
         try:
             for packet in packets:
@@ -163,11 +163,16 @@ def _stream_tags(stream: Any) -> dict[str, str]:
     return {key: stream.metadata[key] for key in _STREAM_TAGS if key in stream.metadata}
 
 
-def _chapters(source: Any, index: FilmIndex) -> list[dict[str, Any]]:
+def _chapters(source: Any, index: FilmIndex, target: Path) -> list[dict[str, Any]]:
     """The source's chapters, moved by the index's shift; of a stretch, those that reach into it, cut to it."""
     begin, end = index.pts[0] * index.time_base, index.stop_pts * index.time_base
     found: list[dict[str, Any]] = []
-    for chapter in source.chapters():
+    try:
+        chapters = source.chapters()
+    except UnicodeDecodeError as error:  # not worth a film
+        log.warning("%s: left out the chapters, whose titles are not UTF-8 (%s)", target, error)
+        return found
+    for chapter in chapters:
         tick = Fraction(chapter["time_base"])
         start, stop = chapter["start"] * tick, chapter["end"] * tick
         if not index.whole:

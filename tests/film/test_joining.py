@@ -323,3 +323,14 @@ def test_chapters_go_along(tmp_path, suffix, start, end, expected):
     assert [one["metadata"]["title"] for one in found] == [title for title, *_ in expected]
     places = [[float(one[name] * one["time_base"]) for name in ("start", "end")] for one in found]
     assert np.allclose(places, [place for _, *place in expected], atol=0.03), "sound ends a little later"
+
+
+@pytest.mark.skipif(not hasattr(av.container.InputContainer, "chapters"), reason="this PyAV knows no chapters")
+def test_chapters_that_cannot_be_read_do_not_cost_the_film(tmp_path, caplog):
+    path = with_chapters(make_film(tmp_path / "film.mp4", 25), tmp_path / "told.mp4")
+    path.write_bytes(path.read_bytes().replace("Über".encode(), b"\xdc\xffber"))
+    with caplog.at_level(logging.WARNING):
+        out = copied(path, tmp_path / "out.mp4")
+    with av.open(str(out)) as film:
+        assert film.chapters() == []
+    assert times(out) == times(path) and "left out the chapters" in caplog.text
