@@ -33,8 +33,8 @@ def list_pictures(
     """The pictures below a folder, as paths relative to it with ``/``, sorted; or the one picture named.
 
     A picture is told by its suffix. Names that begin with a dot are left out, and so is what lies in `skip`.
-    Linked folders are followed, except to one that they lie in, or to where results go. Sub-folders that cannot be read are added to
-    `troubles`, with the reason.
+    Linked folders are followed, except to one that they lie in, or to where results go. Sub-folders that cannot be
+    read are added to `troubles`, with the reason.
 
     Raises:
         MediaError: `source` is missing, or cannot be read.
