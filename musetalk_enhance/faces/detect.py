@@ -24,7 +24,6 @@ from ..registry import Registry
 if TYPE_CHECKING:
     import torch
 
-    from ..weights import Weight
 
 Picture = NDArray[np.uint8]
 """BGR uint8 (H, W, 3)."""
@@ -228,8 +227,11 @@ class YuNet(NetworkDetector):
         download: bool = False,
     ) -> None:
         super().__init__(max_side, threshold, least_face)
-        weight = _weight(self.weight_name, path, download=download, trust_unpinned=False)
         import cv2
+
+        from .. import weights
+
+        weight = weights.own_or_published(path, self.weight_name, download=download)
 
         side = 64
         try:
@@ -295,7 +297,10 @@ class RetinaFace(NetworkDetector):
         super().__init__(max_side, threshold, least_face)
         if network not in self.weight_names:
             raise ConfigError("network", network, " | ".join(self.weight_names))
-        weight = _weight(self.weight_names[network], path, download=download, trust_unpinned=trust_unpinned)
+        from .. import weights
+
+        name = self.weight_names[network]
+        weight = weights.own_or_published(path, name, download=download, trust_unpinned=trust_unpinned)
         import torch
 
         from ..official import import_official
@@ -385,14 +390,6 @@ def make_detector(
         trust_unpinned=trust_unpinned,
         **least,
     )
-
-
-def _weight(name: str, path: str | Path | None, *, download: bool, trust_unpinned: bool) -> Weight:
-    from .. import weights
-
-    if path is not None:
-        return weights.open_file(path, trust_unpinned=trust_unpinned)
-    return weights.require(name, download=download)
 
 
 def _checked(picture_bgr: Any) -> Picture:

@@ -54,10 +54,7 @@ class FaceParser:
     ) -> None:
         from .. import weights
 
-        if path is None:
-            weight = weights.require(self.weight_name, download=download)
-        else:
-            weight = weights.open_file(path, trust_unpinned=trust_unpinned)
+        weight = weights.own_or_published(path, self.weight_name, download=download, trust_unpinned=trust_unpinned)
         import torch
 
         self.device = torch.device(device or "cpu")

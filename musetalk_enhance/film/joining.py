@@ -164,7 +164,10 @@ def _stream_tags(stream: Any) -> dict[str, str]:
 
 
 def _chapters(source: Any, index: FilmIndex, target: Path) -> list[dict[str, Any]]:
-    """The source's chapters, moved by the index's shift; of a stretch, those that reach into it, cut to it."""
+    """The source's chapters, moved by the index's shift; of a stretch, those that reach into it, cut to it.
+
+    Where the first one begins later than the film, ``.mp4`` and ``.mov`` get one without a title before it.
+    """
     begin, end = index.pts[0] * index.time_base, index.stop_pts * index.time_base
     found: list[dict[str, Any]] = []
     try:
@@ -172,7 +175,7 @@ def _chapters(source: Any, index: FilmIndex, target: Path) -> list[dict[str, Any
     except UnicodeDecodeError as error:  # not worth a film
         log.warning("%s: left out the chapters, whose titles are not UTF-8 (%s)", target, error)
         return found
-    for chapter in chapters:
+    for chapter in sorted(chapters, key=lambda one: one["start"] * Fraction(one["time_base"])):
         tick = Fraction(chapter["time_base"])
         start, stop = chapter["start"] * tick, chapter["end"] * tick
         if not index.whole:
@@ -183,6 +186,8 @@ def _chapters(source: Any, index: FilmIndex, target: Path) -> list[dict[str, Any
                 for name, time in (("start", start), ("end", stop))
             }
             found.append({**chapter, **moved, "id": len(found) + 1})
+    if found and found[0]["start"] > 0 and target.suffix.lower() in _MOV:  # ffmpeg has the first one begin at 0
+        found.insert(0, {**found[0], "start": 0, "end": found[0]["start"], "id": 0, "metadata": {"title": ""}})
     return found
 
 

@@ -33,8 +33,8 @@ def list_pictures(
     """The pictures below a folder, as paths relative to it with ``/``, sorted; or the one picture named.
 
     A picture is told by its suffix. Names that begin with a dot are left out, and so is what lies in `skip`.
-    Linked folders are followed, except to one that they lie in, or to where results go. Sub-folders that cannot be
-    read are added to `troubles`, with the reason.
+    Linked folders outside are followed, each once, except to where results go. Sub-folders that cannot be read are
+    added to `troubles`, with the reason.
 
     Raises:
         MediaError: `source` is missing, or cannot be read.
@@ -53,11 +53,11 @@ def list_pictures(
         raise ConfigError("--output-dir", str(skip[0]), "a folder within the input folder, or one apart from it")
     found: list[str] = []
     noted: list[tuple[str, str]] = [] if troubles is None else troubles
-    for folder, folders, files in os.walk(
-        source, onerror=lambda error: _note(error, source, noted), followlinks=True
-    ):
-        here = Path(folder)
-        folders[:] = [one for one in folders if not one.startswith(".") and _is_new(here / one, source, left_out)]
+    linked: set[Path] = set()
+    walk = os.walk(source, onerror=lambda error: _note(error, source, noted), followlinks=True)
+    for folder, folders, files in walk:
+        here, folders[:] = Path(folder), sorted(one for one in folders if not one.startswith("."))
+        folders[:] = [one for one in folders if _is_new(here / one, source, left_out, linked)]
         for name in files:
             if not name.startswith(".") and Path(name).suffix.lower() in PICTURE_SUFFIXES:
                 found.append((here / name).relative_to(source).as_posix())
@@ -73,18 +73,22 @@ def _takes_results(folder: Path, left_out: Collection[Path]) -> bool:
     )
 
 
-def _is_new(folder: Path, source: Path, left_out: Collection[Path]) -> bool:
-    """Whether a sub-folder is to be looked into: not one of `left_out`, nor a link back to where it lies."""
+def _is_new(folder: Path, source: Path, left_out: Collection[Path], linked: set[Path]) -> bool:
+    """Whether a sub-folder is to be looked into: not where results go, and no link to what is looked into anyway.
+
+    What links lead to is added to `linked`.
+    """
     try:
-        found = folder.resolve()
-        above = (
-            [folder.parent.resolve()]
-            if not folder.is_symlink()
-            else [place.resolve() for place in folder.parents if place == source or source in place.parents]
-        )
+        found, root = folder.resolve(), source.resolve()
     except (OSError, RuntimeError):  # links that lead to one another
         return False
-    return not _takes_results(found, left_out) and not any(found in (place, *place.parents) for place in above)
+    if _takes_results(found, left_out):
+        return False
+    if folder.is_symlink():
+        if found in linked or found == root or root in found.parents or found in root.parents:
+            return False
+        linked.add(found)
+    return True
 
 
 def _note(error: OSError, source: Path, troubles: list[tuple[str, str]]) -> None:

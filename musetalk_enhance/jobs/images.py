@@ -16,6 +16,7 @@ from . import folder as folders
 from .local import LocalEngine
 from .manifest import (
     FOLDER,
+    VERSION,
     Manifest,
     State,
     Unit,
@@ -162,7 +163,7 @@ def _planned(
     folders.check_apart(root, output, names)
     new = [name for name in listed if name not in known]
     first = 1 + max((unit["id"] for unit in manifest.units), default=-1)
-    job = digest([manifest.settings, manifest.facts])
+    job = digest([VERSION, manifest.settings, manifest.facts])
     for index, items in enumerate(folders.in_units(root, new, settings.upscale)):
         manifest.units.append({"id": first + index, "job": job, "items": items})
     manifest.forget()

@@ -5,7 +5,7 @@ from __future__ import annotations
 from .cache import VerifyResult, cache_dir, find, verify
 from .download import fetch
 from .importing import import_file
-from .load import Weight, open_file, require
+from .load import Weight, open_file, own_or_published, require
 from .table import WEIGHTS, WeightEntry
 
 __all__ = [
@@ -18,6 +18,7 @@ __all__ = [
     "find",
     "import_file",
     "open_file",
+    "own_or_published",
     "require",
     "verify",
 ]

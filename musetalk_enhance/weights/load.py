@@ -70,6 +70,13 @@ def require(name: str, *, download: bool = False, offline: bool | None = None) -
     return Weight(path, entry.sha256, entry)
 
 
+def own_or_published(
+    path: str | Path | None, name: str, *, download: bool = False, trust_unpinned: bool = False
+) -> Weight:
+    """The user's own file where there is one (see `open_file`), else the published weight `name` (see `require`)."""
+    return require(name, download=download) if path is None else open_file(path, trust_unpinned=trust_unpinned)
+
+
 def open_file(path: str | Path, *, trust_unpinned: bool = False) -> Weight:
     """A file of the user's own as a `Weight`.
 

@@ -285,12 +285,11 @@ def _runs(packets):
     return {hashlib.md5(b"".join(data[at : at + count])).digest() for at in range(len(data)) for count in counts}
 
 
-def with_chapters(path: Path, out: Path) -> Path:
-    """The film with two chapters, one to 0.4 s and one to 1 s."""
+def with_chapters(path: Path, out: Path, marks=((0, 400, "Über"), (400, 1000, "two"))) -> Path:
+    """The film with chapters: start and end in milliseconds, and title."""
     with av.open(str(path)) as source, av.open(str(out), "w") as target:
         streams = {one.index: target.add_stream_from_template(one) for one in source.streams}
         tick = Fraction(1, 1000)
-        marks = [(0, 400, "Über"), (400, 1000, "two")]
         target.set_chapters(
             [
                 {"id": at, "start": start, "end": end, "time_base": tick, "metadata": {"title": title}}
@@ -323,6 +322,17 @@ def test_chapters_go_along(tmp_path, suffix, start, end, expected):
     assert [one["metadata"]["title"] for one in found] == [title for title, *_ in expected]
     places = [[float(one[name] * one["time_base"]) for name in ("start", "end")] for one in found]
     assert np.allclose(places, [place for _, *place in expected], atol=0.03), "sound ends a little later"
+
+
+@pytest.mark.skipif(not hasattr(av.container.InputContainer, "chapters"), reason="this PyAV knows no chapters")
+@pytest.mark.parametrize("suffix", [".mp4", ".mkv"])
+def test_a_chapter_that_begins_late_stays_where_it_is(tmp_path, suffix):
+    marks = ((500, 700, "one"), (700, 1000, "two"))
+    path = with_chapters(make_film(tmp_path / "film.mp4", 25), tmp_path / "told.mkv", marks)
+    with av.open(str(copied(path, tmp_path / f"new{suffix}"))) as film:
+        found = [(one["metadata"].get("title"), float(one["start"] * one["time_base"])) for one in film.chapters()]
+    assert [name for name, _ in found if name] == ["one", "two"]
+    assert [place for name, place in found if name] == pytest.approx([0.5, 0.7], abs=0.03)
 
 
 @pytest.mark.skipif(not hasattr(av.container.InputContainer, "chapters"), reason="this PyAV knows no chapters")

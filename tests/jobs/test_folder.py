@@ -35,6 +35,20 @@ def test_linked_folders_are_followed_but_not_in_circles(tmp_path):
     assert list_pictures(source, skip=[elsewhere / "out"]) == ["a.png", "link/c.png", "sub/b.png"]
 
 
+def test_each_linked_folder_is_listed_once(tmp_path):
+    source = tmp_path / "in"
+    for name in "abc":
+        put(tmp_path / name, f"{name}.png")
+        for other in "abc":
+            (tmp_path / name / f"to-{other}").symlink_to(tmp_path / other)
+    put(source, "sub/d.png")
+    (source / "first").symlink_to(tmp_path / "a")
+    (source / "second").symlink_to(tmp_path / "a")
+    (source / "third").symlink_to(source / "sub")
+    names = ["first/a.png", "first/to-b/b.png", "first/to-c/c.png", "sub/d.png"]
+    assert list_pictures(source) == names
+
+
 def test_links_to_results_are_not_followed(tmp_path):
     source, output = tmp_path / "in", tmp_path / "out"
     put(source, "a.png")
