@@ -6,13 +6,15 @@ Frames are BGR uint8 ``(H, W, 3)``, C-contiguous. Frame rates are exact fraction
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
+import stat
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
 from types import TracebackType
-from typing import Any, TypeVar
+from typing import Any, BinaryIO, TypeVar
 from uuid import uuid4
 
 import numpy as np
@@ -319,6 +321,7 @@ def opened(path: PathLike) -> Iterator[tuple[Any, Any]]:
     import av
 
     try:
+        open_regular(path).close()
         container: Any = av.open(str(path))
     except (OSError, ValueError) as error:
         what = "does not exist" if isinstance(error, FileNotFoundError) else f"is no readable video ({error})"
@@ -330,6 +333,17 @@ def opened(path: PathLike) -> Iterator[tuple[Any, Any]]:
         stream = films[0]
         stream.thread_type = "AUTO"
         yield container, stream
+
+
+def open_regular(path: PathLike) -> BinaryIO:
+    """A file to be read; a pipe or a device, which may never end, is refused.
+
+    Raises:
+        OSError: it is none, or cannot be opened.
+    """
+    if not stat.S_ISREG(os.stat(path).st_mode):
+        raise OSError(errno.EINVAL, "it is no regular file", str(path))
+    return open(path, "rb")
 
 
 def _is_cover(stream: Any) -> bool:

@@ -24,6 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .errors import ConfigError, FrameError, MediaError
+from .media import open_regular
 
 if TYPE_CHECKING:
     from PIL.Image import Exif
@@ -146,7 +147,7 @@ def picture_size(path: PathLike) -> tuple[int, int]:
     Raises:
         MediaError: missing, or no picture that Pillow can read.
     """
-    with _guarded(path), open(path, "rb") as stream:
+    with _guarded(path), open_regular(path) as stream:
         image = _opened(stream)
         if image.format == "TIFF":
             tags: Any = image.tag_v2  # type: ignore[attr-defined]  # some Pillows turn `size` already, some do not

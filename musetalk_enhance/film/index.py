@@ -158,6 +158,9 @@ def index_film(path: PathLike, start: float | None = None, end: float | None = N
     if until is not None and until <= since:
         raise ConfigError("end", end, f"a number of seconds over the start, {start or 0}")
     facts, decoded_first = _facts(path)
+    if facts["coded_wh"] != facts["source_wh"]:
+        sides = (*facts["source_wh"], *facts["coded_wh"])
+        log.warning("%s: its %d x %d pixels become %d x %d, as its chroma needs even sides", path, *sides)
     with opened(path) as (container, stream):
         walk = _Walk(path, container, stream, decoded_first)
         sound = tuple(_audio_facts(each) for each in container.streams.audio)

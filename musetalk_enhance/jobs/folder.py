@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections import Counter
 from collections.abc import Collection, Iterable, Sequence
@@ -10,10 +11,13 @@ from pathlib import Path, PurePosixPath
 
 from ..errors import ConfigError, MediaError
 from ..pictures import PICTURE_SUFFIXES, picture_size
+from .manifest import FOLDER
+
+logger = logging.getLogger("musetalk_enhance")
 
 MOST_PICTURES, MOST_PIXELS = 8, 16 * 2**20
 """What one unit of work holds at most, unless a single picture has more: pictures, and pixels as handed back."""
-RESTORED, COMPARISONS = "restored", "comparisons"
+RESTORED, COMPARISONS, SAMPLES, SWEEP = "restored", "comparisons", "samples", "sweep"
 """Sub-folders of the output folder."""
 _RESULTS = (RESTORED, COMPARISONS)
 _SUFFIX = {"png": ".png", "jpg": ".jpg", "webp": ".webp"}
@@ -33,8 +37,8 @@ def list_pictures(
     """The pictures below a folder, as paths relative to it with ``/``, sorted; or the one picture named.
 
     A picture is told by its suffix. Names that begin with a dot are left out, and so is what lies in `skip`.
-    Linked folders outside are followed, each once, except to where results go. Sub-folders that cannot be read are
-    added to `troubles`, with the reason.
+    Linked folders outside are followed, each once, except to where results go. Folders that hold the results of other
+    runs are left out, too. Sub-folders that cannot be read are added to `troubles`, with the reason.
 
     Raises:
         MediaError: `source` is missing, or cannot be read.
@@ -73,6 +77,12 @@ def _takes_results(folder: Path, left_out: Collection[Path]) -> bool:
     )
 
 
+def _holds_results(folder: Path) -> bool:
+    """Whether a job's memory lies in a folder, or, where a sweep was tried, in the folders of its values."""
+    below = "*/" if folder.name == SWEEP else ""
+    return any(folder.glob(f"{below}{FOLDER}/manifest.json"))
+
+
 def _is_new(folder: Path, source: Path, left_out: Collection[Path], linked: set[Path]) -> bool:
     """Whether a sub-folder is to be looked into: not where results go, and no link to what is looked into anyway.
 
@@ -83,6 +93,9 @@ def _is_new(folder: Path, source: Path, left_out: Collection[Path], linked: set[
     except (OSError, RuntimeError):  # links that lead to one another
         return False
     if _takes_results(found, left_out):
+        return False
+    if _holds_results(folder):
+        logger.info("left out %s: it holds the results of another run", folder)
         return False
     if folder.is_symlink():
         if found in linked or found == root or root in found.parents or found in root.parents:

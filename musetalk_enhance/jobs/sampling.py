@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ from .. import schema
 from ..errors import ConfigError, MediaError
 from ..pictures import Picture, decode_picture, encode_picture, write_bytes
 from ..sheets import contact_sheet, side_by_side
-from .folder import evenly, list_pictures, root_of
+from .folder import SAMPLES, SWEEP, evenly, list_pictures, root_of
 from .images import ImagesResult, Progress, restore_images
 from .manifest import sweep_parts
 from .models import Facts
@@ -52,7 +52,11 @@ class Sweep:
         allowed = "OPTION=VALUE,VALUE,... with two values at least, all different"
         if not equals or not all(words):
             raise ConfigError("--sweep", text, allowed)
-        option = option_named(ImageSettings, name.strip())
+        try:
+            option = option_named(ImageSettings, name.strip())
+        except ConfigError as error:
+            names = ", ".join(sorted(option.name for option in fields(ImageSettings)))
+            raise ConfigError("--sweep", text, f"one of {names}, with its values") from error
         values = tuple(schema.checked(option, word, f"--sweep {name}") for word in words)
         if len(values) < 2 or len(set(values)) < len(values):
             raise ConfigError("--sweep", text, allowed)
@@ -97,7 +101,7 @@ def restore_samples(
     Raises:
         ConfigError: `count` is under 1; and whatever `restore_images` raises.
     """
-    source, place = Path(source), Path(output) / "samples"
+    source, place = Path(source), Path(output) / SAMPLES
     names = chosen(source, Path(output), count)
     result = restore_images(source, place, settings, engine=engine, pictures=names, progress=progress)
     rows = [
@@ -132,7 +136,7 @@ def restore_sweep(
     Raises:
         ConfigError: the model that runs does not have the option; and whatever `restore_images` raises.
     """
-    source, place = Path(source), Path(output) / "sweep"
+    source, place = Path(source), Path(output) / SWEEP
     every = [settings.replace(**{sweep.name: value}) for value in sweep.values]  # refused now, not after hours
     names = chosen(source, Path(output), count)
     results = []

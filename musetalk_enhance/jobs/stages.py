@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import FrameError, MediaError
+from ..media import open_regular
 from ..picture_restorer import Item, RestoredPicture
 from ..pictures import Picture, decode_picture, encode_picture, write_bytes
 from .folder import Names
@@ -67,7 +68,8 @@ class ReadUnit:
         start = time.perf_counter()
         path, item = self.root / name, ReadItem(name)
         try:
-            item.data = path.read_bytes()
+            with open_regular(path) as file:
+                item.data = file.read()
             item.sha256 = hashlib.sha256(item.data).hexdigest()
             item.picture = decode_picture(item.data, name)
         except MediaError as error:

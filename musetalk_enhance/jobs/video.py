@@ -375,6 +375,7 @@ def _stats(
             "output_sha256": file_digest(output),
             "fps": str(index.fps),
             "size_wh": [index.width, index.height],
+            "coded_wh": list(index.coded_wh),
             "facts": facts.as_dict(),
         }
     )

@@ -10,6 +10,7 @@ import pytest
 from musetalk_enhance.errors import ConfigError, MediaError
 from musetalk_enhance.jobs import folder
 from musetalk_enhance.jobs.folder import evenly, in_units, list_pictures, names_of
+from musetalk_enhance.jobs.manifest import FOLDER
 
 from .conftest import put
 
@@ -47,6 +48,17 @@ def test_each_linked_folder_is_listed_once(tmp_path):
     (source / "third").symlink_to(source / "sub")
     names = ["first/a.png", "first/to-b/b.png", "first/to-c/c.png", "sub/d.png"]
     assert list_pictures(source) == names
+
+
+def test_results_of_other_runs_are_no_inputs(tmp_path):
+    put(tmp_path, "a.png", "sub/b.png", "sub/out/restored/b.png", "sub/out/mine.png", "out/sweep/a.png_strength.jpg")
+    put(tmp_path, "out/sweep/strength=1/restored/a.png", "out/c.png", "sweep/d.png", "sweep/e/f.png")
+    for name in ("sub/out", "out/sweep/strength=1"):
+        memory = tmp_path / name / FOLDER
+        memory.mkdir()
+        (memory / "manifest.json").write_text("{}")
+    assert list_pictures(tmp_path) == ["a.png", "out/c.png", "sub/b.png", "sweep/d.png", "sweep/e/f.png"]
+    assert list_pictures(tmp_path / "sub" / "out") == ["mine.png", "restored/b.png"], "where it is asked for"
 
 
 def test_links_to_results_are_not_followed(tmp_path):

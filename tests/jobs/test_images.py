@@ -192,6 +192,17 @@ def test_what_cannot_be_read_is_listed_and_stops_nothing(network, tmp_path, monk
     assert str(tmp_path) not in json.dumps(errors)
 
 
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="there are no named pipes here")
+def test_a_pipe_is_listed_and_never_waited_for(network, folders):
+    source, output = folders
+    os.mkfifo(source / "pipe.jpg")
+    result = restore_images(source, output, WHOLE)
+    assert result.errors == 1 and result.stats["pictures"]["with_restored_faces"] == len(NAMES)
+    assert [error["error"] for error in result.stats["errors"]] == [
+        "pipe.jpg: cannot be read (it is no regular file)"
+    ]
+
+
 def test_a_unit_of_unreadable_pictures_only(network, tmp_path):
     for settings in (WHOLE, WHOLE.replace(face_detector="yunet")):
         source, output = tmp_path / "in", tmp_path / settings.face_detector
@@ -212,7 +223,7 @@ def test_a_picture_that_may_not_be_read(network, folders):
 
 def test_a_file_that_cannot_be_read_now_is_read_another_time(network, folders, monkeypatch):
     source, output = folders
-    whole = type(source).read_bytes
+    whole = stages.open_regular
 
     def refused(path):
         if path.name == "a.png":
@@ -220,7 +231,7 @@ def test_a_file_that_cannot_be_read_now_is_read_another_time(network, folders, m
         return whole(path)
 
     with monkeypatch.context() as patched:
-        patched.setattr(type(source), "read_bytes", refused)
+        patched.setattr(stages, "open_regular", refused)
         result = restore_images(source, output, WHOLE)
     assert result.errors == 1 and "Permission denied" in result.stats["errors"][0]["error"]
     assert restore_images(source, output, WHOLE).errors == 0 and "restored/a.png" in files(output)

@@ -427,6 +427,11 @@ def test_what_is_refused(clip, settings, tmp_path, made):
             restore_video(inside, output, settings)
     with pytest.raises(MediaError, match="no container"):
         restore_video(inside, tmp_path / "out.webm", settings)
+    if hasattr(os, "mkfifo"):
+        os.mkfifo(tmp_path / "pipe.mp4")
+        with pytest.raises(MediaError, match="no regular file"):
+            restore_video(tmp_path / "pipe.mp4", tmp_path / "out.mp4", settings)
+        (tmp_path / "pipe.mp4").unlink()
     with pytest.raises(MediaError, match="folder does not exist"):
         restore_video(inside, tmp_path / "nowhere" / "out.mp4", settings)
     with pytest.raises(ConfigError, match="end"):
