@@ -204,15 +204,15 @@ class VideoSettings(FaceSettings):
     )
 
 
-def option_named(settings: type[FaceSettings], name: str) -> dataclasses.Field[Any]:
-    """The option of that name.
+def option_named(settings: type[FaceSettings], name: str, value: str = "") -> dataclasses.Field[Any]:
+    """The option of that name; `value` is what was to be set, for the error.
 
     Raises:
         ConfigError: there is none.
     """
     known = {option.name: option for option in dataclasses.fields(settings)}
     if name.replace("-", "_") not in known:
-        raise ConfigError.unknown(name, "", known)
+        raise ConfigError.unknown(name, value, known)
     return known[name.replace("-", "_")]
 
 

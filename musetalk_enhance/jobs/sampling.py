@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -52,11 +52,7 @@ class Sweep:
         allowed = "OPTION=VALUE,VALUE,... with two values at least, all different"
         if not equals or not all(words):
             raise ConfigError("--sweep", text, allowed)
-        try:
-            option = option_named(ImageSettings, name.strip())
-        except ConfigError as error:
-            names = ", ".join(sorted(option.name for option in fields(ImageSettings)))
-            raise ConfigError("--sweep", text, f"one of {names}, with its values") from error
+        option = option_named(ImageSettings, name.strip(), listed)
         values = tuple(schema.checked(option, word, f"--sweep {name}") for word in words)
         if len(values) < 2 or len(set(values)) < len(values):
             raise ConfigError("--sweep", text, allowed)
