@@ -6,21 +6,20 @@ Frames are BGR uint8 ``(H, W, 3)``, C-contiguous. Frame rates are exact fraction
 from __future__ import annotations
 
 import contextlib
-import errno
 import os
-import stat
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
 from types import TracebackType
-from typing import Any, BinaryIO, TypeVar
+from typing import Any, TypeVar
 from uuid import uuid4
 
 import numpy as np
 from numpy.typing import NDArray
 
 from .errors import ConfigError, FrameError, MediaError
+from .files import open_regular
 
 Image = NDArray[np.uint8]
 PathLike = str | Path
@@ -333,17 +332,6 @@ def opened(path: PathLike) -> Iterator[tuple[Any, Any]]:
         stream = films[0]
         stream.thread_type = "AUTO"
         yield container, stream
-
-
-def open_regular(path: PathLike) -> BinaryIO:
-    """A file to be read; a pipe or a device, which may never end, is refused.
-
-    Raises:
-        OSError: it is none, or cannot be opened.
-    """
-    if not stat.S_ISREG(os.stat(path).st_mode):
-        raise OSError(errno.EINVAL, "it is no regular file", str(path))
-    return open(path, "rb")
 
 
 def _is_cover(stream: Any) -> bool:

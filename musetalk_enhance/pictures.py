@@ -24,7 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .errors import ConfigError, FrameError, MediaError
-from .media import open_regular
+from .files import open_regular
 
 if TYPE_CHECKING:
     from PIL.Image import Exif

@@ -13,6 +13,7 @@ import cv2
 import numpy as np
 import pytest
 
+from musetalk_enhance.finishing import FrameNote
 from tests.conftest import ROOT
 
 SCRIPTS = ROOT / "scripts"
@@ -194,7 +195,14 @@ def test_pictures_of_ones_own_pass(tmp_path, capsys, monkeypatch):
     assert (tmp_path / "out" / "samples" / "comparisons" / "drawn_1_compare.jpg").is_file()
 
 
-def test_a_restorer_that_does_nothing_fails(pictures, capsys):
+def test_a_restorer_that_is_told_to_do_nothing_fails(pictures, capsys):
+    assert self_check.main(["--input-dir", str(pictures), *LITE, "--strength", "0", "--num-samples", "1"]) == 1
+    said = verdicts(capsys.readouterr().out)
+    assert said["faces were found and restored"] == "FAILED"
+
+
+def test_a_restorer_that_does_nothing_fails(pictures, capsys, monkeypatch):
+    monkeypatch.setattr(FrameNote, "left", None)  # it says that it had restored them
     assert self_check.main(["--input-dir", str(pictures), *LITE, "--strength", "0", "--num-samples", "1"]) == 1
     said = verdicts(capsys.readouterr().out)
     assert said["every restored face has changed"] == "FAILED"

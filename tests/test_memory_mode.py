@@ -273,7 +273,7 @@ def test_a_budget_below_one_face_is_tried_with_one_and_said(make, frames, caplog
 
 def test_a_batch_size_of_its_own_knows_what_was_measured(make, frames):
     glutton = Glutton(0, 16 * MIB)
-    enhancer = make(glutton, mode="memory", memory_budget=75 * MIB)
+    enhancer = make(glutton, mode="memory", memory_budget=80 * MIB)
     enhancer(frames)
     glutton.tried.clear()
     enhancer.enhance_batch_optimized(frames, batch_size=3)

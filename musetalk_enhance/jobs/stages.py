@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import FrameError, MediaError
-from ..media import open_regular
+from ..files import open_regular
 from ..picture_restorer import Item, RestoredPicture
 from ..pictures import Picture, decode_picture, encode_picture, write_bytes
 from .folder import Names
