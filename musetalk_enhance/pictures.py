@@ -195,6 +195,20 @@ def encode_picture(picture: Picture, suffix: str, *, quality: int = 95) -> bytes
     return _saved(pixels, kind, _options(picture, kind, icc, quality))
 
 
+def checked_picture(picture_bgr: Any) -> Image:
+    """BGR uint8 (H, W, 3) in any memory layout, as it is or, where it must be, copied to a C-contiguous one.
+
+    Raises:
+        FrameError: it is something else, or empty.
+    """
+    if not isinstance(picture_bgr, np.ndarray) or picture_bgr.dtype != np.uint8:
+        actual = str(getattr(picture_bgr, "dtype", type(picture_bgr).__name__))
+        raise FrameError("dtype", actual, "a BGR uint8 array (H, W, 3)")
+    if picture_bgr.ndim != 3 or picture_bgr.shape[2] != 3 or not picture_bgr.size:
+        raise FrameError("shape", f"shape {picture_bgr.shape}", "a BGR uint8 array (H, W, 3), not empty")
+    return np.ascontiguousarray(picture_bgr)
+
+
 def write_bytes(path: PathLike, data: bytes) -> None:
     """Write a file whole or not at all: under a name ``.….part`` beside it first, which is gone in every case.
 

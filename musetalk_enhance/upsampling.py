@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from .errors import ConfigError, FrameError, OutOfMemoryError, RestorerError
+from .errors import ConfigError, OutOfMemoryError, RestorerError
+from .pictures import checked_picture
 
 if TYPE_CHECKING:
     import torch
@@ -105,7 +106,7 @@ class BackgroundUpsampler:
 
         if not SCALES[0] <= scale <= SCALES[1]:
             raise ConfigError("scale", scale, f"{SCALES[0]:g} to {SCALES[1]:g}")
-        _check(picture_bgr)
+        picture_bgr = checked_picture(picture_bgr)
         if self._upsampler is None:
             raise RestorerError("the background upsampler was closed")
         height, width = picture_bgr.shape[:2]
@@ -129,7 +130,7 @@ class BackgroundUpsampler:
         height, width = picture_bgr.shape[:2]
         factor, step = self.factor, 2 if self.factor == 2 else 1  # the x2 network works on pairs of pixels
         odd = (-height % step, -width % step)
-        padded = cv2.copyMakeBorder(np.ascontiguousarray(picture_bgr), 0, odd[0], 0, odd[1], cv2.BORDER_REFLECT_101)
+        padded = cv2.copyMakeBorder(picture_bgr, 0, odd[0], 0, odd[1], cv2.BORDER_REFLECT_101)
         enlarged = np.empty(((height + odd[0]) * factor, (width + odd[1]) * factor, 3), np.uint8)
         tile, pad = self._upsampler.tile_size, self._upsampler.tile_pad
         for rows in _spans(height + odd[0], tile, pad):
@@ -187,14 +188,6 @@ def _spans(length: int, tile: int, pad: int) -> Iterator[_Span]:
     for index in range(math.ceil(length / side)):
         start, end = index * side, min((index + 1) * side, length)
         yield _Span(start, end, max(start - pad, 0), min(end + pad, length))
-
-
-def _check(picture_bgr: Any) -> None:
-    if not isinstance(picture_bgr, np.ndarray) or picture_bgr.dtype != np.uint8:
-        actual = str(getattr(picture_bgr, "dtype", type(picture_bgr).__name__))
-        raise FrameError("dtype", actual, "a BGR uint8 array (H, W, 3)")
-    if picture_bgr.ndim != 3 or picture_bgr.shape[2] != 3 or not picture_bgr.size:
-        raise FrameError("shape", f"shape {picture_bgr.shape}", "a BGR uint8 array (H, W, 3), not empty")
 
 
 def _resized(picture_bgr: _Picture, size_wh: tuple[int, int]) -> _Picture:

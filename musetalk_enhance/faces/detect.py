@@ -18,7 +18,8 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from ..errors import CheckpointError, ConfigError, FrameError, RestorerError
+from ..errors import CheckpointError, ConfigError, RestorerError
+from ..pictures import checked_picture
 from ..registry import Registry
 
 if TYPE_CHECKING:
@@ -111,7 +112,7 @@ class WholePicture(FaceDetector):
 
     def detect(self, picture_bgr: Picture) -> list[Face]:
         """One face: the whole picture, score 1; see `FaceDetector.detect`."""
-        height, width = _checked(picture_bgr).shape[:2]
+        height, width = checked_picture(picture_bgr).shape[:2]
         landmarks = (FFHQ_512 * (width / 512, height / 512)).astype(np.float32)
         return [Face(np.array((0.0, 0.0, width, height)), landmarks, 1.0)]
 
@@ -151,7 +152,7 @@ class NetworkDetector(FaceDetector):
 
     def detect(self, picture_bgr: Picture) -> list[Face]:
         """See `FaceDetector.detect`."""
-        picture = _checked(picture_bgr)
+        picture = checked_picture(picture_bgr)
         height, width = picture.shape[:2]
         faces = self._look_coarsely(picture) or self._look(picture, self.max_side or max(height, width), 0)
         alone = self.least_face > 0 and _is_plain(faces, width, height)
@@ -169,10 +170,12 @@ class NetworkDetector(FaceDetector):
 
     def _look_coarsely(self, picture: Picture) -> list[Face]:
         """The only face there is; nothing where a closer look is needed to say so."""
+        if not self.least_face:
+            return []
         height, width = picture.shape[:2]
         long = max(height, width)
         full = min(long, self.max_side or long)
-        side = max(_COARSE_SIDE, round(long * _VISIBLE / self.least_face)) if self.least_face else full
+        side = max(_COARSE_SIDE, round(long * _VISIBLE / self.least_face))
         if side > _COARSE_SHARE * full:
             return []
         faces = self._look(picture, side, 0, min(_HINT, self.threshold))
@@ -390,15 +393,6 @@ def make_detector(
         trust_unpinned=trust_unpinned,
         **least,
     )
-
-
-def _checked(picture_bgr: Any) -> Picture:
-    if not isinstance(picture_bgr, np.ndarray) or picture_bgr.dtype != np.uint8:
-        actual = str(getattr(picture_bgr, "dtype", type(picture_bgr).__name__))
-        raise FrameError("dtype", actual, "a BGR uint8 array (H, W, 3)")
-    if picture_bgr.ndim != 3 or picture_bgr.shape[2] != 3 or not picture_bgr.size:
-        raise FrameError("shape", f"shape {picture_bgr.shape}", "a BGR uint8 array (H, W, 3), not empty")
-    return np.ascontiguousarray(picture_bgr)
 
 
 def _face(row: NDArray[Any], pad: int, scale_xy: NDArray[Any]) -> Face:

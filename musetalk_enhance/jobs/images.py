@@ -16,11 +16,9 @@ from . import folder as folders
 from .local import LocalEngine
 from .manifest import (
     FOLDER,
-    VERSION,
     Manifest,
     State,
     Unit,
-    digest,
     file_digest,
     locked,
     outputs_there,
@@ -163,9 +161,8 @@ def _planned(
     folders.check_apart(root, output, names)
     new = [name for name in listed if name not in known]
     first = 1 + max((unit["id"] for unit in manifest.units), default=-1)
-    job = digest([VERSION, manifest.settings, manifest.facts])
     for index, items in enumerate(folders.in_units(root, new, settings.upscale)):
-        manifest.units.append({"id": first + index, "job": job, "items": items})
+        manifest.units.append({"id": first + index, "job": manifest.job, "items": items})
     manifest.forget()
     manifest.source = str(root.resolve())
     manifest.write()

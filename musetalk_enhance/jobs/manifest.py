@@ -89,6 +89,11 @@ class Manifest:
         """The folder of the manifest."""
         return self.folder / FOLDER
 
+    @property
+    def job(self) -> str:
+        """What tells its units from those of other settings, of other networks, or of older rules, as a digest."""
+        return digest([VERSION, self.settings, self.facts])
+
     @classmethod
     def found(cls, folder: Path) -> Manifest | None:
         """What an earlier run left in `folder`; None where there is none that can be read."""

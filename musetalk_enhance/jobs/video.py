@@ -22,7 +22,6 @@ from .film_maker import CHUNK, PREROLL, OpenFilmMaker, PassUnit, WriteSegmentSta
 from .local import LocalEngine
 from .manifest import (
     FOLDER,
-    VERSION,
     Manifest,
     State,
     Unit,
@@ -315,7 +314,7 @@ def _manifest(
         logger.warning("what ran in the last run is not to be had any more: starting afresh")
         before = None
     manifest = before or Manifest(folder, decisive, facts.as_dict())
-    size, job = segment_of(index, settings), digest([VERSION, manifest.settings, manifest.facts])
+    size, job = segment_of(index, settings), manifest.job
     manifest.units = [
         {"id": number, "job": job, "first": first, "stop": min(first + size, len(index))}
         for number, first in enumerate(range(0, len(index), size))
