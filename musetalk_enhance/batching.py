@@ -25,7 +25,8 @@ class BatchPlanner:
 
     With ``mode="memory"`` the first batch is one face and the second two; both are measured, and from then on
     the plan is the most faces whose measured cost stays within the budget. A batch larger than every one before
-    is measured as well, and is at most four times the largest before. With ``mode="batch"`` nothing is measured.
+    is measured as well, and is at most four times the largest before; the one at which the budget ends is measured
+    twice. With ``mode="batch"`` nothing is measured.
 
     Attributes:
         size: faces in the next batch.
@@ -81,13 +82,21 @@ class BatchPlanner:
     @contextmanager
     def watched(self, faces: int) -> Iterator[None]:
         """Run a batch of `faces` inside; it is measured where that tells something new."""
-        if self.budget is None or faces <= self.costs.largest or not costs.measurable(self._device):
+        if not self._tells(faces):
             yield
             return
         with costs.watch(self._device) as peak:
             yield
         self.costs.add(faces, peak)
         self._plan()
+
+    def _tells(self, faces: int) -> bool:
+        """Whether measuring a batch of `faces` tells something new."""
+        if self.budget is None or not costs.measurable(self._device):
+            return False
+        if faces == self.costs.largest:  # its cost is why no more are planned: is that what it costs every time?
+            return self.planned <= faces < self._most and not self.costs.sure(faces)
+        return faces > self.costs.largest
 
     def over_budget(self, faces: int) -> bool:
         """Whether a batch of `faces` is known to take more than the budget."""

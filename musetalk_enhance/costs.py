@@ -50,6 +50,7 @@ class CostModel:
         """Start from `guess` bytes per face."""
         self.guess = guess
         self.measured: dict[int, int] = {}
+        self._sure: set[int] = set()
         self._kept = 0
 
     @property
@@ -65,10 +66,20 @@ class CostModel:
     def add(self, faces: int, peak: Peak) -> None:
         """A batch of `faces` needed `peak`.
 
-        What earlier runs have kept is counted to every later one: it was not there in the loaded state.
+        What earlier runs have kept is counted to every later one: it was not there in the loaded state. Of two
+        looks at the same batch the lower counts: a first run pays for what is paid once, and what other threads
+        take meanwhile only adds.
         """
-        self.measured[faces] = max(1, self._kept + peak.highest)
+        need = max(1, self._kept + peak.highest)
+        if faces in self.measured:
+            self._sure.add(faces)
+            need = min(need, self.measured[faces])
+        self.measured[faces] = need
         self._kept += max(0, peak.kept)
+
+    def sure(self, faces: int) -> bool:
+        """Whether a batch of `faces` was looked at more than once."""
+        return faces in self._sure
 
     def line(self) -> tuple[int, int]:
         """(bytes fixed, bytes per face) beyond the largest measured batch."""
@@ -146,12 +157,12 @@ def _watch_cuda(device: torch.device) -> Iterator[Peak]:
 def _watch_resident() -> Iterator[Peak]:
     peak = Peak()
     memory.trim()  # what the C library holds back would hide the next run's need
-    start = memory.resident_bytes()
+    start, start_own = memory.resident_bytes(), memory.own_bytes()
     with _highest_resident() as highest:
         yield peak
     memory.trim()
     peak.highest = max(0, highest[0] - start)
-    peak.kept = memory.resident_bytes() - start
+    peak.kept = memory.own_bytes() - start_own
 
 
 @contextmanager

@@ -81,6 +81,18 @@ def resident_bytes() -> int:
     return int(psutil.Process().memory_info().rss)
 
 
+def own_bytes() -> int:
+    """Memory that this process has allocated, in RAM or swapped out; resident memory where the system has no figure.
+
+    Unlike `resident_bytes` it does not grow when the system fetches pages of a library again that it had dropped.
+    """
+    try:
+        facts = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
+        return sum(int(facts[name].split()[0]) for name in ("RssAnon", "RssShmem", "VmSwap")) * 1024
+    except (OSError, KeyError, ValueError):
+        return resident_bytes()
+
+
 def free_bytes(device: torch.device) -> int:
     """Bytes free for new tensors on `device`.
 

@@ -47,19 +47,17 @@ class FakeRestorer(Restorer):
         self.backend.close()
 
 
+def enhancer_around(function: Callable | None = None, record: RestorerRecord = RECORD, **options) -> GFPGANEnhancer:
+    """An enhancer around a FakeRestorer. What a network made comes back as it is, unless `options` say otherwise."""
+    settings = EnhancerSettings(enabled=True, **(PLAIN | options))
+    request = LoadRequest(record, settings, torch.device("cpu"))
+    return GFPGANEnhancer.from_settings(settings, FakeRestorer(request, function))
+
+
 @pytest.fixture
 def make_enhancer():
-    """make_enhancer(function=None, record=RECORD, **settings) -> an enhancer around a FakeRestorer.
-
-    What a network made comes back as it is, unless `settings` say otherwise.
-    """
-
-    def make(function: Callable | None = None, record: RestorerRecord = RECORD, **options) -> GFPGANEnhancer:
-        settings = EnhancerSettings(enabled=True, **(PLAIN | options))
-        request = LoadRequest(record, settings, torch.device("cpu"))
-        return GFPGANEnhancer.from_settings(settings, FakeRestorer(request, function))
-
-    return make
+    """make_enhancer(function=None, record=RECORD, **settings) -> an enhancer, see `enhancer_around`."""
+    return enhancer_around
 
 
 @pytest.fixture

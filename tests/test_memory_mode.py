@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import gc
+import json
 import logging
+import subprocess
+import sys
 import weakref
 from dataclasses import replace
 
@@ -13,7 +16,7 @@ import torch
 
 from musetalk_enhance import GFPGANEnhancer, memory
 from musetalk_enhance.errors import OutOfMemoryError, RestorerError
-from tests.conftest import PLAIN, RECORD
+from tests.conftest import PLAIN, RECORD, ROOT
 
 MIB = 2**20
 
@@ -296,27 +299,69 @@ def test_a_batch_size_of_its_own_knows_what_ran_out(make, frames):
     assert max(hungry.tried) == 8, "and that it fits again"
 
 
-@pytest.mark.slow
-def test_a_real_network_stays_within_its_budget(make_enhancer, rng):
-    torch.manual_seed(0)
-    width = 48
-    network = torch.nn.Sequential(
-        torch.nn.Conv2d(3, width, 3, padding=1),
-        *(torch.nn.Conv2d(width, width, 3, padding=1) for _ in range(2)),
-        torch.nn.Conv2d(width, 3, 3, padding=1),
-    )
-    budget = 640 * MIB  # two or three faces, as the C library keeps freed blocks or not
-    enhancer = make_enhancer(network, mode="memory", memory_budget=budget)
-    frames = rng.integers(0, 256, (8, 256, 256, 3), np.uint8)
-    enhancer(frames)
-    plan = enhancer.memory_plan()
-    assert 1 < plan["planned"] < 8, plan
-    from musetalk_enhance import costs
-
-    with costs.watch(torch.device("cpu")) as peak:
+def test_what_only_the_first_run_needs_does_not_keep_batches_small(make, frames):
+    glutton = Glutton(160 * MIB, 24 * MIB)
+    enhancer = make(glutton, mode="memory", memory_budget=200 * MIB)
+    enhancer(frames[:1])
+    assert enhancer.memory_plan()["planned"] == 1, "one takes 184, two might take 375"
+    glutton.fixed = 0
+    for _ in range(3):
         enhancer(frames)
-    assert peak.highest < budget, (peak, plan)
-    assert enhancer.stats.over_budget == 0
+    assert glutton.tried[:4] == [1, 1, 2, 7] and enhancer.memory_plan()["planned"] == 7
+
+
+def test_what_it_needs_every_time_is_measured_twice_and_believed(make, frames):
+    glutton = Glutton(0, 64 * MIB)
+    enhancer = make(glutton, mode="memory", memory_budget=100 * MIB)
+    enhancer(frames)
+    glutton.per_face = 1
+    enhancer(frames)
+    assert set(glutton.tried) == {1} and enhancer.memory_plan()["planned"] == 1
+
+
+REAL = """
+import json
+import numpy as np, torch
+from musetalk_enhance import costs
+from tests.conftest import enhancer_around
+
+torch.manual_seed(0)
+width = 48
+network = torch.nn.Sequential(
+    torch.nn.Conv2d(3, width, 3, padding=1),
+    *(torch.nn.Conv2d(width, width, 3, padding=1) for _ in range(2)),
+    torch.nn.Conv2d(width, 3, 3, padding=1),
+)
+frames = np.random.default_rng(7).integers(0, 256, (8, 256, 256, 3), np.uint8)
+
+def needed(enhancer, count):
+    peaks = []
+    for _ in range(2):
+        with costs.watch(torch.device("cpu")) as peak:
+            enhancer.enhance_batch_optimized(frames[:count], batch_size=count)
+        peaks.append(peak.highest)
+    return min(peaks)
+
+roomy = enhancer_around(network)
+one, four = needed(roomy, 1), needed(roomy, 4)
+budget = 1.2 * four
+enhancer = enhancer_around(network, mode="memory", memory_budget=int(budget))
+for _ in range(3):
+    enhancer(frames)
+plan = enhancer.memory_plan()
+highest = needed(enhancer, 8)
+print(json.dumps({"one": one, "four": four, "highest": highest, "over": enhancer.stats.over_budget} | plan))
+"""
+
+
+@pytest.mark.slow
+def test_a_real_network_stays_within_its_budget():
+    """In a process of its own, where nothing else takes memory; the budget follows what it needs on this machine."""
+    done = subprocess.run([sys.executable, "-c", REAL], capture_output=True, text=True, cwd=ROOT, check=True)
+    found = json.loads(done.stdout)
+    assert 2 * found["one"] < found["four"], found
+    assert 3 <= found["planned"] <= 5, found
+    assert found["highest"] < found["budget_bytes"] and found["over"] == 0, found
 
 
 def test_unload_and_the_next_call_loads_again(faces):
