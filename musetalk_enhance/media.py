@@ -384,8 +384,8 @@ def matrix_and_range(colorspace: int, color_range: int, pix_fmt: str, height: in
 class PixelConverter:
     """Colour conversion that rounds as it should; swscale's default is off by up to 4/255.
 
-    One filter graph, made anew when the size, format or colour of the frames changes. Not for two threads at
-    once. A frame that goes in loses its time stamp.
+    One filter graph, made anew when the size, format or colour of the frames changes, for the frames of one
+    stream. Not for two threads at once. A frame that goes in loses its time stamp.
     """
 
     _EXACT = "flags=bicubic+accurate_rnd+full_chroma_int+full_chroma_inp"
@@ -393,6 +393,7 @@ class PixelConverter:
     def __init__(self) -> None:
         self._graph: Any = None
         self._key: tuple[Any, ...] = ()
+        self._upright: tuple[int | None, tuple[int, bool]] | None = None
 
     def to_bgr(self, frame: Any) -> Image:
         """A decoded frame as BGR uint8 ``(H, W, 3)``, upright, C-contiguous."""
@@ -400,8 +401,19 @@ class PixelConverter:
             int(frame.colorspace), int(frame.color_range), frame.format.name, frame.height
         )
         picture = self._run(frame, f"in_color_matrix={matrix}:in_range={range_}:out_range=pc", "bgr24").to_ndarray()
-        turns, mirrored = orientation(frame)
+        turns, mirrored = self._orientation(frame)
         return np.ascontiguousarray(np.rot90(picture[:, ::-1] if mirrored else picture, turns))
+
+    def _orientation(self, frame: Any) -> tuple[int, bool]:
+        """See `orientation`; the matrix is read of the first frame, and where PyAV says that the angle changes.
+
+        A PyAV frame whose side data was asked for is part of a circle: it keeps its picture until Python happens
+        to collect its garbage, which for small films never ends and for large ones takes gigabytes.
+        """
+        angle = getattr(frame, "rotation", None)
+        if self._upright is None or self._upright[0] != angle:
+            self._upright = angle, orientation(frame)
+        return self._upright[1]
 
     def to_yuv(self, image_bgr: Image, matrix: str = "bt709", range_: str = "tv", pix_fmt: str = "yuv420p") -> Any:
         """A BGR picture, of a size that `pix_fmt` can hold, as a frame of that format."""

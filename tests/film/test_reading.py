@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import gc
+
 import numpy as np
 import pytest
 
 from musetalk_enhance.errors import ConfigError, MediaError
-from musetalk_enhance.film import index_film, read_segment
+from musetalk_enhance.film import SegmentWriter, index_film, read_segment
 from musetalk_enhance.media import read_frames
 from tests.film.clips import QUARTERS, decoded, make_film, open_files, planes_of, remuxed, same_planes, turn
 
@@ -83,6 +85,27 @@ def test_frames_that_are_not_there(tmp_path, frames):
     path = make_film(tmp_path / "film.mp4", 5)
     with pytest.raises(ConfigError, match="0 to 5"):
         next(read_segment(path, index_film(path), *frames))
+
+
+def test_frames_go_as_soon_as_nobody_holds_them(tmp_path):
+    """Without Python's collector of garbage, which runs too seldom for pictures of a few megabytes."""
+    path = make_film(tmp_path / "film.mp4", 60)
+    index = index_film(path)
+
+    def frames() -> int:
+        return sum(type(each).__name__ == "VideoFrame" for each in gc.get_objects())
+
+    gc.collect()
+    gc.disable()
+    try:
+        before = frames()
+        with SegmentWriter(tmp_path / "copy.mp4", index) as writer:
+            for shot in read_segment(path, index, 0, 60):
+                writer.write(shot, 255 - shot.bgr, (8, 8, 24, 24))
+        pictures = sum(1 for _ in read_frames(path))
+        assert pictures == 60 and frames() - before < 8
+    finally:
+        gc.enable()
 
 
 def test_closing_early_closes_the_file(tmp_path):
