@@ -8,7 +8,7 @@ import logging
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .job import UNREADABLE, add_options, add_running, engine_from, progress_bar, settings_from
+from .job import UNREADABLE, add_options, add_running, counted, engine_from, progress_bar, settings_from
 
 if TYPE_CHECKING:
     from ..jobs import ImagesResult
@@ -84,10 +84,11 @@ def summary(result: ImagesResult) -> str:
     left = ", ".join(f"{count} {state}" for state, count in faces["left"].items())
     bad = pictures["unreadable"] + pictures["failed"]
     fidelity = "" if ran["fidelity"] is None else f" at fidelity {ran['fidelity']:g}"
+    before = counted(result.resumed, "picture")
     return (
-        f"{result.output}: {faces['restored']} faces in {pictures['all']} pictures restored by "
+        f"{result.output}: {counted(faces['restored'], 'face')} in {counted(pictures['all'], 'picture')} restored by "
         f"{ran['model']}{fidelity}{f'; left alone: {left}' if left else ''}; "
-        f"{pictures['without_restored_face']} pictures without a face"
+        f"{counted(pictures['without_restored_face'], 'picture')} without a face"
         f"{f'; {bad} could not be read or restored' if bad else ''}; {result.seconds:.1f} s"
-        f"{f', {result.resumed} pictures were done before' if result.resumed else ''}"
+        f"{f', {before} done before' if result.resumed else ''}"
     )

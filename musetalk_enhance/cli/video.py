@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..errors import MediaError
-from .job import UNREADABLE, add_options, add_running, engine_from, progress_bar, settings_from
+from .job import UNREADABLE, add_options, add_running, counted, engine_from, progress_bar, settings_from
 
 if TYPE_CHECKING:
     from ..jobs import VideoResult
@@ -75,10 +75,14 @@ def summary(made: VideoResult) -> str:
     totals, ran = made.stats["totals"], made.stats["job"]["model_that_ran"]
     left = ", ".join(f"{count} {reason}" for reason, count in totals["left"].items())
     fidelity = "" if ran["fidelity"] is None else f" at fidelity {ran['fidelity']:g}"
+    faces, frames, before = (
+        counted(number, what)
+        for number, what in ((totals["faces_restored"], "face"), (totals["frames"], "frame"), (made.resumed, "frame"))
+    )
     return (
-        f"{made.output}: {totals['faces_restored']} faces in {totals['restored']} of {totals['frames']} frames "
-        f"restored by {ran['model']}{fidelity}{f' ({left})' if left else ''}; {made.seconds:.1f} s"
-        f"{f', {made.resumed} frames were done before' if made.resumed else ''}"
+        f"{made.output}: {faces} in {totals['restored']} of {frames} restored by {ran['model']}{fidelity}"
+        f"{f' ({left})' if left else ''}; {made.seconds:.1f} s"
+        f"{f', {before} done before' if made.resumed else ''}"
     )
 
 

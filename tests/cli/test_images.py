@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from musetalk_enhance.cli import main
-from musetalk_enhance.cli.job import flag
+from musetalk_enhance.cli.job import counted, flag
 from musetalk_enhance.jobs import ImageSettings
 from musetalk_enhance.jobs.images import STATS
 from musetalk_enhance.restorers.catalog import AUTO_ORDER
@@ -52,7 +52,7 @@ def test_a_folder_is_restored_and_said_so(network, folders, capsys):  # noqa: F8
     assert set(files(folders[1])) == {STATS, "restored/a.png", "restored/sub/b.jpg"}
     assert "2/2" in said.err  # the bar
     assert whole(folders) == 0
-    assert "2 pictures were done before" in capsys.readouterr().out
+    assert "2 pictures done before" in capsys.readouterr().out
 
 
 def test_json_alone_is_on_stdout(network, folders, capsys):  # noqa: F811
@@ -188,3 +188,7 @@ def test_real_detectors_on_real_portraits(shared, three, detector, file, capsys)
         )
         face = np.abs(after - before)[max(0, y1) : y2, max(0, x1) : x2].mean()
         assert face > 0.5 and np.abs(after - before)[:20].mean() < face
+
+
+def test_one_thing_is_one():
+    assert [counted(number, "face") for number in (0, 1, 2)] == ["0 faces", "1 face", "2 faces"]
