@@ -25,8 +25,9 @@ class BatchPlanner:
 
     With ``mode="memory"`` the first batch is one face and the second two; both are measured, and from then on
     the plan is the most faces whose measured cost stays within the budget. A batch larger than every one before
-    is measured as well, and is at most four times the largest before; the one at which the budget ends is measured
-    twice. With ``mode="batch"`` nothing is measured.
+    is measured as well, and is at most four times the largest before. Where the largest is why no more are planned,
+    it runs and is measured once more, also when it took more than the budget: by all that was known, it fitted.
+    With ``mode="batch"`` nothing is measured.
 
     Attributes:
         size: faces in the next batch.
@@ -75,7 +76,7 @@ class BatchPlanner:
         if self.budget is not None:
             self.planned = self.size = max(1, self.costs.fitting(self.budget, self._most))
             if costs.measurable(self._device):
-                self.size = min(self.size, self.costs.next_step)
+                self.size = self.costs.largest if self._doubtful else min(self.size, self.costs.next_step)
         if self._ceiling is not None:
             self.size = min(self.size, self._ceiling)
 
@@ -94,26 +95,34 @@ class BatchPlanner:
         """Whether measuring a batch of `faces` tells something new."""
         if self.budget is None or not costs.measurable(self._device):
             return False
-        if faces == self.costs.largest:  # its cost is why no more are planned: is that what it costs every time?
-            return self.planned <= faces < self._most and not self.costs.sure(faces)
-        return faces > self.costs.largest
+        return faces > self.costs.largest or (faces == self.costs.largest and self._doubtful)
+
+    @property
+    def _doubtful(self) -> bool:
+        """Whether the largest measured batch is why no more are planned, though it was measured only once."""
+        largest = self.costs.largest
+        limits = 0 < self.planned <= largest <= self._most and self.planned < self._most
+        return limits and not self.costs.sure(largest)
 
     def over_budget(self, faces: int) -> bool:
-        """Whether a batch of `faces` is known to take more than the budget."""
+        """Whether a batch of `faces` took more than the budget, by all that is known."""
         measured = self.costs.largest > 0
         return self.budget is not None and measured and self.costs.bytes_for(faces) > self.budget
 
+    def is_final(self, faces: int) -> bool:
+        """Whether what a batch of `faces` takes will not be looked at again."""
+        return not self._tells(faces)
+
     def succeeded(self) -> None:
         """A batch went through; after a quiet while a halved size doubles, up to the plan."""
-        if self._ceiling is None:
-            return
-        self._quiet += 1
-        if self._quiet >= QUIET_BATCHES:
-            self._quiet = 0
-            self._ceiling *= 2
-            if self._ceiling >= self.planned:
-                self._ceiling = None
-            self._plan()
+        if self._ceiling is not None:
+            self._quiet += 1
+            if self._quiet >= QUIET_BATCHES:
+                self._quiet = 0
+                self._ceiling *= 2
+                if self._ceiling >= self.planned:
+                    self._ceiling = None
+        self._plan()  # a planner that shares the costs may have learnt something
 
     def ran_out(self, tried: int) -> bool:
         """Memory ran out with `tried` faces. Halves the size; False when it was one face already."""

@@ -31,11 +31,14 @@ class Peak:
 
     Attributes:
         highest: at its highest point.
-        kept: still in use when it ended (results, and whatever a backend keeps in an arena of its own).
+        kept: still in use when it ended (results, and whatever a backend keeps in an arena of its own); below 0 where
+            something that was there before was freed meanwhile.
+        exact: whether `highest` was kept by the system, not looked for every now and then.
     """
 
     highest: int = 0
     kept: int = 0
+    exact: bool = True
 
 
 class CostModel:
@@ -66,14 +69,14 @@ class CostModel:
     def add(self, faces: int, peak: Peak) -> None:
         """A batch of `faces` needed `peak`.
 
-        What earlier runs have kept is counted to every later one: it was not there in the loaded state. Of two
-        looks at the same batch the lower counts: a first run pays for what is paid once, and what other threads
-        take meanwhile only adds.
+        What earlier runs have kept is counted to every later one: it was not there in the loaded state. What was
+        freed meanwhile may have hidden as much. Of two looks at the same batch the lower counts, since a first run
+        pays for what is paid once, and others may take memory meanwhile; where peaks may be missed, the higher.
         """
-        need = max(1, self._kept + peak.highest)
+        need = max(1, self._kept + peak.highest + max(0, -peak.kept))
         if faces in self.measured:
             self._sure.add(faces)
-            need = min(need, self.measured[faces])
+            need = (min if peak.exact else max)(need, self.measured[faces])
         self.measured[faces] = need
         self._kept += max(0, peak.kept)
 
@@ -161,38 +164,51 @@ def _watch_resident() -> Iterator[Peak]:
     with _highest_resident() as highest:
         yield peak
     memory.trim()
-    peak.highest = max(0, highest[0] - start)
+    peak.highest = max(0, highest.bytes - start)
     peak.kept = memory.own_bytes() - start_own
+    peak.exact = highest.exact
+
+
+@dataclass
+class _Highest:
+    """The highest resident memory while something ran, in bytes, and whether no peak can have been missed."""
+
+    bytes: int
+    exact: bool = True
 
 
 @contextmanager
-def _highest_resident() -> Iterator[list[int]]:
-    """Yields a list whose one number is, afterwards, the highest resident memory while inside."""
-    highest = [memory.resident_bytes()]
+def _highest_resident() -> Iterator[_Highest]:
+    """What is yielded is filled in when the block ends."""
+    highest = _Highest(memory.resident_bytes())
     try:
         Path("/proc/self/clear_refs").write_text("5")
     except OSError:
+        highest.exact = False
         with _sampling(highest):
             yield highest
         return
     yield highest
     status = Path("/proc/self/status").read_text().split()
-    highest[0] = int(status[status.index("VmHWM:") + 1]) * 1024
+    highest.bytes = int(status[status.index("VmHWM:") + 1]) * 1024
 
 
 @contextmanager
-def _sampling(highest: list[int]) -> Iterator[None]:
+def _sampling(highest: _Highest) -> Iterator[None]:
     done = threading.Event()
 
     def look() -> None:
-        while not done.wait(SAMPLING_S):
-            highest[0] = max(highest[0], memory.resident_bytes())
+        highest.bytes = max(highest.bytes, memory.resident_bytes())
 
-    thread = threading.Thread(target=look, daemon=True)
+    def look_often() -> None:
+        while not done.wait(SAMPLING_S):
+            look()
+
+    thread = threading.Thread(target=look_often, daemon=True)
     thread.start()
     try:
         yield
     finally:
         done.set()
         thread.join()
-        highest[0] = max(highest[0], memory.resident_bytes())
+        look()

@@ -588,7 +588,7 @@ class GFPGANEnhancer:
 
     def _over_budget(self, planner: BatchPlanner, faces: int) -> None:
         self.stats.over_budget += 1
-        if "over budget" not in self._said:
+        if "over budget" not in self._said and planner.is_final(faces):
             self._said.add("over budget")
             logger.warning(
                 "%d face%s took %d MiB, memory_budget is %d MiB: going on with %d at a time",

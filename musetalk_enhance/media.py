@@ -335,8 +335,12 @@ def opened(path: PathLike) -> Iterator[tuple[Any, Any]]:
 
 
 def _is_cover(stream: Any) -> bool:
-    """Whether a picture stream is one still picture that belongs to the sound; PyAV before 14 cannot tell."""
-    return bool(int(getattr(stream, "disposition", 0)) & _ATTACHED_PICTURE)
+    """Whether a picture stream is one still picture that belongs to the sound; PyAV before 14.1 cannot tell.
+
+    What PyAV states is a number from 17.1 on; before, a flag that has one as its value.
+    """
+    flags = getattr(stream, "disposition", 0)
+    return bool(int(getattr(flags, "value", flags)) & _ATTACHED_PICTURE)
 
 
 def _decoded(path: PathLike, container: Any, stream: Any) -> Iterator[Image]:
@@ -356,16 +360,32 @@ def _decoded(path: PathLike, container: Any, stream: Any) -> Iterator[Image]:
         raise MediaError(path, f"cannot be decoded after frame {count} ({error})") from error
 
 
+def display_matrix(frame: Any) -> tuple[int, ...] | None:
+    """The nine numbers of a decoded frame's display matrix, as in the file; None where it has none.
+
+    Not through ``frame.side_data``: with that, frame and side data hold each other, and the picture stays in memory
+    until Python happens to collect such cycles, hundreds of frames later.
+    """
+    try:
+        from av.sidedata.sidedata import SideDataContainer
+
+        side_data: Any = SideDataContainer(frame)  # type: ignore[call-arg]
+    except (ImportError, TypeError):  # its place is not documented
+        side_data = frame.side_data
+    matrix = side_data.get("DISPLAYMATRIX")
+    return None if matrix is None else tuple(map(int, np.frombuffer(bytes(matrix), np.int32)))
+
+
 def orientation(frame: Any) -> tuple[int, bool]:
     """How a decoded frame comes to stand upright, from its display matrix: (quarter turns to the left, mirrored).
 
     A mirrored frame is mirrored from left to right first, then turned. The angle is that of ffmpeg's
     ``av_display_rotation_get``; PyAV's own ``rotation`` is missing before 14.1.
     """
-    matrix = frame.side_data.get("DISPLAYMATRIX")
+    matrix = display_matrix(frame)
     if matrix is None:
         return 0, False
-    a, b, _, c, d = (float(value) for value in np.frombuffer(bytes(matrix), np.int32)[:5])
+    a, b, _, c, d = map(float, matrix[:5])
     mirrored = a * d - b * c < 0
     angle = np.degrees(np.arctan2(-b, -a) if mirrored else np.arctan2(b, a))
     return round(-float(angle) / 90) % 4, mirrored
@@ -384,8 +404,8 @@ def matrix_and_range(colorspace: int, color_range: int, pix_fmt: str, height: in
 class PixelConverter:
     """Colour conversion that rounds as it should; swscale's default is off by up to 4/255.
 
-    One filter graph, made anew when the size, format or colour of the frames changes, for the frames of one
-    stream. Not for two threads at once. A frame that goes in loses its time stamp.
+    One filter graph, made anew when the size, format or colour of the frames changes. Not for two threads at
+    once. A frame that goes in loses its time stamp.
     """
 
     _EXACT = "flags=bicubic+accurate_rnd+full_chroma_int+full_chroma_inp"
@@ -393,7 +413,6 @@ class PixelConverter:
     def __init__(self) -> None:
         self._graph: Any = None
         self._key: tuple[Any, ...] = ()
-        self._upright: tuple[int | None, tuple[int, bool]] | None = None
 
     def to_bgr(self, frame: Any) -> Image:
         """A decoded frame as BGR uint8 ``(H, W, 3)``, upright, C-contiguous."""
@@ -401,19 +420,8 @@ class PixelConverter:
             int(frame.colorspace), int(frame.color_range), frame.format.name, frame.height
         )
         picture = self._run(frame, f"in_color_matrix={matrix}:in_range={range_}:out_range=pc", "bgr24").to_ndarray()
-        turns, mirrored = self._orientation(frame)
+        turns, mirrored = orientation(frame)
         return np.ascontiguousarray(np.rot90(picture[:, ::-1] if mirrored else picture, turns))
-
-    def _orientation(self, frame: Any) -> tuple[int, bool]:
-        """See `orientation`; the matrix is read of the first frame, and where PyAV says that the angle changes.
-
-        A PyAV frame whose side data was asked for is part of a circle: it keeps its picture until Python happens
-        to collect its garbage, which for small films never ends and for large ones takes gigabytes.
-        """
-        angle = getattr(frame, "rotation", None)
-        if self._upright is None or self._upright[0] != angle:
-            self._upright = angle, orientation(frame)
-        return self._upright[1]
 
     def to_yuv(self, image_bgr: Image, matrix: str = "bt709", range_: str = "tv", pix_fmt: str = "yuv420p") -> Any:
         """A BGR picture, of a size that `pix_fmt` can hold, as a frame of that format."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import subprocess
 import sys
 
@@ -63,6 +64,20 @@ def test_of_two_looks_the_lower_counts():
     assert twice.measured == {1: 120}
 
 
+def test_of_two_looks_that_may_have_missed_the_peak_the_higher_counts():
+    twice = CostModel(7)
+    twice.add(1, Peak(100, 0, exact=False))
+    twice.add(1, Peak(300, 0, exact=False))
+    assert twice.sure(1) and twice.measured == {1: 300}
+
+
+def test_what_was_freed_meanwhile_hides_nothing():
+    freed = CostModel(7)
+    freed.add(1, Peak(10, -300))
+    freed.add(2, Peak(150, 0))
+    assert freed.measured == {1: 310, 2: 150}
+
+
 def test_what_was_kept_counts_to_the_next():
     arena = CostModel(7)
     arena.add(1, Peak(100, 100))
@@ -82,12 +97,18 @@ from types import SimpleNamespace
 import numpy as np
 from musetalk_enhance import costs, memory
 
+def seen():
+    # until the thread that samples has looked: on a busy machine it may wait longer than the work takes
+    for _ in range(2 if sampled else 0):  # the first look may have begun before
+        looked.clear()
+        assert looked.wait(60)
+
 def work(size):
-    for factor in (3, 1):
-        block = np.ones(factor * size, np.uint8)
-        looked.clear()  # a busy machine may let the thread that samples wait for longer than this takes
-        assert not sampled or looked.wait(60) and (looked.clear() or looked.wait(60))
-    return block
+    large = np.ones(3 * size, np.uint8)
+    seen()
+    kept = np.ones(size, np.uint8)
+    seen()
+    return kept
 
 def refuse(self, text):
     raise PermissionError
@@ -104,18 +125,19 @@ if sampled := sys.argv[1] == "sampled":
     Path.write_text, memory.resident_bytes = refuse, resident_bytes
 with costs.watch(SimpleNamespace(type="cpu")) as peak:
     kept = work(40 * 2**20)
-print(peak.highest, peak.kept, kept.size)
+print(peak.highest, peak.kept, kept.size, peak.exact)
 """
 
 
 @pytest.mark.parametrize("how", ["kernel", "sampled"])
 def test_watch_on_the_cpu(how):
     """In a process of its own: in a large one the system takes cold pages away meanwhile."""
-    done = subprocess.run([sys.executable, "-c", MEASURED, how], capture_output=True, text=True, cwd=ROOT, check=True)
-    highest, kept, size = map(int, done.stdout.split())
-    # whether the C library gives the freed block of three back before it makes the kept one is its own business
-    assert 30 * MIB * 3 < highest < 45 * MIB * 4
+    done = subprocess.run([sys.executable, "-c", MEASURED, how], capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 0, done.stderr
+    highest, kept, size, exact = map(ast.literal_eval, done.stdout.split())
+    assert 140 * MIB < highest < 180 * MIB, "three and one of 40 at once"
     assert 36 * MIB < kept < 46 * MIB and size == 40 * MIB
+    assert not exact or how == "kernel"
 
 
 def test_watch_ends_quietly_with_an_error():

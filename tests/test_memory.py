@@ -73,6 +73,28 @@ def test_free_keeps_to_the_limit_of_a_container(monkeypatch, tmp_path):
     assert memory.free_bytes(torch.device("cpu")) > 2**20
 
 
+def test_pages_of_a_file_are_not_the_process_its_own(tmp_path):
+    path, size = tmp_path / "file", 64 * 2**20
+    np.ones(size, np.uint8).tofile(path)
+    resident, own = memory.resident_bytes(), memory.own_bytes()
+    mapped = np.memmap(path, np.uint8, "r")
+    assert int(mapped[::512].sum()) == size // 512
+    grown, grown_own = memory.resident_bytes() - resident, memory.own_bytes() - own
+    assert grown > size / 2 and grown_own < size / 4
+
+
+@pytest.mark.parametrize("status", ["Name: python", "RssAnon: much", None])
+def test_without_such_figures_resident_memory_counts(monkeypatch, status):
+    def read_text(path):
+        if status is None:
+            raise FileNotFoundError(path)
+        return status
+
+    monkeypatch.setattr(memory.Path, "read_text", read_text)
+    monkeypatch.setattr(memory, "resident_bytes", lambda: 5)
+    assert memory.own_bytes() == 5
+
+
 def test_freed_memory_goes_back_to_the_machine():
     small = [np.ones(100_000, np.uint8) for _ in range(1000)]  # below the size that is mapped on its own
     full = memory.resident_bytes()

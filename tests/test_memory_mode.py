@@ -299,26 +299,6 @@ def test_a_batch_size_of_its_own_knows_what_ran_out(make, frames):
     assert max(hungry.tried) == 8, "and that it fits again"
 
 
-def test_what_only_the_first_run_needs_does_not_keep_batches_small(make, frames):
-    glutton = Glutton(160 * MIB, 24 * MIB)
-    enhancer = make(glutton, mode="memory", memory_budget=200 * MIB)
-    enhancer(frames[:1])
-    assert enhancer.memory_plan()["planned"] == 1, "one takes 184, two might take 375"
-    glutton.fixed = 0
-    for _ in range(3):
-        enhancer(frames)
-    assert glutton.tried[:4] == [1, 1, 2, 7] and enhancer.memory_plan()["planned"] == 7
-
-
-def test_what_it_needs_every_time_is_measured_twice_and_believed(make, frames):
-    glutton = Glutton(0, 64 * MIB)
-    enhancer = make(glutton, mode="memory", memory_budget=100 * MIB)
-    enhancer(frames)
-    glutton.per_face = 1
-    enhancer(frames)
-    assert set(glutton.tried) == {1} and enhancer.memory_plan()["planned"] == 1
-
-
 REAL = """
 import json
 import numpy as np, torch
@@ -334,33 +314,29 @@ network = torch.nn.Sequential(
 )
 frames = np.random.default_rng(7).integers(0, 256, (8, 256, 256, 3), np.uint8)
 
-def needed(enhancer, count):
-    peaks = []
-    for _ in range(2):
-        with costs.watch(torch.device("cpu")) as peak:
-            enhancer.enhance_batch_optimized(frames[:count], batch_size=count)
-        peaks.append(peak.highest)
-    return min(peaks)
+def needed(enhancer, faces):
+    with costs.watch(torch.device("cpu")) as peak:
+        enhancer(frames[:faces])
+    return peak.highest
 
 roomy = enhancer_around(network)
-one, four = needed(roomy, 1), needed(roomy, 4)
-budget = 1.2 * four
-enhancer = enhancer_around(network, mode="memory", memory_budget=int(budget))
-for _ in range(3):
+four = min(needed(roomy, 4) for _ in range(2))
+enhancer = enhancer_around(network, mode="memory", memory_budget=int(1.2 * four))
+for _ in range(2):
     enhancer(frames)
-plan = enhancer.memory_plan()
-highest = needed(enhancer, 8)
-print(json.dumps({"one": one, "four": four, "highest": highest, "over": enhancer.stats.over_budget} | plan))
+plan, highest = enhancer.memory_plan(), needed(enhancer, 8)
+found = {"four": four, "highest": highest, "over": enhancer.stats.over_budget, "again": enhancer.memory_plan()}
+print(json.dumps(found | plan))
 """
 
 
 @pytest.mark.slow
 def test_a_real_network_stays_within_its_budget():
     """In a process of its own, where nothing else takes memory; the budget follows what it needs on this machine."""
-    done = subprocess.run([sys.executable, "-c", REAL], capture_output=True, text=True, cwd=ROOT, check=True)
+    done = subprocess.run([sys.executable, "-c", REAL], capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout)
-    assert found["one"] < found["four"], found
-    assert 1 < found["planned"] < 8, found
+    assert 1 < found["planned"] == found["again"]["planned"] < 8, found
     assert found["highest"] < found["budget_bytes"] and found["over"] == 0, found
 
 

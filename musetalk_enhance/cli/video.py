@@ -75,10 +75,8 @@ def summary(made: VideoResult) -> str:
     totals, ran = made.stats["totals"], made.stats["job"]["model_that_ran"]
     left = ", ".join(f"{count} {reason}" for reason, count in totals["left"].items())
     fidelity = "" if ran["fidelity"] is None else f" at fidelity {ran['fidelity']:g}"
-    faces, frames, before = (
-        counted(number, what)
-        for number, what in ((totals["faces_restored"], "face"), (totals["frames"], "frame"), (made.resumed, "frame"))
-    )
+    faces, frames = counted(totals["faces_restored"], "face"), counted(totals["frames"], "frame")
+    before = counted(made.resumed, "frame")
     return (
         f"{made.output}: {faces} in {totals['restored']} of {frames} restored by {ran['model']}{fidelity}"
         f"{f' ({left})' if left else ''}; {made.seconds:.1f} s"

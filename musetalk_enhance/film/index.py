@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import ConfigError, MediaError
-from ..media import PathLike, matrix_and_range, opened, orientation
+from ..media import PathLike, display_matrix, matrix_and_range, opened, orientation
 
 _HDR = {16: "PQ (SMPTE ST 2084)", 18: "HLG (ARIB STD-B67)"}  # AVCOL_TRC_SMPTE2084, AVCOL_TRC_ARIB_STD_B67
 _RGB, _BT601, _UNSPECIFIED, _LIMITED = 0, 5, 2, 1  # AVCOL_SPC_RGB, _BT470BG, _UNSPECIFIED; AVCOL_RANGE_MPEG
@@ -300,7 +300,6 @@ def _facts(path: PathLike) -> tuple[dict[str, Any], int | None]:
 
 def _geometry(frame: Any) -> dict[str, Any]:
     turns, mirrored = orientation(frame)
-    matrix = frame.side_data.get("DISPLAYMATRIX")
     upright = (frame.width, frame.height)[:: -1 if turns % 2 else 1]
     across, down = _chroma_grid(_encodable(frame.format.name))
     return {
@@ -310,7 +309,7 @@ def _geometry(frame: Any) -> dict[str, Any]:
         "coded_wh": (-(-frame.width // across) * across, -(-frame.height // down) * down),
         "rotation": turns * 90,
         "mirrored": mirrored,
-        "display_matrix": None if matrix is None else tuple(map(int, np.frombuffer(bytes(matrix), np.int32))),
+        "display_matrix": display_matrix(frame),
     }
 
 
