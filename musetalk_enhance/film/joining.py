@@ -20,6 +20,7 @@ from .matrix import write_display_matrix
 
 _MOV = (".mp4", ".m4v", ".mov")
 _NOT_COPIED = {"major_brand", "minor_version", "compatible_brands", "encoder"}  # of the container, not of the work
+_SPOILING = ("14.0.", "14.1.")  # PyAV that knows no stream but an encoder's
 _STREAM_TAGS = ("language", "title", "handler_name")
 log = logging.getLogger("musetalk_enhance")
 
@@ -29,7 +30,8 @@ def check_target(index: FilmIndex, source_path: PathLike, out_path: PathLike) ->
 
     Raises:
         MediaError: the folder does not exist, the ending names no container for H.264, it cannot hold a sound
-            stream of the source, or it cannot hold the source's rotation.
+            stream of the source, it cannot hold the source's rotation, or PyAV is 14.0 or 14.1, whose copies of
+            streams do not play.
     """
     with opened(source_path) as (source, pictures), _output(Path(out_path), index) as output:
         _add_sound(output, source, pictures, Path(out_path))
@@ -86,6 +88,8 @@ def _output(target: Path, index: FilmIndex) -> Iterator[Any]:
     """An output container under a temporary name, which is gone after the block unless it was renamed."""
     import av
 
+    if av.__version__.startswith(_SPOILING):
+        raise MediaError(target, f"cannot be written with PyAV {av.__version__}, which spoils what it copies")
     if not target.parent.is_dir():
         raise MediaError(target, "its folder does not exist")
     if target.suffix.lower() not in (*_MOV, ".mkv"):
@@ -126,8 +130,8 @@ def _movie_ticks(index: FilmIndex, ticks: int) -> int:
 
 def _copy_of(output: Any, template: Any) -> Any:
     """A stream of `output` that takes the packets of `template`."""
-    if hasattr(output, "add_stream_from_template"):  # PyAV 14 and later
-        return output.add_stream_from_template(template)
+    if hasattr(output, "add_stream_from_template"):  # PyAV 14 and later; without opaque, it is an encoder's stream
+        return output.add_stream_from_template(template, opaque=True)
     return output.add_stream(template=template)
 
 

@@ -165,6 +165,15 @@ def test_sound_that_does_not_fit_is_named_before_the_work(tmp_path, codec="pcm_s
     assert [data for _, data in sound(copied(path, tmp_path / "out.mkv"))] == [data for _, data in sound(path)]
 
 
+@pytest.mark.parametrize("version", ["14.0.1", "14.1.0"])
+def test_a_pyav_that_spoils_copies_is_named_before_the_work(tmp_path, monkeypatch, version):
+    path = make_film(tmp_path / "film.mp4", 4)
+    index = index_film(path)
+    monkeypatch.setattr(av, "__version__", version)
+    with pytest.raises(MediaError, match=f"PyAV {version}"):
+        check_target(index, path, tmp_path / "out.mp4")
+
+
 def with_subtitles(path, out):
     """`path` with one line of SubRip text."""
     text = path.with_suffix(".srt")
