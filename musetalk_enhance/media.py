@@ -424,11 +424,15 @@ class PixelConverter:
         return np.ascontiguousarray(np.rot90(picture[:, ::-1] if mirrored else picture, turns))
 
     def to_yuv(self, image_bgr: Image, matrix: str = "bt709", range_: str = "tv", pix_fmt: str = "yuv420p") -> Any:
-        """A BGR picture, of a size that `pix_fmt` can hold, as a frame of that format."""
+        """A BGR picture, of a size that `pix_fmt` can hold, as a frame of that format.
+
+        Of a ``yuvj`` format it is the plain one with the same values: FFmpeg 7.0 takes no matrix for the others.
+        """
         import av
 
         frame = av.VideoFrame.from_ndarray(image_bgr, format="bgr24")
-        return self._run(frame, f"out_color_matrix={matrix}:out_range={range_}", pix_fmt)
+        plain = pix_fmt.replace("yuvj", "yuv")
+        return self._run(frame, f"out_color_matrix={matrix}:out_range={range_}", plain)
 
     def to_format(self, frame: Any, matrix: str, range_: str, pix_fmt: str) -> Any:
         """A decoded frame in another pixel format, with the same matrix and range."""

@@ -81,11 +81,17 @@ def _tone(container, stream, start: float, seconds: Fraction) -> None:
     container.mux(stream.encode(None))
 
 
+def copy_of(target, template):
+    """A stream of `target` for the packets of `template`; PyAV before 14 has it under another name."""
+    if hasattr(target, "add_stream_from_template"):
+        return target.add_stream_from_template(template, opaque=True)
+    return target.add_stream(template=template)
+
+
 def remuxed(path: Path, out: Path, edit=None) -> Path:
     """The same streams in another container, its list of packets first; `edit(packet, at)` gives new bytes."""
     with av.open(str(path)) as source, av.open(str(out), "w", options={"movflags": "+faststart"}) as target:
-        new = getattr(target, "add_stream_from_template", lambda each: target.add_stream(template=each))
-        streams = {each.index: new(each) for each in source.streams}
+        streams = {each.index: copy_of(target, each) for each in source.streams}
         for at, packet in enumerate(source.demux()):
             if packet.size:
                 if edit:

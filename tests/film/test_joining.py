@@ -20,6 +20,7 @@ from tests.film.clips import (
     NTSC,
     QUARTERS,
     copied,
+    copy_of,
     decoded,
     make_film,
     open_files,
@@ -179,8 +180,8 @@ def with_subtitles(path, out):
     text = path.with_suffix(".srt")
     text.write_text("1\n00:00:00,200 --> 00:00:00,800\nHello\n\n", encoding="utf-8")
     with av.open(str(path)) as film, av.open(str(text)) as lines, av.open(str(out), "w") as target:
-        new = getattr(target, "add_stream_from_template", lambda each: target.add_stream(template=each))
-        for source, stream in [(film, new(film.streams.video[0])), (lines, new(lines.streams.subtitles[0]))]:
+        pairs = [(film, film.streams.video[0]), (lines, lines.streams.subtitles[0])]
+        for source, stream in [(source, copy_of(target, each)) for source, each in pairs]:
             for packet in source.demux():
                 if packet.size:
                     packet.stream = stream
