@@ -88,7 +88,7 @@ def own_bytes() -> int:
     """
     try:
         facts = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
-        return sum(int(facts[name].split()[0]) for name in ("RssAnon", "RssShmem", "VmSwap")) * 1024
+        return sum(int(facts[name].split()[0]) for name in ("RssAnon", "VmSwap")) * 1024
     except (OSError, KeyError, ValueError):
         return resident_bytes()
 
