@@ -30,7 +30,7 @@ class BatchPlanner:
     With ``mode="batch"`` nothing is measured.
 
     Attributes:
-        size: faces in the next batch.
+        size: faces in a batch for now.
         planned: what `size` grows to.
         budget: bytes that a batch may take over the loaded state; None with ``mode="batch"``.
         costs: what batches take.
@@ -76,9 +76,16 @@ class BatchPlanner:
         if self.budget is not None:
             self.planned = self.size = max(1, self.costs.fitting(self.budget, self._most))
             if costs.measurable(self._device):
-                self.size = self.costs.largest if self._doubtful else min(self.size, self.costs.next_step)
+                self.size = min(self.size, self.costs.next_step)
         if self._ceiling is not None:
             self.size = min(self.size, self._ceiling)
+
+    def next(self, left: int) -> int:
+        """Faces of the next batch, of `left` that wait."""
+        again = self.costs.largest
+        if self._doubtful and again <= left and self._ceiling is None and costs.measurable(self._device):
+            return again
+        return min(left, self.size)
 
     @contextmanager
     def watched(self, faces: int) -> Iterator[None]:
@@ -105,13 +112,9 @@ class BatchPlanner:
         return limits and not self.costs.sure(largest)
 
     def over_budget(self, faces: int) -> bool:
-        """Whether a batch of `faces` took more than the budget, by all that is known."""
+        """Whether a batch of `faces` takes more than the budget, by all that is known."""
         measured = self.costs.largest > 0
         return self.budget is not None and measured and self.costs.bytes_for(faces) > self.budget
-
-    def is_final(self, faces: int) -> bool:
-        """Whether what a batch of `faces` takes will not be looked at again."""
-        return not self._tells(faces)
 
     def succeeded(self) -> None:
         """A batch went through; after a quiet while a halved size doubles, up to the plan."""
@@ -127,6 +130,7 @@ class BatchPlanner:
     def ran_out(self, tried: int) -> bool:
         """Memory ran out with `tried` faces. Halves the size; False when it was one face already."""
         self._quiet = 0
+        self.costs.believe(tried)
         if tried <= 1:
             return False
         self._ceiling = tried // 2

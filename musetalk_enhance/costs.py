@@ -71,17 +71,21 @@ class CostModel:
 
         What earlier runs have kept is counted to every later one: it was not there in the loaded state. What was
         freed meanwhile may have hidden as much. Of two looks at the same batch the lower counts, since a first run
-        pays for what is paid once, and others may take memory meanwhile; where peaks may be missed, the higher.
+        pays for what is paid once, and others may take memory meanwhile. A figure that is not exact may be too low
+        already, so it is not looked at again.
         """
         need = max(1, self._kept + peak.highest + max(0, -peak.kept))
-        if faces in self.measured:
-            self._sure.add(faces)
-            need = (min if peak.exact else max)(need, self.measured[faces])
-        self.measured[faces] = need
+        if faces in self.measured or not peak.exact:
+            self.believe(faces)
+        self.measured[faces] = min(need, self.measured.get(faces, need))
         self._kept += max(0, peak.kept)
 
+    def believe(self, faces: int) -> None:
+        """What is known of batches of `faces` is not to be looked at again."""
+        self._sure.add(faces)
+
     def sure(self, faces: int) -> bool:
-        """Whether a batch of `faces` was looked at more than once."""
+        """Whether a batch of `faces` need not be looked at again."""
         return faces in self._sure
 
     def line(self) -> tuple[int, int]:

@@ -550,7 +550,7 @@ class GFPGANEnhancer:
         results: dict[int, Any] = {}
         start = alone_until = 0
         while start < len(group):
-            chunk = group[start : start + (1 if start < alone_until else planner.size)]
+            chunk = group[start : start + (1 if start < alone_until else planner.next(len(group) - start))]
             outcome = self._attempt(batch, chunk, output_size, planner)
             if isinstance(outcome, dict):
                 results.update(outcome)
@@ -588,15 +588,15 @@ class GFPGANEnhancer:
 
     def _over_budget(self, planner: BatchPlanner, faces: int) -> None:
         self.stats.over_budget += 1
-        if "over budget" not in self._said and planner.is_final(faces):
+        if "over budget" not in self._said:
             self._said.add("over budget")
             logger.warning(
-                "%d face%s took %d MiB, memory_budget is %d MiB: going on with %d at a time",
+                "%d face%s took %d MiB, memory_budget is %d MiB: the plan is now %d at a time",
                 faces,
                 "" if faces == 1 else "s",
                 planner.costs.bytes_for(faces) >> 20,
                 (planner.budget or 0) >> 20,
-                planner.size,
+                planner.planned,
             )
 
     def _back_off(self, planner: BatchPlanner, tried: int) -> bool:

@@ -335,12 +335,17 @@ def opened(path: PathLike) -> Iterator[tuple[Any, Any]]:
 
 
 def _is_cover(stream: Any) -> bool:
-    """Whether a picture stream is one still picture that belongs to the sound; PyAV before 14.1 cannot tell.
+    """Whether a picture stream is one still picture that belongs to the sound; PyAV before 14.1 cannot tell."""
+    return bool(disposition(stream) & _ATTACHED_PICTURE)
 
-    What PyAV states is a number from 17.1 on; before, a flag that has one as its value.
+
+def disposition(stream: Any) -> int:
+    """FFmpeg's bits of what a stream is for (``AV_DISPOSITION_*``); 0 before PyAV 14.1.
+
+    PyAV states a number from 17.1 on; before, a flag that has one as its value.
     """
     flags = getattr(stream, "disposition", 0)
-    return bool(int(getattr(flags, "value", flags)) & _ATTACHED_PICTURE)
+    return int(getattr(flags, "value", flags))
 
 
 def _decoded(path: PathLike, container: Any, stream: Any) -> Iterator[Image]:

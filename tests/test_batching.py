@@ -24,21 +24,22 @@ class Machine:
         spikes: (faces, how many batches of that size ran before) to MiB that this one takes besides.
         tried: faces of each batch.
         measured: faces of each batch that was watched.
+        exact: whether its peaks are.
     """
 
     def __init__(self, spikes: dict[tuple[int, int], int]) -> None:
-        self.spikes, self.tried, self.measured = spikes, [], []
+        self.spikes, self.exact, self.tried, self.measured = spikes, True, [], []
 
     @contextmanager
     def watch(self, device: torch.device):
-        peak = Peak()
+        peak = Peak(exact=self.exact)
         yield peak
         faces = self.tried[-1]
         self.measured.append(faces)
         peak.highest = (FACE * faces + self.spikes.get((faces, self.tried.count(faces) - 1), 0)) * MIB
 
-    def run(self, planner: BatchPlanner, faces: int | None = None) -> None:
-        self.tried.append(faces or planner.size)
+    def run(self, planner: BatchPlanner, waiting: int = 99) -> None:
+        self.tried.append(planner.next(waiting))
         with planner.watched(self.tried[-1]):
             pass
         planner.succeeded()
@@ -108,7 +109,7 @@ def test_what_another_planner_learns_of_the_same_costs_counts(machine):
     machine.run(other)
     assert planner.planned == 1
     machine.run(planner)
-    assert planner.size == 2 and planner.planned == 7
+    assert planner.next(99) == 2 and planner.planned == 7
     for _ in range(3):
         machine.run(planner)
     assert machine.tried == [1, 1, 1, 2, 7, 7]
@@ -117,17 +118,39 @@ def test_what_another_planner_learns_of_the_same_costs_counts(machine):
 def test_a_larger_batch_of_another_planner_is_not_asked_for(machine):
     planner = planned(206, batch_size=2)
     machine.run(planner)
-    machine.run(planned(900, planner, batch_size=8), 3)
+    other = planned(900, planner, batch_size=8)
+    for _ in range(2):
+        machine.run(other, 3)
     assert planner.costs.largest == 3
     for _ in range(3):
         machine.run(planner)
-    assert machine.tried[2:] == [2, 2, 2]
+    assert machine.tried == [1, 2, 3, 2, 2, 2]
 
 
-def test_memory_that_runs_out_comes_before_a_second_look(machine):
-    machine.spikes[2, 0] = 160
+def test_a_second_look_waits_until_as_many_faces_do(machine):
+    machine.spikes[7, 0] = 160
     planner = planned(206)
-    machine.run(planner)
-    machine.run(planner)
-    assert planner.size == 2 and planner.ran_out(2)
-    assert planner.size == 1
+    for waiting in (99, 99, 99, 5, 5, 1, 7, 7):
+        machine.run(planner, waiting)
+    assert machine.tried == [1, 2, 7, 4, 4, 1, 7, 7] and machine.measured == [1, 2, 7, 7]
+
+
+def test_memory_that_runs_out_is_a_second_look(machine):
+    machine.spikes[7, 0] = 160
+    planner = planned(206)
+    for _ in range(3):
+        machine.run(planner)
+    assert planner.next(99) == 7 and planner.planned == 4
+    assert planner.ran_out(7)
+    for _ in range(100):
+        machine.run(planner)
+    assert max(machine.tried[3:]) == 4
+
+
+def test_figures_that_are_not_exact_are_not_looked_for_again(machine):
+    machine.exact = False
+    machine.spikes[7, 0] = 160
+    planner = planned(206)
+    for _ in range(6):
+        machine.run(planner)
+    assert machine.tried == [1, 2, 7, 4, 4, 4] and machine.measured == [1, 2, 7]

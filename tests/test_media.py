@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import enum
 import struct
 import wave
 from fractions import Fraction
+from types import SimpleNamespace
 
 import av
 import cv2
@@ -13,7 +15,16 @@ import psutil
 import pytest
 
 from musetalk_enhance.errors import ConfigError, FrameError, MediaError
-from musetalk_enhance.media import VideoWriter, exact_fps, probe, read_frames, read_image, write_image
+from musetalk_enhance.media import (
+    PixelConverter,
+    VideoWriter,
+    disposition,
+    exact_fps,
+    probe,
+    read_frames,
+    read_image,
+    write_image,
+)
 
 pytestmark = pytest.mark.filterwarnings("error")
 
@@ -325,3 +336,22 @@ def test_two_writers_of_one_process_may_write_the_same_file(tmp_path):
             two.write(gradient())
         assert sum(1 for _ in read_frames(path)) == 1
     assert sum(1 for _ in read_frames(path)) == 120 and [file.name for file in tmp_path.iterdir()] == ["clip.mp4"]
+
+
+class Mark(enum.Flag):
+    """As PyAV 14.1 to 17.0 states it."""
+
+    default = 1
+    attached_pic = 1024
+
+
+@pytest.mark.parametrize(("marks", "expected"), [(Mark.default | Mark.attached_pic, 1025), (1, 1), (None, 0)])
+def test_what_a_stream_is_for_is_read_of_every_pyav(marks, expected):
+    stream = SimpleNamespace() if marks is None else SimpleNamespace(disposition=marks)
+    assert disposition(stream) == expected
+
+
+def test_full_range_is_written_through_the_plain_format():
+    """FFmpeg 7.0 takes no matrix for the others."""
+    frame = PixelConverter().to_yuv(np.zeros((16, 16, 3), np.uint8), "bt709", "pc", "yuvj420p")
+    assert frame.format.name == "yuv420p"

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import EnhanceError, MediaError
-from ..media import PathLike, opened, temporary_name
+from ..media import PathLike, disposition, opened, temporary_name
 from .index import FilmIndex
 from .matrix import write_display_matrix
 
@@ -33,8 +33,14 @@ def check_target(index: FilmIndex, source_path: PathLike, out_path: PathLike) ->
             stream of the source, it cannot hold the source's rotation, or PyAV is 14.0 or 14.1, whose copies of
             streams do not play.
     """
-    with opened(source_path) as (source, pictures), _output(Path(out_path), index) as output:
-        _add_sound(output, source, pictures, Path(out_path))
+    target = Path(out_path)
+    with opened(source_path) as (source, pictures), _output(target, index) as output:
+        if _add_sound(output, source, pictures, target):
+            try:
+                output.start_encoding()
+            except (OSError, ValueError) as error:
+                names = ", ".join(sorted({each.codec for each in index.audio}))
+                raise MediaError(target, f"cannot hold the source's {names} sound; choose .mkv") from error
 
 
 def join_film(segments: Sequence[PathLike], index: FilmIndex, source_path: PathLike, out_path: PathLike) -> None:
@@ -43,9 +49,9 @@ def join_film(segments: Sequence[PathLike], index: FilmIndex, source_path: PathL
     Every frame gets its own time of the source back, so a variable frame rate survives (exactly in ``.mp4`` and
     ``.mov``, in whole milliseconds in ``.mkv``). The source's sound packets are copied as they are, all of
     them, or those that overlap the index's range, moved with the pictures. Subtitles are copied where the
-    container takes them, else a warning says so. Title, languages and so on, chapters (PyAV 16 and later know
-    them), colours, pixel shape and rotation are kept. Covers and data streams are not. The same input gives the
-    same bytes.
+    container takes them, else a warning says so. Title, languages and so on, which stream is played by default,
+    chapters (PyAV 16 and later know them), colours, pixel shape and rotation are kept. Covers and data streams are
+    not. The same input gives the same bytes. An ``.mkv`` states its frame rate with PyAV 18 only.
 
     Where the film is cut, or its format counts from any number (MPEG-TS), `FilmIndex.shift` is taken from all
     times. In ``.mkv``, sound that begins before 0 (the lead-in of AAC) moves all times on by as much.
@@ -89,7 +95,9 @@ def _output(target: Path, index: FilmIndex) -> Iterator[Any]:
     import av
 
     if av.__version__.startswith(_SPOILING):
-        raise MediaError(target, f"cannot be written with PyAV {av.__version__}, which spoils what it copies")
+        raise MediaError(
+            target, f"cannot be written with PyAV {av.__version__}, which spoils what it copies; use another"
+        )
     if not target.parent.is_dir():
         raise MediaError(target, "its folder does not exist")
     if target.suffix.lower() not in (*_MOV, ".mkv"):
@@ -154,6 +162,8 @@ def _add_sound(output: Any, source: Any, pictures: Any, target: Path) -> dict[in
             log.warning("%s: left out the %s subtitles, which %s cannot hold", target, name, target.suffix)
             continue
         copy.metadata.update(_stream_tags(stream))
+        with contextlib.suppress(AttributeError, TypeError):  # PyAV before 14.1 knows no such marks
+            copy.disposition = disposition(stream)
         found[stream.index] = copy
     return found
 

@@ -8,14 +8,15 @@ import subprocess
 import sys
 from fractions import Fraction
 from pathlib import Path
+from types import SimpleNamespace
 
 import av
 import numpy as np
 import pytest
 
 from musetalk_enhance.errors import MediaError
-from musetalk_enhance.film import SegmentWriter, check_target, index_film, join_film, read_segment
-from musetalk_enhance.media import probe, read_frames
+from musetalk_enhance.film import SegmentWriter, check_target, index_film, join_film, joining, read_segment
+from musetalk_enhance.media import disposition, probe, read_frames
 from tests.film.clips import (
     NTSC,
     QUARTERS,
@@ -173,6 +174,43 @@ def test_a_pyav_that_spoils_copies_is_named_before_the_work(tmp_path, monkeypatc
     monkeypatch.setattr(av, "__version__", version)
     with pytest.raises(MediaError, match=f"PyAV {version}"):
         check_target(index, path, tmp_path / "out.mp4")
+
+
+def test_streams_are_copied_not_encoded():
+    """Without ``opaque``, PyAV 14 takes the stream for an encoder's, and the film does not play."""
+    asked = []
+    output = SimpleNamespace(add_stream_from_template=lambda template, **options: asked.append((template, options)))
+    joining._copy_of(output, "stream")
+    assert asked == [("stream", {"opaque": True})]
+
+
+def test_the_sound_that_is_played_by_default_stays_so(tmp_path):
+    path = make_film(tmp_path / "one.mkv", 25, sound=0.0)
+    two = tmp_path / "two.mkv"
+    with av.open(str(path)) as film, av.open(str(path)) as other, av.open(str(two), "w") as target:
+        pairs = [(film, film.streams.video[0]), (film, film.streams.audio[0]), (other, other.streams.audio[0])]
+        copies = [copy_of(target, each) for _, each in pairs]
+        try:
+            copies[1].disposition, copies[2].disposition = 0, 1
+        except (AttributeError, TypeError):
+            pytest.skip("this PyAV cannot set it")
+        for copy, (source, stream) in zip(copies, pairs, strict=True):
+            source.seek(0)
+            for packet in source.demux(stream):
+                if packet.size:
+                    packet.stream = copy
+                    target.mux(packet)
+    with av.open(str(copied(two, tmp_path / "out.mkv"))) as made:
+        assert [disposition(each) & 1 for each in made.streams.audio] == [0, 1]
+
+
+@pytest.mark.parametrize("codec", ["flac", "libopus"])
+def test_sound_that_a_header_refuses_is_named_before_the_work(tmp_path, codec):
+    path = make_film(tmp_path / "film.mkv", 25, sound=0.0, sound_codec=codec)
+    with pytest.raises(MediaError, match=f"cannot hold the source's {codec[-4:]} sound; choose .mkv"):
+        check_target(index_film(path), path, tmp_path / "out.mov")
+    check_target(index_film(path), path, tmp_path / "out.mkv")
+    assert [each.name for each in tmp_path.iterdir()] == ["film.mkv"]
 
 
 def with_subtitles(path, out):

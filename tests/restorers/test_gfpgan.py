@@ -71,7 +71,7 @@ def test_clean_with_multiplier_1(official_stack, checkpoint, load, faces):
 
 @pytest.mark.slow
 def test_original_is_gfpganv1(plain_fused_act, checkpoint, load, faces):
-    """Against upstream's layers, which get only the one function of the CUDA extension from the test."""
+    """One of a batch of two, against upstream's layers, which get the CUDA extension's one function from the test."""
     from gfpgan.archs.gfpganv1_arch import GFPGANv1
 
     path = checkpoint("original", 1)
@@ -79,7 +79,8 @@ def test_original_is_gfpganv1(plain_fused_act, checkpoint, load, faces):
     ours = restorer.restore(faces[:2])
     network = GFPGANv1(**GEOMETRY, channel_multiplier=1).eval()
     network.load_state_dict(torch.load(path, weights_only=True)["params_ema"])
-    agree("original, multiplier 1", ours, run_official(network, faces[:2]))
+    assert ours[0].sub(ours[1]).abs().mean() > 0.02
+    agree("original, multiplier 1", ours[1:], run_official(network, faces[1:2]))
 
 
 @pytest.mark.slow
