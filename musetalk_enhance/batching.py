@@ -83,7 +83,7 @@ class BatchPlanner:
     def next(self, left: int) -> int:
         """Faces of the next batch, of `left` that wait."""
         again = self.costs.largest
-        if self._doubtful and again <= left and self._ceiling is None and costs.measurable(self._device):
+        if self._doubtful and again <= left and self._ceiling is None:
             return again
         return min(left, self.size)
 
@@ -108,7 +108,7 @@ class BatchPlanner:
     def _doubtful(self) -> bool:
         """Whether the largest measured batch is why no more are planned, though it was measured only once."""
         largest = self.costs.largest
-        limits = 0 < self.planned <= largest <= self._most and self.planned < self._most
+        limits = self.planned <= largest <= self._most and self.planned < self._most
         return limits and not self.costs.sure(largest)
 
     def over_budget(self, faces: int) -> bool:

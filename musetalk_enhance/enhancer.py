@@ -21,7 +21,7 @@ from .hints import Hints
 from .imaging import resize_picture
 from .precision import without_autocast
 from .settings import EnhancerSettings, alone, given_flags, merge, section_of
-from .stats import EnhancerStats
+from .stats import EnhancerStats, counted
 
 if TYPE_CHECKING:
     import torch
@@ -591,9 +591,8 @@ class GFPGANEnhancer:
         if "over budget" not in self._said:
             self._said.add("over budget")
             logger.warning(
-                "%d face%s took %d MiB, memory_budget is %d MiB: the plan is now %d at a time",
-                faces,
-                "" if faces == 1 else "s",
+                "%s took %d MiB, memory_budget is %d MiB: the plan is now %d at a time",
+                counted(faces, "face"),
                 planner.costs.bytes_for(faces) >> 20,
                 (planner.budget or 0) >> 20,
                 planner.planned,

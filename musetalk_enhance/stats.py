@@ -10,6 +10,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 
+def counted(number: int, what: str) -> str:
+    """A number of things in words: 1 face, 2 faces."""
+    return f"{number} {what}{'' if number == 1 else 's'}"
+
+
 @dataclass
 class EnhancerStats:
     """Counters of one enhancer since it was made; `EnhancerStats.clear` starts anew.

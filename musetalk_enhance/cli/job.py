@@ -99,11 +99,6 @@ def engine_from(args: argparse.Namespace) -> Engine | None:
     return None
 
 
-def counted(number: int, what: str) -> str:
-    """A number of things in words: 1 face, 2 faces."""
-    return f"{number} {what}{'' if number == 1 else 's'}"
-
-
 @contextmanager
 def progress_bar(unit: str, quiet: bool) -> Iterator[Callable[[int, int], None]]:
     """A bar with rate and time left on stderr, as a function of what is done and what there is.

@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..errors import MediaError
-from .job import UNREADABLE, add_options, add_running, counted, engine_from, progress_bar, settings_from
+from ..stats import counted
+from .job import UNREADABLE, add_options, add_running, engine_from, progress_bar, settings_from
 
 if TYPE_CHECKING:
     from ..jobs import VideoResult

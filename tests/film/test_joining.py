@@ -336,7 +336,7 @@ def _runs(packets):
 def with_chapters(path: Path, out: Path, marks=((0, 400, "Über"), (400, 1000, "two"))) -> Path:
     """The film with chapters: start and end in milliseconds, and title."""
     with av.open(str(path)) as source, av.open(str(out), "w") as target:
-        streams = {one.index: target.add_stream_from_template(one) for one in source.streams}
+        streams = {one.index: copy_of(target, one) for one in source.streams}
         tick = Fraction(1, 1000)
         target.set_chapters(
             [
