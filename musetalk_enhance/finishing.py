@@ -382,7 +382,7 @@ class Finisher:
             from .stability.guard import Guard
 
             self._guard = Guard(base.device)
-        return self._guard.look(base, (base + residual).clamp_(0, 1), stream.guard, cuts)
+        return self._guard.check(base, (base + residual).clamp_(0, 1), stream.guard, cuts)
 
 
 def _weighted(residual: torch.Tensor, weights: list[float]) -> torch.Tensor:

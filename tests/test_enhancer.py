@@ -551,5 +551,5 @@ def test_a_new_scene_is_not_held_back_for_the_one_before(make_enhancer):
 
     black, white = torch.zeros(3, 3, 64, 64), torch.full((3, 3, 64, 64), 0.5)
     guard = Guard(torch.device("cpu"))
-    assert guard.look(black, black, 0.0).weights == [0.1, 0.2, 0.3]
-    assert guard.look(white, white, 0.0, [False, True, False]).weights == [0.1, 1.0, 1.0]
+    assert guard.check(black, black, 0.0).weights == [0.1, 0.2, 0.3]
+    assert guard.check(white, white, 0.0, [False, True, False]).weights == [0.1, 1.0, 1.0]

@@ -1,5 +1,10 @@
 """What must not change: how far the mouth and the eyes are open, and who it is. Where a restorer moves them beyond
-a limit, less of it is used."""
+a limit, less of it is used.
+
+The limits are set on two kinds of softness, because a latent decoder moves what is measured more than a resize does:
+with a face that was resized to 96 px and with one decoded at a blend of 0.35 and noise of 0.1 (docs/stability.md),
+the sharp original itself keeps its full strength, and planted failures do not.
+"""
 
 from __future__ import annotations
 
@@ -13,42 +18,54 @@ from ..imaging import resize
 if TYPE_CHECKING:
     import torch
 
+    from ..faces.gauge import Gauged
+
 REASONS = ("mouth", "eyes", "identity")
 MOUTH_LIMIT, EYES_LIMIT = 0.04, 0.06
-"""What the openings may move, in units of `Gauged`. Between a soft face and the sharp one it was made from they move
-by 0.007 and 0.024 at most; a mouth that is painted shut moves by 0.03 to 0.4."""
+"""What the openings may change, in units of `Gauged`. Between a soft face and the sharp original they change by 0.017
+and 0.010 (resized to 96 px), 0.076 and 0.034 (decoder, blend 0.5) at most; a mouth that is painted shut changes by
+0.03 to 0.4. So the mouth's opening alone does not decide, see `MOUTH_STRUCTURE`."""
 SHIFT_LIMIT = 0.03
 """What the eyes or the corners of the mouth may shift, as a share of the distance from the eyes to the mouth: 3 to 4
-pixels of 256. Soft and sharp differ by 0.013 at most."""
-IDENTITY_LIMIT = 0.5
-"""What the coarse structure may move, see `structure_moved`. Soft and sharp differ by 0.35 at most; eyes that are
-shifted by 5 pixels of 256 by 0.9 and more."""
-NONE_LEFT = 2.0
-"""At the limit the restorer still has its full strength, at this multiple of it none."""
+pixels of 256. For the eyes soft and sharp differ by 0.009 (96 px) and 0.046 (decoder, 0.5) at most, typically 0.013;
+eyes that are shifted by 5 pixels by 0.045 to 0.065."""
+EYES_NONE_LEFT = 1.67
+"""Multiple of their limits at which eyes leave no strength; 2 for the mouth."""
+MOUTH_STRUCTURE = (0.65, 0.95)
+"""Coarse structure of the mouth that may change, see `structure_change`: below the first, landmarks that say that the
+mouth has moved are wrong, because smeared teeth mislead them; above the second, they are believed."""
+MOUTH_CHANGED = (0.85, 1.15)
+"""The same whatever the landmarks say: full strength below, none above. Soft and sharp differ at the mouth by 0.14
+(96 px), 0.64 (decoder, 0.35) and 0.93 (0.5) at most; lips closed by a tenth of the eye-to-mouth distance by 0.9 to
+1.9, teeth painted on by 2.8 and more."""
+IDENTITY_LIMIT, IDENTITY_NONE_LEFT = 0.75, 1.5
+"""The same anywhere in the face. Soft and sharp differ by 0.26 (96 px), 0.68 (decoder, 0.35) and 0.93 (0.5) at most,
+another face by 4 and more."""
 RECOVERY = 0.1
 """Strength is lowered at once, because the frame at hand must be right, and given back by this much a frame."""
-SURE = 0.8
+CONFIDENT = 0.8
 """The gauge must be this confident that it looks at a face, in both pictures."""
 LEAST_SIDE = 48
 """Faces smaller than this, in pixels, show the gauge nothing: the guard leaves them alone."""
-SIDE = 64
-_SEEN = 128
+MEASURED_SIDE, STRUCTURE_SIDE = 128, 64
+_WINDOW, _STEP = 7, 2
+_MOUTH_REACH = (0.6, 0.4)  # across and down, in units of the eye-to-mouth distance
 
 
 @dataclass(frozen=True)
-class Guarded:
-    """What the guard found in a batch.
+class GuardResult:
+    """What the guard decided for a batch.
 
     Attributes:
         weights: how much of the restorer each frame may have, 0..1.
         reasons: which of `REASONS` lowered it most; ``"recovery"`` where only a frame before did; None where
             nothing did.
-        excess: per frame the movement of mouth, eyes and identity, in units of their limits.
+        allowed: per frame what mouth, eyes and identity would allow, each by itself, 0..1.
     """
 
     weights: list[float]
     reasons: list[str | None]
-    excess: list[tuple[float, float, float]]
+    allowed: list[tuple[float, float, float]]
 
 
 class Guard:
@@ -60,7 +77,9 @@ class Guard:
         """
         self.gauge = FaceGauge(device)
 
-    def look(self, given: torch.Tensor, restored: torch.Tensor, before: float, cuts: Sequence[bool] = ()) -> Guarded:
+    def check(
+        self, given: torch.Tensor, restored: torch.Tensor, before: float, cuts: Sequence[bool] = ()
+    ) -> GuardResult:
         """How much of the restorer each frame may have.
 
         Args:
@@ -69,43 +88,62 @@ class Guard:
             before: the weight of the frame before the first, 1.0 at the beginning of a stream.
             cuts: whether a scene begins with a frame: the one before is no reason to hold it back. Empty: none does.
         """
-        rows = moved(self.gauge, given, restored).tolist()
+        allowed = strength_allowed(self.gauge, given, restored).tolist()
         weights: list[float] = []
         reasons: list[str | None] = []
-        for row, cut in zip(rows, cuts or [False] * len(rows), strict=True):
+        for row, cut in zip(allowed, cuts or [False] * len(allowed), strict=True):
             before = 1.0 if cut else before
-            wanted = min(1.0, max(0.0, (NONE_LEFT - max(row)) / (NONE_LEFT - 1)))
-            before = min(wanted, round(before + RECOVERY, 6))
+            least = min(row)
+            before = min(least, round(before + RECOVERY, 6))
             weights.append(before)
-            reasons.append(REASONS[row.index(max(row))] if max(row) > 1 else "recovery" if before < 1 else None)
-        return Guarded(weights, reasons, [(row[0], row[1], row[2]) for row in rows])
+            reasons.append(REASONS[row.index(least)] if least < 1 else "recovery" if before < 1 else None)
+        return GuardResult(weights, reasons, [(row[0], row[1], row[2]) for row in allowed])
 
 
-def moved(gauge: FaceGauge, given: torch.Tensor, restored: torch.Tensor) -> torch.Tensor:
-    """How far mouth, eyes and identity of each face have moved, in units of their limits; float32 (N, 3)."""
+def strength_allowed(gauge: FaceGauge, given: torch.Tensor, restored: torch.Tensor) -> torch.Tensor:
+    """Strength that mouth, eyes and identity of each face leave, each by itself; float32 (N, 3), 0..1.
+
+    Args:
+        gauge: on the device of the faces.
+        given: float32 (N, 3, H, W), RGB, 0..1.
+        restored: the same form.
+    """
     import torch
 
     if min(given.shape[2:]) < LEAST_SIDE:
-        return given.new_zeros(len(given), len(REASONS))
-    pair = torch.cat([resize(given, (_SEEN, _SEEN)), resize(restored, (_SEEN, _SEEN))])
-    seen, count = gauge.measure(pair), len(given)
-    sure = (torch.minimum(seen.confidence[:count], seen.confidence[count:]) > SURE).float()
-    mouth = (seen.mouth[count:] - seen.mouth[:count]).abs() / MOUTH_LIMIT
-    eyes = (seen.eyes[count:] - seen.eyes[:count]).abs().amax(1) / EYES_LIMIT
-    before, after = seen.landmarks[:count], seen.landmarks[count:]
+        return given.new_ones(len(given), len(REASONS))
+    size = (MEASURED_SIDE, MEASURED_SIDE)
+    pair, count = torch.cat([resize(given, size), resize(restored, size)]), len(given)
+    measured = gauge.measure(pair)
+    before, after = measured.landmarks[:count], measured.landmarks[count:]
+    sure = (measured.confidence > CONFIDENT).float()
+    confident = sure[:count] * sure[count:]
     length = (before[:, 3:].mean(1) - before[:, :2].mean(1)).norm(dim=1).clamp(min=1)
     shift = (after - before).norm(dim=2) / length[:, None] / SHIFT_LIMIT
-    mouth = torch.maximum(mouth, shift[:, 3:].amax(1)) * sure
-    eyes = torch.maximum(eyes, shift[:, :2].amax(1)) * sure
-    return torch.stack([mouth, eyes, structure_moved(pair[:count], pair[count:]) / IDENTITY_LIMIT], dim=1)
+    mouth = (measured.mouth[count:] - measured.mouth[:count]).abs() / MOUTH_LIMIT
+    mouth = torch.maximum(mouth, shift[:, 3:].amax(1)) * confident
+    eyes = (measured.eyes[count:] - measured.eyes[:count]).abs().amax(1) / EYES_LIMIT
+    eyes = torch.maximum(eyes, shift[:, :2].amax(1)) * confident
+
+    change = structure_change(pair[:count], pair[count:])
+    at_mouth = _greatest_at_mouth(change, measured, count) * sure[:count]
+    believed = torch.maximum(_ramp(mouth, 1, 2), _ramp(at_mouth, *MOUTH_STRUCTURE))
+    return torch.stack(
+        [
+            torch.minimum(believed, _ramp(at_mouth, *MOUTH_CHANGED)),
+            _ramp(eyes, 1, EYES_NONE_LEFT),
+            _ramp(change.flatten(1).amax(1), IDENTITY_LIMIT, IDENTITY_NONE_LEFT),
+        ],
+        dim=1,
+    )
 
 
-def structure_moved(given: torch.Tensor, restored: torch.Tensor) -> torch.Tensor:
-    """How much the coarse structure of a face has changed where it changed most; float32 (N,).
+def structure_change(given: torch.Tensor, restored: torch.Tensor) -> torch.Tensor:
+    """How much the coarse structure of a face has changed, window by window; float32 (N, 29, 29).
 
     Both are shrunk to 64 pixels, where a soft face has all it ever had and a restored one must have the same. In
-    windows of 7 pixels the root mean square of the difference is set against the contrast of what was given.
-    A brightness that moves as a whole counts too.
+    windows of 7 pixels, 2 apart, the root mean square of the difference is set against the contrast of what was
+    given. A brightness that moves as a whole counts too.
 
     Args:
         given: float32 (N, 3, H, W), 0..1.
@@ -113,7 +151,27 @@ def structure_moved(given: torch.Tensor, restored: torch.Tensor) -> torch.Tensor
     """
     from torch.nn.functional import avg_pool2d
 
-    before, after = (resize(each, (SIDE, SIDE)).mean(1, keepdim=True) for each in (given, restored))
-    change = avg_pool2d((after - before).square(), 7, 2).sqrt()
-    contrast = (avg_pool2d(before.square(), 7, 2) - avg_pool2d(before, 7, 2).square()).clamp(min=0).sqrt()
-    return (change / (contrast + 0.03)).flatten(1).amax(1)
+    size = (STRUCTURE_SIDE, STRUCTURE_SIDE)
+    before, after = (resize(each, size).mean(1, keepdim=True) for each in (given, restored))
+    change = avg_pool2d((after - before).square(), _WINDOW, _STEP).sqrt()
+    mean = avg_pool2d(before, _WINDOW, _STEP)
+    contrast = (avg_pool2d(before.square(), _WINDOW, _STEP) - mean.square()).clamp(min=0).sqrt()
+    return (change / (contrast + 0.03))[:, 0]
+
+
+def _greatest_at_mouth(change: torch.Tensor, measured: Gauged, count: int) -> torch.Tensor:
+    """The largest change in the windows around the mouth of the first `count` measured faces, (N,)."""
+    import torch
+
+    landmarks = measured.landmarks[:count] * (STRUCTURE_SIDE / MEASURED_SIDE)
+    mouth = landmarks[:, 3:].mean(1)
+    length = (mouth - landmarks[:, :2].mean(1)).norm(dim=1).clamp(min=1)
+    middles = _WINDOW / 2 + _STEP * torch.arange(change.shape[1], device=change.device, dtype=change.dtype)
+    apart = (middles[None, None] - mouth[..., None]).abs() / length[:, None, None]
+    inside = (apart[:, 1] < _MOUTH_REACH[1])[:, :, None] & (apart[:, 0] < _MOUTH_REACH[0])[:, None]
+    return (change * inside).flatten(1).amax(1)
+
+
+def _ramp(values: torch.Tensor, full: float, none: float) -> torch.Tensor:
+    """1 up to `full`, 0 from `none` on."""
+    return ((none - values) / (none - full)).clamp(0, 1)
