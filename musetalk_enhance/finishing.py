@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from .settings import EnhancerSettings
     from .stability.guard import Guard
     from .stability.motion import Motion, MotionFinder
+    from .stability.sharpness import SharpnessMeter
     from .stability.temporal import Held
 
 
@@ -34,21 +35,23 @@ class Stream:
     Attributes:
         picture: as the motion is looked at, uint8 (h, w, 3), RGB.
         held: its restored detail.
-        ratio: how sharp the faces have been; see `stability.sharpness`.
+        sharpness: how sharp the faces have been; see `stability.sharpness`.
         guard: how much of the restorer it got.
     """
 
     picture: NDArray[np.uint8] | None = None
     held: Held | None = None
-    ratio: torch.Tensor | None = None
+    sharpness: torch.Tensor | None = None
     guard: float = 1.0
 
     def to(self, device: torch.device) -> Stream:
         """The same on another device: a stream outlives the network's move to the CPU."""
-        held, ratio = self.held, self.ratio
-        if (held is None or held.residual.device == device) and (ratio is None or ratio.device == device):
+        held, sharpness = self.held, self.sharpness
+        there = sharpness is None or sharpness.device == device
+        if there and (held is None or held.residual.device == device):
             return self
-        return replace(self, held=held and held.to(device), ratio=None if ratio is None else ratio.to(device))
+        moved = None if sharpness is None else sharpness.to(device)
+        return replace(self, held=held and held.to(device), sharpness=moved)
 
 
 @dataclass(frozen=True)
@@ -143,6 +146,7 @@ class Finisher:
         self.settings = settings
         self._finder: MotionFinder | None = None
         self._guard: Guard | None = None
+        self._sharpness: SharpnessMeter | None = None
         self._aligner: Aligner | None = None
         self._places: PlaceFinder | None = None
         self._occluder: Occluder | None = None
@@ -179,7 +183,7 @@ class Finisher:
 
     def unload(self) -> None:
         """Give back what lies on a GPU; what is needed again is made again."""
-        self._guard = None
+        self._guard = self._sharpness = None
         if self._places is not None:
             self._places.unload()
 
@@ -187,7 +191,8 @@ class Finisher:
         """Give everything back."""
         if self._occluder is not None:
             self._occluder.close()
-        self._finder = self._guard = self._aligner = self._places = self._occluder = None
+        self._finder = self._guard = self._sharpness = None
+        self._aligner = self._places = self._occluder = None
 
     @property
     def needs_places(self) -> bool:
@@ -369,13 +374,16 @@ class Finisher:
             return [1.0] * len(faces), stream
         import torch
 
-        from .stability.sharpness import FORGETTING, detail_ratio, needed
+        from .stability.sharpness import FORGETTING, SharpnessMeter, needed
 
-        mean, means = stream.ratio, []
-        for ratio, cut in zip(detail_ratio(faces), cuts, strict=True):
-            mean = ratio if mean is None or cut else FORGETTING * mean + (1 - FORGETTING) * ratio
+        if self._sharpness is None or self._sharpness.device != faces.device:
+            self._sharpness = SharpnessMeter(faces.device)
+        mean, means = stream.sharpness, []
+        for sharpness, cut in zip(self._sharpness.measure(faces), cuts, strict=True):
+            fresh = mean is None or cut
+            mean = sharpness if fresh else FORGETTING * mean + (1 - FORGETTING) * sharpness
             means.append(mean)
-        return needed(torch.stack(means)).tolist(), replace(stream, ratio=mean)
+        return needed(torch.stack(means)).tolist(), replace(stream, sharpness=mean)
 
     def _guarded(self, base: torch.Tensor, residual: torch.Tensor, stream: Stream, cuts: list[bool]) -> Any:
         if self._guard is None or self._guard.gauge.device != base.device:

@@ -145,8 +145,8 @@ class EnhancerSettings:
     )
     sharpness_gate: str | bool = schema.option(
         "auto",
-        "Leave a face alone that is as sharp as a photograph already. auto: true with engine: native, false with "
-        "official.",
+        "Leave a face alone that is as sharp as a photograph already. auto: false, because a host's decoder has "
+        "just generated the face; true in the command video.",
         schema.auto(schema.switch()),
     )
     occluder: str | None = schema.option(
@@ -211,8 +211,8 @@ class EnhancerSettings:
 
     @property
     def sharpness_gate_on(self) -> bool:
-        """`sharpness_gate` as a decision."""
-        return self._decided(self.sharpness_gate)
+        """`sharpness_gate` as a decision: ``auto`` is off, because a decoder has just generated the face."""
+        return self.sharpness_gate is True
 
     @property
     def computed_region(self) -> str:

@@ -43,6 +43,9 @@ def _maybe(check: tuple[schema.Check, str], word: str) -> tuple[schema.Check, st
     return either, f"{word} | {check[1]}"
 
 
+_GATE_HELP = "Leave a face alone that is as sharp as a photograph already. auto: the default."
+
+
 @dataclass(frozen=True)
 class FaceSettings:
     """What pictures and videos have in common. Immutable; every value has been checked.
@@ -92,7 +95,7 @@ class FaceSettings:
     allow_cpu: bool = borrowed("allow_cpu")
     color_match: str | bool = borrowed("color_match")
     guard: str | bool = borrowed("guard")
-    sharpness_gate: str | bool = borrowed("sharpness_gate")
+    sharpness_gate: str | bool = borrowed("sharpness_gate", False, _GATE_HELP)
     occluder: str | None = borrowed("occluder")
     mode: str = borrowed("mode")
     batch_size: str | int = borrowed("batch_size")
@@ -132,6 +135,8 @@ class FaceSettings:
         """The settings of the enhancer that restores the faces, `changes` applied."""
         mine = {option.name for option in dataclasses.fields(self)} & {option.name for option in enhancer_options()}
         common = {name: getattr(self, name) for name in mine - {"fidelity", "upscale", "bg_upsampler"}}
+        if self.sharpness_gate == "auto":
+            common["sharpness_gate"] = type(self).sharpness_gate
         return EnhancerSettings(**{"enabled": True, **common, **changes})
 
     def decisive(self) -> dict[str, Any]:
@@ -144,7 +149,7 @@ class ImageSettings(FaceSettings):
     """The options of `restore_images`; see `FaceSettings`."""
 
     guard: str | bool = borrowed("guard", False)
-    sharpness_gate: str | bool = borrowed("sharpness_gate", False)
+    sharpness_gate: str | bool = borrowed("sharpness_gate", False, _GATE_HELP)
     upscale: int = schema.option(1, "How much larger pictures are handed back.", (schema.whole(1, 4)[0], "1 | 2 | 4"))
     face_mask: str = schema.option(
         "auto",
@@ -193,6 +198,7 @@ class VideoSettings(FaceSettings):
         "reach it are not computed. mouth: lips and chin only.",
     )
     stability: str | float = borrowed("stability")
+    sharpness_gate: str | bool = borrowed("sharpness_gate", True, _GATE_HELP)
     crf: int = schema.option(
         18, "x264's constant rate factor: 0 loses nothing, 18 hardly anything to be seen.", schema.whole(0, 51)
     )

@@ -1,65 +1,112 @@
-"""Whether a face is sharp already, so that nothing needs to be added."""
+"""How sharp a face is, so that one that needs nothing is left alone.
+
+A small embedded network estimates which share of the finest detail is true. A ratio of energies cannot: a latent
+decoder smears teeth and pores and leaves edges and a texture of its own, so that energy *rises* with that softness.
+``assets/sharpness.md`` says how well the network does on resizing, blur, decoders and compression.
+"""
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING
 
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
 from ..imaging import pooled
+from ..precision import as_if_alone
 
 if TYPE_CHECKING:
-    import torch
+    from collections.abc import Iterator
 
-SOFT, SHARP = 0.22, 0.3
-"""Below the first the face is restored in full, above the second it is left alone. Faces enlarged from 96 to 192
-pixels to 256 measure 0.10 to 0.20, most photographs of 300 pixels and more 0.3 to 0.8."""
+ASSET = Path(__file__).with_name("assets") / "sharpness.safetensors"
+"""The embedded weights."""
+SOFT, SHARP = 0.62, 0.75
+"""Below the first a face is restored in full, above the second it is left alone."""
 FORGETTING = 0.8
 """Share of the measure that comes from the frames before, so that a face does not switch."""
-_BLOCK = 8
-_NARROW, _WIDE, _FLAT = 0.1, 0.3, 0.2
+CELL = 8
+"""Pixels, each way, that one answer of the network stands for."""
+_LEAST_SIDE = 32
 
 
-def detail_ratio(faces: torch.Tensor) -> torch.Tensor:
-    """How much of the finest detail a face has, against what it has at half its size.
+class SharpnessNetwork(nn.Module):
+    """Gray faces (N, 1, H, W), 0..1, H and W multiples of `CELL`, to logits (N, 1, H / 8, W / 8)."""
 
-    The ratio of the squared Laplacian at full size to that at half size (the finest two steps of a Laplacian
-    pyramid: Burt and Adelson, 1983), where the face has most structure, less what its flattest parts have, which is
-    noise. It does not depend on contrast, light or what the face looks like. Of two ways to sum up, the smaller
-    counts: the ratio of the means over the tenth with most structure, which noise hardly moves, and the median of the
-    ratios over the third with most, which one hard line through a soft crop does not move.
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = nn.Sequential(*_layers())
+
+    def forward(self, gray: Tensor) -> Tensor:
+        centered = gray - gray.mean((2, 3), keepdim=True)
+        spread = (centered.square().mean((2, 3), keepdim=True) + 4e-4).sqrt()
+        logits: Tensor = self.body(functional.pixel_unshuffle(centered / spread, 2))
+        return logits
+
+
+def _layers() -> Iterator[nn.Module]:
+    widths, strides = (4, 24, 24, 32, 40, 48, 48), (1, 1, 2, 1, 2, 1)
+    for channels_in, channels_out, stride in zip(widths, widths[1:], strides, strict=False):
+        yield nn.Conv2d(channels_in, channels_out, 3, stride, 1)
+        yield nn.LeakyReLU(0.1)
+    yield nn.Conv2d(48, 1, 1)
+
+
+class SharpnessMeter:
+    """The embedded meter on one device.
 
     Args:
-        faces: float32 (N, 3, H, W), 0..1, any order of channels.
-
-    Returns:
-        float32 (N,), 0 for a face without structure.
+        device: where it computes; the CPU by default.
     """
-    import torch
 
-    grey = faces[:, 1:2]  # green, most of a picture's light in any order of channels
-    if min(grey.shape[2:]) < 4 * _BLOCK:
-        return grey.new_zeros(len(grey))
-    height, width = grey.shape[2] // 2, grey.shape[3] // 2
-    fine, coarse = _laplacian(grey), _laplacian(pooled(grey[..., : 2 * height, : 2 * width], (height, width)))
-    blocks = (grey.shape[2] // (2 * _BLOCK), grey.shape[3] // (2 * _BLOCK))
-    fine, coarse = (pooled(each.square(), blocks).flatten(1) for each in (fine, coarse))
-    noise = fine.quantile(_FLAT, dim=1, keepdim=True)  # flat skin's: that of white noise is a quarter at half size
-    most = coarse.topk(max(1, round(_WIDE * coarse.shape[1])), dim=1)  # the strongest first
-    detail = (torch.gather(fine, 1, most.indices) - noise).clamp(min=0)
-    structure = (most.values - noise / 4).clamp(min=0) + 1e-6
-    few = max(1, round(_NARROW * coarse.shape[1]))
-    together = detail[:, :few].sum(1) / structure[:, :few].sum(1)
-    return torch.minimum(together, (detail / structure).median(1).values)
+    def __init__(self, device: torch.device | str | None = None) -> None:
+        from safetensors.torch import load_file
+
+        self.device = torch.device(device or "cpu")
+        with as_if_alone():
+            self.network = SharpnessNetwork()
+        weights = {name: tensor.float() for name, tensor in load_file(ASSET).items()}
+        self.network.load_state_dict(weights)
+        self.network.eval().requires_grad_(False).to(self.device)
+
+    @torch.no_grad()
+    def measure(self, faces: Tensor) -> Tensor:
+        """Share of the finest detail that is true, each face by itself.
+
+        Args:
+            faces: float32 (N, 3, H, W), 0..1, any order of channels.
+
+        Returns:
+            float32 (N,), 0 (soft) to 1 (sharp); 0 for a face without structure or smaller than 32 pixels.
+        """
+        height, width = (int(side) // CELL * CELL for side in faces.shape[2:])
+        if min(height, width) < _LEAST_SIDE:
+            return faces.new_zeros(len(faces))
+        top, left = (faces.shape[2] - height) // 2, (faces.shape[3] - width) // 2
+        gray = faces[:, :, top : top + height, left : left + width].mean(1, keepdim=True)
+        weights = cell_weights(gray)
+        cells = self.network(gray).sigmoid()
+        return (cells * weights).sum((1, 2, 3)) / (weights.sum((1, 2, 3)) + 1e-4)
 
 
-def needed(ratio: torch.Tensor) -> torch.Tensor:
-    """How much restoring a face of that ratio needs: 1 soft, 0 sharp; (N,) to (N,)."""
-    return (1 - (ratio - SOFT) / (SHARP - SOFT)).clamp(0, 1)
+def cell_weights(gray: Tensor) -> Tensor:
+    """How much structure a cell has that softness leaves alone, (N, 1, H, W) to (N, 1, H / 8, W / 8).
+
+    The root mean square of the Laplacian at a quarter of the size.
+    """
+    height, width = gray.shape[2] // CELL, gray.shape[3] // CELL
+    coarse = _laplacian(pooled(gray, (2 * height, 2 * width)))
+    return pooled(coarse.square(), (height, width)).sqrt()
 
 
-def _laplacian(grey: torch.Tensor) -> torch.Tensor:
+def needed(sharpness: Tensor) -> Tensor:
+    """How much restoring a face of that sharpness needs: 1 soft, 0 sharp; (N,) to (N,)."""
+    return (1 - (sharpness - SOFT) / (SHARP - SOFT)).clamp(0, 1)
+
+
+def _laplacian(gray: Tensor) -> Tensor:
     """With the border repeated, so that the size stays."""
-    from torch.nn.functional import pad
-
-    wide = pad(grey, (1, 1, 1, 1), mode="replicate")
+    wide = functional.pad(gray, (1, 1, 1, 1), mode="replicate")
     beside = wide[..., 1:-1, :-2] + wide[..., 1:-1, 2:]  # plain sums: a convolution of one channel is slow on a CPU
-    return wide[..., :-2, 1:-1] + wide[..., 2:, 1:-1] + beside - 4 * grey
+    return wide[..., :-2, 1:-1] + wide[..., 2:, 1:-1] + beside - 4 * gray

@@ -1,0 +1,412 @@
+"""`FaceEnhancer` (also called `GFPGANEnhancer`): N frames in, the same N frames out, their faces sharp."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import weakref
+from functools import cache
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
+
+from .config.settings import EnhancerSettings, alone, given_flags, merge, section_of
+from .errors import FrameError, RestorerError
+from .frames.batch import is_frame
+from .frames.resize import resize_image
+from .pipeline.engine import Engine, Request
+from .pipeline.stats import EnhancerStats
+from .pipeline.stream import Observer, Stream
+from .runtime.memory import monitor_gpu_memory
+
+if TYPE_CHECKING:
+    import torch
+
+    from .restorers.base import Restorer
+
+logger = logging.getLogger("musetalk_enhance")
+
+STREAM_OPTIONS = ("color", "value_range", "output_size", "on_error")
+"""Options that a stream may have of its own."""
+
+
+class FaceEnhancer:
+    """Restores the faces a talking-head pipeline has generated, between its decoder and its blending.
+
+    ``enhancer(frames)`` takes (N, H, W, 3) uint8 or float arrays, (N, 3, H, W) tensors, or lists and tuples of
+    frames, and hands back exactly N frames: same order, container, dtype, color order and value range,
+    C-contiguous, by default of the same size. The input is never modified. A frame that cannot be restored
+    comes back as it came and is counted in `stats`, unless ``on_error="raise"``.
+
+    It is one engine, which holds the network, and one stream, which remembers the frames so far. `stream` opens
+    another stream over the same network: for another face, clip or user.
+
+    The network is loaded by the constructor, so that a missing weight is known before a long run begins.
+
+    >>> import numpy as np
+    >>> enhancer = FaceEnhancer(model="lite", color="bgr")
+    >>> enhancer(np.zeros((2, 256, 256, 3), np.uint8)).shape
+    (2, 256, 256, 3)
+
+    Args:
+        model_path: path of a GFPGAN, RestoreFormer or CodeFormer checkpoint; None takes `model`.
+        upscale: size of the faces that `enhance_face` and its kin return, as a multiple of the input's.
+        arch: network of the checkpoint: ``clean``, ``bilinear``, ``original``, ``RestoreFormer``,
+            ``CodeFormer``.
+        channel_multiplier: width of the checkpoint's StyleGAN2 decoder, 1 or 2.
+        bg_upsampler: background upsampler for ``engine="official"``.
+        device: ``"cpu"``, ``"cuda"``, ``"cuda:1"``, ``"mps"``, a `torch.device`; None takes the best there is.
+        model: ``"auto"``, a name such as ``"gfpgan-1.4"`` or ``"lite"``, or a path.
+        color: channel order of the frames, ``"bgr"`` (MuseTalk) or ``"rgb"``.
+        value_range: of float frames: ``"auto"``, ``"0..1"``, ``"0..255"`` or ``"-1..1"``.
+        output_size: ``"same"``, ``"native"`` (what the network made), ``"upscale"``, or a side in pixels.
+        strength: 0..1, blend of the restored face over the input.
+        fidelity: 0..1, CodeFormer's ``w``; other models take only the default.
+        region: which part may change; ``"full"``, ``"lower"`` (all that MuseTalk keeps, and quicker) or
+            ``"mouth"``. Outside, the host's pixels come back bit for bit.
+        align: ``"none"``, or ``"ffhq"``: bring each face to the FFHQ template for the network, and back.
+        landmarks: what measures them where the host gives none: ``"embedded"`` or ``"yunet"``.
+        stability: 0..1, how firmly detail is kept steady over time, or ``"auto"``.
+        color_match: whether low frequencies are locked to the input's, or ``"auto"``.
+        guard: whether a frame whose mouth, eyes or structure moved is restored less, or ``"auto"``.
+        sharpness_gate: whether a face that is sharp already is left alone, or ``"auto"``.
+        occluder: path of an ONNX occluder (``dfl_xseg.onnx``); what covers a face is not painted over.
+        mode: ``"batch"`` for throughput, ``"memory"`` to stay within `memory_budget`. In both a batch that runs
+            out of memory is halved and its frames are tried again.
+        batch_size: faces in one run of the network, or ``"auto"``.
+        memory_budget: bytes, ``"2GiB"``, a share of what is free (float), or ``"auto"``.
+        cpu_fallback: in memory mode, finish on the CPU when not even one face fits.
+        dtype: arithmetic, ``"auto"``, ``"fp32"``, ``"bf16"`` or ``"fp16"``.
+        backend: what executes the network, ``"auto"``, ``"torch"``, ``"onnx"``, ``"openvino"`` or ``"ncnn"``.
+        provider: of ``backend="onnx"``: ``"auto"``, ``"cpu"``, ``"cuda"`` or ``"tensorrt"``.
+        allow_cpu: run on the CPU, with a warning, where the device or provider asked for is unavailable.
+        engine: ``"native"`` (ours) or ``"official"`` (gfpgan.GFPGANer, face by face).
+        on_error: ``"passthrough"`` or ``"raise"``.
+        download: fetch a missing weight now.
+        trust_unpinned: open a ``.pth`` that is not in the table of published weights.
+
+    Raises:
+        ConfigError: an invalid value.
+        WeightError: the weight is missing, damaged, not to be trusted, or another network.
+        MissingDependencyError: an optional package is needed.
+    """
+
+    def __init__(
+        self,
+        model_path: str | None = None,
+        upscale: float = 2,
+        arch: str = "clean",
+        channel_multiplier: int = 2,
+        bg_upsampler: Any = None,
+        device: Any = None,
+        *,
+        model: str = "auto",
+        color: str = "bgr",
+        value_range: str = "auto",
+        output_size: str | int = "same",
+        strength: float = 1.0,
+        fidelity: float = 0.5,
+        region: str = "full",
+        align: str = "none",
+        landmarks: str = "embedded",
+        stability: str | float = "auto",
+        color_match: str | bool = "auto",
+        guard: str | bool = "auto",
+        sharpness_gate: str | bool = "auto",
+        occluder: str | None = None,
+        mode: str = "batch",
+        batch_size: str | int = "auto",
+        memory_budget: str | int | float = "auto",
+        cpu_fallback: bool = True,
+        dtype: str = "auto",
+        backend: str = "auto",
+        provider: str = "auto",
+        allow_cpu: bool = False,
+        engine: str = "native",
+        on_error: str = "passthrough",
+        download: bool = False,
+        trust_unpinned: bool = False,
+    ) -> None:
+        options = {name: value for name, value in locals().items() if name != "self"}
+        self._start(EnhancerSettings(enabled=True, **options))
+
+    @classmethod
+    def from_settings(cls, settings: EnhancerSettings, restorer: Restorer | None = None) -> FaceEnhancer:
+        """An enhancer from checked settings, with a restorer of the caller's own where one is given.
+
+        With ``settings.enabled`` false nothing is loaded and every call hands its frames straight back.
+        """
+        enhancer = cls.__new__(cls)
+        enhancer._start(settings, restorer)
+        return enhancer
+
+    @classmethod
+    def from_config(cls, cfg: Any) -> FaceEnhancer:
+        """An enhancer from a host's configuration.
+
+        Args:
+            cfg: mapping, OmegaConf node or path of a YAML file: either the whole tree with a section
+                ``gfpgan:`` (on only with ``enabled: true``) or the section itself (on unless it says
+                ``enabled: false``).
+
+        Raises:
+            ConfigError: an unknown key or an invalid value.
+        """
+        section = section_of(cfg)
+        return cls.from_settings(merge({"enabled": True, **alone(cfg)} if section is None else section))
+
+    @classmethod
+    def from_args(cls, args: argparse.Namespace, cfg: Any = None) -> FaceEnhancer:
+        """An enhancer from flags (`add_gfpgan_arguments`) over a configuration over defaults.
+
+        Args:
+            args: the parsed namespace of the host.
+            cfg: the host's whole configuration; its section ``gfpgan:`` is used, if it has one.
+
+        Raises:
+            ConfigError: an unknown key or an invalid value.
+        """
+        return cls.from_settings(merge(section_of(cfg), given_flags(args)))
+
+    def _start(self, settings: EnhancerSettings, restorer: Restorer | None = None) -> None:
+        self.settings = settings
+        self._engine: Engine | None = None
+        self._streams: weakref.WeakSet[Stream] = weakref.WeakSet()
+        self._disabled_stats = EnhancerStats()
+        if not settings.enabled:
+            return
+        if settings.mode == "batch" and settings.memory_budget != "auto":
+            _warn_that_the_budget_is_unused()
+        self._engine = Engine(settings, restorer)
+        self._stream = self._engine.stream()
+        self._streams.add(self._stream)
+
+    def __repr__(self) -> str:
+        where = "disabled" if self._engine is None else f"{self.model_name} on {self.device}"
+        return f"<{type(self).__name__} {where}, {self.stats.frames} frames>"
+
+    @property
+    def enabled(self) -> bool:
+        """Whether frames are restored at all."""
+        return self.settings.enabled
+
+    @property
+    def stats(self) -> EnhancerStats:
+        """Counters of this enhancer's own stream."""
+        return self._disabled_stats if self._engine is None else self._stream.stats
+
+    @property
+    def model_name(self) -> str:
+        """Name of the model that runs; ``"none"`` when disabled or closed."""
+        return "none" if self._engine is None or self._engine.closed else self._engine.model.record.name
+
+    @property
+    def known_range(self) -> tuple[float, float] | None:
+        """Lowest and highest value of this stream's float frames, once they have shown it."""
+        return None if self._engine is None else self._stream.value_range
+
+    @property
+    def loaded(self) -> bool:
+        """Whether the network is in memory, ready to run."""
+        return self._engine is not None and not self._engine.closed and self._engine.model.loaded
+
+    @property
+    def device(self) -> torch.device:
+        """Where the network runs; after `unload`, where it ran last."""
+        if self._engine is None or self._engine.closed:
+            from .runtime.devices import torch_device
+
+            return torch_device("cpu")
+        return self._engine.device
+
+    @property
+    def backend(self) -> tuple[str, str] | None:
+        """What executes the network and its arithmetic, as the options `backend` and `dtype` call them.
+
+        None where nothing is loaded, or where the restorer is more than a network (``engine: official``).
+        """
+        return self._engine.model.backend if self._engine is not None and self.loaded else None
+
+    @property
+    def engine(self) -> Engine:
+        """The engine, for restoring frames of many streams in one call.
+
+        Raises:
+            RestorerError: the enhancer is disabled or closed.
+        """
+        if self._engine is None or self._engine.closed:
+            raise RestorerError("this enhancer is disabled, or was closed; create a new one")
+        return self._engine
+
+    def stream(self, **hints: Any) -> Stream:
+        """Another stream over the same network, with a memory and `stats` of its own.
+
+        Args:
+            hints: what is different of its frames: ``color``, ``value_range``, ``output_size``, ``on_error``.
+
+        Returns:
+            A stream that is called as the enhancer is, from any one thread at a time. `Stream.close` gives back what
+            it remembers; leaving it to the garbage collector does too.
+
+        Raises:
+            ConfigError: an option that is not one of these, or an invalid value.
+            RestorerError: the enhancer is disabled or closed.
+        """
+        from .errors import ConfigError
+
+        for name, value in hints.items():
+            if name not in STREAM_OPTIONS:
+                raise ConfigError.unknown(name, value, STREAM_OPTIONS)
+        stream = self.engine.stream(self.settings.replace(**hints) if hints else None)
+        self._streams.add(stream)
+        return stream
+
+    def memory_plan(self) -> dict[str, int | None]:
+        """What the next batches are planned from.
+
+        Returns:
+            ``batch`` (faces in the next batch), ``planned`` (what it grows to), ``budget_bytes`` (None with
+            ``mode="batch"``), ``fixed_bytes`` and ``bytes_per_face`` of a batch over the loaded state, and
+            ``measured`` (faces of the largest batch that was measured, 0: the figures are the model's record).
+
+        Raises:
+            RestorerError: the enhancer is disabled or closed.
+        """
+        engine = self.engine
+        with engine.lock:
+            planner = engine.planner
+            fixed, per_face = planner.costs.line()
+            return {
+                "batch": planner.size,
+                "planned": planner.planned,
+                "budget_bytes": planner.budget,
+                "fixed_bytes": fixed,
+                "bytes_per_face": per_face,
+                "measured": planner.costs.largest,
+            }
+
+    monitor_gpu_memory = staticmethod(monitor_gpu_memory)
+
+    def __call__(
+        self, frames: Any, *, landmarks: Any = None, occlusion: Any = None, keys: Any = None, cuts: Any = None
+    ) -> Any:
+        """Restore a batch of frames; see the class for what may be given and what comes back.
+
+        Args:
+            frames: the next frames of the stream.
+            landmarks: of each frame, (N, 5, 2) or a sequence with None where they are not known: x and y in pixels
+                of the frame, left eye, right eye, nose, left and right corner of the mouth as seen in the image.
+            occlusion: of each frame, (N, H, W) or a sequence with None, or one (H, W) for all: not 0 where something
+                covers the face. It is never painted over.
+            keys: of each frame, something hashable that names it, such as the place in a looping avatar: landmarks
+                that were measured for a key are not measured again.
+            cuts: of each frame, whether another scene begins with it: nothing of the frame before is used for it.
+                Cuts that can be seen are found without it; true for every frame makes each a still image.
+
+        Raises:
+            FrameError: `frames` is no batch of frames at all; landmarks or keys are not what is said above, or
+                there is not one of each for every frame; or, with ``on_error="raise"``, a frame or a mask of what
+                covers it is bad, or the batch is empty.
+            RestorerError: with ``on_error="raise"``, the network failed.
+        """
+        return self._run(frames, self.settings.output_size, (landmarks, occlusion, keys, cuts))
+
+    def observe(self, observer: Observer) -> None:
+        """Have `observer` called with every frame of this enhancer's own stream; see `Stream.observe`."""
+        if self._engine is not None:
+            self._stream.observe(observer)
+
+    def enhance_face(self, face: Any) -> Any:
+        """Restore one frame.
+
+        Args:
+            face: (H, W, 3) uint8 or float array, or (3, H, W) tensor.
+
+        Returns:
+            The face at ``upscale`` times its size, same dtype, color order and range. `resize_to_original`
+            brings it back.
+
+        Raises:
+            FrameError: `face` is neither an array nor a tensor; or what ``enhancer(frames)`` raises.
+        """
+        if not is_frame(face):
+            raise FrameError("type", type(face).__name__, "one frame: an (H, W, 3) array or a (3, H, W) tensor")
+        return self._run([face], "upscale")[0]
+
+    def enhance_batch(self, faces: Any) -> Any:
+        """Restore many frames; like `enhance_face`, in the container they came in."""
+        return self._run(faces, "upscale")
+
+    def enhance_batch_optimized(self, faces: Any, batch_size: int = 4) -> Any:
+        """Restore many frames, `batch_size` at a time, halving that where memory runs out."""
+        return self._run(faces, "upscale", batch_size=self.settings.replace(batch_size=batch_size).batch_size)
+
+    @staticmethod
+    def resize_to_original(face: Any, size_wh: tuple[int, int]) -> Any:
+        """Bring a face to (width, height) in pixels: area when shrinking, Lanczos when enlarging.
+
+        Args:
+            face: (H, W, 3) uint8 or float array, or (3, H, W) tensor.
+            size_wh: (width, height).
+
+        Returns:
+            The face in that size: same container, dtype and device.
+
+        Raises:
+            FrameError: `face` is neither, or empty; or a side is below 1.
+        """
+        return resize_image(face, size_wh)
+
+    def reset(self) -> None:
+        """Forget what was learned of the stream; call it between clips."""
+        if self._engine is not None:
+            self._stream.reset()
+
+    def unload(self) -> None:
+        """Give the network's memory back; the next call loads it again, with the same settings.
+
+        Its weight is looked up and checked again then, and what was learned of its memory is measured again.
+        A restorer that was passed to `from_settings` cannot be loaded again, so it is moved to the CPU and back;
+        where it runs on the CPU already, it stays and a warning says so. ``stats`` goes on counting. Nothing
+        happens when the network is not loaded.
+
+        Raises:
+            RestorerError: a restorer that was passed in cannot be moved; it stays where it is.
+        """
+        if self._engine is not None:
+            self._engine.unload(list(self._streams))
+
+    def close(self) -> None:
+        """Give the network and its memory back for good; later calls raise RestorerError."""
+        if self._engine is not None:
+            self._engine.close()
+            self._stream.begin_again()
+            self._stream.last = None
+
+    def __enter__(self) -> FaceEnhancer:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _run(
+        self,
+        frames: Any,
+        output_size: str | int,
+        hints: tuple[Any, Any, Any, Any] = (None, None, None, None),
+        batch_size: Any = None,
+    ) -> Any:
+        if self._engine is None:
+            return frames
+        size = batch_size if isinstance(batch_size, int) else None
+        return self._engine.restore([Request(self._stream, frames, hints, output_size, size)])[0].frames
+
+
+GFPGANEnhancer = FaceEnhancer
+"""The name that users of the usual GFPGAN integration know."""
+
+
+@cache
+def _warn_that_the_budget_is_unused() -> None:
+    logger.warning("memory_budget is ignored with mode: batch; set mode: memory to keep within it")
