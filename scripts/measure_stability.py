@@ -45,7 +45,7 @@ from musetalk_enhance.faces.gauge import FaceGauge
 from musetalk_enhance.media import read_frames
 from musetalk_enhance.metrics import Motion, laplacian_energy, opening_lag, psnr
 from musetalk_enhance.restorers.base import LoadRequest, Restorer, RestorerRecord
-from musetalk_enhance.settings import EnhancerSettings
+from musetalk_enhance.config.settings import EnhancerSettings
 
 Frames = NDArray[np.uint8]
 OFF: dict[str, Any] = {"stability": 0, "color_match": False, "guard": False}

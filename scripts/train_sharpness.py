@@ -1,4 +1,4 @@
-"""Train and evaluate the sharpness meter (``musetalk_enhance.stability.sharpness``).
+"""Train and evaluate the sharpness meter (``musetalk_enhance.pipeline.stability.sharpness``).
 
     python scripts/train_sharpness.py draw --data DATA --autoencoder DIR --work WORK
     python scripts/train_sharpness.py train --work WORK --export sharpness.safetensors
@@ -31,7 +31,7 @@ from numpy.typing import NDArray
 from safetensors.torch import load_file, save_file
 from torch.nn.functional import binary_cross_entropy_with_logits
 
-from musetalk_enhance.stability.sharpness import CELL, SharpnessMeter, SharpnessNetwork, cell_weights
+from musetalk_enhance.pipeline.stability.sharpness import CELL, SharpnessMeter, SharpnessNetwork, cell_weights
 
 Floats = NDArray[np.float32]
 Soften = Callable[[Image], Image]

@@ -22,7 +22,7 @@ from musetalk_enhance.errors import (
     OutOfMemoryError,
     RestorerError,
 )
-from musetalk_enhance.settings import EnhancerSettings
+from musetalk_enhance.config.settings import EnhancerSettings
 from tests.conftest import PLAIN, RECORD
 
 
@@ -393,7 +393,7 @@ def test_calls_take_turns(make_enhancer, faces):
 
 def test_the_batch_is_planned_with_the_first_frames(make_enhancer, faces, monkeypatch):
     enhancer = make_enhancer()
-    monkeypatch.setattr("musetalk_enhance.memory.free_bytes", lambda device: 2 * 3 * RECORD.bytes_per_face)
+    monkeypatch.setattr("musetalk_enhance.runtime.memory.free_bytes", lambda device: 2 * 3 * RECORD.bytes_per_face)
     enhancer(faces)
     assert [shape[0] for shape in enhancer._restorer.backend.shapes] == [3, 2]
 
@@ -517,7 +517,7 @@ def test_an_observer_that_fails_loses_no_frame(make_enhancer, faces, caplog):
 
 def test_a_stream_goes_with_the_network_to_another_device():
     from musetalk_enhance.finishing import Stream
-    from musetalk_enhance.stability.temporal import Held
+    from musetalk_enhance.pipeline.stability.temporal import Held
 
     stream = Stream(held=Held.first(torch.rand(1, 3, 8, 8)), ratio=torch.tensor(0.5), guard=0.5)
     assert stream.to(torch.device("cpu")) is stream and Stream().to(torch.device("meta")) == Stream()
@@ -547,7 +547,7 @@ def test_motion_sees_no_wrapped_values(make_enhancer):
 
 
 def test_a_new_scene_is_not_held_back_for_the_one_before(make_enhancer):
-    from musetalk_enhance.stability.guard import Guard
+    from musetalk_enhance.pipeline.stability.guard import Guard
 
     black, white = torch.zeros(3, 3, 64, 64), torch.full((3, 3, 64, 64), 0.5)
     guard = Guard(torch.device("cpu"))

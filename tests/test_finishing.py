@@ -15,7 +15,9 @@ from musetalk_enhance.errors import CheckpointError, FrameError, MissingWeightEr
 from musetalk_enhance.faces.detect import Face
 from musetalk_enhance.faces.gauge import FaceGauge
 from musetalk_enhance.finishing import Finisher, FrameNote
-from musetalk_enhance.settings import EnhancerSettings, add_gfpgan_arguments, given_flags, merge, section_of
+from musetalk_enhance.config.flags import add_gfpgan_arguments, given_flags
+from musetalk_enhance.config.loading import merge, section_of
+from musetalk_enhance.config.settings import EnhancerSettings
 from tests.conftest import RECORD
 from tests.pictures import to_faces, to_frames
 

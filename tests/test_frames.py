@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from musetalk_enhance.errors import EnhanceError, FrameError
-from musetalk_enhance.frames import FrameBatch
+from musetalk_enhance.frames.batch import FrameBatch
 
 CPU = torch.device("cpu")
 

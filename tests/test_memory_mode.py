@@ -14,7 +14,8 @@ import numpy as np
 import pytest
 import torch
 
-from musetalk_enhance import GFPGANEnhancer, memory
+from musetalk_enhance import GFPGANEnhancer
+from musetalk_enhance.runtime import memory
 from musetalk_enhance.errors import OutOfMemoryError, RestorerError
 from tests.conftest import PLAIN, RECORD, ROOT
 
@@ -113,7 +114,7 @@ def test_it_grows_again_after_a_quiet_while(make, frames, mode):
 @pytest.mark.parametrize("stage", ["to_network", "residual_of", "from_network"])
 def test_the_stages_around_the_network_are_retried_too(make, frames, monkeypatch, stage):
     from musetalk_enhance import finishing as module
-    from musetalk_enhance.frames import FrameBatch
+    from musetalk_enhance.frames.batch import FrameBatch
 
     owner = module if stage == "residual_of" else FrameBatch
     real, failed = getattr(owner, stage), []

@@ -12,7 +12,7 @@ import torch
 from musetalk_enhance.errors import ConfigError, OutOfMemoryError, RestorerError
 from musetalk_enhance.faces.detect import FFHQ_512, Face, FaceDetector, WholePicture, YuNet
 from musetalk_enhance.picture_restorer import NOT_CENTER, RESTORED, TOO_SMALL, PictureRestorer
-from musetalk_enhance.stability import sharpness
+from musetalk_enhance.pipeline.stability import sharpness
 
 from .conftest import RECORD
 

@@ -6,7 +6,7 @@ import logging
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
-from ..memory import is_out_of_memory
+from ..runtime.memory import is_out_of_memory
 from .base import Backend, NetworkSpec
 from .torch_backend import TorchBackend
 

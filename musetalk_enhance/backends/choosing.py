@@ -10,7 +10,7 @@ from functools import cache, partial
 from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
-from .. import memory
+from ..runtime import memory
 from ..errors import ConfigError, EnhanceError, MissingDependencyError, RestorerError
 from . import tuning
 from .base import Backend, NetworkSpec
@@ -20,7 +20,7 @@ from .torch_backend import TorchBackend
 if TYPE_CHECKING:
     import torch
 
-    from ..settings import EnhancerSettings
+    from ..config.settings import EnhancerSettings
 
 logger = logging.getLogger("musetalk_enhance")
 

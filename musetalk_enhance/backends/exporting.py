@@ -22,7 +22,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
-from .. import memory
+from ..runtime import memory
 from .._version import __version__
 from ..errors import ConfigError, EnhanceError, MissingDependencyError, OutOfMemoryError, RestorerError
 from .base import NetworkSpec

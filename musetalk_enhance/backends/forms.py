@@ -8,8 +8,8 @@ from typing import Any
 
 import torch
 
-from .. import memory
-from ..precision import without_autocast
+from ..runtime import memory
+from ..runtime.precision import without_autocast
 from . import tuning
 from .base import NetworkSpec
 from .ops import FORMS, Modulated, TorchOps

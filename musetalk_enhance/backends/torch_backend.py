@@ -9,8 +9,8 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from ..errors import RestorerError
-from ..memory import is_out_of_memory
-from ..precision import without_autocast
+from ..runtime.memory import is_out_of_memory
+from ..runtime.precision import without_autocast
 from .base import Backend, NetworkSpec
 
 if TYPE_CHECKING:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..enhancer import GFPGANEnhancer
 from ..errors import RestorerError
-from ..settings import EnhancerSettings
+from ..config.settings import EnhancerSettings
 from .roofline import emulated
 from .runner import Candidate, Runner, Value
 from .subject import Subject, pictures

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from types import TracebackType
 from typing import TYPE_CHECKING
 
-from .. import memory
+from ..runtime import memory
 from .runner import Candidate, Runner
 
 if TYPE_CHECKING:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .. import weights
-from ..settings import EnhancerSettings
+from ..config.settings import EnhancerSettings
 from . import checkpoints
 
 if TYPE_CHECKING:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import ConfigError
-from ..settings import EnhancerSettings
+from ..config.settings import EnhancerSettings
 
 HELP = "measure faces per second, ms a stage and memory, beside gfpgan's own path and this machine's limits"
 
@@ -112,8 +112,8 @@ def plan_of(args: argparse.Namespace) -> Any:
 def _bytes(text: str | None) -> int | None:
     if text is None:
         return None
-    from ..schema import checked
-    from ..settings import options
+    from ..config.schema import checked
+    from ..config.settings import options
 
     option = next(option for option in options() if option.name == "memory_budget")
     value = checked(option, text, "--loaded")

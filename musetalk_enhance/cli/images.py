@@ -8,7 +8,7 @@ import logging
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..stats import counted
+from ..pipeline.stats import counted
 from .job import UNREADABLE, add_options, add_running, engine_from, progress_bar, settings_from
 
 if TYPE_CHECKING:

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from ..errors import ConfigError
-from ..schema import checked
+from ..config.schema import checked
 
 if TYPE_CHECKING:
     from ..jobs import FaceSettings

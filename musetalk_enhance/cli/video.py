@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..errors import MediaError
-from ..stats import counted
+from ..pipeline.stats import counted
 from .job import UNREADABLE, add_options, add_running, engine_from, progress_bar, settings_from
 
 if TYPE_CHECKING:

@@ -16,8 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import ConfigError, FrameError
-from ..frames import is_tensor
-from ..imaging import resize
+from ..frames.batch import is_tensor
+from ..frames.resize import resize
 from .detect import FFHQ_512, FaceDetector, Picture
 from .smoothing import OneEuroFilter
 

@@ -327,7 +327,7 @@ class RetinaFace(NetworkDetector):
     def _find(self, picture_bgr: Picture, threshold: float) -> NDArray[Any]:
         import torch
 
-        from ..precision import without_autocast
+        from ..runtime.precision import without_autocast
 
         try:
             with torch.no_grad(), without_autocast(self.device):

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from ..errors import FrameError
-from ..precision import as_if_alone
+from ..runtime.precision import as_if_alone
 
 ASSET = Path(__file__).with_name("assets") / "gauge.safetensors"
 """The embedded weights."""

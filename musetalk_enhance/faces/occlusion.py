@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..errors import CheckpointError, ConfigError, FrameError, RestorerError
-from ..frames import is_tensor
+from ..frames.batch import is_tensor
 
 if TYPE_CHECKING:
     import torch
@@ -94,7 +94,7 @@ class Occluder:
         import torch
         from torch.nn.functional import interpolate
 
-        from ..imaging import resize
+        from ..frames.resize import resize
 
         if faces_rgb.ndim != 4 or faces_rgb.shape[1] != 3 or not faces_rgb.is_floating_point():
             actual = f"{faces_rgb.dtype} of shape {tuple(faces_rgb.shape)}"

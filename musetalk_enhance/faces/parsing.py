@@ -99,9 +99,9 @@ class FaceParser:
         """Likeliest class of every pixel, uint8 (512, 512), of one face (3, H, W)."""
         import torch
 
-        from ..imaging import resize
-        from ..memory import is_out_of_memory
-        from ..precision import without_autocast
+        from ..frames.resize import resize
+        from ..runtime.memory import is_out_of_memory
+        from ..runtime.precision import without_autocast
 
         if self._net is None:
             raise RestorerError("the face parser was closed")
@@ -141,7 +141,7 @@ def pasted(classes: np.ndarray) -> np.ndarray:
 def _parsenet(weight: Weight) -> torch.nn.Module:
     """facexlib's network with the tensors of `weight`, on the CPU."""
     from ..official import import_official
-    from ..precision import as_if_alone
+    from ..runtime.precision import as_if_alone
 
     module = import_official("facexlib.parsing.parsenet", "face parsing")
     state_dict = weight.state_dict()

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from ..hints import Hints
+from ..frames.hints import Hints
 from .align import LandmarkTrack
 from .gauge import FaceGauge
 

@@ -7,7 +7,7 @@ from functools import lru_cache
 from math import hypot
 from typing import TYPE_CHECKING, Any
 
-from ..imaging import lower_weights
+from ..frames.resize import lower_weights
 
 if TYPE_CHECKING:
     import torch

@@ -24,7 +24,8 @@ from weakref import WeakKeyDictionary
 
 from ..enhancer import GFPGANEnhancer
 from ..errors import ConfigError, HostError
-from ..settings import SECTION, merge, section_of
+from ..config.loading import merge, section_of
+from ..config.settings import SECTION
 from .decoder import Decoder, to_array
 
 logger = logging.getLogger("musetalk_enhance")

@@ -10,12 +10,12 @@ import os
 from dataclasses import MISSING, dataclass
 from typing import Any, TypeVar
 
-from .. import schema
+from ..config import schema
 from ..errors import ConfigError
 from ..film import PRESETS
 from ..restorers.catalog import is_path
-from ..settings import EnhancerSettings, options
-from ..settings import options as enhancer_options
+from ..config.settings import EnhancerSettings, options
+from ..config.settings import options as enhancer_options
 
 _ENHANCER = {option.name: option for option in options()}
 

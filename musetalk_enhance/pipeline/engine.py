@@ -12,14 +12,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
-from ..errors import (
-    EnhanceError,
-    FrameError,
-    NoFaceError,
-    OutOfMemoryError,
-    RestorerError,
-    counted,
-)
+from ..errors import EnhanceError, FrameError, NoFaceError, OutOfMemoryError, RestorerError
 from ..frames.batch import FrameBatch, is_tensor
 from ..frames.hints import Hints
 from ..runtime import memory
@@ -29,6 +22,7 @@ from .compose import Composed, ComposeInput, Compositor
 from .model_handle import ModelHandle
 from .outcome import Cause, Outcome, Status, passed_through
 from .prepare import Prepared, Preparer
+from .stats import counted
 from .stream import LastFrame, Stream, StreamState
 
 if TYPE_CHECKING:
@@ -95,6 +89,11 @@ class _Work:
     @property
     def stream(self) -> Stream:
         return self.request.stream
+
+    @property
+    def color(self) -> str:
+        """Order of the channels: what the container implies, or the stream's option."""
+        return self.batch.color or self.stream.settings.color
 
 
 @dataclass(frozen=True)
@@ -240,9 +239,9 @@ class Engine:
         self.check_open(stream)
         batch = FrameBatch.open(request.frames, stream.settings.value_range, stream.value_range)
         batch.warn(stream.warn_once)
-        if batch.value_range is not None:
+        if batch.value_range is not None and batch.range_shown:
             stream.value_range = batch.value_range
-        hints = Hints.of(len(batch), *(() if batch.refused else request.hints))
+        hints = Hints.of(len(batch), *request.hints)
         work = _Work(request, batch, hints, hints)
         stream.stats.frames += len(batch)
         if len(batch) == 0 and stream.settings.on_error == "raise":
@@ -292,7 +291,7 @@ class Engine:
         hints = work.host_hints.at(indices)
         assert self._landmarks is not None and work.stream.landmark_track is not None
         try:
-            faces = work.batch.to_network(indices, self.device, work.stream.settings.color)
+            faces = work.batch.to_network(indices, self.device, work.color)
             return self._landmarks.fill(faces, hints, work.stream.landmark_track)
         except Exception as error:
             memory.forget_locals(error)
@@ -401,7 +400,7 @@ class Engine:
         if state.size_hw != size_hw:
             state, continues = StreamState(size_hw), False
         with stream.stats.timed("prepare"):
-            faces = work.batch.to_network(part.indices, self.device, stream.settings.color)
+            faces = work.batch.to_network(part.indices, self.device, work.color)
             hints = work.hints.at(part.indices)
             prepared = self._preparer.prepare(faces, hints, self._repeats(part), state)
             active, inputs, alignment = prepared.active, None, None
@@ -501,8 +500,9 @@ class Engine:
             if result is not None:
                 with work.stream.stats.timed("finish"):
                     indices = [each.part.indices[place] for place in each.active]
-                    color = work.stream.settings.color
-                    rows = work.batch.from_network(result.rows, indices, color, result.touched, result.first_row)
+                    rows = work.batch.from_network(
+                        result.rows, indices, work.color, result.touched, result.first_row
+                    )
                     outcomes = result.finished_outcomes()
             taken.append((each, result, rows, outcomes))
         restorer = self.model.restorer
@@ -623,8 +623,8 @@ class Engine:
     def _close(self, work: _Work) -> Restored:
         """The results of a request in the host's container."""
         batch, stream = work.batch, work.stream
-        if batch.refused or len(batch) == 0:
-            return Restored(batch.copy(), [work.outcomes[index] for index in sorted(work.outcomes)])
+        if len(batch) == 0:
+            return Restored(batch.copy(), [])
         frames, outcomes = [], []
         for index in range(len(batch)):
             if index in work.results:

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from ..enhancer import GFPGANEnhancer
 from ..finishing import FrameNote
-from ..frames import FrameBatch
+from ..frames.batch import FrameBatch
 from .builder import ReportBuilder
 
 Image = NDArray[np.uint8]

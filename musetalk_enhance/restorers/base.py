@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     import torch
 
     from ..backends import Backend, NetworkSpec
-    from ..settings import EnhancerSettings
+    from ..config.settings import EnhancerSettings
     from ..weights import Weight
 
 

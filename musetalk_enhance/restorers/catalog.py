@@ -14,9 +14,9 @@ from pathlib import Path
 from .. import weights
 from ..backends import NetworkSpec
 from ..errors import ConfigError, EnhanceError, RestorerError, suggest
-from ..precision import as_if_alone
+from ..runtime.precision import as_if_alone
 from ..registry import Registry
-from ..settings import EnhancerSettings
+from ..config.settings import EnhancerSettings
 from .base import LoadRequest, NetworkRestorer, Restorer, RestorerRecord
 from .codeformer import RECORD as CODEFORMER_RECORD
 from .gfpgan import RECORDS as GFPGAN_RECORDS

@@ -12,7 +12,7 @@ from musetalk_enhance.faces import places
 from musetalk_enhance.faces.detect import Face
 from musetalk_enhance.faces.gauge import FaceGauge
 from musetalk_enhance.faces.places import PlaceFinder
-from musetalk_enhance.hints import Hints
+from musetalk_enhance.frames.hints import Hints
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ import torch
 
 from musetalk_enhance.faces.gauge import FaceGauge
 from musetalk_enhance.faces.regions import USUAL, region_mask
-from musetalk_enhance.imaging import LOWER_FROM, LOWER_FULL, kept_rows
+from musetalk_enhance.frames.resize import LOWER_FROM, LOWER_FULL, kept_rows
 
 SIZES = [(256, 256), (512, 512), (97, 131), (300, 64), (16, 16)]
 

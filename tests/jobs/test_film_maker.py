@@ -25,7 +25,7 @@ from musetalk_enhance.jobs.opening import OpenedFilm
 from musetalk_enhance.media import VideoWriter
 from musetalk_enhance.restorers.base import LoadRequest
 from musetalk_enhance.restorers.catalog import Choice, Model
-from musetalk_enhance.stability import sharpness
+from musetalk_enhance.pipeline.stability import sharpness
 from tests.conftest import PLAIN, RECORD, FakeRestorer
 from tests.film.clips import decoded, open_files, same_planes
 

@@ -11,7 +11,7 @@ import pytest
 
 from musetalk_enhance.errors import ConfigError, FrameError, MediaError, MissingDependencyError
 from musetalk_enhance.report import Limits, Report, ReportBuilder
-from musetalk_enhance.stats import EnhancerStats
+from musetalk_enhance.pipeline.stats import EnhancerStats
 from tests.report.conftest import plain_gauge
 
 

@@ -21,7 +21,7 @@ from musetalk_enhance.errors import (
 )
 from musetalk_enhance.restorers import catalog
 from musetalk_enhance.restorers.lite import ASSET
-from musetalk_enhance.settings import EnhancerSettings
+from musetalk_enhance.config.settings import EnhancerSettings
 from tests.conftest import PLAIN, RECORD, FakeRestorer
 
 

@@ -16,7 +16,7 @@ from musetalk_enhance.restorers import catalog, codeformer, convert
 from musetalk_enhance.restorers.base import LoadRequest
 from musetalk_enhance.restorers.codeformer import RECORD, CodeFormerRestorer
 from musetalk_enhance.restorers.codeformer_network import BySize, Codebook
-from musetalk_enhance.settings import EnhancerSettings
+from musetalk_enhance.config.settings import EnhancerSettings
 
 from .conftest import CPU, spread
 

@@ -23,7 +23,7 @@ from musetalk_enhance.errors import (
 )
 from musetalk_enhance.restorers.base import LoadRequest
 from musetalk_enhance.restorers.official import RECORD, OfficialRestorer
-from musetalk_enhance.settings import EnhancerSettings
+from musetalk_enhance.config.settings import EnhancerSettings
 
 from .conftest import CPU, pictures, put_in_cache, to_bgr
 

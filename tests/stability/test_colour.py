@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from musetalk_enhance.faces.regions import region_mask
-from musetalk_enhance.stability.colour import blurred, without_tint
+from musetalk_enhance.pipeline.stability.colour import blurred, without_tint
 from tests.stability.conftest import to_frames
 
 ONLY = {"color_match": True}

@@ -11,7 +11,7 @@ import torch
 
 from musetalk_enhance.faces.gauge import FaceGauge
 from musetalk_enhance.faces.regions import region_mask
-from musetalk_enhance.stability.guard import RECOVERY, strength_allowed
+from musetalk_enhance.pipeline.stability.guard import RECOVERY, strength_allowed
 from tests.stability.conftest import to_faces, to_frames
 
 ONLY = {"guard": True, "batch_size": 8}

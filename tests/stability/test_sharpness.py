@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch.nn.functional import interpolate
 
-from musetalk_enhance.stability.sharpness import SHARP, SOFT, SharpnessMeter, needed
+from musetalk_enhance.pipeline.stability.sharpness import SHARP, SOFT, SharpnessMeter, needed
 from tests.conftest import ROOT
 from tests.stability.conftest import to_faces, to_frames
 

@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from musetalk_enhance.finishing import Finisher
-from musetalk_enhance.stability.motion import MotionFinder
-from musetalk_enhance.stability.temporal import Held, hold, moved
+from musetalk_enhance.pipeline.stability.motion import MotionFinder
+from musetalk_enhance.pipeline.stability.temporal import Held, hold, moved
 from tests.stability.conftest import to_faces, to_frames
 
 PLAIN = {"color_match": False, "guard": False, "sharpness_gate": False}

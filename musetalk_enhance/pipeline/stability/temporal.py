@@ -176,19 +176,15 @@ def _moved(residual: Floats, flow: Floats, rows: tuple[float, float]) -> Floats:
     """The previous residual (R, S, 3), moved by a flow (h, w, 2) of the whole face; cubic, its border repeated."""
     import cv2
 
+    from .motion import pixels
+
     height, width = residual.shape[:2]
     kept = _kept_rows(flow, rows)
     scale = np.array([width / kept.shape[1], height / kept.shape[0]], np.float32)
     if kept.shape[:2] != (height, width):
         kept = cv2.resize(kept, (width, height)) * scale
-    places = kept + _pixels(height, width)
+    places = kept + pixels(height, width)
     return np.asarray(cv2.remap(residual, places, None, cv2.INTER_CUBIC, borderMode=cv2.BORDER_REPLICATE), np.float32)
-
-
-def _pixels(height: int, width: int) -> Floats:
-    from .motion import pixels
-
-    return pixels(height, width)
 
 
 def _steady_on_gpu(

@@ -1,4 +1,4 @@
-"""The border: what a host hands over is checked here, taken apart, and put together again.
+"""The boundary: what a host hands over is checked here, taken apart, and put together again.
 
 Inside, faces are float32 (N, 3, H, W), RGB, 0..1. Outside they are whatever the host uses, and go back so.
 """
@@ -7,14 +7,14 @@ from __future__ import annotations
 
 import sys
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from .errors import FrameError
+from ..errors import FrameError
 
 if TYPE_CHECKING:
     import torch
@@ -28,6 +28,11 @@ OVERSHOOT = 0.05
 
 Extent = tuple[float, float]
 """Lowest and highest value of a frame."""
+
+FEW = 0.01
+"""Share of a frame's values that may lie outside its range by any amount; they are clamped. More mean another range."""
+WHOLE_FRAME_WH = (1280, 720)
+"""Sides from which on a frame looks like a whole video frame, not like a face crop, in pixels."""
 
 _NEEDED = "a (H, W, 3) uint8 or float array, or a (3, H, W) tensor"
 
@@ -61,12 +66,14 @@ class FrameBatch:
     """A host's batch, frame by frame, with what is wrong with each.
 
     Attributes:
-        source: what the host gave.
+        source: what the host gave, taken out of its container where that is none of ours.
         kind: ``"array"``, ``"tensor"``, ``"list"`` or ``"tuple"``.
         frames: views of the single frames.
         problems: index to error of the frames that cannot be restored.
         value_range: lowest and highest value of float frames, None when there are none.
-        refused: whether the batch as a whole has the wrong form and cannot be taken apart.
+        previous_range: what the stream's float frames have shown before; None at its beginning.
+        range_shown: False where the frames are black, so that the range is a guess that the stream forgets.
+        color: order of the channels, where the container decides it: PIL images are RGB. None elsewhere.
     """
 
     source: Any
@@ -74,46 +81,64 @@ class FrameBatch:
     frames: Sequence[Any]
     problems: dict[int, FrameError] = field(default_factory=dict)
     value_range: tuple[float, float] | None = None
-    refused: bool = False
+    previous_range: tuple[float, float] | None = None
+    range_shown: bool = True
+    color: str | None = None
+    _pack: Callable[[Any], Any] | None = None
 
     @classmethod
-    def open(cls, source: Any, value_range: str = "auto", known: tuple[float, float] | None = None) -> FrameBatch:
+    def open(
+        cls, source: Any, value_range: str = "auto", previous: tuple[float, float] | None = None
+    ) -> FrameBatch:
         """Take a batch apart and check every frame.
 
         Args:
-            source: (N, H, W, 3) array, (N, 3, H, W) or (N, H, W, 3) tensor, or a list or tuple of frames.
+            source: (N, H, W, 3) array, (N, 3, H, W) or (N, H, W, 3) tensor, a list or tuple of frames; a single frame
+                as array, tensor or PIL image; a list or tuple of PIL images; or a (B, F, 3, H, W) tensor.
             value_range: a key of `RANGES`, or ``"auto"``.
-            known: range that earlier frames of the same stream have shown.
+            previous: range that earlier frames of the same stream have shown.
 
         Raises:
-            FrameError: `source` is no batch at all (not a container of frames).
+            FrameError: `source` is none of these, so that nothing of it can be restored.
         """
+        source, pack, color = unpacked(source)
         if isinstance(source, np.ndarray):
             kind = "array"
         elif is_tensor(source):
             kind = "tensor"
-        elif isinstance(source, (list, tuple)):
-            kind = "tuple" if isinstance(source, tuple) else "list"
         else:
-            raise FrameError("container", f"{type(source).__name__}", "an array, tensor, list or tuple of frames")
-        if kind in ("array", "tensor") and source.ndim != 4:
-            batch = cls(source, kind, [])
-            axes = "(N, H, W, 3)" if kind == "array" else "(N, 3, H, W)"
-            hint = "; for one frame use enhance_face(frame)" if source.ndim == 3 else ""
-            shape = f"{source.ndim} axes, shape {tuple(source.shape)}"
-            batch.problems[0] = FrameError("shape", shape, f"a batch of shape {axes}{hint}")
-            batch.refused = True
-            return batch
+            kind = "tuple" if isinstance(source, tuple) else "list"
         if is_tensor(source) and (problem := _storage_problem(source)):
-            return cls(source, kind, [], {0: FrameError(*problem)}, refused=True)
-        batch = cls(source, kind, source)
-        batch._check(value_range, known)
+            raise FrameError(*problem)
+        batch = cls(source, kind, source, previous_range=previous, color=color, _pack=pack)
+        batch._check(value_range)
         return batch
 
-    def __len__(self) -> int:
-        return 1 if self.refused else len(self.frames)
+    def warn(self, warn_once: Callable[..., None]) -> None:
+        """Say, once a stream, what is odd about frames that are restored all the same."""
+        before, now = self.previous_range, self.value_range
+        if before is not None and now is not None and before != now:
+            warn_once(
+                f"range {now}",
+                "float frames were in %g..%g and are now in %g..%g; set value_range to the right one",
+                *before,
+                *now,
+            )
+        sizes = {self.size_hw(index) for index in range(len(self)) if index not in self.problems}
+        for height, width in sizes:
+            if max(height, width) >= WHOLE_FRAME_WH[0] and min(height, width) >= WHOLE_FRAME_WH[1]:
+                warn_once(
+                    "whole frame",
+                    "frames of %dx%d pixels look like whole video frames, but each is restored as one face crop; "
+                    "use `musetalk-enhance video` or restore_images for whole frames",
+                    width,
+                    height,
+                )
 
-    def _check(self, value_range: str, known: tuple[float, float] | None) -> None:
+    def __len__(self) -> int:
+        return len(self.frames)
+
+    def _check(self, value_range: str) -> None:
         floats = []
         for index, frame in enumerate(self.frames):
             problem = _form_problem(frame)
@@ -124,7 +149,7 @@ class FrameBatch:
         extents: dict[int, Extent] = {}
         for index, extent in zip(floats, _extents([self.frames[index] for index in floats]), strict=True):
             if isinstance(extent, Exception):
-                actual = f"values that cannot be looked at ({extent})"
+                actual = f"values that cannot be read ({extent})"
                 self.problems[index] = FrameError("unreadable", actual, _NEEDED, index=index)
             elif not np.isfinite(extent).all():
                 actual = "NaN or infinite values"
@@ -132,12 +157,12 @@ class FrameBatch:
             else:
                 extents[index] = extent
         if extents:
-            self._check_range(extents, value_range, known)
+            self._check_range(extents, value_range)
 
-    def _check_range(self, extents: dict[int, Extent], value_range: str, known: tuple[float, float] | None) -> None:
-        self.value_range = RANGES.get(value_range) or known or _guess_range(list(extents.values()))
+    def _check_range(self, extents: dict[int, Extent], value_range: str) -> None:
+        self.value_range = RANGES.get(value_range) or self._range_told_by(extents)
         for index, extent in extents.items():
-            if self.value_range is None or not _fits(extent, self.value_range):
+            if self.value_range is None or not self._within(index, extent, self.value_range):
                 expected = f"{self.value_range[0]:g}..{self.value_range[1]:g}" if self.value_range else "0..1"
                 self.problems[index] = FrameError(
                     "range",
@@ -146,17 +171,40 @@ class FrameBatch:
                     index=index,
                 )
 
+    def _range_told_by(self, extents: dict[int, Extent]) -> tuple[float, float] | None:
+        """The range of the stream: what it was before, unless most frames are outside; else what these show."""
+        if self.previous_range is not None:
+            fitting = sum(self._within(index, extent, self.previous_range) for index, extent in extents.items())
+            if 2 * fitting >= len(extents):
+                return self.previous_range
+        unit = RANGES["0..1"]
+        typical = [unit if self._within(index, extent, unit) else extent for index, extent in extents.items()]
+        self.range_shown = any(extent[1] > OVERSHOOT or extent[0] < -OVERSHOOT for extent in extents.values())
+        return _guess_range(typical) or self.previous_range
+
+    def _within(self, index: int, extent: Extent, value_range: tuple[float, float]) -> bool:
+        """Whether all values of a frame but a `FEW` are in a range."""
+        if _fits(extent, value_range):
+            return True
+        low, high = value_range
+        if extent[0] < low - 2 * (high - low) or extent[1] > high + 2 * (high - low):
+            return False
+        slack = OVERSHOOT * (high - low)
+        frame = self.frames[index]
+        outside = (frame < low - slack) | (frame > high + slack)
+        return float(outside.sum()) <= FEW * (frame.numel() if is_tensor(frame) else frame.size)
+
     def groups(self) -> list[list[int]]:
         """Indices of the good frames, those of one size and type together, in order."""
         if self.kind in ("array", "tensor"):
             good = [index for index in range(len(self)) if index not in self.problems]
             return [good] if good else []
-        found: dict[tuple[object, ...], list[int]] = {}
+        groups: dict[tuple[object, ...], list[int]] = {}
         for index, frame in enumerate(self.frames):
             if index not in self.problems:
                 key = (is_tensor(frame), tuple(frame.shape), frame.dtype, getattr(frame, "device", None))
-                found.setdefault(key, []).append(index)
-        return list(found.values())
+                groups.setdefault(key, []).append(index)
+        return list(groups.values())
 
     def runs(self) -> list[list[int]]:
         """Like `groups`, but each run holds only good frames that follow one another: for work that goes by time."""
@@ -190,33 +238,50 @@ class FrameBatch:
         return (faces - low).div_(high - low).clamp_(0, 1)
 
     def from_network(
-        self, faces_rgb: torch.Tensor, indices: Sequence[int], color: str, touched: torch.Tensor | None = None
+        self,
+        rows_rgb: torch.Tensor,
+        indices: Sequence[int],
+        color: str,
+        touched: torch.Tensor | None = None,
+        first_row: int = 0,
     ) -> Any:
         """Restored frames in the layout, type, range, order and place of the frames they were made from.
 
         Args:
-            faces_rgb: float32 (n, 3, H, W), RGB, 0..1.
+            rows_rgb: float32 (n, 3, R, W), RGB, 0..1: the frames from `first_row` down.
             indices: the frames of one group that they were made from.
-            color: order of the channels wanted.
-            touched: bool (1 or n, 1, H, W); elsewhere the frame's own values are handed back bit for bit, where it
-                has that size. None: everywhere.
+            color: order of the channels to return.
+            touched: bool (1 or n, 1, R, W); elsewhere the frame's own values are handed back bit for bit, where it
+                has that size. None: everywhere in the rows.
+            first_row: above it the frame's own values are handed back.
 
         Returns:
             An array (n, H, W, 3), or a tensor in the layout of the frames; C-contiguous.
         """
-        out = self._converted(faces_rgb, indices[0], color)
-        if touched is None or self.size_hw(indices[0]) != tuple(faces_rgb.shape[2:]):
-            return out
+        rows = self._converted(rows_rgb, indices[0], color)
+        size_hw = (first_row + int(rows_rgb.shape[2]), int(rows_rgb.shape[3]))
+        if (touched is None and not first_row) or self.size_hw(indices[0]) != size_hw:
+            return rows
         first = self.frames[indices[0]]
         if not is_tensor(first):
-            keep = ~np.broadcast_to(touched.permute(0, 2, 3, 1).cpu().numpy(), out.shape)
-            np.copyto(out, np.stack([self.frames[index] for index in indices]), where=keep)
+            out = np.stack([self.frames[index] for index in indices])
+            if touched is None:
+                out[:, first_row:] = rows
+            else:
+                where = np.broadcast_to(touched.permute(0, 2, 3, 1).cpu().numpy(), rows.shape)
+                np.copyto(out[:, first_row:], rows, where=where)
             return out
         import torch
 
-        where = touched if _is_chw(first) else touched.permute(0, 2, 3, 1)
-        given = torch.stack([self.frames[index].detach() for index in indices])
-        return torch.where(where.to(given.device), out, given).contiguous()
+        out = torch.stack([self.frames[index].detach() for index in indices])
+        chw = _is_chw(first)
+        place = out[:, :, first_row:] if chw else out[:, first_row:]
+        if touched is None:
+            place.copy_(rows)
+        else:
+            where = (touched if chw else touched.permute(0, 2, 3, 1)).to(out.device)
+            place.copy_(torch.where(where, rows, place))
+        return out
 
     def _converted(self, faces_rgb: torch.Tensor, index: int, color: str) -> Any:
         import torch
@@ -234,9 +299,23 @@ class FrameBatch:
             return faces.to(device=first.device, dtype=first.dtype).contiguous()
         return faces.permute(0, 2, 3, 1).contiguous().cpu().numpy().astype(first.dtype, copy=False)
 
-    def same(self, index: int, frame: Any) -> bool:
-        """Whether frame `index` and another one are of one kind and hold the same bits."""
-        return same_bits(self.frames[index], frame)
+    def repeats(self, indices: Sequence[int], previous: Any) -> list[bool]:
+        """Whether each frame of one group has the same bits as the one before it.
+
+        Args:
+            indices: frames that follow one another.
+            previous: the frame before the first, of any kind; None where there is none.
+        """
+        earlier = [previous, *(self.frames[index] for index in indices[:-1])]
+        frames = [self.frames[index] for index in indices]
+        if not is_tensor(frames[0]) or not frames[0].is_cuda:
+            return [other is not None and same_bits(frame, other) for frame, other in zip(frames, earlier, strict=True)]
+        import torch
+
+        first = previous is not None and _same_form(frames[0], previous)
+        same = [(a == b).all() for a, b in zip(frames[0 if first else 1 :], earlier[0 if first else 1 :], strict=True)]
+        answers = torch.stack(same).tolist() if same else []  # one wait for the GPU, not one a frame
+        return answers if first else [False, *answers]
 
     def own(self, index: int) -> Any:
         """A copy of frame `index`."""
@@ -253,8 +332,10 @@ class FrameBatch:
     def copy(self) -> Any:
         """What the host gave, as a copy of its own; C-contiguous where it is an array."""
         if self.kind == "array":
-            return np.array(self.source, order="C")
-        return self.source.clone() if self.kind == "tensor" else self.source[:]
+            copy = np.array(self.source, order="C")
+        else:
+            copy = self.source.clone() if self.kind == "tensor" else self.source[:]
+        return copy if self._pack is None else self._pack(copy)
 
     def passthrough(self, index: int, size_hw: tuple[int, int] | None) -> Any:
         """A copy of frame `index` as it came, C-contiguous; brought to `size_hw` (height, width) unless None."""
@@ -269,6 +350,10 @@ class FrameBatch:
 
     def close(self, results: Sequence[Any]) -> Any:
         """One result per frame, in the container the host used."""
+        results = self._in_sequence(results)
+        return results if self._pack is None else self._pack(results)
+
+    def _in_sequence(self, results: Sequence[Any]) -> Any:
         if self.kind == "list":
             return list(results)
         if self.kind == "tuple":
@@ -278,6 +363,49 @@ class FrameBatch:
 
             return torch.stack(list(results))
         return np.stack(results).astype(self.source.dtype, copy=False)  # stacking forgets the order of the bytes
+
+
+def unpacked(source: Any) -> tuple[Any, Callable[[Any], Any] | None, str | None]:
+    """A batch out of a container that is none of ours, the way back into it, and the color order it implies.
+
+    Raises:
+        FrameError: it holds no frames.
+    """
+    if _is_pil(source):
+        return [np.asarray(source)], lambda frames: _to_pil(frames[0]), "rgb"
+    if isinstance(source, (list, tuple)) and source and all(_is_pil(each) for each in source):
+        kind = type(source)
+        return [np.asarray(each) for each in source], lambda frames: kind(_to_pil(each) for each in frames), "rgb"
+    if isinstance(source, (list, tuple)):
+        return source, None, None
+    if not is_frame(source):
+        expected = "an array, tensor, list or tuple of frames, or PIL images"
+        raise FrameError("container", type(source).__name__, expected)
+    if source.ndim == 4:
+        return source, None, None
+    if source.ndim == 3:
+        return source[None], lambda frames: frames[0], None
+    if is_tensor(source) and source.ndim == 5 and source.shape[2] == 3:
+        batch, frames = source.shape[:2]
+        return source.flatten(0, 1), lambda results: results.unflatten(0, (batch, frames)), None
+    axes = "(N, 3, H, W) or (B, F, 3, H, W)" if is_tensor(source) else "(N, H, W, 3)"
+    shape = f"{source.ndim} axes, shape {tuple(source.shape)}"
+    raise FrameError("shape", shape, f"a batch of shape {axes}, or one frame")
+
+
+def _is_pil(value: object) -> bool:
+    image = sys.modules.get("PIL.Image")
+    return image is not None and isinstance(value, image.Image)
+
+
+def _to_pil(frame: Any) -> Any:
+    from PIL import Image
+
+    return Image.fromarray(np.asarray(frame))
+
+
+def _same_form(frame: Any, other: Any) -> bool:
+    return is_tensor(other) and (frame.dtype, frame.shape, frame.device) == (other.dtype, other.shape, other.device)
 
 
 def _sent(pixels: torch.Tensor, device: torch.device) -> torch.Tensor:
@@ -320,14 +448,14 @@ def _storage_problem(frame: Any) -> tuple[str, str, str] | None:
 def _shape_problem(frame: Any) -> tuple[str, str, str] | None:
     shape = tuple(frame.shape)
     if len(shape) == 2:
-        return "channels", f"a grey picture of shape {shape}", "three colour channels"
+        return "channels", f"a gray image of shape {shape}", "three color channels"
     if len(shape) != 3:
         return "shape", f"shape {shape}", _NEEDED
     chw = _is_chw(frame)
     channels = shape[0] if chw else shape[2]
     if channels != 3:
-        name = {1: "a grey picture", 4: "a picture with alpha"}.get(channels, f"{channels} channels")
-        return "channels", f"{name} of shape {shape}", "three colour channels"
+        name = {1: "a gray image", 4: "an image with alpha"}.get(channels, f"{channels} channels")
+        return "channels", f"{name} of shape {shape}", "three color channels"
     height, width = shape[1:] if chw else shape[:2]
     if not (MIN_SIDE <= height <= MAX_SIDE and MIN_SIDE <= width <= MAX_SIDE):
         return "size", f"{width}x{height} pixels", f"sides from {MIN_SIDE} to {MAX_SIDE} pixels"
@@ -347,16 +475,16 @@ def _extents(frames: Sequence[Any]) -> list[Extent | Exception]:
 
     Those of tensors come to the CPU together: each figure asked for singly would wait for the GPU.
     """
-    found: dict[int, Extent | Exception] = {}
+    extents: dict[int, Extent | Exception] = {}
     pending: dict[object, list[int]] = {}
     for position, frame in enumerate(frames):
         if is_tensor(frame):
             pending.setdefault((frame.device, frame.dtype), []).append(position)
         else:
-            found[position] = float(frame.min()), float(frame.max())
+            extents[position] = float(frame.min()), float(frame.max())
     for positions in pending.values():
-        found |= dict(zip(positions, _tensor_extents([frames[i] for i in positions]), strict=True))
-    return [found[position] for position in range(len(frames))]
+        extents |= dict(zip(positions, _tensor_extents([frames[i] for i in positions]), strict=True))
+    return [extents[position] for position in range(len(frames))]
 
 
 def _tensor_extents(frames: Sequence[torch.Tensor]) -> list[Extent | Exception]:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from .errors import FrameError
+from ..errors import FrameError
+from .batch import is_frame, same_bits
 
 
 @dataclass(frozen=True)
@@ -38,7 +39,7 @@ class Hints:
         Args:
             count: how many frames there are.
             landmarks: (N, 5, 2), or a sequence of (5, 2) and None.
-            occlusion: (N, H, W), or a sequence of (H, W) and None.
+            occlusion: (N, H, W), a sequence of (H, W) and None, or one (H, W) for all frames.
             keys: a sequence of hashable things and None.
             cuts: a sequence of true and false; None is false.
 
@@ -49,10 +50,19 @@ class Hints:
         points = _each(landmarks, count, "landmarks")
         return cls(
             [None if each is None else _landmarks(each, index) for index, each in enumerate(points)],
-            _each(occlusion, count, "occlusion"),
+            [occlusion] * count if _is_mask(occlusion) else _each(occlusion, count, "occlusion"),
             [_key(each, index) for index, each in enumerate(_each(keys, count, "keys"))],
             [bool(each) for each in _each(cuts, count, "cuts")],
         )
+
+    def with_landmarks(self, landmarks: list[Any]) -> Hints:
+        """The same with other landmarks."""
+        return replace(self, landmarks=landmarks)
+
+    def same(self, index: int, other: Hints, at: int) -> bool:
+        """Whether these say the same of frame `index` as `other` of its frame `at`, but for the key."""
+        landmarks = same_bits(self.landmarks[index], other.landmarks[at])
+        return landmarks and same_bits(self.occlusion[index], other.occlusion[at])
 
     def at(self, indices: Sequence[int]) -> Hints:
         """Those of some frames."""
@@ -67,6 +77,11 @@ class Hints:
         """Those of one frame, as copies: a host may go on using its arrays."""
         landmarks, occlusion = _copied(self.landmarks[index]), _copied(self.occlusion[index])
         return Hints([landmarks], [occlusion], [self.keys[index]], [self.cuts[index]])
+
+
+def _is_mask(occlusion: Any) -> bool:
+    """Whether one mask is given for all frames."""
+    return is_frame(occlusion) and occlusion.ndim == 2
 
 
 def _copied(value: Any) -> Any:

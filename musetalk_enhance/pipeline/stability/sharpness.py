@@ -14,8 +14,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from ..imaging import pooled
-from ..precision import as_if_alone
+from ...frames.resize import pooled
+from ...runtime.precision import as_if_alone
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -10,7 +10,7 @@ from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from . import memory
+from ..runtime import memory
 
 if TYPE_CHECKING:
     import torch

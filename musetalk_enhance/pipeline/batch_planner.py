@@ -4,20 +4,33 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from . import costs, memory
+from . import costs
+from ..runtime import memory
 
 if TYPE_CHECKING:
     import torch
 
-    from .restorers.base import RestorerRecord
-    from .settings import EnhancerSettings
+    from ..restorers.base import RestorerRecord
+    from ..config.settings import EnhancerSettings
 
 MOST_ON_CPU, MOST_ON_GPU = 8, 32
 """Faces beyond which a larger batch brings nothing."""
 QUIET_BATCHES = 32
 """Batches without trouble after which a halved batch may grow again."""
+
+
+@dataclass
+class WatchedBatch:
+    """A batch that is watched.
+
+    Attributes:
+        faces: that went through the network.
+    """
+
+    faces: int
 
 
 class BatchPlanner:
@@ -88,18 +101,24 @@ class BatchPlanner:
         return min(left, self.size)
 
     @contextmanager
-    def watched(self, faces: int) -> Iterator[None]:
-        """Run a batch of `faces` inside; it is measured where that tells something new."""
-        if not self._tells(faces):
-            yield
+    def watched(self, faces: int) -> Iterator[WatchedBatch]:
+        """Run a batch of `faces` inside; it is measured where that says something new.
+
+        Yields:
+            What ran: `faces` unless the caller says that it was fewer.
+        """
+        batch = WatchedBatch(faces)
+        if not self._says_more(faces):
+            yield batch
             return
         with costs.watch(self._device) as peak:
-            yield
-        self.costs.add(faces, peak)
-        self._plan()
+            yield batch
+        if batch.faces:
+            self.costs.add(batch.faces, peak)
+            self._plan()
 
-    def _tells(self, faces: int) -> bool:
-        """Whether measuring a batch of `faces` tells something new."""
+    def _says_more(self, faces: int) -> bool:
+        """Whether measuring a batch of `faces` says something new."""
         if self.budget is None or not costs.measurable(self._device):
             return False
         return faces > self.costs.largest or (faces == self.costs.largest and self._doubtful)

@@ -12,13 +12,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from ..faces.gauge import FaceGauge
-from ..imaging import resize
+from ...faces.gauge import FaceGauge
+from ...frames.resize import resize
 
 if TYPE_CHECKING:
     import torch
 
-    from ..faces.gauge import Gauged
+    from ...faces.gauge import Gauged
 
 REASONS = ("mouth", "eyes", "identity")
 MOUTH_LIMIT, EYES_LIMIT = 0.04, 0.06
@@ -75,58 +75,78 @@ class Guard:
         """Args:
         device: where the faces will be.
         """
-        self.gauge = FaceGauge(device)
+        self.meter = FaceGauge(device)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the faces are."""
+        return self.meter.device
 
     def check(
-        self, given: torch.Tensor, restored: torch.Tensor, before: float, cuts: Sequence[bool] = ()
+        self,
+        faces: torch.Tensor,
+        residual: torch.Tensor,
+        first_row: int = 0,
+        weight: float = 1.0,
+        cuts: Sequence[bool] = (),
     ) -> GuardResult:
         """How much of the restorer each frame may have.
 
         Args:
-            given: the host's faces, float32 (N, 3, H, W), RGB, 0..1.
-            restored: what would be handed back, the same form.
-            before: the weight of the frame before the first, 1.0 at the beginning of a stream.
-            cuts: whether a scene begins with a frame: the one before is no reason to hold it back. Empty: none does.
+            faces: the host's, float32 (N, 3, H, W), RGB, 0..1.
+            residual: what would be added to them from `first_row` down, (N, 3, R, W).
+            first_row: of the rows that may change.
+            weight: of the frame before the first, 1.0 at the beginning of a stream.
+            cuts: whether a scene begins with a frame: the previous one is no reason to hold it back. Empty: none
+                does.
         """
-        allowed = strength_allowed(self.gauge, given, restored).tolist()
+        given = resize(faces, (MEASURED_SIDE, MEASURED_SIDE))
+        restored = _restored(given, residual, first_row, int(faces.shape[2]))
+        side = min(faces.shape[2:])
+        allowed = strength_allowed(self.meter, given, restored).tolist() if side >= LEAST_SIDE else []
         weights: list[float] = []
         reasons: list[str | None] = []
-        for row, cut in zip(allowed, cuts or [False] * len(allowed), strict=True):
-            before = 1.0 if cut else before
-            least = min(row)
-            before = min(least, round(before + RECOVERY, 6))
-            weights.append(before)
-            reasons.append(REASONS[row.index(least)] if least < 1 else "recovery" if before < 1 else None)
+        for index in range(len(faces)):
+            row = allowed[index] if allowed else [1.0] * len(REASONS)
+            limit, previous = min(row), 1.0 if cuts and cuts[index] else weight
+            weight = min(limit, round(previous + RECOVERY, 6))
+            weights.append(weight)
+            reasons.append(REASONS[row.index(limit)] if limit < 1 else "recovery" if weight < 1 else None)
         return GuardResult(weights, reasons, [(row[0], row[1], row[2]) for row in allowed])
 
 
-def strength_allowed(gauge: FaceGauge, given: torch.Tensor, restored: torch.Tensor) -> torch.Tensor:
+def _restored(given: torch.Tensor, residual: torch.Tensor, first_row: int, height: int) -> torch.Tensor:
+    """What would be handed back, at the size that is measured: resizing is linear, so the residual is resized."""
+    start = round(first_row * MEASURED_SIDE / height)
+    restored = given.clone()
+    restored[:, :, start:] += resize(residual, (MEASURED_SIDE - start, MEASURED_SIDE))
+    return restored.clamp_(0, 1)
+
+
+def strength_allowed(meter: FaceGauge, given: torch.Tensor, restored: torch.Tensor) -> torch.Tensor:
     """Strength that mouth, eyes and identity of each face leave, each by itself; float32 (N, 3), 0..1.
 
     Args:
-        gauge: on the device of the faces.
-        given: float32 (N, 3, H, W), RGB, 0..1.
+        meter: on the device of the faces.
+        given: float32 (N, 3, `MEASURED_SIDE`, `MEASURED_SIDE`), RGB, 0..1.
         restored: the same form.
     """
     import torch
 
-    if min(given.shape[2:]) < LEAST_SIDE:
-        return given.new_ones(len(given), len(REASONS))
-    size = (MEASURED_SIDE, MEASURED_SIDE)
-    pair, count = torch.cat([resize(given, size), resize(restored, size)]), len(given)
-    measured = gauge.measure(pair)
-    before, after = measured.landmarks[:count], measured.landmarks[count:]
-    sure = (measured.confidence > CONFIDENT).float()
-    confident = sure[:count] * sure[count:]
-    length = (before[:, 3:].mean(1) - before[:, :2].mean(1)).norm(dim=1).clamp(min=1)
-    shift = (after - before).norm(dim=2) / length[:, None] / SHIFT_LIMIT
+    count = len(given)
+    measured = meter.measure(torch.cat([given, restored]))
+    landmarks, moved = measured.landmarks[:count], measured.landmarks[count:]
+    faces = (measured.confidence > CONFIDENT).float()
+    confident = faces[:count] * faces[count:]
+    length = (landmarks[:, 3:].mean(1) - landmarks[:, :2].mean(1)).norm(dim=1).clamp(min=1)
+    shift = (moved - landmarks).norm(dim=2) / length[:, None] / SHIFT_LIMIT
     mouth = (measured.mouth[count:] - measured.mouth[:count]).abs() / MOUTH_LIMIT
     mouth = torch.maximum(mouth, shift[:, 3:].amax(1)) * confident
     eyes = (measured.eyes[count:] - measured.eyes[:count]).abs().amax(1) / EYES_LIMIT
     eyes = torch.maximum(eyes, shift[:, :2].amax(1)) * confident
 
-    change = structure_change(pair[:count], pair[count:])
-    at_mouth = _greatest_at_mouth(change, measured, count) * sure[:count]
+    change = structure_change(given, restored)
+    at_mouth = _greatest_at_mouth(change, measured, count) * faces[:count]
     believed = torch.maximum(_ramp(mouth, 1, 2), _ramp(at_mouth, *MOUTH_STRUCTURE))
     return torch.stack(
         [
@@ -152,10 +172,10 @@ def structure_change(given: torch.Tensor, restored: torch.Tensor) -> torch.Tenso
     from torch.nn.functional import avg_pool2d
 
     size = (STRUCTURE_SIDE, STRUCTURE_SIDE)
-    before, after = (resize(each, size).mean(1, keepdim=True) for each in (given, restored))
-    change = avg_pool2d((after - before).square(), _WINDOW, _STEP).sqrt()
-    mean = avg_pool2d(before, _WINDOW, _STEP)
-    contrast = (avg_pool2d(before.square(), _WINDOW, _STEP) - mean.square()).clamp(min=0).sqrt()
+    gray, restored_gray = (resize(each, size).mean(1, keepdim=True) for each in (given, restored))
+    change = avg_pool2d((restored_gray - gray).square(), _WINDOW, _STEP).sqrt()
+    mean = avg_pool2d(gray, _WINDOW, _STEP)
+    contrast = (avg_pool2d(gray.square(), _WINDOW, _STEP) - mean.square()).clamp(min=0).sqrt()
     return (change / (contrast + 0.03))[:, 0]
 
 
@@ -167,8 +187,8 @@ def _greatest_at_mouth(change: torch.Tensor, measured: Gauged, count: int) -> to
     mouth = landmarks[:, 3:].mean(1)
     length = (mouth - landmarks[:, :2].mean(1)).norm(dim=1).clamp(min=1)
     middles = _WINDOW / 2 + _STEP * torch.arange(change.shape[1], device=change.device, dtype=change.dtype)
-    apart = (middles[None, None] - mouth[..., None]).abs() / length[:, None, None]
-    inside = (apart[:, 1] < _MOUTH_REACH[1])[:, :, None] & (apart[:, 0] < _MOUTH_REACH[0])[:, None]
+    offsets = (middles[None, None] - mouth[..., None]).abs() / length[:, None, None]
+    inside = (offsets[:, 1] < _MOUTH_REACH[1])[:, :, None] & (offsets[:, 0] < _MOUTH_REACH[0])[:, None]
     return (change * inside).flatten(1).amax(1)
 
 

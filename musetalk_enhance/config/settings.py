@@ -6,16 +6,12 @@ become. OmegaConf merges them (flags win over YAML, YAML over defaults); `__post
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
+from ..errors import ConfigError
 from . import schema
-from .errors import ConfigError
 from .schema import checked
 
 SECTION = "gfpgan"
@@ -238,135 +234,3 @@ class EnhancerSettings:
 def options() -> tuple[dataclasses.Field[Any], ...]:
     """The options as dataclass fields, with ``help``, ``check``, ``allowed`` and ``flag`` in their metadata."""
     return dataclasses.fields(EnhancerSettings)
-
-
-def flag_of(name: str) -> str:
-    """The command-line flag of an option: ``--enable_gfpgan`` for `enabled`, ``--gfpgan_<name>`` otherwise."""
-    return f"--enable_{SECTION}" if name == "enabled" else f"--{SECTION}_{name}"
-
-
-def add_gfpgan_arguments(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
-    """Add ``--enable_gfpgan`` and a ``--gfpgan_<option>`` for every option to a host's own parser.
-
-    A flag that is not given leaves no trace in the namespace, so that `GFPGANEnhancer.from_args` can let
-    flags win over YAML and YAML over defaults. Returns `parser`.
-    """
-    group = parser.add_argument_group("face restoration (musetalk_enhance)")
-    for option in options():
-        if not option.metadata["flag"]:
-            continue
-        default = "" if option.default is None else f" Default: {str(option.default).lower()}."
-        text = f"{option.metadata['help']} One of: {option.metadata['allowed']}.{default}".replace("%", "%%")
-        common: dict[str, Any] = {"dest": _dest(option.name), "default": argparse.SUPPRESS, "help": text}
-        if isinstance(option.default, bool):
-            group.add_argument(flag_of(option.name), action=argparse.BooleanOptionalAction, **common)
-        else:
-            group.add_argument(flag_of(option.name), metavar=option.name.upper(), **common)
-    return parser
-
-
-def _dest(name: str) -> str:
-    return flag_of(name).lstrip("-")
-
-
-def given_flags(args: argparse.Namespace) -> dict[str, Any]:
-    """The options that were given as flags, by option name."""
-    found = {option.name: getattr(args, _dest(option.name), None) for option in options()}
-    return {name: value for name, value in found.items() if value is not None}
-
-
-def section_of(cfg: Any) -> dict[str, Any] | None:
-    """The ``gfpgan:`` section of a host's configuration as a plain dict, None where there is none.
-
-    `cfg`: a mapping, an OmegaConf node, the path of a YAML file, or None.
-
-    Raises:
-        ConfigError: the file or the section is not a mapping.
-    """
-    from omegaconf import OmegaConf
-
-    if cfg is None:
-        return None
-    with _read(cfg) as node:
-        if SECTION not in node:
-            return None
-        section = node[SECTION]
-        if OmegaConf.is_config(section):  # of the host's other keys nothing is resolved
-            section = OmegaConf.to_container(section, resolve=True)
-    if section is None:
-        return {}
-    if not isinstance(section, dict):
-        raise ConfigError(SECTION, section, "a section of options, such as {enabled: true}")
-    return {str(key): value for key, value in section.items()}
-
-
-def plain(cfg: Any) -> dict[str, Any]:
-    """`cfg` (mapping, OmegaConf node, path of a YAML file, None) as a plain dict, interpolations resolved."""
-    from omegaconf import OmegaConf
-
-    if cfg is None:
-        return {}
-    with _read(cfg) as node:
-        tree = OmegaConf.to_container(node, resolve=True)
-    assert isinstance(tree, dict)
-    return {str(key): value for key, value in tree.items()}
-
-
-@contextmanager
-def _read(cfg: Any) -> Iterator[Any]:
-    """`cfg` as an OmegaConf mapping; what goes wrong with it inside becomes a ConfigError."""
-    from omegaconf import DictConfig, OmegaConf
-    from omegaconf.errors import OmegaConfBaseException
-
-    where = str(cfg) if isinstance(cfg, (str, Path)) else "configuration"
-    try:
-        node = OmegaConf.load(cfg) if isinstance(cfg, (str, Path)) else OmegaConf.create(cfg)
-        if not isinstance(node, DictConfig):
-            raise ConfigError(where, OmegaConf.to_container(node), "a mapping of options")
-        yield node
-    except ConfigError:
-        raise
-    except (OmegaConfBaseException, OSError, ValueError) as error:
-        raise ConfigError(where, str(error), "a readable YAML mapping of options") from error
-    except Exception as error:  # yaml's own errors, without importing yaml
-        if type(error).__module__.startswith("yaml"):
-            raise ConfigError(where, str(error), "valid YAML") from error
-        raise
-
-
-def alone(cfg: Any) -> dict[str, Any]:
-    """`cfg` as the section itself, without a host's tree around it.
-
-    Raises:
-        ConfigError: it looks like a host's tree: sections, and not one option.
-    """
-    section = plain(cfg)
-    known = {option.name for option in options()}
-    if not known & set(section) and any(isinstance(value, (dict, list)) for value in section.values()):
-        allowed = f"a configuration with a section {SECTION}:, or the options themselves"
-        raise ConfigError("configuration", ", ".join(section), allowed)
-    return section
-
-
-def merge(section: Mapping[str, Any] | None, flags: Mapping[str, Any] | None = None) -> EnhancerSettings:
-    """Settings from defaults, a YAML section and flags, the later ones winning.
-
-    Raises:
-        ConfigError: an unknown key or an impossible value, named as the user wrote it.
-    """
-    from omegaconf import OmegaConf
-
-    known = {option.name: option for option in options()}
-    layers: list[dict[str, Any]] = []
-    for layer, prefix in ((section or {}, f"{SECTION}."), (flags or {}, "")):
-        values = {}
-        for name, value in layer.items():
-            if name not in known:
-                raise ConfigError.unknown(f"{prefix}{name}", value, known)
-            key = f"{prefix}{name}" if prefix else flag_of(name)
-            values[name] = checked(known[name], value, key)
-        layers.append(values)
-    objects = {name: layer.pop(name) for layer in layers for name in ("bg_upsampler",) if name in layer}
-    merged = OmegaConf.to_container(OmegaConf.merge(*(OmegaConf.create(layer) for layer in layers)))
-    assert isinstance(merged, dict)
-    return EnhancerSettings(**{str(k): v for k, v in merged.items()}, **objects)

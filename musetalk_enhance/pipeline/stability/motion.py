@@ -1,4 +1,4 @@
-"""How a face moved between two frames of a stream, seen in the host's own pictures.
+"""How a face moved between two frames of a stream, measured on the host's own frames.
 
 OpenCV's DIS optical flow (Kroeger et al., "Fast Optical Flow using Dense Inverse Search", ECCV 2016) does the work,
 on the CPU: a GPU that is busy with the network is not asked, and need not be waited for.
@@ -6,7 +6,6 @@ on the CPU: a GPU that is busy with the network is not asked, and need not be wa
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -15,7 +14,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-Picture = NDArray[np.uint8]
+Image = NDArray[np.uint8]
 Floats = NDArray[np.float32]
 
 LONGEST, SHORTEST = 256, 64
@@ -23,8 +22,6 @@ LONGEST, SHORTEST = 256, 64
 LIPS_FROM, LIPS_FULL = 1.0, 3.0
 """Pixels of 256 in a frame by which something moves otherwise than the head: below the first it is held still in
 full, above the second not at all. Lips that speak move so; a head that turns does not."""
-CUT = 0.45
-"""A frame whose difference from the moved one before is this share of its own contrast shows something else."""
 _GRID, _CELL = 16, 4
 _ROUNDS = 4
 _STRIP = LONGEST**2 // SHORTEST  # what is narrower than one to sixteen is squeezed to that: no face is
@@ -39,13 +36,11 @@ class Motion:
         error: float32 (h, w, 3), RGB, 0..1: this frame minus the one before, moved: what the flow cannot explain.
         rigid: float32 (h / 4, w / 4), 0..1: 1 where the face moves as the head does, 0 where lips or lids go their
             own way.
-        cut: whether this is another scene; what was before must not be held on to.
     """
 
     flow: Floats
     error: Floats
     rigid: Floats
-    cut: bool
 
 
 def working_size(height: int, width: int) -> tuple[int, int]:
@@ -55,8 +50,8 @@ def working_size(height: int, width: int) -> tuple[int, int]:
     return min(_STRIP, round(height * scale)), min(_STRIP, round(width * scale))
 
 
-class MotionFinder:
-    """Finds the motion between frames; one for each stream, because OpenCV's flow keeps its buffers."""
+class MotionEstimator:
+    """Estimates the motion between frames, by one thread at a time: OpenCV's flow keeps its buffers."""
 
     def __init__(self) -> None:
         """DIS between its presets "fast" and "medium": pixels of half size, one round of refinement.
@@ -68,41 +63,24 @@ class MotionFinder:
         self._flow.setGradientDescentIterations(12)
         self._flow.setVariationalRefinementIterations(1)
 
-    def all(self, before: Picture | None, pictures: Sequence[Picture]) -> list[Motion | None]:
-        """The motion into each picture from the one before it.
-
-        Args:
-            before: the picture before the first, uint8 (h, w, 3), RGB; None at the beginning of a stream.
-            pictures: uint8 (h, w, 3), RGB.
-
-        Returns:
-            One motion per picture; None where there is nothing before it, or something of another size.
-        """
-        found: list[Motion | None] = []
-        for picture in pictures:
-            same = before is not None and before.shape == picture.shape
-            found.append(self.between(before, picture) if before is not None and same else None)
-            before = picture
-        return found
-
-    def between(self, before: Picture, now: Picture) -> Motion:
-        """The motion from `before` to `now`, both uint8 (h, w, 3), RGB, of one size, 64 pixels at least."""
-        greys = [cv2.cvtColor(picture, cv2.COLOR_RGB2GRAY) for picture in (now, before)]
-        flow = np.asarray(self._flow.calc(*greys, None), np.float32)
-        columns, rows = pixels(*flow.shape[:2])
-        places = columns + flow[..., 0], rows + flow[..., 1]
-        moved = cv2.remap(before.astype(np.float32), *places, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
-        error = (now - moved) / np.float32(255)
-        contrast = float(np.mean(cv2.meanStdDev(now)[1])) / 255 + 0.02
-        return Motion(flow, error, _rigid(flow), float(np.abs(error).mean()) > CUT * contrast)
+    def between(self, previous: Image, current: Image) -> Motion:
+        """The motion from `previous` to `current`, both uint8 (h, w, 3), RGB, of one size, 64 pixels at least."""
+        grays = [cv2.cvtColor(image, cv2.COLOR_RGB2GRAY) for image in (current, previous)]
+        flow = np.asarray(self._flow.calc(*grays, None), np.float32)
+        places = flow + pixels(*flow.shape[:2])
+        moved = cv2.remap(previous.astype(np.float32), places, None, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
+        error = current - moved
+        error *= np.float32(1 / 255)
+        return Motion(flow, error, _rigid(flow))
 
 
 @lru_cache(maxsize=8)
-def pixels(height: int, width: int) -> tuple[Floats, Floats]:
-    """Column and row of every pixel, each float32 (height, width); read-only, because they are kept."""
+def pixels(height: int, width: int) -> Floats:
+    """Column and row of every pixel, float32 (height, width, 2); read-only, because they are cached."""
     columns, rows = np.meshgrid(np.arange(width, dtype=np.float32), np.arange(height, dtype=np.float32))
-    columns.flags.writeable = rows.flags.writeable = False
-    return columns, rows
+    places = np.stack([columns, rows], axis=2)
+    places.flags.writeable = False
+    return places
 
 
 def _rigid(flow: Floats) -> Floats:

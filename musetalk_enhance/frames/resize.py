@@ -1,4 +1,4 @@
-"""Pixel work on batches of faces: sizes and blends. float32 (N, 3, H, W), 0..1, in and out."""
+"""Sizes of faces and of the rows that may change. float32 (N, 3, H, W), 0..1, in and out."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from .errors import FrameError
-from .frames import is_tensor
+from ..errors import FrameError
+from .batch import is_tensor
 
 if TYPE_CHECKING:
     import torch
@@ -78,8 +78,9 @@ def residual_of(
     restored: torch.Tensor,
     size_hw: tuple[int, int],
     base: torch.Tensor,
+    first_row: int = 0,
 ) -> torch.Tensor:
-    """What a restorer adds to the host's frames, at the size that is handed back.
+    """What a restorer adds to the host's frames, at the size that is handed back, from `first_row` down.
 
     Detail of a frame that is larger than the network's input is lost on the way; what shrinking took off is no
     part of the difference.
@@ -91,56 +92,83 @@ def residual_of(
         size_hw: height and width to hand back.
         base: `faces` in that size.
     """
-    result = resize(restored, size_hw)
+    result = resize(restored, size_hw)[:, :, first_row:]
     height, width = faces.shape[2:]
     if inputs.shape[2] < height or inputs.shape[3] < width:
-        result = result + resize(faces - resize(inputs, (height, width)), size_hw)
-    return result - base
+        result = result + resize(faces - resize(inputs, (height, width)), size_hw)[:, :, first_row:]
+    return result - base[:, :, first_row:]
 
 
-def resize_picture(picture: Any, size_wh: tuple[int, int]) -> Any:
-    """Bring one picture to (width, height) with OpenCV: area when shrinking, Lanczos when enlarging.
+def mean_change(
+    before: torch.Tensor, after: torch.Tensor, allowed: torch.Tensor | None = None
+) -> torch.Tensor:
+    """How much each face differs from what it was, in levels of 8 bits.
+
+    Both are rounded as a host's uint8 frames are, so 0 means that not one value changes.
 
     Args:
-        picture: (H, W, 1 to 4) uint8 or float array, or (1 to 4, H, W) tensor.
+        before: float32 (N, 3, H, W), 0..1.
+        after: the same faces, restored; equal to `before` outside `allowed`.
+        allowed: bool (1 or N, 1, H, W): the pixels that may change. None: all.
+
+    Returns:
+        float32 (N,): mean absolute difference over the pixels that may change, 0..255.
+    """
+    import torch
+
+    levels = after.clamp(0, 1).mul_(255).round_()
+    levels.sub_(before.clamp(0, 1).mul_(255).round_())
+    total: torch.Tensor = torch.linalg.vector_norm(levels, 1, dim=(1, 2, 3))
+    if allowed is None:
+        return total / levels[0].numel()
+    return total / (allowed.sum(dim=(1, 2, 3)).clamp(min=1) * levels.shape[1])
+
+
+def resize_image(image: Any, size_wh: tuple[int, int]) -> Any:
+    """Bring an image to (width, height) with OpenCV: area when shrinking, Lanczos when enlarging.
+
+    Args:
+        image: (H, W, 1 to 4) uint8 or float array, or (1 to 4, H, W) tensor.
         size_wh: (width, height) in pixels.
 
     Returns:
         An array or tensor of the same dtype and on the same device, C-contiguous.
 
     Raises:
-        FrameError: `picture` is neither, or empty; or a side is below 1.
+        FrameError: `image` is neither, or empty; or a side is below 1.
     """
     width, height = (int(side) for side in size_wh)
     if width < 1 or height < 1:
         raise FrameError("size", f"a size of {width}x{height}", "(width, height) in pixels, 1 at least")
-    if not is_tensor(picture):
-        return _resized_array(picture, (width, height))
-    if picture.is_floating_point() and picture.element_size() < 4:
-        return resize_picture(picture.float(), size_wh).to(picture.dtype)
-    if picture.ndim != 3:
-        raise FrameError("shape", f"shape {tuple(picture.shape)}", "a (3, H, W) tensor")
+    if not is_tensor(image):
+        return _resized_array(image, (width, height))
+    if image.is_floating_point() and image.element_size() < 4:
+        return resize_image(image.float(), size_wh).to(image.dtype)
+    if image.ndim != 3:
+        raise FrameError("shape", f"shape {tuple(image.shape)}", "a (3, H, W) tensor")
     import torch
 
-    resized = _resized_array(picture.detach().permute(1, 2, 0).cpu().numpy(), (width, height))
-    return torch.from_numpy(resized).permute(2, 0, 1).contiguous().to(picture.device)
+    resized = _resized_array(image.detach().permute(1, 2, 0).cpu().numpy(), (width, height))
+    return torch.from_numpy(resized).permute(2, 0, 1).contiguous().to(image.device)
 
 
-def _resized_array(picture: Any, size_wh: tuple[int, int]) -> np.ndarray:
+def _resized_array(image: Any, size_wh: tuple[int, int]) -> np.ndarray:
     import cv2
 
-    if not isinstance(picture, np.ndarray) or picture.ndim != 3:
-        actual = str(getattr(picture, "shape", type(picture).__name__))
+    if not isinstance(image, np.ndarray) or image.ndim != 3:
+        actual = str(getattr(image, "shape", type(image).__name__))
         raise FrameError("shape", actual, "an (H, W, 3) array or a (3, H, W) tensor")
-    if not picture.size or picture.shape[2] > 4:
-        raise FrameError("shape", f"shape {picture.shape}", "a picture of 1 to 4 channels that is not empty")
-    if picture.dtype.newbyteorder("=") not in (np.uint8, np.float16, np.float32, np.float64):
-        raise FrameError("dtype", f"values of type {picture.dtype}", "uint8 or float of 64 bits at most")
+    if not image.size or image.shape[2] > 4:
+        raise FrameError("shape", f"shape {image.shape}", "a image of 1 to 4 channels that is not empty")
+    if image.dtype.newbyteorder("=") not in (np.uint8, np.float16, np.float32, np.float64):
+        raise FrameError("dtype", f"values of type {image.dtype}", "uint8 or float of 64 bits at most")
     width, height = size_wh
-    if picture.shape[:2] == (height, width):
-        return np.ascontiguousarray(picture)
-    known = picture.dtype.newbyteorder("=") if picture.dtype.itemsize != 2 else np.dtype(np.float32)
-    shrinks = height <= picture.shape[0] and width <= picture.shape[1]
-    how = cv2.INTER_AREA if shrinks else cv2.INTER_LANCZOS4
-    resized = cv2.resize(np.ascontiguousarray(picture, known), size_wh, interpolation=how)
-    return resized.reshape(height, width, picture.shape[2]).astype(picture.dtype, copy=False)
+    if image.shape[:2] == (height, width):
+        return np.ascontiguousarray(image)
+    dtype = image.dtype.newbyteorder("=") if image.dtype.itemsize != 2 else np.dtype(np.float32)
+    shrinks = height <= image.shape[0] and width <= image.shape[1]
+    mode = cv2.INTER_AREA if shrinks else cv2.INTER_LANCZOS4
+    resized = cv2.resize(np.ascontiguousarray(image, dtype), size_wh, interpolation=mode)
+    if image.dtype.kind == "f":  # Lanczos overshoots; a host's own conversion to bytes would wrap around
+        resized = np.clip(resized, image.min(), image.max())
+    return resized.reshape(height, width, image.shape[2]).astype(image.dtype, copy=False)
