@@ -154,6 +154,7 @@ def test_frames_without_a_face_go_through_untouched(tmp_path):
     assert item["counts"] == {
         "frames": 20,
         "frames_with_restored_faces": 8,
+        "faces": 8,
         "faces_restored": 8,
         "faces_held": 0,
         "faces_failed": 0,
@@ -166,7 +167,8 @@ def test_faces_that_are_left_alone_go_through_untouched(moving, tmp_path, monkey
     assert same_planes(decoded(moving)[:24], decoded(path))
     item = state["items"][0]
     assert item["counts"]["faces_restored"] == item["counts"]["frames_with_restored_faces"] == 0
-    assert item["left"] == {"sharp already": 24} and item["passed_through"] == {}
+    assert item["left"] == {"sharp already": 24} and item["passed_through"] == item["partial"] == {}
+    assert item["restored"] == {"strength": 0, "change": 0}
     assert [note["strength"] for note in item["notes"]] == [0.0] * 24
 
 
