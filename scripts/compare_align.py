@@ -29,13 +29,13 @@ import numpy as np
 import torch
 from lite_data import HELD_OUT, HOST, INPUT, TARGET, Image, resize, soften, to_tensor
 
+from musetalk_enhance.config.settings import EnhancerSettings
 from musetalk_enhance.faces.align import Aligner, LandmarkTrack
 from musetalk_enhance.faces.detect import FaceDetector, make_detector
 from musetalk_enhance.frames.resize import resize as scaled
 from musetalk_enhance.metrics import laplacian_energy, psnr
 from musetalk_enhance.restorers.base import Restorer
 from musetalk_enhance.restorers.catalog import choose
-from musetalk_enhance.config.settings import EnhancerSettings
 
 WAYS = ("none", "ffhq", "ffhq, raw", "ffhq, plain", "ffhq, box")
 

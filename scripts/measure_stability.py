@@ -41,11 +41,11 @@ from lite_data import FaceFinder, soften
 from numpy.typing import NDArray
 
 from musetalk_enhance import GFPGANEnhancer
+from musetalk_enhance.config.settings import EnhancerSettings
 from musetalk_enhance.faces.gauge import FaceGauge
 from musetalk_enhance.media import read_frames
 from musetalk_enhance.metrics import Motion, laplacian_energy, opening_lag, psnr
 from musetalk_enhance.restorers.base import LoadRequest, Restorer, RestorerRecord
-from musetalk_enhance.config.settings import EnhancerSettings
 
 Frames = NDArray[np.uint8]
 OFF: dict[str, Any] = {"stability": 0, "color_match": False, "guard": False}

@@ -223,7 +223,7 @@ def train(args: argparse.Namespace) -> None:
         with torch.no_grad():
             for slow, fast in zip(average.parameters(), network.parameters(), strict=True):
                 slow.lerp_(fast, 0.005 if step > 200 else 0.1)
-        total += float(whole)
+        total += float(whole.detach())
         if (step + 1) % 200 == 0:
             print(f"{step + 1} {time.monotonic() - start:.0f}s error of a patch {total / 200:.4f}", flush=True)
             total = 0.0
@@ -287,7 +287,8 @@ def evaluate(args: argparse.Namespace) -> None:
                 row[f"{kind} {name}"] = measure([soften(crop) for crop in crops])
         print(path.stem, {name: round(float(np.mean(values)), 3) for name, values in row.items()}, flush=True)
     sharp = [value for row in table.values() for value in row["sharp"]]
-    result: dict[str, Any] = {"people": {name: {k: np.mean(v) for k, v in row.items()} for name, row in table.items()}}
+    means = {name: {k: np.mean(v) for k, v in row.items()} for name, row in table.items()}
+    result: dict[str, Any] = {"people": means}
     for kind, steps in conditions(decoder_soft).items():
         soft = {name: [v for row in table.values() for v in row[f"{kind} {name}"]] for name, _ in steps}
         rising = sum(

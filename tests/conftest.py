@@ -12,9 +12,9 @@ import pytest
 import torch
 
 from musetalk_enhance.backends import FakeBackend
+from musetalk_enhance.config.settings import EnhancerSettings
 from musetalk_enhance.enhancer import GFPGANEnhancer
 from musetalk_enhance.restorers.base import LoadRequest, Restorer, RestorerRecord
-from musetalk_enhance.config.settings import EnhancerSettings
 from tests.pictures import soften, to_faces, to_frames
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -12,8 +12,8 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
-
 from musetalk_enhance.finishing import FrameNote
+
 from tests.conftest import ROOT
 
 SCRIPTS = ROOT / "scripts"

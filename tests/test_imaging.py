@@ -6,7 +6,15 @@ import numpy as np
 import pytest
 import torch
 
-from musetalk_enhance.frames.resize import LOWER_FROM, LOWER_FULL, kept_rows, lower_weights, pooled, residual_of, resize
+from musetalk_enhance.frames.resize import (
+    LOWER_FROM,
+    LOWER_FULL,
+    kept_rows,
+    lower_weights,
+    pooled,
+    residual_of,
+    resize,
+)
 
 
 def test_full_keeps_every_row():

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from musetalk_enhance.finishing import FrameNote
 from torch.nn.functional import avg_pool2d
 
-from musetalk_enhance.finishing import FrameNote
 from musetalk_enhance.pipeline.stats import EnhancerStats, mostly_left_alone
 from tests.pictures import to_frames
 

@@ -10,8 +10,8 @@ from functools import cache, partial
 from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
-from ..runtime import memory
 from ..errors import ConfigError, EnhanceError, MissingDependencyError, RestorerError
+from ..runtime import memory
 from . import tuning
 from .base import Backend, NetworkSpec
 from .checked import CheckedBackend

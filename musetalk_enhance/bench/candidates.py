@@ -6,9 +6,9 @@ import itertools
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
+from ..config.settings import EnhancerSettings
 from ..enhancer import GFPGANEnhancer
 from ..errors import RestorerError
-from ..config.settings import EnhancerSettings
 from .roofline import emulated
 from .runner import Candidate, Runner, Value
 from .subject import Subject, pictures

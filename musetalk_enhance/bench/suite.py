@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..enhancer import pick_device
 from ..errors import EnhanceError, MissingDependencyError
+from ..runtime.devices import pick_device
 from . import candidates, host_loop, machine, plot, reference, report, roofline
 from .measuring import Measured, Rounds, measure
 from .rows import best, dtype_of, roof, rows_of

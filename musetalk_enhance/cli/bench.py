@@ -9,8 +9,8 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from ..errors import ConfigError
 from ..config.settings import EnhancerSettings
+from ..errors import ConfigError
 
 HELP = "measure faces per second, ms a stage and memory, beside gfpgan's own path and this machine's limits"
 
@@ -70,8 +70,8 @@ def _tune(args: argparse.Namespace) -> int:
     """Measure and remember for every region; print way and milliseconds a face, fastest first."""
     from ..backends.choosing import tune
     from ..bench.subject import open_subject
-    from ..enhancer import pick_device
     from ..restorers.catalog import choose
+    from ..runtime.devices import pick_device
 
     device = pick_device(args.device)
     with tempfile.TemporaryDirectory() as folder:

@@ -34,8 +34,8 @@ def run(args: argparse.Namespace) -> int:
         EnhanceError: the model cannot be loaded or written, or its file differs from torch.
     """
     from ..backends.exporting import BATCH, INPUT, MOST_DIFFERENCE, OUTPUT, export
-    from ..restorers.catalog import choose
     from ..config.settings import EnhancerSettings
+    from ..restorers.catalog import choose
 
     given = {name: getattr(args, name) for name in (*PASSED, *SWITCHES) if getattr(args, name) is not None}
     choice = choose(EnhancerSettings(enabled=True, model=args.model, **given))

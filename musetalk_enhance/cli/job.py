@@ -9,8 +9,8 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from ..errors import ConfigError
 from ..config.schema import checked
+from ..errors import ConfigError
 from ..pipeline.stats import mostly_left_alone
 
 if TYPE_CHECKING:

@@ -30,7 +30,7 @@ Extent = tuple[float, float]
 """Lowest and highest value of a frame."""
 
 FEW = 0.01
-"""Share of a frame's values that may lie outside its range by any amount; they are clamped. More mean another range."""
+"""Share of a frame's values that may be outside its range by any amount: they are clamped. More mean another one."""
 WHOLE_FRAME_WH = (1280, 720)
 """Sides from which on a frame looks like a whole video frame, not like a face crop, in pixels."""
 
@@ -192,7 +192,7 @@ class FrameBatch:
         slack = OVERSHOOT * (high - low)
         frame = self.frames[index]
         outside = (frame < low - slack) | (frame > high + slack)
-        return float(outside.sum()) <= FEW * (frame.numel() if is_tensor(frame) else frame.size)
+        return bool(float(outside.sum()) <= FEW * (frame.numel() if is_tensor(frame) else frame.size))
 
     def groups(self) -> list[list[int]]:
         """Indices of the good frames, those of one size and type together, in order."""
@@ -264,13 +264,13 @@ class FrameBatch:
             return rows
         first = self.frames[indices[0]]
         if not is_tensor(first):
-            out = np.stack([self.frames[index] for index in indices])
+            whole = np.stack([self.frames[index] for index in indices])
             if touched is None:
-                out[:, first_row:] = rows
+                whole[:, first_row:] = rows
             else:
                 where = np.broadcast_to(touched.permute(0, 2, 3, 1).cpu().numpy(), rows.shape)
-                np.copyto(out[:, first_row:], rows, where=where)
-            return out
+                np.copyto(whole[:, first_row:], rows, where=where)
+            return whole
         import torch
 
         out = torch.stack([self.frames[index].detach() for index in indices])
@@ -279,8 +279,8 @@ class FrameBatch:
         if touched is None:
             place.copy_(rows)
         else:
-            where = (touched if chw else touched.permute(0, 2, 3, 1)).to(out.device)
-            place.copy_(torch.where(where, rows, place))
+            mask = (touched if chw else touched.permute(0, 2, 3, 1)).to(out.device)
+            place.copy_(torch.where(mask, rows, place))
         return out
 
     def _converted(self, faces_rgb: torch.Tensor, index: int, color: str) -> Any:
@@ -309,11 +309,13 @@ class FrameBatch:
         earlier = [previous, *(self.frames[index] for index in indices[:-1])]
         frames = [self.frames[index] for index in indices]
         if not is_tensor(frames[0]) or not frames[0].is_cuda:
-            return [other is not None and same_bits(frame, other) for frame, other in zip(frames, earlier, strict=True)]
+            pairs = zip(frames, earlier, strict=True)
+            return [other is not None and same_bits(frame, other) for frame, other in pairs]
         import torch
 
         first = previous is not None and _same_form(frames[0], previous)
-        same = [(a == b).all() for a, b in zip(frames[0 if first else 1 :], earlier[0 if first else 1 :], strict=True)]
+        start = 0 if first else 1
+        same = [(a == b).all() for a, b in zip(frames[start:], earlier[start:], strict=True)]
         answers = torch.stack(same).tolist() if same else []  # one wait for the GPU, not one a frame
         return answers if first else [False, *answers]
 
@@ -383,7 +385,8 @@ def unpacked(source: Any) -> tuple[Any, Callable[[Any], Any] | None, str | None]
         raise FrameError("container", type(source).__name__, expected)
     if source.ndim == 4:
         return source, None, None
-    if source.ndim == 3:
+    channels = (source.shape[0], source.shape[-1]) if is_tensor(source) else source.shape[-1:]
+    if source.ndim == 3 and any(number in (1, 3, 4) for number in channels):
         return source[None], lambda frames: frames[0], None
     if is_tensor(source) and source.ndim == 5 and source.shape[2] == 3:
         batch, frames = source.shape[:2]

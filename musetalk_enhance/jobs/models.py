@@ -9,10 +9,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .._version import __version__
-from ..enhancer import GFPGANEnhancer, pick_device
+from ..enhancer import GFPGANEnhancer
 from ..errors import ConfigError, LicenceError, MissingDependencyError, MissingWeightError, WeightError
 from ..restorers.catalog import AUTO_ORDER, MODELS, Choice, choose, get_model, model_names
 from ..restorers.codeformer import RECORD as CODEFORMER_RECORD
+from ..runtime.devices import pick_device
 from .options import FaceSettings
 
 if TYPE_CHECKING:
@@ -89,7 +90,7 @@ class Loaded:
     passed_over: list[list[str]]
 
     def enhancer(self, **changes: Any) -> GFPGANEnhancer:
-        """An enhancer of its own stream around the one network."""
+        """An enhancer around the loaded network."""
         return GFPGANEnhancer.from_settings(self.choice.settings.replace(**changes), self.restorer)
 
 

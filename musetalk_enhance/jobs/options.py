@@ -11,11 +11,11 @@ from dataclasses import MISSING, dataclass
 from typing import Any, TypeVar
 
 from ..config import schema
+from ..config.settings import EnhancerSettings, options
+from ..config.settings import options as enhancer_options
 from ..errors import ConfigError
 from ..film import PRESETS
 from ..restorers.catalog import is_path
-from ..config.settings import EnhancerSettings, options
-from ..config.settings import options as enhancer_options
 
 _ENHANCER = {option.name: option for option in options()}
 

@@ -7,14 +7,14 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from . import costs
 from ..runtime import memory
+from . import costs
 
 if TYPE_CHECKING:
     import torch
 
-    from ..restorers.base import RestorerRecord
     from ..config.settings import EnhancerSettings
+    from ..restorers.base import RestorerRecord
 
 MOST_ON_CPU, MOST_ON_GPU = 8, 32
 """Faces beyond which a larger batch brings nothing."""

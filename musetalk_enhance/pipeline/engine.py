@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from ..errors import EnhanceError, FrameError, NoFaceError, OutOfMemoryError, RestorerError
 from ..frames.batch import FrameBatch, is_tensor
 from ..frames.hints import Hints
+from ..frames.resize import resize
 from ..runtime import memory
 from ..runtime.precision import without_autocast
 from .batch_planner import BatchPlanner
@@ -172,7 +173,7 @@ class Engine:
         return self._planner
 
     def stream(self, settings: EnhancerSettings | None = None) -> Stream:
-        """A stream of its own over this network; `settings` differ from the engine's only in what a stream decides."""
+        """Another stream over this network; `settings` differ from the engine's only in what a stream decides."""
         return Stream(self, settings or self.settings)
 
     def check_open(self, stream: Stream) -> None:
@@ -426,8 +427,9 @@ class Engine:
         repeats = work.batch.repeats(part.indices, previous)
         for place, index in enumerate(part.indices):
             if repeats[place]:
-                told = (last.hints, 0) if last is not None and place == 0 and index == _first(work) else (hints, index - 1)
-                repeats[place] = hints.same(index, *told) and not hints.cuts[index]
+                continues = last is not None and place == 0 and index == _first(work)
+                other, at = (last.hints, 0) if last is not None and continues else (hints, index - 1)
+                repeats[place] = hints.same(index, other, at) and not hints.cuts[index]
         return repeats
 
     def _same_size(self, work: _Work, index: int, result: Any) -> bool:
@@ -453,7 +455,7 @@ class Engine:
         states: dict[int, StreamState] = {}
         start = 0
         for each in prepared:
-            work, stream = each.part.work, each.part.work.stream
+            stream = each.part.work.stream
             state = states.get(id(stream), each.state if each.state.size_hw else stream.state)
             if state.size_hw != each.state.size_hw:
                 state = StreamState(each.state.size_hw)
@@ -535,7 +537,12 @@ class Engine:
                 result, outcome = work.stream.last.result, work.stream.last.outcome
             work.results[index] = _copy(result)
             return replace(outcome, repeated=True, cut=False)
-        work.results[index] = work.batch.passthrough(index, self._size_out(work, index, None))
+        size = self._size_out(work, index, None)
+        if size == work.batch.size_hw(index):
+            work.results[index] = work.batch.passthrough(index, None)
+        else:  # as the parts of a restored frame that may not change
+            resized = resize(prepared.faces[place : place + 1], size)
+            work.results[index] = work.batch.from_network(resized, [index], work.color)[0]
         return Outcome(Status.LEFT_ALONE, 0.0, cause, sharp=cause is Cause.SHARP, cut=prepared.cuts[place])
 
     def _remember(self, work: _Work, index: int) -> None:

@@ -31,6 +31,8 @@ class Cause(Enum):
     UNCHANGED = "unchanged"
     INPUT = "input"
     NO_FACE = "no face"
+    LOST = "lost from sight"
+    ALIGNMENT = "cannot be aligned"
     OUT_OF_MEMORY = "out of memory"
     RESTORER = "restorer"
     RELOAD = "reload"
@@ -91,10 +93,10 @@ class Outcome:
         if self.cause is None:
             return None
         if self.cause is Cause.INPUT:
-            return self.detail or self.cause.value
-        if self.cause in (Cause.RESTORER, Cause.RELOAD) and self.detail:
+            return self.detail or "input"
+        if self.cause in (Cause.RESTORER, Cause.RELOAD, Cause.ALIGNMENT) and self.detail:
             return f"{self.cause.value}: {self.detail}"
-        return self.cause.value
+        return str(self.cause.value)
 
     def as_dict(self) -> dict[str, Any]:
         """As plain values, in the words of reports."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from ..frames import resize
+from ..frames.resize import resize
 
 if TYPE_CHECKING:
     import torch

@@ -159,7 +159,7 @@ class ReportBuilder:
         if not self.frames:
             raise FrameError("empty", "no frame", "one frame at least")
         self._flicker.close()
-        alone = self._events.counts.get("left alone", {})
+        alone: dict[str, int] = self._events.counts.get("left alone", {})
         warning = mostly_left_alone(self.frames, alone, {}, None, lambda name, value: f"{name}: {value}")
         return Report(
             title=self.title,

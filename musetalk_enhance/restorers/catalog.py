@@ -13,10 +13,10 @@ from pathlib import Path
 
 from .. import weights
 from ..backends import NetworkSpec
-from ..errors import ConfigError, EnhanceError, RestorerError, suggest
-from ..runtime.precision import as_if_alone
-from ..registry import Registry
 from ..config.settings import EnhancerSettings
+from ..errors import ConfigError, EnhanceError, RestorerError, suggest
+from ..registry import Registry
+from ..runtime.precision import as_if_alone
 from .base import LoadRequest, NetworkRestorer, Restorer, RestorerRecord
 from .codeformer import RECORD as CODEFORMER_RECORD
 from .gfpgan import RECORDS as GFPGAN_RECORDS

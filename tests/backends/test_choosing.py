@@ -11,8 +11,8 @@ from musetalk_enhance.backends import FakeBackend, choosing, open_backend, tunin
 from musetalk_enhance.backends.choosing import Way, possible_ways
 from musetalk_enhance.backends.forms import choose_forms
 from musetalk_enhance.backends.ops import FORMS, Modulated
-from musetalk_enhance.errors import ConfigError, MissingDependencyError, RestorerError
 from musetalk_enhance.config.settings import EnhancerSettings
+from musetalk_enhance.errors import ConfigError, MissingDependencyError, RestorerError
 from tests.backends.conftest import CPU, TinyNetwork, spec_of
 from tests.backends.test_ops import layer
 

@@ -12,20 +12,20 @@ import cv2
 import numpy as np
 import pytest
 import torch
+from musetalk_enhance.finishing import FrameNote
 
 from musetalk_enhance.errors import MediaError, RestorerError
 from musetalk_enhance.faces.detect import FFHQ_512, Face, FaceDetector
 from musetalk_enhance.film import SegmentWriter, index_film, reading
-from musetalk_enhance.finishing import FrameNote
 from musetalk_enhance.jobs import VideoSettings, film_maker
 from musetalk_enhance.jobs.film_maker import CHUNK, LOST, PREROLL, FilmMaker, OpenFilmMaker
 from musetalk_enhance.jobs.manifest import file_digest, outputs_of
 from musetalk_enhance.jobs.models import Loaded
 from musetalk_enhance.jobs.opening import OpenedFilm
 from musetalk_enhance.media import VideoWriter
+from musetalk_enhance.pipeline.stability import sharpness
 from musetalk_enhance.restorers.base import LoadRequest
 from musetalk_enhance.restorers.catalog import Choice, Model
-from musetalk_enhance.pipeline.stability import sharpness
 from tests.conftest import PLAIN, RECORD, FakeRestorer
 from tests.film.clips import decoded, open_files, same_planes
 

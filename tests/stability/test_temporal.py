@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-
 from musetalk_enhance.finishing import Finisher
+
 from musetalk_enhance.pipeline.stability.motion import MotionFinder
 from musetalk_enhance.pipeline.stability.temporal import Held, hold, moved
 from tests.stability.conftest import to_faces, to_frames
@@ -113,7 +113,7 @@ def test_reset_forgets(make_enhancer, take, given):
     enhancer = make_enhancer(Flickering(take), stability=1, **PLAIN)
     enhancer(given[:6])
     enhancer.reset()
-    enhancer._restorer.backend.function = Flickering(take[6:])
+    enhancer.engine.model.restorer.backend.function = Flickering(take[6:])
     fresh = make_enhancer(Flickering(take[6:]), stability=1, **PLAIN)
     assert np.array_equal(enhancer(given[6:12]), fresh(given[6:12]))
 

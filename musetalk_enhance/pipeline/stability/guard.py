@@ -189,9 +189,11 @@ def _greatest_at_mouth(change: torch.Tensor, measured: Gauged, count: int) -> to
     middles = _WINDOW / 2 + _STEP * torch.arange(change.shape[1], device=change.device, dtype=change.dtype)
     offsets = (middles[None, None] - mouth[..., None]).abs() / length[:, None, None]
     inside = (offsets[:, 1] < _MOUTH_REACH[1])[:, :, None] & (offsets[:, 0] < _MOUTH_REACH[0])[:, None]
-    return (change * inside).flatten(1).amax(1)
+    greatest: torch.Tensor = (change * inside).flatten(1).amax(1)
+    return greatest
 
 
 def _ramp(values: torch.Tensor, full: float, none: float) -> torch.Tensor:
     """1 up to `full`, 0 from `none` on."""
-    return ((none - values) / (none - full)).clamp(0, 1)
+    weights: torch.Tensor = ((none - values) / (none - full)).clamp(0, 1)
+    return weights

@@ -67,8 +67,9 @@ class MotionEstimator:
         """The motion from `previous` to `current`, both uint8 (h, w, 3), RGB, of one size, 64 pixels at least."""
         grays = [cv2.cvtColor(image, cv2.COLOR_RGB2GRAY) for image in (current, previous)]
         flow = np.asarray(self._flow.calc(*grays, None), np.float32)
-        places = flow + pixels(*flow.shape[:2])
-        moved = cv2.remap(previous.astype(np.float32), places, None, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
+        places: Any = flow + pixels(*flow.shape[:2])
+        earlier: Any = previous.astype(np.float32)
+        moved = cv2.remap(earlier, places, np.empty(0), cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
         error = current - moved
         error *= np.float32(1 / 255)
         return Motion(flow, error, _rigid(flow))

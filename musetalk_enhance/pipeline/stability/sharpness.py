@@ -87,7 +87,8 @@ class SharpnessMeter:
         gray = faces[:, :, top : top + height, left : left + width].mean(1, keepdim=True)
         weights = cell_weights(gray)
         cells = self.network(gray).sigmoid()
-        return (cells * weights).sum((1, 2, 3)) / (weights.sum((1, 2, 3)) + 1e-4)
+        shares: Tensor = (cells * weights).sum((1, 2, 3)) / (weights.sum((1, 2, 3)) + 1e-4)
+        return shares
 
 
 def cell_weights(gray: Tensor) -> Tensor:

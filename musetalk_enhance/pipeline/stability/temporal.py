@@ -140,7 +140,7 @@ def _steady_on_cpu(
         error, rigid = _kept_rows(motion.error, rows), _kept_rows(motion.rigid, rows)
         coarse_wh = (max(1, error.shape[1] // _CELL), max(1, error.shape[0] // _CELL))
         moved = _moved(state.residual, motion.flow, rows)
-        apart = cv2.subtract(moved, current)
+        apart = moved - current
         allowed = state.share * (np.sqrt(_energy(error, coarse_wh)) + np.float32(QUIET))
         differs = np.sqrt(_energy(apart, coarse_wh)) + np.float32(1e-6)
         kept = np.clip(1 - allowed / differs, 0, MOST) * cv2.resize(rigid, coarse_wh) * np.float32(amount)
@@ -167,9 +167,9 @@ def _energy(values: Floats, coarse_wh: tuple[int, int]) -> Floats:
     """Mean square over the channels, on a coarse grid, over about twelve pixels of 256; (h, w)."""
     import cv2
 
-    squares = np.einsum("ijk,ijk->ij", values, values)
+    squares: Any = np.einsum("ijk,ijk->ij", values, values)
     cells = cv2.resize(squares, coarse_wh, interpolation=cv2.INTER_AREA)
-    return np.asarray(cv2.blur(cells, (3, 3), borderType=cv2.BORDER_REFLECT_101), np.float32) / 3
+    return np.asarray(cv2.blur(cells, (3, 3), borderType=cv2.BORDER_REFLECT_101) / 3, np.float32)
 
 
 def _moved(residual: Floats, flow: Floats, rows: tuple[float, float]) -> Floats:
@@ -183,8 +183,8 @@ def _moved(residual: Floats, flow: Floats, rows: tuple[float, float]) -> Floats:
     scale = np.array([width / kept.shape[1], height / kept.shape[0]], np.float32)
     if kept.shape[:2] != (height, width):
         kept = cv2.resize(kept, (width, height)) * scale
-    places = kept + pixels(height, width)
-    return np.asarray(cv2.remap(residual, places, None, cv2.INTER_CUBIC, borderMode=cv2.BORDER_REPLICATE), np.float32)
+    places: Any = kept + pixels(height, width)
+    return np.asarray(cv2.remap(residual, places, np.empty(0), cv2.INTER_CUBIC, borderMode=cv2.BORDER_REPLICATE), np.float32)
 
 
 def _steady_on_gpu(

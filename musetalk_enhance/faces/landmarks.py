@@ -21,7 +21,7 @@ UNITS = 256.0
 _NOWHERE = np.full((5, 2), np.nan, np.float32)
 
 
-class PlaceFinder:
+class LandmarkFinder:
     """Fills in the landmarks that a host did not give, frame by frame in the order of the stream."""
 
     def __init__(self, source: str) -> None:
@@ -33,43 +33,43 @@ class PlaceFinder:
         """
         from .detect import make_detector
 
-        self._track = LandmarkTrack()
         self._detector = make_detector(source) if source != "embedded" else None
         self._gauge = FaceGauge() if source == "embedded" else None
-
-    def reset(self) -> None:
-        """Begin another stream: nothing of one face is used for another, even if their keys are the same."""
-        self._track.reset()
 
     def unload(self) -> None:
         """Take the gauge off a GPU; `fill` brings it back."""
         if self._gauge is not None:
             self._gauge.to("cpu")
 
-    def fill(self, faces: torch.Tensor, hints: Hints) -> list[NDArray[np.float32] | None]:
-        """The landmarks of each face, smoothed (`LandmarkTrack`); None where no face was found.
+    def fill(
+        self, faces: torch.Tensor, hints: Hints, track: LandmarkTrack
+    ) -> list[NDArray[np.float32] | None]:
+        """The landmarks of each face, smoothed; None where there is no face.
 
         Args:
-            faces: float32 (N, 3, H, W), RGB, 0..1.
-            hints: what the host knows of these faces.
+            faces: frames of one stream that follow one another, float32 (N, 3, H, W), RGB, 0..1.
+            hints: of these faces.
+            track: of the stream; it goes on.
         """
         height, width = faces.shape[2:]
         unit = np.array([width, height]) / UNITS
         steady = []
-        for points, key, cut in zip(self._measured(faces, hints), hints.keys, hints.cuts, strict=True):
+        for points, key, cut in zip(self._measured(faces, hints, track), hints.keys, hints.cuts, strict=True):
             if cut:
-                self._track.reset(keep_cache=True)
-            here = self._track.update(landmarks=None if points is None else points / unit, key=key)
+                track.reset(keep_cache=True)
+            here = track.update(landmarks=None if points is None else points / unit, key=key)
             steady.append(None if here is None else (here * unit).astype(np.float32))
         return steady
 
-    def _measured(self, faces: torch.Tensor, hints: Hints) -> list[NDArray[np.float32] | None]:
+    def _measured(
+        self, faces: torch.Tensor, hints: Hints, track: LandmarkTrack
+    ) -> list[NDArray[np.float32] | None]:
         """The host's own landmarks, and where there are none those found here; None for keys that are known."""
         found = list(hints.landmarks)
         lacking = [
             index
             for index, (points, key) in enumerate(zip(found, hints.keys, strict=True))
-            if points is None and not self._track.knows(key)
+            if points is None and not track.knows(key)
         ]
         if lacking:
             seen = self._gauged(faces[lacking]) if self._gauge is not None else self._detected(faces[lacking])
