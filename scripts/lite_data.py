@@ -318,8 +318,7 @@ def h264(frames_rgb: list[Image], crf: int) -> list[Image]:
         return [frame.to_ndarray(format="rgb24") for frame in opened.decode(video=0)]
 
 
-def _noisy(image_rgb: Image, rng: np.random.Generator, sigma: float) -> Image:
-    channels = 1 if rng.random() < 0.5 else 3
+def _noisy(image_rgb: Image, rng: np.random.Generator, sigma: float, channels: int) -> Image:
     noise = rng.normal(0, sigma, (*image_rgb.shape[:2], channels))
     return np.clip(np.rint(image_rgb + noise), 0, 255).astype(np.uint8)
 
@@ -335,7 +334,12 @@ def _compressed(image_rgb: Image, rng: np.random.Generator) -> Image:
 DECODER_SHARE, RESIZE_SHARE, BLUR_SHARE, COMPRESS_SHARE = 0.45, 0.32, 0.05, 0.06
 
 
-def degrade(target_rgb: Image, decoded_rgb: Image | None, rng: np.random.Generator) -> Image:
+def degrade(
+    target_rgb: Image,
+    decoded_rgb: Image | None,
+    rng: np.random.Generator,
+    noise_rng: np.random.Generator | None = None,
+) -> Image:
     """512 px target to 256 px input: one kind of softness, or a chain of two or three.
 
     Args:
@@ -343,6 +347,7 @@ def degrade(target_rgb: Image, decoded_rgb: Image | None, rng: np.random.Generat
         decoded_rgb: the 256 px view as a latent decoder gives it back, or None where there is none
             (then the sample is resized instead).
         rng: draws the kind and its strength. No draw shifts the color.
+        noise_rng: draws the noise itself; ``rng`` by default.
     """
     image = _scale(target_rgb, INPUT, "area" if rng.random() < 0.8 else "bicubic")
     draw = float(rng.random())
@@ -367,7 +372,8 @@ def degrade(target_rgb: Image, decoded_rgb: Image | None, rng: np.random.Generat
     elif kind == "blur":
         image = np.asarray(cv2.GaussianBlur(image, (0, 0), float(rng.uniform(0.4, 2))), np.uint8)
     if rng.random() < 0.2:
-        image = _noisy(image, rng, float(rng.uniform(0.2, 2.0)))
+        sigma, channels = float(rng.uniform(0.2, 2.0)), int(rng.choice([1, 3]))
+        image = _noisy(image, noise_rng or rng, sigma, channels)
     if kind == "compress" or rng.random() < 0.25:
         image = _compressed(image, rng)
     return image
@@ -399,57 +405,72 @@ class DecodedCache:
     """Decoder outputs of the 256 px views of all targets, in ``decoded.npy`` under ``work``.
 
     ``refresh`` replaces some of them in turn with another blend and noise, so that a long run sees
-    ever new ones while each step costs little.
+    ever new ones while each step costs little. A frame and the one after it get the same blend, and
+    noise of their own.
     """
 
-    def __init__(self, work: Path, targets: Image, decoder: Decoder | None, versions: int) -> None:
-        self.targets, self.decoder = targets, decoder
+    def __init__(
+        self, work: Path, crops: list[Crop], targets: Image, decoder: Decoder | None, versions: int
+    ) -> None:
+        self.crops, self.targets, self.decoder, self.versions = crops, targets, decoder, versions
         shape = (len(targets) * versions, INPUT, INPUT, 3)
         path, self.path = work / "decoded.npy", work / "decoded.json"
-        filled: list[int] = json.loads(self.path.read_text()) if self.path.exists() else [0, 0]
-        # total number of pictures that were decoded, and how many the ring holds
-        self.total = filled[0] if filled[1] == shape[0] and path.exists() else 0
+        stored: list[int] = json.loads(self.path.read_text()) if self.path.exists() else [0, 0]
+        # turns that were decoded, and how many pictures the ring holds
+        self.total = stored[0] if stored[1] == shape[0] and path.exists() else 0
         mode = "r+" if self.total else "w+"
         self.images = np.lib.format.open_memmap(path, mode, np.uint8, shape)
-        self.order = np.random.default_rng(0).permutation(len(targets))
+        second = {crop.next_index for crop in crops}
+        leaders = [index for index in range(len(targets)) if index not in second]
+        self.order = [leaders[i] for i in np.random.default_rng(0).permutation(len(leaders))]
+        self.turns = np.zeros(len(targets), np.int64)
+        full, rest = divmod(self.total, len(self.order))
+        for place, index in enumerate(self.order):
+            self._mark(index, full + int(place < rest))
+
+    def _mark(self, index: int, turns: int) -> None:
+        for each in (index, self.crops[index].next_index):
+            if each is not None:
+                self.turns[each] = turns
 
     def refresh(self, count: int) -> None:
-        """Decode ``count`` pictures more."""
+        """Decode ``count`` targets more."""
         if self.decoder is None:
             return
         for _ in range(count):
-            turn, place = divmod(self.total, len(self.targets))
-            index = int(self.order[place])
+            turn, place = divmod(self.total, len(self.order))
+            index = self.order[place]
             rng = np.random.default_rng((17, self.total))
-            view = _scale(np.asarray(self.targets[index]), INPUT, "area")
-            if rng.random() < 0.5:  # other places of the latents' grid, mirrored at the edge
-                shift = tuple(int(v) for v in rng.integers(0, 8, 2))
-                view = np.pad(view, ((shift[0], 8), (shift[1], 8), (0, 0)), mode="reflect")
-                view = view[: INPUT + 8, : INPUT + 8]
-            else:
-                shift = (0, 0)
+            # other places of the latents' grid, mirrored at the edge
+            shift = [int(v) for v in rng.integers(0, 8, 2)] if rng.random() < 0.5 else [0, 0]
             blend = float(rng.uniform(0, 0.55)) if rng.random() < 0.85 else 0.0
             noise = float(rng.uniform(0, 0.25)) if rng.random() < 0.8 else 0.0
-            out = decode(self.decoder, np.ascontiguousarray(view), blend, noise, self.total)
-            out = out[shift[0] : shift[0] + INPUT, shift[1] : shift[1] + INPUT]
-            versions = len(self.images) // len(self.targets)
-            self.images[index * versions + turn % versions] = out
+            for each in (index, self.crops[index].next_index):
+                if each is None:
+                    continue
+                view = _scale(np.asarray(self.targets[each]), INPUT, "area")
+                if any(shift):
+                    margins = tuple((s, 8 - s) for s in shift)
+                    view = np.pad(view, (*margins, (0, 0)), mode="reflect")
+                out = decode(self.decoder, view, blend, noise, 2 * self.total + (each != index))
+                out = out[shift[0] : shift[0] + INPUT, shift[1] : shift[1] + INPUT]
+                self.images[each * self.versions + turn % self.versions] = out
+            self._mark(index, turn + 1)
             self.total += 1
         self.images.flush()
         partial = self.path.with_suffix(".partial")
         partial.write_text(json.dumps([self.total, len(self.images)]))
         partial.replace(self.path)
 
+    def complete(self) -> bool:
+        """Whether every target has a view."""
+        return self.total >= len(self.order)
+
     def get(self, index: int, rng: np.random.Generator) -> Image | None:
         """A decoded view of target ``index``, or None where there is none yet."""
-        versions = len(self.images) // len(self.targets)
-        turn, place = divmod(self.total, len(self.targets))
-        if turn < versions and not hasattr(self, "_rank"):
-            self._rank = np.argsort(self.order)
-        ready = versions if turn >= versions else turn + int(self._rank[index] < place)
-        return (
-            np.asarray(self.images[index * versions + int(rng.integers(ready))]) if ready else None
-        )
+        ready = min(int(self.turns[index]), self.versions)
+        draw = float(rng.random())
+        return np.asarray(self.images[index * self.versions + int(draw * ready)]) if ready else None
 
 
 # name: resize side, or blend and noise of the decoder, or "h264"
@@ -511,74 +532,113 @@ class PatchSampler:
         self.groups = list(by_person.values())
         weight = np.sqrt([len(group) for group in self.groups])
         self.weight = weight / weight.sum()
+        self.pairs = [
+            leaders
+            for group in self.groups
+            if (leaders := [index for index in group if crops[index].next_index is not None])
+        ]
 
-    def place(self, crop: Crop, rng: np.random.Generator) -> tuple[int, int]:
+    def place(self, crop: Crop, rng: np.random.Generator, patch: int) -> tuple[int, int]:
         """Even top and left of a patch in the input."""
-        free = INPUT - self.patch
-        center = rng.uniform(0, free, 2) + self.patch / 2
+        free = INPUT - patch
+        center = rng.uniform(0, free, 2) + patch / 2
         draw = float(rng.random())
         if crop.points and draw < 0.55:
             x, y = crop.points[2 if draw < 0.3 else int(rng.integers(2))]
-            center = np.array([y, x]) / 2 + rng.normal(0, self.patch / 5, 2)
-        top, left = (int(np.clip(v - self.patch / 2, 0, free)) // 2 * 2 for v in center)
+            center = np.array([y, x]) / 2 + rng.normal(0, patch / 5, 2)
+        top, left = (int(np.clip(v - patch / 2, 0, free)) // 2 * 2 for v in center)
         return top, left
 
-    def batch(self, step: int, count: int, per_image: int = 2) -> tuple[torch.Tensor, torch.Tensor]:
-        """Batch of a step: uint8 inputs ``(count,p,p,3)`` and targets ``(count,2p,2p,3)``."""
+    def batch(
+        self, step: int, count: int, kind: str = "patches", per_image: int = 2
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Batch of a step: uint8 inputs ``(count,p,p,3)`` and targets ``(count,2p,2p,3)``.
+
+        ``kind`` "pairs" puts the following frames in the second half, under the same softness, with
+        noise of their own; "faces" gives a quarter of the pictures, whole.
+        """
         rng = np.random.default_rng((self.seed, step))
-        inputs: list[Image] = []
-        targets: list[Image] = []
-        while len(inputs) < count:
-            group = self.groups[int(rng.choice(len(self.groups), p=self.weight))]
+        groups, weight, patch = self.groups, self.weight, self.patch
+        if kind == "pairs":
+            groups, count = self.pairs, count // 2
+            weight = np.full(len(groups), 1 / len(groups))
+        elif kind == "faces":
+            patch, count, per_image = INPUT, max(1, count // 4), 1
+        inputs: list[list[Image]] = [[], []]
+        targets: list[list[Image]] = [[], []]
+        while len(inputs[0]) < count:
+            group = groups[int(rng.choice(len(groups), p=weight))]
             index = group[int(rng.integers(len(group)))]
-            target = np.asarray(self.images[index])
-            view = self.decoded.get(index, rng) if self.decoded else None
-            pair = recolor([target] if view is None else [target, view], rng)
-            if rng.random() < 0.5:
-                pair = [np.ascontiguousarray(each[:, ::-1]) for each in pair]
-                flipped = True
-            else:
-                flipped = False
-            target, view = pair[0], pair[1] if view is not None else None
-            if rng.random() < 0.015:  # a flat picture has no detail to add
-                target = np.full_like(target, rng.integers(0, 256, 3).astype(np.uint8))
-                view = None
-            image = degrade(target, view, rng)
-            for _ in range(min(per_image, count - len(inputs))):
-                top, left = self.place(self.crops[index], rng)
+            indices = [index]
+            following = self.crops[index].next_index
+            if kind == "pairs" and following is not None:
+                indices.append(following)
+            flipped, flat = rng.random() < 0.5, rng.random() < 0.015
+            patches = min(per_image, count - len(inputs[0]))
+            places = [self.place(self.crops[index], rng, patch) for _ in range(patches)]
+            seed, tone = (int(v) for v in rng.integers(2**31, size=2))
+            for half, each in enumerate(indices):
+                target, image = self.view(each, seed, half, tone, flat)
                 if flipped:
-                    left = INPUT - self.patch - left
-                rows, columns = slice(top, top + self.patch), slice(left, left + self.patch)
-                inputs.append(image[rows, columns])
-                rows, columns = (slice(2 * s.start, 2 * s.stop) for s in (rows, columns))
-                targets.append(target[rows, columns])
-        return torch.from_numpy(np.stack(inputs)), torch.from_numpy(np.stack(targets))
+                    target, image = target[:, ::-1], image[:, ::-1]
+                for top, left in places:
+                    left = INPUT - patch - left if flipped else left
+                    rows, columns = slice(top, top + patch), slice(left, left + patch)
+                    inputs[half].append(image[rows, columns])
+                    rows, columns = (slice(2 * s.start, 2 * s.stop) for s in (rows, columns))
+                    targets[half].append(target[rows, columns])
+        both = [np.stack(each[0] + each[1]) for each in (inputs, targets)]
+        return torch.from_numpy(both[0]), torch.from_numpy(both[1])
+
+    def view(self, index: int, seed: int, half: int, tone: int, flat: bool) -> tuple[Image, Image]:
+        """Target and input; the same ``seed`` and ``tone`` give the same softness and light."""
+        rng, noise = np.random.default_rng(seed), np.random.default_rng((seed, half))
+        target = np.asarray(self.images[index])
+        decoded = self.decoded.get(index, rng) if self.decoded else None
+        if flat:  # a flat picture has no detail to add
+            colors = np.random.default_rng(tone).integers(0, 256, 3)
+            target, decoded = np.full_like(target, colors.astype(np.uint8)), None
+        given = [target] if decoded is None else [target, decoded]
+        lit = recolor(given, np.random.default_rng(tone))
+        return lit[0], degrade(lit[0], None if decoded is None else lit[1], rng, noise)
 
 
-class BatchStream(IterableDataset[tuple[int, torch.Tensor, torch.Tensor]]):
+Batch = tuple[str, int, torch.Tensor, torch.Tensor]
+
+
+class BatchStream(IterableDataset[Batch]):
     """Batches from a step on, for a ``DataLoader`` with one worker.
 
     Beside them the worker decodes new views: one every ``decode_every`` steps, twice as many until
-    every target has one. Yields the number decoded so far, inputs and targets.
+    every target has one. Yields the kind of batch, the number decoded so far, inputs and targets.
     """
 
-    def __init__(self, work: Path, decoder: Path | None, args: Any, start: int, steps: int) -> None:
-        self.work, self.decoder, self.args = work, decoder, args
-        self.start, self.steps = start, steps
+    def __init__(self, args: Any, start: int) -> None:
+        self.args, self.start = args, start
 
-    def __iter__(self) -> Iterator[tuple[int, torch.Tensor, torch.Tensor]]:
+    def kind(self, step: int, pairs: bool) -> str:
+        """Of the batch of a step."""
+        args = self.args
+        if args.stage > 1 and args.meter and step % args.face_every == 2:
+            return "faces"
+        if args.stage > 1 and args.flicker and pairs and step % args.pair_every == 1:
+            return "pairs"
+        return "patches"
+
+    def __iter__(self) -> Iterator[Batch]:
         args = self.args
         torch.set_num_threads(1)
         cv2.setNumThreads(1)
-        crops, images = load_cache(self.work, "train")
-        decoder = load_decoder(self.decoder) if self.decoder else None
-        decoded = DecodedCache(self.work, images, decoder, args.versions)
+        crops, images = load_cache(args.work, "train")
+        decoder = load_decoder(args.decoder) if args.decoder else None
+        decoded = DecodedCache(args.work, crops, images, decoder, args.versions)
         sampler = PatchSampler(crops, images, args.seed, args.patch, decoded)
-        for step in range(self.start, self.steps):
-            every = args.decode_every if decoded.total >= len(images) else args.decode_every // 2
+        for step in range(self.start, args.steps):
+            every = args.decode_every if decoded.complete() else args.decode_every // 2
             if step % max(1, every) == 0:
                 decoded.refresh(1)
-            yield decoded.total, *sampler.batch(step, args.batch)
+            kind = self.kind(step, bool(sampler.pairs))
+            yield kind, decoded.total, *sampler.batch(step, args.batch, kind)
 
 
 def to_tensor(images_rgb: Image | torch.Tensor) -> torch.Tensor:

@@ -4,7 +4,8 @@
 --decoder tiny_autoencoder.py --work WORK`` begins; ``python scripts/train_lite.py --work WORK
 --resume`` goes on with the same arguments (those given again replace the stored ones).
 
-WORK gets the cached crops, ``NAME.pt`` (a checkpoint every few minutes, replaced in one move),
+WORK gets the cached crops, ``NAME.pt`` (a checkpoint every few minutes, replaced in one move, and
+when the process is asked to end),
 ``NAME.args.json`` and ``NAME.jsonl``: losses every 100 steps, and figures on the people of the
 validation split. ``scripts/eval_lite.py`` measures a checkpoint in full.
 """
@@ -13,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import signal
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -33,84 +35,76 @@ from lite_data import (
     load_decoder,
     to_tensor,
 )
+from lite_losses import (
+    Critic,
+    artifact_map,
+    charbonnier,
+    critic_loss,
+    drift_loss,
+    energy_loss,
+    flicker_loss,
+    pyramid_loss,
+    spectrum_loss,
+)
 from lite_net import LiteNet
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-LUMA = (0.299, 0.587, 0.114)
-PATHS = ("data", "repositories", "yunet", "decoder", "work", "export")
+from musetalk_enhance.faces.gauge import SIDE, FaceGauge, shrink
 
-
-def luma(x: Tensor) -> Tensor:
-    """Rec. 601 luma ``(N,1,H,W)``."""
-    return (x * x.new_tensor(LUMA).view(1, 3, 1, 1)).sum(1, keepdim=True)
-
-
-def charbonnier(difference: Tensor, epsilon: float = 1e-3) -> Tensor:
-    """Mean of ``sqrt(d^2 + epsilon^2)``."""
-    return (difference * difference + epsilon * epsilon).sqrt().mean()
-
-
-def pyramid_loss(difference: Tensor) -> Tensor:
-    """Charbonnier over the band-pass levels of a Laplacian pyramid, finest level first."""
-    total = difference.new_zeros(())
-    for weight in (1.0, 0.7, 0.5):
-        low = F.avg_pool2d(difference, 2)
-        wide = F.interpolate(low, scale_factor=2, mode="bilinear")
-        total = total + weight * charbonnier(difference - wide)
-        difference = low
-    return total
-
-
-def spectrum_loss(difference: Tensor) -> Tensor:
-    """Mean magnitude of the FFT of the luma under a Hann window: amount and place of detail."""
-    window = torch.hann_window(difference.shape[-1], periodic=False)
-    windowed = luma(difference) * torch.outer(window, window)
-    spectrum: Tensor = torch.fft.rfft2(windowed, norm="ortho")
-    return spectrum.abs().mean()
-
-
-def drift_loss(difference: Tensor) -> Tensor:
-    """L1 between 16 px means: no shift of color or brightness."""
-    return F.avg_pool2d(difference, 16).abs().mean()
+PATHS = ("data", "repositories", "yunet", "decoder", "work", "export", "init")
 
 
 class Trainer:
-    """Network, optimizer, averaged weights and the step counter: all that a checkpoint holds."""
+    """Networks, optimizers, averaged weights and the step counter: all that a checkpoint holds."""
 
     def __init__(self, args: argparse.Namespace) -> None:
         torch.manual_seed(args.seed)
         self.args, self.step = args, 0
         shape = {"width": args.width, "blocks": args.blocks, "wide": args.wide}
         self.net, self.ema = LiteNet(**shape), LiteNet(**shape).eval().requires_grad_(False)
+        if args.init:
+            self.net.load_state_dict(torch.load(args.init, weights_only=True)["ema"])
         self.ema.load_state_dict(self.net.state_dict())
         self.opt = torch.optim.Adam(
             self.net.parameters(), lr=args.lr, betas=(0.9, 0.99), fused=True
         )
+        self.critic = Critic()
+        self.critic_opt = torch.optim.Adam(
+            self.critic.parameters(), lr=args.critic_lr, betas=(0.5, 0.99)
+        )
+        self.meter: Any = None
+        self.balance = 0.0
+        """Running ratio between the gradients of fidelity and of the critic, at the output."""
+
+    @property
+    def parts(self) -> tuple[str, ...]:
+        """Names of what a checkpoint holds beside numbers."""
+        return ("net", "ema", "opt", *(("critic", "critic_opt") if self.args.stage > 1 else ()))
 
     def state(self) -> dict[str, Any]:
         """A checkpoint of tensors and numbers."""
-        parts = {name: getattr(self, name).state_dict() for name in ("net", "ema", "opt")}
-        return {"step": self.step, "shape": self.net.shape} | parts
+        parts = {name: getattr(self, name).state_dict() for name in self.parts}
+        return {"step": self.step, "shape": self.net.shape, "balance": self.balance} | parts
 
     def load(self, path: Path) -> None:
-        """Continue from a checkpoint that ``state`` made."""
+        """Continue from a checkpoint that ``state`` returned."""
         saved = torch.load(path, weights_only=True)
-        self.step = int(saved["step"])
-        for name in ("net", "ema", "opt"):
+        self.step, self.balance = int(saved["step"]), float(saved.get("balance", 0.0))
+        for name in self.parts:
             getattr(self, name).load_state_dict(saved[name])
 
     def learning_rate(self) -> float:
-        """Short warm-up, constant, and a cosine to 2 % over the last ``--decay`` of the steps."""
+        """Share of the full rate: short warm-up, constant, a cosine to 2 % in the last ``--decay``."""
         args = self.args
         start = args.steps * (1 - args.decay)
         progress = min(1.0, max(0.0, (self.step - start) / max(1.0, args.steps - start)))
         fall = 0.02 + 0.49 * (1 + np.cos(np.pi * progress))
-        return float(args.lr * min(1.0, (self.step + 1) / 500) * fall)
+        return float(min(1.0, (self.step + 1) / 500) * fall)
 
-    def losses(self, out: Tensor, target: Tensor) -> dict[str, Tensor]:
-        """Weighted terms of the fidelity stage."""
+    def fidelity(self, out: Tensor, target: Tensor) -> dict[str, Tensor]:
+        """Weighted terms of the first stage."""
         difference = out - target
         return {
             "l1": charbonnier(difference),
@@ -119,20 +113,94 @@ class Trainer:
             "drift": 0.5 * drift_loss(difference),
         }
 
-    def train_step(self, x: Tensor, target: Tensor) -> dict[str, float]:
-        """One step on inputs ``(N,3,p,p)`` and targets ``(N,3,2p,2p)``; the terms as numbers."""
-        for group in self.opt.param_groups:
-            group["lr"] = self.learning_rate()
+    def detail(self, x: Tensor, out: Tensor, target: Tensor) -> dict[str, Tensor]:
+        """Weighted terms that the second stage adds, without the critic's."""
+        terms: dict[str, Tensor] = {}
+        if self.args.artifacts:
+            with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=self.args.bf16):
+                smooth = self.ema(x)
+            weights = artifact_map(out.detach(), smooth.float(), target)
+            terms["artifacts"] = self.args.artifacts * (weights * (out - target).abs()).mean()
+        if self.args.energy:
+            terms["energy"] = self.args.energy * energy_loss(out, target)
+        return terms
+
+    def meter_loss(self, out: Tensor, target: Tensor) -> Tensor:
+        """How far openings of mouth and eyes and the landmarks of whole faces move."""
+        if self.meter is None:
+            self.meter = FaceGauge()
+        readings = [self.meter.network(shrink(faces, SIDE).clamp(0, 1)) for faces in (out, target)]
+        size = out.new_tensor([1.0, 1.0])
+        ours, theirs = readings
+        moved: Tensor = (
+            (ours.mouth - theirs.mouth).abs().mean()
+            + (ours.eye_shares(size) - theirs.eye_shares(size)).abs().mean()
+            + 4 * (ours.landmarks - theirs.landmarks).abs().mean()
+        )
+        return moved
+
+    def criticism(self, x: Tensor, out: Tensor, target: Tensor) -> tuple[Tensor, dict[str, float]]:
+        """One step of the critic on half of the batch, then its gradient at the output."""
+        half = max(1, len(x) // 2)
+        bicubic = F.interpolate(x, scale_factor=2.0, mode="bicubic", align_corners=False)
         with torch.autocast("cpu", torch.bfloat16, enabled=self.args.bf16):
-            out = self.net(x)
-        terms = self.losses(out.float(), target)
+            scores = [self.critic(y[:half], bicubic[:half]) for y in (target, out.detach())]
+        loss = critic_loss(*scores)
+        self.critic_opt.zero_grad(set_to_none=True)
+        torch.autograd.backward(loss)
+        self.critic_opt.step()
+        self.critic.requires_grad_(False)
+        leaf = out.detach().requires_grad_()
+        with torch.autocast("cpu", torch.bfloat16, enabled=self.args.bf16):
+            with torch.no_grad():
+                original = self.critic(target, bicubic)
+            restored = self.critic(leaf, bicubic)
+        gradient = torch.autograd.grad(critic_loss(restored, original), leaf)[0]
+        self.critic.requires_grad_(True)
+        margin = float((original - restored.detach()).mean())
+        return gradient, {"critic": float(loss.detach()), "margin": margin}
+
+    def train_step(self, x: Tensor, target: Tensor, kind: str = "patches") -> dict[str, float]:
+        """One step on inputs ``(N,3,p,p)`` and targets ``(N,3,2p,2p)``; the terms as numbers.
+
+        The gradient at the output is put together there: fidelity and detail as they are, that of
+        the critic as a share (``--adversarial``) of fidelity's norm. The network is passed once.
+
+        Args:
+            x: inputs.
+            target: originals.
+            kind: "patches"; "pairs", whose second half are the frames after those of the first; or
+                "faces", which are whole.
+        """
+        args = self.args
+        for opt, rate in ((self.opt, args.lr), (self.critic_opt, args.critic_lr)):
+            for group in opt.param_groups:
+                group["lr"] = rate * self.learning_rate()
+        with torch.autocast("cpu", torch.bfloat16, enabled=args.bf16):
+            raw = self.net(x)
+        out = raw.detach().float().requires_grad_()
+        terms = self.fidelity(out, target)
+        if args.stage > 1:
+            terms |= self.detail(x, out, target)
+        if kind == "pairs":
+            terms["flicker"] = args.flicker * flicker_loss(out - target)
+        if kind == "faces":
+            terms["meter"] = args.meter * self.meter_loss(out, target)
+        log = {name: float(term.detach()) for name, term in terms.items()}
+        gradient = torch.autograd.grad(torch.stack(list(terms.values())).sum(), out)[0]
+        if args.stage > 1 and args.adversarial:
+            pull, figures = self.criticism(x, out, target)
+            ratio = float(gradient.norm() / pull.norm().clamp_min(1e-12))
+            self.balance = ratio if not self.balance else 0.99 * self.balance + 0.01 * ratio
+            gradient = gradient + args.adversarial * min(ratio, 2 * self.balance) * pull
+            log |= figures
         self.opt.zero_grad(set_to_none=True)
-        torch.autograd.backward(torch.stack(list(terms.values())).sum())
-        norm = float(nn.utils.clip_grad_norm_(self.net.parameters(), self.args.clip))
+        torch.autograd.backward(raw, gradient.to(raw.dtype))
+        norm = float(nn.utils.clip_grad_norm_(self.net.parameters(), args.clip))
         if np.isfinite(norm):  # one overflow must not spoil a run of days
             self.opt.step()
-        log = {name: float(term.detach()) for name, term in terms.items()} | {"norm": norm}
-        decay = min(self.args.ema, (self.step + 1) / (self.step + 20))
+        log["norm"] = norm
+        decay = min(args.ema, (self.step + 1) / (self.step + 20))
         with torch.no_grad():
             for slow, fast in zip(self.ema.parameters(), self.net.parameters(), strict=True):
                 slow.lerp_(fast, 1 - decay)
@@ -231,28 +299,35 @@ def train(args: argparse.Namespace) -> Trainer:
         trainer.load(checkpoint)
     else:
         append(log_path, {"step": 0, "bicubic": validation.measure(None)})
+    stop: list[int] = []
+    before = signal.signal(signal.SIGTERM, lambda number, frame: stop.append(number))
     began = saved = time.monotonic()
-    sums: dict[str, float] = {}
-    stream = BatchStream(args.work, args.decoder, args, trainer.step, args.steps)
+    sums: dict[str, list[float]] = {}
+    stream = BatchStream(args, trainer.step)
     # its own process: beside others, one thread for the network and one for the data do most
     loader = DataLoader(stream, batch_size=None, num_workers=args.workers)
-    for decoded, inputs, targets in loader:
-        log = trainer.train_step(to_tensor(inputs), to_tensor(targets))
+    for kind, decoded, inputs, targets in loader:
+        log = trainer.train_step(to_tensor(inputs), to_tensor(targets), kind)
         for name, value in log.items():
-            sums[name] = sums.get(name, 0.0) + value
+            sums.setdefault(name, []).append(value)
         step, ended = trainer.step, trainer.step >= args.steps
         if step % 100 == 0:
-            means = {name: round(total / 100, 6) for name, total in sums.items()}
+            means = {name: round(float(np.mean(values)), 6) for name, values in sums.items()}
             times = {"seconds": round(time.monotonic() - began), "decoded": decoded}
-            append(log_path, {"step": step, "lr": trainer.learning_rate(), **times, **means})
+            append(
+                log_path, {"step": step, "lr": args.lr * trainer.learning_rate(), **times, **means}
+            )
             sums = {}
-        if time.monotonic() - saved > 60 * args.save_minutes or ended:
+        if time.monotonic() - saved > 60 * args.save_minutes or ended or stop:
             partial = checkpoint.with_suffix(".partial")
             torch.save(trainer.state(), partial)
             partial.replace(checkpoint)
             saved = time.monotonic()
         if step % args.validate_every == 0 or ended:
             append(log_path, {"step": step, "validation": validation.measure(trainer.ema)})
+        if stop:
+            break
+    signal.signal(signal.SIGTERM, before)
     return trainer
 
 
@@ -277,6 +352,22 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add("--lr", type=float, default=5e-4)
     add("--clip", type=float, default=1.0, help="norm that gradients are clipped to")
     add("--ema", type=float, default=0.999)
+    add(
+        "--stage",
+        type=int,
+        choices=(1, 2),
+        default=1,
+        help="2 adds what --adversarial to --meter say",
+    )
+    add("--init", type=Path, help="checkpoint whose averaged weights to begin with")
+    add("--adversarial", type=float, default=0.3, help="the critic's share of fidelity's gradient")
+    add("--critic-lr", type=float, default=2e-4)
+    add("--artifacts", type=float, default=10.0)
+    add("--energy", type=float, default=0.0)
+    add("--flicker", type=float, default=0.5)
+    add("--pair-every", type=int, default=5, help="steps between two of following frames")
+    add("--meter", type=float, default=0.02)
+    add("--face-every", type=int, default=16, help="steps between two of whole faces")
     add("--spectrum", type=float, default=0.1)
     add("--width", type=int, default=96)
     add("--blocks", type=int, default=4)

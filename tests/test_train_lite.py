@@ -16,6 +16,7 @@ SCRIPTS = Path(__file__).resolve().parent.parent / "scripts"
 sys.path.insert(0, str(SCRIPTS))
 import eval_lite  # noqa: E402
 import lite_data  # noqa: E402
+import lite_losses  # noqa: E402
 import lite_net  # noqa: E402
 import train_lite  # noqa: E402
 
@@ -222,27 +223,43 @@ def test_conditions_get_softer_with_size_and_blend(texture):
 
 
 def test_decoded_views_fill_up_turn_by_turn_and_go_on_after_a_restart(texture, tmp_path):
-    targets = np.stack([texture, texture[::-1], texture[:, ::-1]])
+    targets, crops = np.stack([texture, texture[::-1], texture[:, ::-1]]), [crop(), crop(), crop()]
     rng = np.random.default_rng(0)
-    cache = lite_data.DecodedCache(tmp_path, targets, fake_decoder, versions=2)
+    cache = lite_data.DecodedCache(tmp_path, crops, targets, fake_decoder, versions=2)
     assert all(cache.get(index, rng) is None for index in range(3))
     cache.refresh(2)
     present = [cache.get(index, rng) is not None for index in range(3)]
-    assert sum(present) == 2
+    assert sum(present) == 2 and not cache.complete()
     cache.refresh(1)
-    again = lite_data.DecodedCache(tmp_path, targets, fake_decoder, versions=2)
-    assert again.total == 3
+    again = lite_data.DecodedCache(tmp_path, crops, targets, fake_decoder, versions=2)
+    assert again.total == 3 and again.complete() and list(again.turns) == [1, 1, 1]
     again.refresh(3)
     for index, target in enumerate(targets):
         view = lite_data.resize(np.ascontiguousarray(target), 256).astype(int)
-        decoded = again.get(index, rng)
-        assert decoded is not None
-        # the place is kept, whatever the shift of the grid was
-        errors = [np.abs(np.roll(view, s, 1) - 25 - decoded).mean() for s in (-2, 0, 2)]
-        assert np.argmin(errors) == 1
+        for _ in range(6):
+            decoded = again.get(index, rng)
+            assert decoded is not None
+            # the place is kept, whatever the shift of the grid was
+            errors = [np.abs(np.roll(view, s, 1) - 25 - decoded).mean() for s in (-2, 0, 2)]
+            assert np.argmin(errors) == 1
     before = again.images.copy()
     again.refresh(1)
     assert not np.array_equal(before, again.images)
+
+
+def test_following_frames_are_decoded_alike(texture, tmp_path):
+    crops = [lite_data.Crop(0, "a.mp4", 4, 500, 3.0, [], 1), crop("a.mp4"), crop("b")]
+    targets = np.stack([texture] * 3)
+
+    def tinted(crops_rgb, blend, noise, generator):
+        return torch.full_like(crops_rgb, blend)
+
+    cache = lite_data.DecodedCache(tmp_path, crops, targets, tinted, versions=2)
+    cache.refresh(4)
+    assert cache.total == 4 and list(cache.turns) == [2, 2, 2]
+    for seed in range(8):
+        first, second = (cache.get(index, np.random.default_rng(seed)) for index in (0, 1))
+        assert np.array_equal(first, second)
 
 
 def test_recolor_changes_light_but_not_detail_places(texture):
@@ -273,24 +290,55 @@ def test_batches_are_seeded_by_step_and_line_up(texture):
 def test_patches_gather_at_eyes_and_mouth(texture):
     sampler = lite_data.PatchSampler([crop()], texture[None], seed=1, patch=32)
     rng = np.random.default_rng(0)
-    centers = np.array([sampler.place(crop(), rng) for _ in range(300)]) + 16
+    centers = np.array([sampler.place(crop(), rng, 32) for _ in range(300)]) + 16
     near = np.hypot(*(centers - np.array([190, 128])).T) < 24  # the mouth, in the input
     assert near.mean() > 0.12
     assert (centers >= 16).all() and (centers <= 240).all() and not (centers % 2).any()
 
 
+def test_pairs_are_following_frames_with_one_softness_and_faces_are_whole(texture):
+    crops = [lite_data.Crop(0, "a.mp4", 4, 500, 3.0, [], 1), crop("a.mp4"), crop("b", 1)]
+    brighter = np.clip(texture.astype(int) + 8, 0, 255).astype(np.uint8)
+    images = np.stack([texture, brighter, texture[::-1]])
+    sampler = lite_data.PatchSampler(crops, images, seed=1, patch=32)
+    energies = []
+    for step in range(12):
+        inputs, targets = sampler.batch(step, 4, "pairs")
+        assert inputs.shape == (4, 32, 32, 3) and targets.shape == (4, 64, 64, 3)
+        first, second = lite_data.to_tensor(targets).chunk(2)
+        lighter = (second - first).mean((1, 2, 3))
+        assert (lighter >= 0).all()
+        halves = lite_data.to_tensor(inputs).chunk(2)
+        energies.append([float(half.std()) for half in halves])
+    ratio = np.array(energies)[:, 0] / np.maximum(np.array(energies)[:, 1], 1e-6)
+    assert np.abs(np.log(ratio[ratio > 0])).max() < 0.15  # one softness
+    inputs, targets = sampler.batch(0, 8, "faces")
+    assert inputs.shape == (2, 256, 256, 3) and targets.shape == (2, 512, 512, 3)
+
+
 def test_the_stream_goes_on_at_a_step_and_decodes_beside(texture, tmp_path):
     np.save(tmp_path / "train.npy", texture[None])
-    record = {**crop().__dict__}
-    (tmp_path / "train.json").write_text(json.dumps([record]))
+    (tmp_path / "train.json").write_text(json.dumps([{**crop().__dict__}]))
     module = tmp_path / "decoder.py"
     module.write_text("def decoder_soft(crops, blend, noise, generator):\n    return crops * 0.5\n")
-    args = train_lite.parse_args(arguments(tmp_path, "--versions", "1", "--decode-every", "2"))
-    counts = [each[0] for each in lite_data.BatchStream(tmp_path, module, args, 0, 4)]
+    words = arguments(tmp_path, "--versions", "1", "--decode-every", "2", "--steps", "4")
+    args = train_lite.parse_args([*words, "--decoder", str(module)])
+    counts = [each[1] for each in lite_data.BatchStream(args, 0)]
     assert counts[0] == 1 and counts[-1] >= 2
-    first = [each[2] for each in lite_data.BatchStream(tmp_path, None, args, 0, 4)]
-    later = [each[2] for each in lite_data.BatchStream(tmp_path, None, args, 2, 4)]
+    args = train_lite.parse_args(words)
+    first, later = ([each[3] for each in lite_data.BatchStream(args, start)] for start in (0, 2))
     assert all(torch.equal(a, b) for a, b in zip(first[2:], later, strict=True))
+
+
+def test_the_second_stage_mixes_pairs_and_faces_in(tmp_path):
+    words = arguments(tmp_path)
+    kinds = {}
+    for stage in ("1", "2"):
+        stream = lite_data.BatchStream(train_lite.parse_args([*words, "--stage", stage]), 0)
+        kinds[stage] = [stream.kind(step, True) for step in range(80)]
+    assert set(kinds["1"]) == {"patches"}
+    assert kinds["2"].count("pairs") > 12 and kinds["2"].count("faces") == 5
+    assert "pairs" not in [stream.kind(step, False) for step in range(80)]
 
 
 # ---------------------------------------------------------------- network
@@ -345,12 +393,59 @@ def test_losses_are_zero_on_the_target_and_grow_with_what_is_lost(texture):
     target = lite_data.to_tensor(texture[None, :64, :64])
     soft = F.avg_pool2d(target, 5, 1, 2, count_include_pad=False)
     softer = F.avg_pool2d(target, 9, 1, 4, count_include_pad=False)
-    for loss in (train_lite.charbonnier, train_lite.pyramid_loss, train_lite.spectrum_loss):
+    losses = (lite_losses.charbonnier, lite_losses.pyramid_loss, lite_losses.spectrum_loss)
+    for loss in losses:
         values = [float(loss(x - target)) for x in (target, soft, softer)]
         assert values[0] < 0.004 and values[0] < values[1] < values[2]
     # drift is about color: blur is none, a shift is
-    assert float(train_lite.drift_loss(soft - target)) < 0.01
-    assert float(train_lite.drift_loss(target + 0.05 - target)) == pytest.approx(0.05, abs=1e-4)
+    assert float(lite_losses.drift_loss(soft - target)) < 0.01
+    assert float(lite_losses.drift_loss(target + 0.05 - target)) == pytest.approx(0.05, abs=1e-4)
+    energies = [float(lite_losses.energy_loss(x, target)) for x in (target, soft, softer)]
+    assert energies[0] == 0 and energies[1] > 0.5
+
+
+def test_subbands_hold_detail_and_no_brightness(texture):
+    target = lite_data.to_tensor(texture[None, :64, :64])
+    bands = lite_losses.subbands(target)
+    assert bands.shape == (1, 6, 64, 64)
+    assert torch.allclose(bands, lite_losses.subbands(target + 0.1), atol=1e-4)
+    rows = torch.zeros(1, 3, 32, 32)
+    rows[:, :, ::2] = 1
+    strength = lite_losses.subbands(rows).square().mean((0, 2, 3))
+    assert int(strength.argmax()) == 1 and float(strength[0]) == float(strength[2]) == 0
+    columns = lite_losses.subbands(rows.transpose(2, 3)).square().mean((0, 2, 3))
+    assert int(columns.argmax()) == 0
+
+
+def test_artifacts_are_where_the_residual_varies_and_the_average_is_nearer():
+    target = torch.zeros(1, 3, 32, 32)
+    out = target.clone()
+    out[..., 4:12, 4:12] = 0.2 * torch.rand(1, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+    weights = lite_losses.artifact_map(out, target, target)
+    assert float(weights[..., 4:12, 4:12].mean()) > 10 * float(weights[..., 20:, 20:].mean())
+    assert float(lite_losses.artifact_map(out, out + 0.5, target).max()) == 0
+
+
+def test_a_constant_error_does_not_flicker():
+    error = torch.rand(2, 3, 16, 16)
+    steady, other = torch.cat([error, error]), torch.cat([error, error.flip(3)])
+    assert float(lite_losses.flicker_loss(steady)) < 0.002 < float(lite_losses.flicker_loss(other))
+
+
+def test_the_critic_learns_to_tell_soft_from_sharp(texture):
+    torch.manual_seed(0)
+    critic = lite_losses.Critic(8)
+    optimizer = torch.optim.Adam(critic.parameters(), lr=3e-3)
+    sharp = lite_data.to_tensor(texture[None, :64, :64])
+    soft = F.avg_pool2d(sharp, 3, 1, 1, count_include_pad=False)
+    losses = []
+    for _ in range(25):
+        loss = lite_losses.critic_loss(critic(sharp, soft), critic(soft, soft))
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(float(loss.detach()))
+    assert losses[-1] < 0.8 * losses[0]
 
 
 def test_a_few_steps_lower_the_loss_and_a_checkpoint_carries_on(texture, tmp_path):
@@ -367,6 +462,45 @@ def test_a_few_steps_lower_the_loss_and_a_checkpoint_carries_on(texture, tmp_pat
     assert again.train_step(*batch)["l1"] == pytest.approx(
         trainer.train_step(*batch)["l1"], rel=1e-4
     )
+
+
+def test_the_second_stage_starts_from_the_first_and_balances_the_critic(texture, tmp_path):
+    first = train_lite.Trainer(train_lite.parse_args(arguments(tmp_path)))
+    with torch.no_grad():
+        first.ema.tail.bias.fill_(0.02)
+    torch.save(first.state(), tmp_path / "first.pt")
+    words = ["--stage", "2", "--init", str(tmp_path / "first.pt"), "--energy", "0.01", "--no-bf16"]
+    trainer = train_lite.Trainer(train_lite.parse_args(arguments(tmp_path, *words)))
+    assert float(trainer.net.tail.bias.detach().min()) == pytest.approx(0.02)
+    sampler = lite_data.PatchSampler([crop()], texture[None], 0, patch=32)
+    x, target = (lite_data.to_tensor(x) for x in sampler.batch(0, 4))
+    out = trainer.net(x).detach()
+    before = [p.detach().clone() for p in trainer.critic.parameters()]
+    pull, figures = trainer.criticism(x, out, target)
+    assert pull.shape == out.shape and float(pull.abs().max()) > 0
+    # high-frequency subbands alone are judged: no pull on the mean
+    assert float(pull.mean().abs()) < 1e-3 * float(pull.abs().mean())
+    assert any(
+        not torch.equal(a, b) for a, b in zip(before, trainer.critic.parameters(), strict=True)
+    )
+    log = trainer.train_step(x, target)
+    assert {"l1", "artifacts", "energy", "critic", "margin"} <= set(log) and trainer.balance > 0
+    assert "flicker" in trainer.train_step(x, target, "pairs")
+    state = trainer.state()
+    again = train_lite.Trainer(trainer.args)
+    torch.save(state, tmp_path / "second.pt")
+    again.load(tmp_path / "second.pt")
+    assert again.balance == trainer.balance and "critic" in state and "critic" not in first.state()
+
+
+def test_the_meter_pulls_on_whole_faces(texture, tmp_path):
+    trainer = train_lite.Trainer(train_lite.parse_args(arguments(tmp_path, "--stage", "2")))
+    target = lite_data.to_tensor(texture[None])
+    assert float(trainer.meter_loss(target, target)) == 0
+    out = target.roll(24, 3).requires_grad_()
+    loss = trainer.meter_loss(out, target)
+    assert float(loss.detach()) > 0
+    assert torch.isfinite(torch.autograd.grad(loss, out)[0]).all()
 
 
 def test_a_step_without_a_finite_gradient_changes_nothing(tmp_path):
