@@ -1,24 +1,21 @@
 """Train and evaluate the sharpness meter (``musetalk_enhance.pipeline.stability.sharpness``).
 
-    python scripts/train_sharpness.py draw --data DATA --autoencoder DIR --work WORK
+    python scripts/train_sharpness.py draw --cache CACHE --work WORK
     python scripts/train_sharpness.py train --work WORK --export sharpness.safetensors
-    python scripts/train_sharpness.py eval --data DATA --autoencoder DIR --yunet YUNET.onnx
+    python scripts/train_sharpness.py eval --cache CACHE --autoencoder DIR --split test
 
-DATA has ``clips/*.mp4`` and ``portraits/*``; DIR has ``tiny_autoencoder.py``, a module with
-``decoder_soft(crops, blend, noise, generator)``. The people of ``VALIDATION`` choose between networks and set the
-limits, those of ``TEST`` are only reported on; neither is trained on.
+CACHE is what ``scripts/train_lite.py`` has built: 512 px targets split by person (``lite_people.json``), and views of
+them that a latent decoder made. DIR has ``tiny_autoencoder.py``. The people of ``validation`` choose between networks
+and set the limits, those of ``test`` are only reported on; neither is trained on.
 """
 
 from __future__ import annotations
 
 import argparse
-import importlib
 import io
 import json
-import sys
 import time
-from collections.abc import Callable, Iterator
-from itertools import islice
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +23,7 @@ import av
 import cv2
 import numpy as np
 import torch
-from lite_data import MIN_SHARPNESS, FaceFinder, Image, read_frames, sharpness
+from lite_data import Image, load_cache, load_decoder
 from numpy.typing import NDArray
 from safetensors.torch import load_file, save_file
 from torch.nn.functional import binary_cross_entropy_with_logits
@@ -36,10 +33,8 @@ from musetalk_enhance.pipeline.stability.sharpness import CELL, SharpnessMeter, 
 Floats = NDArray[np.float32]
 Soften = Callable[[Image], Image]
 
-VALIDATION = frozenset({"d3", "d9", "s32", "s1", "s42", "ls2", "vr1", "s29", "d13"})
-TEST = frozenset({"musetalk_sun", "d18", "s8", "astronaut", "ls3", "vr2", "vr3", "d0", "d12", "s20"})
-PATCH = 192
-BAND_SIGMA = 1.5
+PATCH = 160
+BAND_SIGMA = 0.8
 """What is finer than a Gaussian of this many pixels is called detail."""
 
 
@@ -61,13 +56,6 @@ def true_detail(soft: Image, sharp: Image) -> Floats:
         for product in (ours * truth, ours * ours, truth * truth)
     )
     return np.asarray(np.clip((2 * both + 0.1) / (left + right + 0.1), 0, 1), np.float32)
-
-
-def resized(image: Image, size_wh: tuple[int, int]) -> Image:
-    """Area when shrinking, bicubic when enlarging."""
-    shrinks = size_wh[0] < image.shape[1]
-    mode = cv2.INTER_AREA if shrinks else cv2.INTER_CUBIC
-    return np.asarray(cv2.resize(image, size_wh, interpolation=mode), np.uint8)
 
 
 def through_resize(image: Image, share: float, mode: int = cv2.INTER_AREA) -> Image:
@@ -107,22 +95,22 @@ def through_decoder(decoder_soft: Any, image: Image, blend: float, noise: float,
     return np.asarray((soft * 255).round().byte().permute(1, 2, 0).numpy(), np.uint8)
 
 
-def softened(image: Image, rng: np.random.Generator, decoder_soft: Any) -> Image:
-    """One draw of softness: a quarter none at all, nearly half a decoder's."""
+def softened(sharp: Image, decoded: Image | None, rng: np.random.Generator) -> Image:
+    """One draw of softness: a quarter none at all, nearly half a decoder's where there is one."""
     draw = float(rng.random())
     if draw < 0.25:
-        return image
-    if draw < 0.62:
-        noise = float(rng.choice([0.0, rng.uniform(0, 0.25)]))
-        return through_decoder(decoder_soft, image, float(rng.uniform(0, 0.6)), noise, int(rng.integers(2**31)))
-    if draw < 0.78:
+        return sharp
+    if draw < 0.65 and decoded is not None:
+        return decoded
+    kind = float(rng.random())
+    if kind < 0.45:
         mode = int(rng.choice([cv2.INTER_AREA, cv2.INTER_LINEAR, cv2.INTER_CUBIC]))
-        return through_resize(image, float(rng.uniform(0.25, 0.9)), mode)
-    if draw < 0.88:
-        return np.asarray(cv2.GaussianBlur(image, (0, 0), float(rng.uniform(0.4, 2.5))), np.uint8)
-    if draw < 0.95:
-        return through_h264(image, int(rng.integers(22, 42)))
-    return through_jpeg(image, int(rng.integers(15, 70)))
+        return through_resize(sharp, float(rng.uniform(0.25, 0.9)), mode)
+    if kind < 0.75:
+        return np.asarray(cv2.GaussianBlur(sharp, (0, 0), float(rng.uniform(0.3, 2.5))), np.uint8)
+    if kind < 0.9:
+        return through_h264(sharp, int(rng.integers(20, 42)))
+    return through_jpeg(sharp, int(rng.integers(15, 70)))
 
 
 def disturbed(image: Image, rng: np.random.Generator) -> Image:
@@ -136,66 +124,45 @@ def disturbed(image: Image, rng: np.random.Generator) -> Image:
     return through_jpeg(image, int(rng.integers(85, 99))) if rng.random() < 0.3 else image
 
 
-def sources(data: Path, people: Callable[[str], bool]) -> list[Path]:
-    """Clips and portraits of the people that are asked for."""
-    files = [path for folder in ("clips", "portraits", "faces") for path in sorted((data / folder).glob("*"))]
-    return [path for path in files if path.suffix in {".mp4", ".jpg", ".png"} and people(path.stem)]
-
-
-def face_views(path: Path, finder: FaceFinder, count: int) -> Iterator[tuple[Image, int]]:
-    """Face and some of what is around it at native size, RGB, with the height of the face in pixels."""
-    for _, frame in read_frames(path, count):
-        box = finder.find(frame)
-        if box is not None and box[3] >= 150:
-            x, y, w, h = box
-            top, bottom = max(0, int(y - 0.2 * h)), int(y + 1.15 * h)
-            left, right = max(0, int(x - 0.2 * w)), int(x + 1.2 * w)
-            yield np.ascontiguousarray(frame[top:bottom, left:right]), round(h)
-
-
 def draw(args: argparse.Namespace) -> None:
-    """Write ``patches-N.npz``: gray patches (n, PATCH, PATCH) and the true detail of their cells."""
-    decoder_soft = autoencoder(args.autoencoder)
-    finder, rng = FaceFinder(args.yunet), np.random.default_rng(args.seed)
-    views = [
-        view
-        for path in sources(args.data, lambda name: name not in VALIDATION | TEST)
-        for view in face_views(path, finder, 12)
-        if sharpness(view[0]) >= MIN_SHARPNESS
-    ]
-    print(f"{len(views)} views", flush=True)
-    for part in range(args.parts):
-        target = args.work / f"patches-{args.seed}-{part}.npz"
-        if target.exists():
-            continue
-        patches, labels = [], []
-        while len(patches) < args.count:
-            view, face = views[int(rng.integers(len(views)))]
-            # between a face of 190 px and its native size, never enlarged
-            share = float(rng.uniform(min(1.0, 190 / face), 1.0)) if rng.random() < 0.7 else 1.0
-            view = resized(view, (round(view.shape[1] * share), round(view.shape[0] * share))) if share < 1 else view
-            if min(view.shape[:2]) < PATCH:
-                continue
-            top, left = (int(rng.integers(side - PATCH + 1)) for side in view.shape[:2])
-            sharp = np.ascontiguousarray(view[top : top + PATCH, left : left + PATCH])
-            sharp = np.ascontiguousarray(sharp[:, ::-1]) if rng.random() < 0.5 else sharp
-            soft = softened(sharp, rng, decoder_soft)
-            labels.append((true_detail(soft, sharp) * 255).round().astype(np.uint8))
-            patches.append(disturbed(soft, rng).astype(np.float32).mean(2).round().astype(np.uint8))
-        np.savez(target, patches=np.stack(patches), labels=np.stack(labels))
-        print(target.name, flush=True)
+    """Write ``patches.npz``: gray patches (n, PATCH, PATCH) and the true detail of their cells."""
+    crops, targets = load_cache(args.cache, "train")
+    decoded = np.load(args.cache / "decoded.npy", mmap_mode="r")
+    versions = len(decoded) // len(targets)
+    valid = [index for index in range(0, len(decoded), 1) if decoded[index, ::64, ::64].any()]
+    rng = np.random.default_rng(args.seed)
+    patches, labels = [], []
+    while len(patches) < args.count:
+        from_decoder = rng.random() < 0.6
+        index = int(rng.choice(valid)) // versions if from_decoder else int(rng.integers(len(targets)))
+        target = np.asarray(targets[index])
+        # at 256 px a face of a host, all of whose detail is true; at 512 px a photograph at its own size
+        native = not from_decoder and rng.random() < 0.35 and crops[index].window_px >= 480
+        sharp = target if native else np.asarray(cv2.resize(target, (256, 256), interpolation=cv2.INTER_AREA))
+        views = [decoded[index * versions + version] for version in range(versions)]
+        views = [view for view in views if view[::64, ::64].any()]
+        soft = softened(sharp, views[int(rng.integers(len(views)))] if views and not native else None, rng)
+        soft = np.asarray(soft)
+        top, left = (int(rng.integers((side - PATCH) // CELL + 1)) * CELL for side in sharp.shape[:2])
+        window = np.s_[top : top + PATCH, left : left + PATCH]
+        label = true_detail(soft, sharp)[top // CELL : (top + PATCH) // CELL, left // CELL : (left + PATCH) // CELL]
+        patch = disturbed(np.ascontiguousarray(soft[window]), rng)
+        mirror = -1 if rng.random() < 0.5 else 1
+        labels.append((label[:, ::mirror] * 255).round().astype(np.uint8))
+        patches.append(patch.astype(np.float32).mean(2).round().astype(np.uint8)[:, ::mirror])
+    np.savez(args.work / "patches.npz", patches=np.stack(patches), labels=np.stack(labels))
+    print(f"{len(patches)} patches, {len(valid)} decoded views", flush=True)
 
 
 def autoencoder(folder: Path) -> Any:
     """``decoder_soft`` of the module in `folder`."""
-    sys.path.insert(0, str(folder))
-    return importlib.import_module("tiny_autoencoder").decoder_soft
+    return load_decoder(folder / "tiny_autoencoder.py")
 
 
 def train(args: argparse.Namespace) -> None:
     """Fit the network to the cells' true detail."""
     torch.manual_seed(args.seed)
-    files = [np.load(path) for path in sorted(args.work.glob("patches-*.npz"))]
+    files = [np.load(path) for path in [args.work / "patches.npz"]]
     patches = torch.from_numpy(np.concatenate([file["patches"] for file in files]))
     labels = torch.from_numpy(np.concatenate([file["labels"] for file in files]))
     print(f"{len(patches)} patches", flush=True)
@@ -259,33 +226,30 @@ def area_under_curve(sharp: list[float], soft: list[float]) -> float:
 
 def evaluate(args: argparse.Namespace) -> None:
     """Print the measure of every person and softness, the separation per kind, and where it is not monotone."""
-    decoder_soft, finder = autoencoder(args.autoencoder), FaceFinder(args.yunet)
-    meter = SharpnessMeter()
+    decoder_soft, meter = autoencoder(args.autoencoder), SharpnessMeter()
     if args.weights:
         meter.network.load_state_dict({name: value.float() for name, value in load_file(args.weights).items()})
-    people = TEST if args.split == "test" else VALIDATION
-    table: dict[str, dict[str, list[float]]] = {}
+    crops, targets = load_cache(args.cache, args.split)
+    people: dict[int, list[Image]] = {}
+    for crop, target in zip(crops, targets, strict=True):
+        images = people.setdefault(crop.person, [])
+        if len(images) < args.frames and crop.window_px >= args.least_window:
+            images.append(np.asarray(cv2.resize(np.asarray(target), (256, 256), interpolation=cv2.INTER_AREA)))
+    table: dict[int, dict[str, list[float]]] = {}
 
     def measure(images: list[Image]) -> list[float]:
         faces = torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).float() / 255
         return [float(value) for value in meter.measure(faces)]
 
-    for path in sources(args.data, lambda name: name in people):
-        crops = []
-        for view, face in islice(face_views(path, finder, 4), 4):
-            if face >= args.least_face:
-                height, width = view.shape[:2]
-                tight = view[int(0.18 * height) : int(0.88 * height), int(0.14 * width) : int(0.86 * width)]
-                mode = cv2.INTER_AREA if tight.shape[0] >= 256 else cv2.INTER_LANCZOS4
-                crops.append(np.asarray(cv2.resize(tight, (256, 256), interpolation=mode), np.uint8))
-        if not crops:
+    for person, images in people.items():
+        if not images:
             continue
-        row = table.setdefault(path.stem, {})
-        row["sharp"] = measure(crops)
+        row = table.setdefault(person, {})
+        row["sharp"] = measure(images)
         for kind, steps in conditions(decoder_soft).items():
             for name, soften in steps:
-                row[f"{kind} {name}"] = measure([soften(crop) for crop in crops])
-        print(path.stem, {name: round(float(np.mean(values)), 3) for name, values in row.items()}, flush=True)
+                row[f"{kind} {name}"] = measure([soften(image) for image in images])
+        print(person, {name: round(float(np.mean(values)), 3) for name, values in row.items()}, flush=True)
     sharp = [value for row in table.values() for value in row["sharp"]]
     means = {name: {k: np.mean(v) for k, v in row.items()} for name, row in table.items()}
     result: dict[str, Any] = {"people": means}
@@ -305,16 +269,15 @@ def evaluate(args: argparse.Namespace) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("stage", choices=("draw", "train", "eval"))
-    parser.add_argument("--data", type=Path, default=Path("../shared/data"))
+    parser.add_argument("--cache", type=Path, default=Path(".train"), help="of scripts/train_lite.py")
     parser.add_argument("--autoencoder", type=Path, default=Path("../shared/tools"))
-    parser.add_argument("--yunet", type=Path, default=Path("../shared/weights/face_detection_yunet_2023mar.onnx"))
     parser.add_argument("--work", type=Path, default=Path(".train/sharpness"))
     parser.add_argument("--export", type=Path, default=Path(".train/sharpness/sharpness.safetensors"))
     parser.add_argument("--weights", type=Path, help="evaluate these instead of the embedded ones")
     parser.add_argument("--split", choices=("validation", "test"), default="validation")
-    parser.add_argument("--least-face", type=int, default=200, help="pixels; smaller faces are not sharp at 256")
-    parser.add_argument("--count", type=int, default=1000, help="patches a part")
-    parser.add_argument("--parts", type=int, default=6)
+    parser.add_argument("--least-window", type=int, default=300, help="pixels; smaller crops are not sharp at 256")
+    parser.add_argument("--frames", type=int, default=2, help="of each person")
+    parser.add_argument("--count", type=int, default=4000, help="patches")
     parser.add_argument("--steps", type=int, default=4000)
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--lr", type=float, default=2e-3)
