@@ -179,7 +179,7 @@ class GFPGANEnhancer:
         self._known_range: tuple[float, float] | None = None
         self._finisher = Finisher(settings)
         self._stream = Stream()
-        self._last: tuple[Any, Any, Hints] | None = None
+        self._last: tuple[Any, Any, Hints, FrameNote] | None = None
         self._told = self._hints = Hints.of(0)
         self._notes: dict[int, FrameNote | str] = {}
         self._observers: list[Observer] = []
@@ -686,33 +686,40 @@ class GFPGANEnhancer:
                 work = Work(faces, inputs, restored, size, hints, laid, motions, pictures)
                 done = finisher.finish(work, stream)
                 out = batch.from_network(done.faces, chunk, self.settings.color, done.touched)
-                last = self._repeat(batch, chunk, out)
+                notes = done.complete_notes()
+                last = self._repeat(batch, chunk, out, notes)
         self._stream, self._last = done.stream, last
-        self._note(chunk, done.notes)
+        self._note(chunk, notes)
         return dict(zip(chunk, out, strict=True))
 
-    def _repeat(self, batch: FrameBatch, chunk: Sequence[int], out: Any) -> tuple[Any, Any, Hints]:
+    def _repeat(
+        self, batch: FrameBatch, chunk: Sequence[int], out: Any, notes: list[FrameNote]
+    ) -> tuple[Any, Any, Hints, FrameNote]:
         """Hand a frame that is the same bits as the one before, with the same hints, the same bits back.
 
-        Returns the last frame, what became of it and its hints, as copies: the host may change its own.
+        Its note becomes that of the frame before, but for the cut. Returns the last frame, what became of it, its
+        hints and its note, as copies: the host may change its own.
         """
         before, at = self._last, 0
         for place, index in enumerate(chunk):
             if before is not None and before[1].shape == out[place].shape and batch.same(index, before[0]):
                 if not self._told.cuts[index] and _alike(self._told, index, before[2], at):
                     out[place] = before[1]
+                    notes[place] = replace(before[3], cut=notes[place].cut)
                     self.stats.repeated += 1
-            before, at = (batch.frames[index], out[place], self._told), index
+            before, at = (batch.frames[index], out[place], self._told, notes[place]), index
         last = out[len(chunk) - 1]
-        return batch.own(chunk[-1]), last.clone() if is_tensor(last) else last.copy(), self._told.own(chunk[-1])
+        copy = last.clone() if is_tensor(last) else last.copy()
+        return batch.own(chunk[-1]), copy, self._told.own(chunk[-1]), notes[-1]
 
     def _note(self, chunk: Sequence[int], notes: Sequence[FrameNote]) -> None:
         assert self._restorer is not None
         self._notes.update(zip(chunk, notes, strict=True))
         self.stats.batches += 1
-        self.stats.restored += len(chunk)
         self.stats.fallbacks = self._restorer.fallbacks
+        asked = self.settings.strength
         for note in notes:
+            self.stats.add(note.left, note.lowered, note.strength, note.change, asked)
             self.stats.guarded.update([note.guard] if note.guard else [])
             self.stats.sharp += note.sharp
             self.stats.cuts += note.cut

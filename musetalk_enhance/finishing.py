@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from .errors import FrameError
 from .hints import Hints
-from .imaging import residual_of, resize
+from .imaging import mean_change, residual_of, resize
 
 if TYPE_CHECKING:
     import numpy as np
@@ -63,6 +63,10 @@ class FrameNote:
         cut: whether a scene began with it.
         aligned: False where ``align: ffhq`` found no landmarks that can be used, so that the network saw the crop
             as it came.
+        lowered: why it got less than the option `strength`; the guard's or the sharpness gate's reason,
+            whichever took more. None where it got all of it.
+        change: mean absolute change of the pixels that may change, in 1/255, rounded as 8-bit frames
+            are; 0 means that no value changed. None where it was not measured.
     """
 
     strength: float = 1.0
@@ -70,12 +74,14 @@ class FrameNote:
     sharp: bool = False
     cut: bool = False
     aligned: bool = True
+    lowered: str | None = None
+    change: float | None = field(default=None, compare=False)
 
     @property
     def left(self) -> str | None:
         """Why the frame is as it came; None where some of the restored face is in it."""
         if self.strength > 0:
-            return None
+            return "unchanged" if self.change == 0 else None
         if self.guard is not None and self.guard != "recovery":  # which only lowers, and never to nothing
             return f"held back: {self.guard}"
         return "sharp already" if self.sharp else "strength 0"
@@ -88,6 +94,8 @@ class FrameNote:
             "sharp already": self.sharp,
             "cut": self.cut,
             "not aligned": not self.aligned,
+            "change": self.change,
+            "left alone": self.left,
         }
 
 
@@ -124,13 +132,20 @@ class Finished:
         faces: float32 (N, 3, *size_hw), RGB, about 0..1.
         touched: bool (1 or N, 1, *size_hw): where a pixel may differ from the host's. None: everywhere.
         stream: what is remembered now.
-        notes: what was done to each frame.
+        notes: what was done to each frame, but for how much it changed.
+        changes: float32 (N,), on the device of the faces; see `FrameNote.change`.
     """
 
     faces: torch.Tensor
     touched: torch.Tensor | None
     stream: Stream
     notes: list[FrameNote]
+    changes: torch.Tensor
+
+    def complete_notes(self) -> list[FrameNote]:
+        """The notes with the changes, which are fetched once a batch: call it after the faces were."""
+        changes = self.changes.tolist()
+        return [replace(note, change=change) for note, change in zip(self.notes, changes, strict=True)]
 
 
 class Finisher:
@@ -278,15 +293,27 @@ class Finisher:
             residual = _weighted(residual, guarded.weights)
             weights = [weight * share for weight, share in zip(weights, guarded.weights, strict=True)]
             reasons, stream = guarded.reasons, replace(stream, guard=guarded.weights[-1])
+        aligned = None if self._aligner is None else set((work.laid or ([],))[0])
         notes = [
-            FrameNote(weight, reason, need < 1, cut, self._aligner is None or index in (work.laid or ([],))[0])
-            for index, (weight, reason, need, cut) in enumerate(zip(weights, reasons, needs, cuts, strict=True))
+            FrameNote(
+                weight,
+                reason,
+                need < 1,
+                cut,
+                aligned is None or index in aligned,
+                _lowered_by(reason, need, weight, settings.strength),
+            )
+            for index, (weight, reason, need, cut) in enumerate(
+                zip(weights, reasons, needs, cuts, strict=True)
+            )
         ]
         touched = None if mask is None else mask > 0
+        finished = base + residual
+        changes = mean_change(base, finished, touched)
         if min(weights) <= 0:
             some = torch.tensor([weight > 0 for weight in weights], device=residual.device).view(-1, 1, 1, 1)
             touched = some if touched is None else touched & some
-        return Finished(base + residual, touched, stream, notes)
+        return Finished(finished, touched, stream, notes, changes)
 
     def _mask(self, work: Work) -> torch.Tensor | None:
         """Where the faces may change: in the region, and not where something covers them."""
@@ -383,6 +410,13 @@ class Finisher:
 
             self._guard = Guard(base.device)
         return self._guard.look(base, (base + residual).clamp_(0, 1), stream.guard, cuts)
+
+
+def _lowered_by(reason: str | None, need: float, weight: float, strength: float) -> str | None:
+    """Why a frame got `weight` of `strength`: the guard's `reason`, or the gate's `need` of less than 1."""
+    if reason is not None and (need >= 1 or weight < strength * need * need):
+        return f"held back: {reason}"
+    return "sharp already" if need < 1 else None
 
 
 def _weighted(residual: torch.Tensor, weights: list[float]) -> torch.Tensor:

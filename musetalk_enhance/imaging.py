@@ -98,6 +98,31 @@ def residual_of(
     return result - base
 
 
+def mean_change(
+    before: torch.Tensor, after: torch.Tensor, allowed: torch.Tensor | None = None
+) -> torch.Tensor:
+    """How much each face differs from what it was, in levels of 8 bits.
+
+    Both are rounded as a host's uint8 frames are, so 0 means that not one value changes.
+
+    Args:
+        before: float32 (N, 3, H, W), 0..1.
+        after: the same faces, restored; equal to `before` outside `allowed`.
+        allowed: bool (1 or N, 1, H, W): the pixels that may change. None: all.
+
+    Returns:
+        float32 (N,): mean absolute difference over the pixels that may change, 0..255.
+    """
+    import torch
+
+    levels = after.clamp(0, 1).mul_(255).round_()
+    levels.sub_(before.clamp(0, 1).mul_(255).round_())
+    total: torch.Tensor = torch.linalg.vector_norm(levels, 1, dim=(1, 2, 3))
+    if allowed is None:
+        return total / levels[0].numel()
+    return total / (allowed.sum(dim=(1, 2, 3)).clamp(min=1) * levels.shape[1])
+
+
 def resize_picture(picture: Any, size_wh: tuple[int, int]) -> Any:
     """Bring one picture to (width, height) with OpenCV: area when shrinking, Lanczos when enlarging.
 

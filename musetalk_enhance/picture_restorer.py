@@ -51,15 +51,20 @@ class FaceNote:
     Attributes:
         box_xyxy: left, top, right, bottom in pixels of the picture that came, to a tenth.
         score: how sure the detector was, 0..1.
-        state: ``"restored"``, ``"too small"``, ``"not the center face"``, ``"sharp already"``, or why else
-            it was left as it came.
+        state: ``"restored"`` where pixels changed, ``"too small"``, ``"not the center face"``, ``"sharp already"``,
+            or why else it was left as it came.
         strength: how much of the restored face it got, 0..1.
+        lowered: why it got less than the option `strength`; None where it did not, or was left.
+        change: mean absolute change in 1/255 of the face crop, before it is pasted; None where the face
+            did not go through the network.
     """
 
     box_xyxy: tuple[float, float, float, float]
     score: float
     state: str = RESTORED
     strength: float = 0.0
+    lowered: str | None = None
+    change: float | None = None
 
     def as_dict(self) -> dict[str, Any]:
         """As plain values, ready for JSON."""
@@ -68,6 +73,8 @@ class FaceNote:
             "score": self.score,
             "state": self.state,
             "strength": self.strength,
+            "lowered": self.lowered,
+            "change": self.change,
         }
 
 
@@ -260,7 +267,7 @@ class PictureRestorer:
             except EnhanceError as error:
                 if self._enhancer.settings.on_error == "raise":
                     raise
-                judged = replace(judged, state=f"failed: {error}", strength=0.0)
+                judged = _failed_note(judged, str(error))
             item.notes[index] = judged
 
     def _mask(self, face_bgr: Image) -> Any:
@@ -290,7 +297,7 @@ class PictureRestorer:
         except EnhanceError as error:
             self._failed(item, "the background upsampler", error)
         item.pastes.clear()
-        item.notes = [replace(note, state=f"failed: {item.error}", strength=0.0) for note in item.notes]
+        item.notes = [_failed_note(note, str(item.error)) for note in item.notes]
         return None
 
     def _enlarged(self, picture: Image) -> Image:
@@ -310,10 +317,20 @@ def _fault(notes: Sequence[FaceNote]) -> str | None:
     return f"{len(bad)} of {len(notes)} faces: {', '.join(sorted(set(bad)))}" if bad else None
 
 
+def _failed_note(note: FaceNote, reason: str) -> FaceNote:
+    return replace(note, state=f"failed: {reason}", strength=0.0, lowered=None, change=None)
+
+
 def _judged(note: FaceNote, said: FrameNote | str) -> FaceNote:
     if isinstance(said, str):
         return replace(note, state=f"handed back: {said}")
-    return replace(note, state=said.left or RESTORED, strength=round(said.strength, 4))
+    return replace(
+        note,
+        state=said.left or RESTORED,
+        strength=round(said.strength, 4),
+        lowered=None if said.left else said.lowered,
+        change=None if said.change is None else round(said.change, 3),
+    )
 
 
 def _center_face(faces: Sequence[Face], width: int, height: int) -> int | None:

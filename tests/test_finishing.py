@@ -124,7 +124,7 @@ def test_strength_0_changes_no_bit(make_enhancer, given, form):
     frames = in_form(form, given[:2])
     enhancer = make_enhancer(invert, SMALL, strength=0)
     out = enhancer(frames)
-    assert enhancer.stats.restored == 2
+    assert enhancer.stats.restored == 0 and enhancer.stats.left_alone == {"strength 0": 2}
     assert all(a.tobytes() == np.ascontiguousarray(b).tobytes() for a, b in zip(hwc(out), hwc(frames), strict=True))
 
 
@@ -568,6 +568,8 @@ def test_a_told_cut_makes_a_frame_independent_of_those_before(make_enhancer, sof
         (FrameNote(0.0, "mouth", True), "held back: mouth"),  # half sharp: the guard took the rest
         (FrameNote(0.0, "eyes"), "held back: eyes"),
         (FrameNote(0.0), "strength 0"),
+        (FrameNote(1.0, change=0.0), "unchanged"),
+        (FrameNote(1.0, change=0.001), None),
     ],
 )
 def test_why_a_frame_was_left(note, why):

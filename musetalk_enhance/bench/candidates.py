@@ -41,7 +41,9 @@ class EnhancerRunner(Runner):
     def stages(self) -> dict[str, float]:
         """The enhancer's own stages; see `Runner.stages`."""
         stats = self.enhancer.stats
-        return {stage: ms / stats.restored for stage, ms in stats.ms.items()} if stats.restored else {}
+        if not stats.processed:
+            return {}
+        return {stage: ms / stats.processed for stage, ms in stats.ms.items()}
 
     def runs_as(self) -> str:
         """Backend and dtype that ran: ``auto`` has chosen by now, a failed precision check has stepped back."""

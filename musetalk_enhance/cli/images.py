@@ -8,8 +8,16 @@ import logging
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..stats import counted
-from .job import UNREADABLE, add_options, add_running, engine_from, progress_bar, settings_from
+from ..stats import by_reason, counted, restored_words
+from .job import (
+    UNREADABLE,
+    add_options,
+    add_running,
+    engine_from,
+    left_alone_warning,
+    progress_bar,
+    settings_from,
+)
 
 if TYPE_CHECKING:
     from ..jobs import ImagesResult
@@ -69,6 +77,11 @@ def _say(made: ImagesResult | Tried, args: argparse.Namespace) -> None:
     results = (made,) if isinstance(made, ImagesResult) else made.results
     for said in dict.fromkeys(error["error"] for one in results for error in one.stats["errors"]):
         logger.warning("%s", said)
+    for one in results:
+        faces, strength = one.stats["faces"], one.stats["settings"]["strength"]
+        warning = left_alone_warning(faces["found"], faces["left"], faces, strength)
+        if warning is not None:
+            logger.warning("%s: %s", one.output, warning)
     if args.json:
         rows = [{"output": str(one.output), "seconds": round(one.seconds, 2), **one.stats} for one in results]
         print(json.dumps(rows[0] if isinstance(made, ImagesResult) else rows, indent=1))
@@ -82,13 +95,14 @@ def _say(made: ImagesResult | Tried, args: argparse.Namespace) -> None:
 def summary(result: ImagesResult) -> str:
     """One line for a person."""
     pictures, faces, ran = (result.stats[name] for name in ("pictures", "faces", "model_that_ran"))
-    left = ", ".join(f"{count} {state}" for state, count in faces["left"].items())
+    left = by_reason(faces["left"])
+    changed = restored_words(faces["mean_strength"], faces["mean_change"], faces["partial"])
     bad = pictures["unreadable"] + pictures["failed"]
     fidelity = "" if ran["fidelity"] is None else f" at fidelity {ran['fidelity']:g}"
     before = counted(result.resumed, "picture")
     return (
         f"{result.output}: {counted(faces['restored'], 'face')} in {counted(pictures['all'], 'picture')} restored by "
-        f"{ran['model']}{fidelity}{f'; left alone: {left}' if left else ''}; "
+        f"{ran['model']}{fidelity}{changed}{f'; left alone: {left}' if left else ''}; "
         f"{counted(pictures['without_restored_face'], 'picture')} without a face"
         f"{f'; {bad} could not be read or restored' if bad else ''}; {result.seconds:.1f} s"
         f"{f', {before} done before' if result.resumed else ''}"

@@ -5,12 +5,13 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from ..errors import ConfigError
 from ..schema import checked
+from ..stats import mostly_left_alone
 
 if TYPE_CHECKING:
     from ..jobs import FaceSettings
@@ -25,6 +26,24 @@ UNREADABLE = 3
 def flag(name: str) -> str:
     """The flag of an option: ``--face-detector`` for ``face_detector``."""
     return f"--{name.replace('_', '-')}"
+
+
+def left_alone_warning(
+    faces: int, left: Mapping[str, int], totals: Mapping[str, Any], strength: float
+) -> str | None:
+    """What to tell the user of a job where most of the restoration is not in the result.
+
+    Args:
+        faces: that were detected.
+        left: reason to number of faces that were left as they came.
+        totals: of the job, with ``partial`` and ``mean_strength``.
+        strength: the option.
+    """
+    restored, mean = faces - sum(left.values()), totals["mean_strength"]
+    share = None if mean is None or not strength else restored * mean / strength / faces
+    return mostly_left_alone(
+        faces, left, totals["partial"], share, lambda name, value: f"{flag(name)} {value}"
+    )
 
 
 def add_options(parser: argparse.ArgumentParser, settings: type[FaceSettings]) -> None:

@@ -135,6 +135,9 @@ def _run(script: str, arguments: Sequence[str], args: argparse.Namespace, folder
         logger.warning("nothing was restored: say --enable_gfpgan, or enabled: true under gfpgan: in the YAML file")
         return 0
     logger.info("%s", enhancer.stats.summary())
+    warning = enhancer.stats.warning(lambda name, value: f"{flag_of(name)} {value}")
+    if warning is not None:
+        logger.warning("%s", warning)
     if recorder is not None and folder is not None:
         for path in recorder.write(folder):
             logger.info("written: %s", path)

@@ -11,8 +11,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..errors import MediaError
-from ..stats import counted
-from .job import UNREADABLE, add_options, add_running, engine_from, progress_bar, settings_from
+from ..stats import by_reason, counted, restored_words
+from .job import (
+    UNREADABLE,
+    add_options,
+    add_running,
+    engine_from,
+    left_alone_warning,
+    progress_bar,
+    settings_from,
+)
 
 if TYPE_CHECKING:
     from ..jobs import VideoResult
@@ -62,6 +70,11 @@ def run(args: argparse.Namespace) -> int:
         logger.error("%s", error)
         return UNREADABLE
     print(json.dumps(_as_dict(made), indent=1) if args.json else summary(made))
+    totals, strength = made.stats["totals"], made.stats["job"]["settings"]["strength"]
+    if "faces" in totals:  # a finished video of an older version has no such count
+        warning = left_alone_warning(totals["faces"], totals["left"], totals, strength)
+        if warning is not None:
+            logger.warning("%s", warning)
     if args.report is not None:
         _report(args, made)
     return UNREADABLE if made.errors else 0
@@ -74,13 +87,15 @@ def _as_dict(made: VideoResult) -> dict[str, object]:
 def summary(made: VideoResult) -> str:
     """One line for a person."""
     totals, ran = made.stats["totals"], made.stats["job"]["model_that_ran"]
-    left = ", ".join(f"{count} {reason}" for reason, count in totals["left"].items())
+    left = by_reason(totals["left"])
+    strength, change = totals.get("mean_strength"), totals.get("mean_change")
+    changed = restored_words(strength, change, totals.get("partial", {}))
     fidelity = "" if ran["fidelity"] is None else f" at fidelity {ran['fidelity']:g}"
     faces, frames = counted(totals["faces_restored"], "face"), counted(totals["frames"], "frame")
     before = counted(made.resumed, "frame")
     return (
         f"{made.output}: {faces} in {totals['restored']} of {frames} restored by {ran['model']}{fidelity}"
-        f"{f' ({left})' if left else ''}; {made.seconds:.1f} s"
+        f"{changed}{f'; left alone: {left}' if left else ''}; {made.seconds:.1f} s"
         f"{f', {before} done before' if made.resumed else ''}"
     )
 

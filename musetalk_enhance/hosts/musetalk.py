@@ -98,6 +98,10 @@ class Attachment:
         else:
             delattr(self.owner, METHOD)
         self._wrapper = None
+        if isinstance(self.enhancer, GFPGANEnhancer):
+            warning = self.enhancer.stats.warning()
+            if warning is not None:
+                logger.warning("%s", warning)
 
     def __enter__(self) -> Attachment:
         return self

@@ -271,7 +271,9 @@ class _Facts:
     def __init__(self) -> None:
         self._counts: Counter[str] = Counter()
         self._left: Counter[str] = Counter()
+        self._partial: Counter[str] = Counter()
         self._passed: Counter[str] = Counter()
+        self._restored = {"strength": 0.0, "change": 0.0}
         self._notes: list[dict[str, Any]] = []
 
     def add(self, frames: Sequence[_Shown]) -> None:
@@ -281,16 +283,32 @@ class _Facts:
             self._counts["faces_restored"] += len(shown.pastes)
             self._counts["faces_held"] += sum(seen.held and seen.track in shown.pastes for seen in shown.seen)
             for note in shown.notes.values():
-                self._counts["faces_failed"] += isinstance(note, str) and note.startswith(FAULTS)
-                why = note if isinstance(note, str) else note.left or (note.guard and f"held back: {note.guard}")
-                self._left.update([why] if why else [])
+                self._count(note)
             main = _main_note(shown)
             self._passed.update([main["passthrough"]] if "passthrough" in main else [])
             self._notes.append(main)
 
+    def _count(self, note: FrameNote | str) -> None:
+        """Count one face of a frame."""
+        self._counts["faces"] += 1
+        self._counts["faces_failed"] += isinstance(note, str) and note.startswith(FAULTS)
+        left = note if isinstance(note, str) else note.left
+        if left is not None:
+            self._left[left] += 1
+        elif isinstance(note, FrameNote):
+            self._restored["strength"] += note.strength
+            self._restored["change"] += note.change or 0.0
+            self._partial.update([note.lowered] if note.lowered else [])
+
     def as_dict(self) -> dict[str, Any]:
         """As plain values, ready for JSON."""
-        counters = {"counts": self._counts, "left": self._left, "passed_through": self._passed}
+        counters: dict[str, dict[str, Any]] = {
+            "counts": self._counts,
+            "left": self._left,
+            "partial": self._partial,
+            "passed_through": self._passed,
+            "restored": self._restored,
+        }
         return {**{name: dict(counter) for name, counter in counters.items()}, "notes": self._notes}
 
 

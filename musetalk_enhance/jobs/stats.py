@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from .._version import __version__
+from ..stats import mean_or_none
 from .manifest import State, digest
 from .models import Facts
 from .options import FaceSettings
@@ -67,7 +68,20 @@ def image_stats(
             "found": sum(faces.values()),
             "restored": faces["restored"],
             "left": {state: count for state, count in sorted(faces.items()) if state != "restored"},
+            **_restoration([face for item in items for face in item["faces"]]),
         },
         "errors": [{"name": name, "error": error} for name, error in [*troubles, *errors]],
         "items": [{name: value for name, value in item.items() if name != "ms"} for item in items],
+    }
+
+
+def _restoration(faces: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """How much the restored faces changed; a face that an older version noted has no ``change``."""
+    restored = [face for face in faces if face["state"] == "restored"]
+    changes = [face["change"] for face in restored if face.get("change") is not None]
+    partial = Counter(face["lowered"] for face in restored if face.get("lowered"))
+    return {
+        "partial": dict(sorted(partial.items())),
+        "mean_strength": mean_or_none(sum(face["strength"] for face in restored), len(restored), 4),
+        "mean_change": mean_or_none(sum(changes), len(changes), 3),
     }

@@ -18,6 +18,7 @@ from typing import Any
 
 from ..errors import ConfigError, MediaError
 from ..film import FilmIndex, SegmentWriter, check_target, index_film, join_film, read_segment
+from ..stats import mean_or_none
 from .film_maker import CHUNK, PREROLL, OpenFilmMaker, PassUnit, WriteSegmentState
 from .local import LocalEngine
 from .manifest import (
@@ -342,10 +343,11 @@ def _is_whole(state: State) -> bool:
     try:
         frames = _frames(state["unit"])
         (item,) = state["items"]
-        counts, left, passed, notes = item["counts"], item["left"], item["passed_through"], item["notes"]
+        counts, notes = item["counts"], item["notes"]
+        parts = [counts, *(item[name] for name in ("left", "partial", "passed_through", "restored"))]
     except (KeyError, TypeError, ValueError):
         return False
-    forms = all(isinstance(one, dict) for one in (counts, left, passed)) and isinstance(notes, list)
+    forms = all(isinstance(part, dict) for part in parts) and isinstance(notes, list)
     return forms and counts.get("frames") == len(notes) == frames and len(outputs_of(state)) == 1
 
 
@@ -361,11 +363,16 @@ def _stats(
     """What is said of the film as a whole; ``musetalk-enhance report`` reads the totals."""
     counts: Counter[str] = Counter()
     left: Counter[str] = Counter()
+    partial: Counter[str] = Counter()
     passed: Counter[str] = Counter()
+    strength = change = 0.0
     for item in (item for state in states for item in state["items"]):
         counts.update(item["counts"])
         left.update(item["left"])
+        partial.update(item["partial"])
         passed.update(item["passed_through"])
+        strength += item["restored"]["strength"]
+        change += item["restored"]["change"]
     job = (
         settings_stats(settings, facts)
         | film
@@ -386,6 +393,10 @@ def _stats(
         "faces_failed": counts["faces_failed"],
         "passed_through": {"no face": 0} | dict(sorted(passed.items())),
         "left": dict(sorted(left.items())),
+        "faces": counts["faces"],
+        "partial": dict(sorted(partial.items())),
+        "mean_strength": mean_or_none(strength, counts["faces_restored"], 4),
+        "mean_change": mean_or_none(change, counts["faces_restored"], 3),
     }
     return {"job": job, "totals": totals}
 

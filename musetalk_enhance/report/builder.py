@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from .. import metrics
 from ..errors import ConfigError, FrameError, MissingDependencyError
+from ..stats import mostly_left_alone
 from .document import Report
 from .events import Events
 from .flicker import FlickerWindows
@@ -25,7 +26,7 @@ from .measuring import (
 )
 from .openings import Gauge, Gauger
 from .series import Series
-from .verdicts import Limits, Verdict, judge
+from .verdicts import Limits, Verdict, judge, restoration
 from .worst import Panels, WorstFrames, difference
 
 Image = NDArray[np.uint8]
@@ -93,8 +94,9 @@ class ReportBuilder:
             face_in_bgr: what the host made, BGR uint8 ``(H, W, 3)``, 16 px at least on each side.
             face_out_bgr: the same crop restored, of that size or another (usually larger).
             face_reference_bgr: the same crop of the unsoftened original, where there is one.
-            notes: what the enhancer knows of the frame. Numbers (``strength``, ``stability``) become curves,
-                words (``guard``, ``passthrough``) and flags are counted; ``cut: True`` starts a new scene.
+            notes: what the enhancer knows of the frame. Numbers (``strength``, ``change``) become curves,
+                words (``guard``, ``left alone``, ``passthrough``) and flags are counted; ``cut: True`` starts a
+                new scene. A ``change`` of 0 means that no pixel changed.
 
         Raises:
             FrameError: another dtype or shape.
@@ -157,17 +159,23 @@ class ReportBuilder:
         if not self.frames:
             raise FrameError("empty", "no frame", "one frame at least")
         self._flicker.close()
+        alone: Mapping[str, int] = self._events.counts.get("left alone", {})
+        warning = mostly_left_alone(self.frames, alone, {}, None, lambda name, value: f"{name}: {value}")
         return Report(
             title=self.title,
             fps=self.fps,
-            notes=list(self.notes),
+            notes=[*self.notes, *([f"{warning[0].upper()}{warning[1:]}."] if warning else [])],
             series=self._series,
             flicker=self._flicker,
             events=self._events,
             cuts=list(self._cuts),
             worst=self._worst,
             totals=dict(totals or {}),
-            verdicts=[*self.verdicts, *judge(self._series, self._flicker, self.limits)],
+            verdicts=[
+                *self.verdicts,
+                *restoration(self._series, self._events),
+                *judge(self._series, self._flicker, self.limits),
+            ],
         )
 
 

@@ -148,14 +148,15 @@ def _event_rows(report: Report) -> Iterable[tuple[str, str]]:
 def _total_rows(totals: dict[str, Any]) -> Iterable[tuple[str, str]]:
     for name, value in totals.items():
         if name == "ms" and isinstance(value, dict):
-            faces = _number(totals.get("restored")) or _number(totals.get("frames"))
+            counts = (_number(totals.get(key)) for key in ("processed", "restored", "frames"))
+            faces = next(filter(None, counts), 0.0)
             for stage, spent in value.items():
                 each = f", {_number(spent) / faces:.1f} ms a face" if faces else ""
                 yield f"{stage}", f"{_number(spent):.0f} ms{each}"
         elif isinstance(value, dict):
             yield name.replace("_", " "), ", ".join(f"{word}: {count}" for word, count in value.items()) or "0"
         else:
-            yield name.replace("_", " "), str(value)
+            yield name.replace("_", " "), "–" if value is None else str(value)
 
 
 def _number(value: Any) -> float:

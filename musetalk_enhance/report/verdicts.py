@@ -6,8 +6,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ..metrics import correlation, opening_lag
+from ..stats import by_reason
+from .events import Events
 from .flicker import FlickerWindows
 from .series import Series, mean, plain
 
@@ -154,13 +157,36 @@ def _ratio(a: float, b: float) -> float:
     return a / b if b > 0 else (1.0 if a == b else float("inf"))
 
 
+def restored_frames(series: Series) -> NDArray[np.bool_]:
+    """Frames of which the enhancer changed pixels, by its own notes, bool ``(frames,)``."""
+    return np.asarray((series["note_strength"] > 0) & (series["note_change"] != 0), bool)
+
+
+def restoration(series: Series, events: Events) -> list[Verdict]:
+    """How many frames changed and by how much, by the enhancer's notes; nothing where there are none."""
+    if "note_strength" not in series:
+        return []
+    restored = restored_frames(series)
+    number = int(restored.sum())
+    text = f"{number} of {series.frames} frames"
+    if number:
+        text += f", at strength {mean(series['note_strength'][restored]):.2f}"
+        change = mean(series["note_change"][restored])
+        text += " in the mean" if np.isnan(change) else f" and by {change:.2f} of 255 in the mean"
+    for name, words in (("left alone", "left alone"), ("passthrough", "handed back")):
+        if events.counts.get(name):
+            text += f"; {words}: {by_reason(events.counts[name])}"
+    share = number / series.frames
+    return [line("restored", "Share of frames that changed", "sharpness", share, None, text)]
+
+
 def _sharpness(series: Series, limits: Limits) -> Verdict:
     """Over the frames that were restored: one that was left alone loses to the encoder whatever it loses."""
     label, strength = "Sharper than it came", series["note_strength"]
     known = not np.isnan(strength).all()
-    some = strength > 0 if known else np.ones(series.frames, bool)
+    some = restored_frames(series) if known else np.ones(series.frames, bool)
     if not some.any():
-        why = "no frame was restored: sharp already, or held back"
+        why = "no frame changed: sharp already, held back, or the same pixels"
         return line("sharpness", label, "sharpness", float("nan"), limits.sharpness_ratio, why, at_most=False)
     before, after, own = (mean(series[f"sharpness_{name}"][some]) for name in ("in", "out", "ref"))
     text = f"Laplacian energy, out / in: {before:.4g} → {after:.4g}"

@@ -131,16 +131,26 @@ def split(planes, box):
     return inside, outside
 
 
-def test_a_network_that_changes_nothing_changes_nothing(moving, tmp_path):
+def test_a_network_that_changes_nothing_restores_nothing(moving, tmp_path):
     path, state = make(moving, tmp_path, stop=24)
+    assert same_planes(decoded(moving)[:24], decoded(path))
+    item = state["items"][0]
+    assert item["counts"]["faces_restored"] == 0 and item["left"] == {"unchanged": 24}
+    assert item["notes"][3]["left alone"] == "unchanged" and item["notes"][3]["change"] == 0
+
+
+def test_a_network_that_changes_next_to_nothing_changes_no_more(moving, tmp_path):
+    path, state = make(moving, tmp_path, opened_with(lambda faces: faces + 1 / 255), stop=24)
     before, after = decoded(moving)[:24], decoded(path)
-    assert state["items"][0]["counts"]["faces_restored"] == 24
+    item = state["items"][0]
+    assert item["counts"]["faces_restored"] == 24 and item["left"] == item["partial"] == {}
+    assert item["restored"]["strength"] == 24 and 20 < item["restored"]["change"] <= 24.1
     for at, (one, other) in enumerate(zip(before, after, strict=True)):
         near, far = split(one, box_of(60 + 2 * at, 64))
         near_after, far_after = split(other, box_of(60 + 2 * at, 64))
         assert all(np.array_equal(a, b) for a, b in zip(far, far_after, strict=True)), "not a bit outside the box"
-        assert np.abs(near[0] - near_after[0]).max() <= 2, "luma: there and back in whole numbers"
-        assert all(np.abs(a - b).mean() < 1 for a, b in zip(near, near_after, strict=True))
+        assert np.abs(near[0] - near_after[0]).max() <= 3, "luma: there and back in whole numbers"
+        assert all(np.abs(a - b).mean() < 1.5 for a, b in zip(near, near_after, strict=True))
 
 
 def test_frames_without_a_face_go_through_untouched(tmp_path):
@@ -154,6 +164,7 @@ def test_frames_without_a_face_go_through_untouched(tmp_path):
     assert item["counts"] == {
         "frames": 20,
         "frames_with_restored_faces": 8,
+        "faces": 8,
         "faces_restored": 8,
         "faces_held": 0,
         "faces_failed": 0,
@@ -166,7 +177,8 @@ def test_faces_that_are_left_alone_go_through_untouched(moving, tmp_path, monkey
     assert same_planes(decoded(moving)[:24], decoded(path))
     item = state["items"][0]
     assert item["counts"]["faces_restored"] == item["counts"]["frames_with_restored_faces"] == 0
-    assert item["left"] == {"sharp already": 24} and item["passed_through"] == {}
+    assert item["left"] == {"sharp already": 24} and item["passed_through"] == item["partial"] == {}
+    assert item["restored"] == {"strength": 0, "change": 0}
     assert [note["strength"] for note in item["notes"]] == [0.0] * 24
 
 

@@ -200,9 +200,13 @@ def whole_lines(sidecar: bytes) -> int:
 
 def test_the_file_beside_it_says_what_was_done(lite):
     stats = json.loads(lite[1])
-    assert stats["totals"] == {
+    totals = stats["totals"]
+    assert 0 < totals.pop("mean_strength") <= 1 and 0 < totals.pop("mean_change") < 20
+    assert sum(totals.pop("partial").values()) <= COUNT
+    assert totals == {
         "frames": COUNT,
         "restored": COUNT,
+        "faces": COUNT,
         "faces_restored": COUNT,
         "faces_held": 0,
         "faces_failed": 0,
@@ -210,7 +214,8 @@ def test_the_file_beside_it_says_what_was_done(lite):
         "left": {},
     }
     assert whole_lines(lite[1]) == COUNT and len(stats["notes"]) == COUNT
-    assert all(0 < note["strength"] <= 1 for note in stats["notes"])
+    assert all(0 < note["strength"] <= 1 and note["change"] > 0 for note in stats["notes"])
+    assert all(note["left alone"] is None for note in stats["notes"])
     job = stats["job"]
     assert job["model_that_ran"]["model"] == "lite" and job["fps"] == "30" and job["size_wh"] == [SIDE, SIDE]
     assert "shared" not in lite[1].decode() and "/tmp" not in lite[1].decode(), "no path of this machine"
