@@ -7,13 +7,15 @@ import os
 import re
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
-from musetalk_enhance.finishing import FrameNote
 
+from musetalk_enhance import picture_restorer
+from musetalk_enhance.pipeline.outcome import Status
 from tests.conftest import ROOT
 
 SCRIPTS = ROOT / "scripts"
@@ -202,7 +204,8 @@ def test_a_restorer_that_is_told_to_do_nothing_fails(pictures, capsys):
 
 
 def test_a_restorer_that_does_nothing_fails(pictures, capsys, monkeypatch):
-    monkeypatch.setattr(FrameNote, "left", None)  # it says that it had restored them
+    judged = picture_restorer._judged  # it says that it had restored them
+    monkeypatch.setattr(picture_restorer, "_judged", lambda note, outcome: judged(note, replace(outcome, status=Status.RESTORED, cause=None)))
     assert self_check.main(["--input-dir", str(pictures), *LITE, "--strength", "0", "--num-samples", "1"]) == 1
     said = verdicts(capsys.readouterr().out)
     assert said["every restored face has changed"] == "FAILED"

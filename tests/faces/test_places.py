@@ -5,13 +5,13 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from musetalk_enhance.faces.places import PlaceFinder
 from torch.nn.functional import interpolate
 
 from musetalk_enhance.errors import MissingWeightError
 from musetalk_enhance.faces import places
 from musetalk_enhance.faces.detect import Face
 from musetalk_enhance.faces.gauge import FaceGauge
-from musetalk_enhance.faces.places import PlaceFinder
 from musetalk_enhance.frames.hints import Hints
 
 

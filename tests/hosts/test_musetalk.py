@@ -227,13 +227,13 @@ def test_detaching_under_somebody_elses_wrapper_is_refused():
 def made(monkeypatch) -> list[GFPGANEnhancer]:
     """Every enhancer that is loaded during the test, in order."""
     found: list[GFPGANEnhancer] = []
-    load = GFPGANEnhancer._load
+    load = ModelHandle._load
 
     def noting(self, settings):
         found.append(self)
         return load(self, settings)
 
-    monkeypatch.setattr(GFPGANEnhancer, "_load", noting)
+    monkeypatch.setattr(ModelHandle, "_load", noting)
     return found
 
 

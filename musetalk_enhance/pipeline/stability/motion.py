@@ -67,21 +67,20 @@ class MotionEstimator:
         """The motion from `previous` to `current`, both uint8 (h, w, 3), RGB, of one size, 64 pixels at least."""
         grays = [cv2.cvtColor(image, cv2.COLOR_RGB2GRAY) for image in (current, previous)]
         flow = np.asarray(self._flow.calc(*grays, None), np.float32)
-        places: Any = flow + pixels(*flow.shape[:2])
-        earlier: Any = previous.astype(np.float32)
-        moved = cv2.remap(earlier, places, np.empty(0), cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
+        columns, rows = pixels(*flow.shape[:2])
+        places = columns + flow[..., 0], rows + flow[..., 1]
+        moved = cv2.remap(previous.astype(np.float32), *places, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
         error = current - moved
         error *= np.float32(1 / 255)
         return Motion(flow, error, _rigid(flow))
 
 
 @lru_cache(maxsize=8)
-def pixels(height: int, width: int) -> Floats:
-    """Column and row of every pixel, float32 (height, width, 2); read-only, because they are cached."""
+def pixels(height: int, width: int) -> tuple[Floats, Floats]:
+    """Column and row of every pixel, each float32 (height, width); read-only, because they are cached."""
     columns, rows = np.meshgrid(np.arange(width, dtype=np.float32), np.arange(height, dtype=np.float32))
-    places = np.stack([columns, rows], axis=2)
-    places.flags.writeable = False
-    return places
+    columns.flags.writeable = rows.flags.writeable = False
+    return columns, rows
 
 
 def _rigid(flow: Floats) -> Floats:
@@ -95,22 +94,36 @@ def _rigid(flow: Floats) -> Floats:
     small = cv2.resize(flow, (width, height), interpolation=cv2.INTER_AREA) * unit
     coarse = cv2.resize(small, (_GRID, _GRID), interpolation=cv2.INTER_AREA).reshape(-1, 2)
     places = _places()
-    weights = np.ones((len(places), 1), np.float32)
+    weights = np.ones((len(places), 1))
     for _ in range(_ROUNDS):
-        affine = np.linalg.lstsq(places * weights, coarse * weights, rcond=None)[0]
-        apart = np.linalg.norm(coarse - places @ affine, axis=1, keepdims=True)
-        weights = 1 / (1 + (apart / 0.3) ** 2)
-    own = cv2.magnitude(*cv2.split(small - _affine_flow(affine, height, width)))
+        affine = _weighted_fit(places, coarse.astype(np.float64), weights)
+        residual = coarse - (places[:, :1] * affine[0] + places[:, 1:2] * affine[1] + affine[2])
+        weights = 1 / (1 + np.square(residual).sum(1, keepdims=True) / 0.09)
+    difference = small - _affine_flow(affine, height, width)
+    # not cv2.magnitude: with OpenCV 5 its last bit depends on where the array lies in memory
+    own = np.sqrt(np.square(difference[..., 0]) + np.square(difference[..., 1]))
     own = cv2.GaussianBlur(own, (0, 0), max(0.5, 4 / _CELL / float(unit)))
     return np.asarray(1 - np.clip((own - LIPS_FROM) / (LIPS_FULL - LIPS_FROM), 0, 1), np.float32)
 
 
+def _weighted_fit(places: Any, values: Any, weights: Any) -> Any:
+    """The affine map (3, 2) of places (n, 3) to values (n, 2) by weighted least squares.
+
+    In plain sums over rows: what BLAS returns depends on threads and on where arrays lie in memory, and the same
+    frames must give the same bytes.
+    """
+    weighted = places * np.square(weights)
+    normal = (weighted[:, :, None] * places[:, None, :]).sum(0)
+    right = (weighted[:, :, None] * values[:, None, :]).sum(0)
+    return np.linalg.solve(normal, right)
+
+
 @lru_cache(maxsize=1)
-def _places() -> Floats:
+def _places() -> Any:
     """The middles of the coarse grid's cells, (256, 3): x and y from -1 to 1, and 1."""
     steps = (np.arange(_GRID, dtype=np.float32) + 0.5) * (2 / _GRID) - 1
     x, y = np.meshgrid(steps, steps)
-    return np.stack([x.ravel(), y.ravel(), np.ones(_GRID * _GRID, np.float32)], axis=1).astype(np.float32)
+    return np.stack([x.ravel(), y.ravel(), np.ones(_GRID * _GRID)], axis=1).astype(np.float64)
 
 
 def _affine_flow(affine: Any, height: int, width: int) -> Floats:

@@ -42,6 +42,7 @@ QUIET = 0.2 / 255
 REVIVED = 1.05
 """Mixing blurs; detail is given back the strength that the restorer gave it, by at most this factor."""
 _CELL = 4
+_THIRDS = np.full(3, 1 / 3, np.float32)
 _FLOOR = 1e-6  # of energies, so that nothing is divided by nothing
 
 
@@ -169,7 +170,8 @@ def _energy(values: Floats, coarse_wh: tuple[int, int]) -> Floats:
 
     squares: Any = np.einsum("ijk,ijk->ij", values, values)
     cells = cv2.resize(squares, coarse_wh, interpolation=cv2.INTER_AREA)
-    return np.asarray(cv2.blur(cells, (3, 3), borderType=cv2.BORDER_REFLECT_101) / 3, np.float32)
+    # not cv2.blur: its running sums may end below 0
+    return np.asarray(cv2.sepFilter2D(cells, -1, _THIRDS, _THIRDS, borderType=cv2.BORDER_REFLECT_101) / 3, np.float32)
 
 
 def _moved(residual: Floats, flow: Floats, rows: tuple[float, float]) -> Floats:
@@ -183,8 +185,10 @@ def _moved(residual: Floats, flow: Floats, rows: tuple[float, float]) -> Floats:
     scale = np.array([width / kept.shape[1], height / kept.shape[0]], np.float32)
     if kept.shape[:2] != (height, width):
         kept = cv2.resize(kept, (width, height)) * scale
-    places: Any = kept + pixels(height, width)
-    return np.asarray(cv2.remap(residual, places, np.empty(0), cv2.INTER_CUBIC, borderMode=cv2.BORDER_REPLICATE), np.float32)
+    columns, lines = pixels(height, width)
+    places = columns + kept[..., 0], lines + kept[..., 1]
+    moved = cv2.remap(residual, *places, cv2.INTER_CUBIC, borderMode=cv2.BORDER_REPLICATE)
+    return np.asarray(moved, np.float32)
 
 
 def _steady_on_gpu(
