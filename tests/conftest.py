@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -98,6 +98,15 @@ def shared() -> Path:
     if not (folder / "data").is_dir():
         pytest.skip("no data folder beside the checkout (set MUSETALK_ENHANCE_TEST_DATA)")
     return folder
+
+
+@pytest.fixture(scope="session", autouse=True)
+def cache_of_the_session(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Fixtures that live longer than a test are made before `own_cache`: they get a cache, too."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MUSETALK_ENHANCE_CACHE", str(tmp_path_factory.mktemp("cache")))
+        patch.setenv("MUSETALK_ENHANCE_TUNING", "off")
+        yield
 
 
 @pytest.fixture(autouse=True)

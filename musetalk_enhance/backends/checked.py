@@ -68,6 +68,11 @@ class CheckedBackend(Backend):
         """Arithmetic in use."""
         return self._backend.dtype
 
+    @property
+    def forms(self) -> tuple[str, ...]:
+        """See `Backend.forms`."""
+        return self._backend.forms
+
     def run(self, batch: torch.Tensor) -> torch.Tensor:
         """See `Backend.run`."""
         if self._spec is not None and len(batch):

@@ -59,6 +59,14 @@ class TorchBackend(Backend):
             restored: torch.Tensor = self.module(faces)
             return restored.float()
 
+    @property
+    def forms(self) -> tuple[str, ...]:
+        """See `Backend.forms`."""
+        from .ops import Modulated
+
+        parts = () if self.module is None else self.module.modules()
+        return tuple(part.form for part in parts if isinstance(part, Modulated))
+
     def _graphed(self, faces: torch.Tensor) -> torch.Tensor:
         import torch
 

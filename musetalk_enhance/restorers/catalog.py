@@ -51,11 +51,15 @@ class Model:
 
 @dataclass(frozen=True)
 class Choice:
-    """What a set of options came to: a model and, where it needs one, its checked weight file."""
+    """What a set of options came to: a model and, where it needs one, its checked weight file.
+
+    `forms` are those of an earlier run that is to be repeated; see `LoadRequest`.
+    """
 
     model: Model
     settings: EnhancerSettings
     weight: weights.Weight | None = None
+    forms: tuple[str, ...] | None = None
 
     def load(self, device: object) -> Restorer:
         """Make the restorer on a `torch.device`.
@@ -86,7 +90,7 @@ class Choice:
         name = str(device)
         if name == "cuda":  # the current one, which may be another in the host's next thread
             name = f"cuda:{torch.cuda.current_device()}"
-        return LoadRequest(self.model.record, self.settings, torch.device(name), self.weight)
+        return LoadRequest(self.model.record, self.settings, torch.device(name), self.weight, self.forms)
 
     @contextmanager
     def _said_plainly(self) -> Iterator[None]:
