@@ -19,8 +19,8 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from .faces.align import Aligner, Alignment
+    from .faces.landmarks import LandmarkFinder
     from .faces.occlusion import Occluder
-    from .faces.places import PlaceFinder
     from .settings import EnhancerSettings
     from .stability.guard import Guard
     from .stability.motion import Motion, MotionFinder
@@ -144,7 +144,7 @@ class Finisher:
         self._finder: MotionFinder | None = None
         self._guard: Guard | None = None
         self._aligner: Aligner | None = None
-        self._places: PlaceFinder | None = None
+        self._places: LandmarkFinder | None = None
         self._occluder: Occluder | None = None
 
     def open(self, side: int | None) -> None:
@@ -164,9 +164,9 @@ class Finisher:
 
             self._aligner = Aligner(side or TEMPLATE_SIDE)
         if settings.align == "ffhq" or settings.region == "mouth":
-            from .faces.places import PlaceFinder
+            from .faces.landmarks import LandmarkFinder
 
-            self._places = PlaceFinder(settings.landmarks)
+            self._places = LandmarkFinder(settings.landmarks)
         if settings.occluder is not None:
             from .faces.occlusion import Occluder
 

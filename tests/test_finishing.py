@@ -13,7 +13,7 @@ from torch.nn.functional import avg_pool2d, interpolate
 
 from musetalk_enhance.errors import CheckpointError, FrameError, MissingWeightError, RestorerError
 from musetalk_enhance.faces.detect import Face
-from musetalk_enhance.faces.gauge import FaceGauge
+from musetalk_enhance.faces.meter import FaceMeter
 from musetalk_enhance.finishing import Finisher, FrameNote
 from musetalk_enhance.settings import EnhancerSettings, add_gfpgan_arguments, given_flags, merge, section_of
 from tests.conftest import RECORD
@@ -269,7 +269,7 @@ def test_the_network_sees_the_template(make_enhancer, given, soft):
 
     seen = []
     make_enhancer(lambda batch: seen.append(batch) or batch, record=SAME, align="ffhq")(given[:2])
-    found, crop = (FaceGauge().measure(each).landmarks.numpy() for each in (seen[0], soft[:2]))
+    found, crop = (FaceMeter().measure(each).landmarks.numpy() for each in (seen[0], soft[:2]))
     assert np.abs(found - FFHQ_512).max() < 40 < np.abs(2 * crop - FFHQ_512).max()
 
 
@@ -306,7 +306,7 @@ def test_a_finder_of_landmarks_that_fails_stops_nothing(make_enhancer, given, mo
     def fail(self, faces):
         raise error
 
-    monkeypatch.setattr(FaceGauge, "measure", fail)
+    monkeypatch.setattr(FaceMeter, "measure", fail)
     enhancer = make_enhancer(sharpen, align="ffhq")
     assert np.array_equal(enhancer(given[:2]), make_enhancer(sharpen)(given[:2])) and enhancer.stats.unaligned == 2
     with pytest.raises(RestorerError, match="landmarks"):
@@ -478,7 +478,7 @@ class Told:
     """A detector that sees the face a little to the side of where it is."""
 
     def detect(self, picture_bgr):
-        points = FaceGauge().measure(to_faces(picture_bgr[None])).landmarks[0].numpy() + (12, 0)
+        points = FaceMeter().measure(to_faces(picture_bgr[None])).landmarks[0].numpy() + (12, 0)
         return [Face(np.array((0, 0, 256, 256.0)), points.astype(np.float32), 0.9)]
 
 

@@ -21,8 +21,8 @@ import numpy as np
 from ..errors import FrameError
 from ..faces.align import TEMPLATE_SIDE
 from ..faces.detect import FFHQ_512, Face, FaceDetector
-from ..faces.pasting import FaceCut, Image, Paste, cut_face, paste_faces
-from ..faces.tracks import FaceTracks, Seen
+from ..faces.paste import FaceCrop, Image, Paste, crop_face, paste_faces
+from ..faces.tracks import FaceTracker, TrackedFace
 from ..film import FilmIndex, SegmentWriter, Shot, read_segment
 from ..finishing import FrameNote
 from .manifest import State, Unit, file_digest, write_state
@@ -51,8 +51,8 @@ class _Shown:
 
     shot: Shot
     faces: list[Face]
-    seen: list[Seen] = field(default_factory=list)
-    cuts: dict[int, FaceCut] = field(default_factory=dict)
+    seen: list[TrackedFace] = field(default_factory=list)
+    cuts: dict[int, FaceCrop] = field(default_factory=dict)
     pastes: dict[int, Paste] = field(default_factory=dict)
     notes: dict[int, FrameNote | str] = field(default_factory=dict)
 
@@ -193,7 +193,7 @@ class _Faces:
     def __init__(self, opened: OpenedFilm, idle: list[_Stream], fps: float) -> None:
         settings = opened.settings
         self._opened, self._idle = opened, idle
-        self._tracks = FaceTracks(fps, min_face=settings.min_face, only_center=settings.only_center_face)
+        self._tracks = FaceTracker(fps, min_face=settings.min_face, only_center=settings.only_center_face)
         self._streams: dict[int, _Stream] = {}
         self._looks: dict[int, Image] = {}
 
@@ -212,15 +212,15 @@ class _Faces:
         for track, frames in order.items():
             self._enhance(track, frames)
 
-    def _cut(self, shown: _Shown, seen: Seen) -> bool:
+    def _cut(self, shown: _Shown, seen: TrackedFace) -> bool:
         """Cut a face out; False, and a note, where it cannot be, or is not there any more."""
         try:
-            cut = cut_face(shown.shot.bgr, seen.landmarks, TEMPLATE_SIDE)
+            cut = crop_face(shown.shot.bgr, seen.landmarks, TEMPLATE_SIDE)
         except FrameError as error:
             shown.notes[seen.track] = f"cannot be aligned: {error.reason}"
             return False
         look = _look(cut.aligned)
-        if not seen.held:
+        if not seen.missed:
             self._looks[seen.track] = look
         elif seen.track in self._looks and not _alike(self._looks[seen.track], look):
             shown.notes[seen.track] = LOST
@@ -279,7 +279,7 @@ class _Facts:
             self._counts["frames"] += 1
             self._counts["frames_with_restored_faces"] += bool(shown.pastes)
             self._counts["faces_restored"] += len(shown.pastes)
-            self._counts["faces_held"] += sum(seen.held and seen.track in shown.pastes for seen in shown.seen)
+            self._counts["faces_held"] += sum(seen.missed and seen.track in shown.pastes for seen in shown.seen)
             for note in shown.notes.values():
                 self._counts["faces_failed"] += isinstance(note, str) and note.startswith(FAULTS)
                 why = note if isinstance(note, str) else note.left or (note.guard and f"held back: {note.guard}")
@@ -299,7 +299,7 @@ def _main_note(shown: _Shown) -> dict[str, Any]:
     if not shown.seen:
         return {"passthrough": "no face"}
 
-    def weight(seen: Seen) -> tuple[bool, float]:
+    def weight(seen: TrackedFace) -> tuple[bool, float]:
         return seen.track in shown.pastes, float(np.prod(seen.box_xyxy[2:] - seen.box_xyxy[:2]))
 
     main = max(shown.seen, key=weight)
@@ -319,14 +319,14 @@ def _write(writer: SegmentWriter, frames: Sequence[_Shown]) -> None:
         canvas = shown.shot.bgr.copy()
         pastes = [shown.pastes[seen.track] for seen in _by_weight(shown)]
         paste_faces(canvas, pastes)
-        boxes = [box for box in (paste.cut.box() for paste in pastes) if box[0] < box[2] and box[1] < box[3]]
+        boxes = [box for box in (paste.crop.box() for paste in pastes) if box[0] < box[2] and box[1] < box[3]]
         writer.write(shown.shot, canvas if boxes else None, boxes or None)
 
 
-def _by_weight(shown: _Shown) -> list[Seen]:
+def _by_weight(shown: _Shown) -> list[TrackedFace]:
     """The restored faces, the most important first: one that was seen covers one that is taken to be there."""
     restored = [seen for seen in shown.seen if seen.track in shown.pastes]
-    return sorted(restored, key=lambda seen: (seen.held, seen.track))
+    return sorted(restored, key=lambda seen: (seen.missed, seen.track))
 
 
 def _look(aligned: Image) -> Image:

@@ -1,11 +1,11 @@
-"""Label, train and evaluate the face gauge (``musetalk_enhance.faces.gauge``).
+"""Label, train and evaluate the face meter (``musetalk_enhance.faces.meter``).
 
 The teacher is mediapipe's FaceMesh, which is needed for the first stage only and may live in another environment::
 
-    python scripts/train_gauge.py label --data DATA     # needs mediapipe==0.10.14 and OpenCV, no torch
-    python scripts/train_gauge.py draw --data DATA      # augmented views; may run beside the next stage
-    python scripts/train_gauge.py train --data DATA --export musetalk_enhance/faces/assets/gauge.safetensors
-    python scripts/train_gauge.py eval --data DATA --yunet YUNET.onnx
+    python scripts/train_meter.py label --data DATA     # needs mediapipe==0.10.14 and OpenCV, no torch
+    python scripts/train_meter.py draw --data DATA      # augmented views; may run beside the next stage
+    python scripts/train_meter.py train --data DATA --export musetalk_enhance/faces/assets/meter.safetensors
+    python scripts/train_meter.py eval --data DATA --yunet YUNET.onnx
 
 DATA has ``clips/*.mp4`` and ``portraits/*.jpg``. The people in ``lite_data.HELD_OUT`` are never trained on. Each
 stage goes on where it was stopped.
@@ -33,7 +33,7 @@ try:  # the environment of `label` needs none of it
     from torch.nn.functional import binary_cross_entropy_with_logits
     from torch.nn.functional import smooth_l1_loss as smooth_l1
 
-    from musetalk_enhance.faces.gauge import SIDE, FaceGauge, GaugeNetwork, Reading, axes, mouth_share, shrink
+    from musetalk_enhance.faces.meter import SIDE, FaceMeter, MeterNetwork, Reading, axes, mouth_share, shrink
 except ImportError:
     if "label" not in sys.argv:
         raise
@@ -515,7 +515,7 @@ def truth_reading(said: torch.Tensor) -> Reading:
     return Reading(said[:, 0], landmarks, landmarks, mouth_share(lips, landmarks), lips, lids, corners)
 
 
-def losses(network: GaugeNetwork, views: torch.Tensor, said: torch.Tensor, faces: torch.Tensor) -> Losses:
+def losses(network: MeterNetwork, views: torch.Tensor, said: torch.Tensor, faces: torch.Tensor) -> Losses:
     """Weighted terms on views (2, N, 3, SIDE, SIDE) of the same N crops."""
     count, truth = len(said), truth_reading(said)
     unit = axes(truth.landmarks)[1].norm(dim=1).clamp_min(0.05)[:, None, None]
@@ -553,11 +553,11 @@ def losses(network: GaugeNetwork, views: torch.Tensor, said: torch.Tensor, faces
     return terms
 
 
-def export(network: GaugeNetwork, path: Path, steps: int) -> None:
+def export(network: MeterNetwork, path: Path, steps: int) -> None:
     """Write the weights, halved to fp16, replacing the file in one move."""
     state = {name: tensor.detach().half().contiguous() for name, tensor in network.state_dict().items()}
     partial = path.with_suffix(".partial")
-    save_file(state, partial, {"architecture": "GaugeNetwork", "steps": str(steps), "licence": "apache-2.0"})
+    save_file(state, partial, {"architecture": "MeterNetwork", "steps": str(steps), "licence": "apache-2.0"})
     partial.replace(path)
 
 
@@ -566,7 +566,7 @@ def train(args: argparse.Namespace) -> None:
     torch.set_num_threads(args.threads)
     torch.manual_seed(args.seed)
     views = Views(args.work / "shards", args.seed)
-    network = GaugeNetwork()
+    network = MeterNetwork()
     slow = copy.deepcopy(network)
     optimiser = torch.optim.AdamW(network.parameters(), lr=args.lr, weight_decay=0.01)
     checkpoint, step = args.work / f"{args.name}.pt", 0
@@ -656,12 +656,12 @@ def host_soft(crops_rgb: Image) -> Image:
     )
 
 
-def measured(gauge: FaceGauge, crops_rgb: Image) -> dict[str, Floats]:
-    """The gauge on uint8 (N, h, w, 3), as arrays by field; landmarks in pixels of `CROP`."""
+def measured(meter: FaceMeter, crops_rgb: Image) -> dict[str, Floats]:
+    """The meter on uint8 (N, h, w, 3), as arrays by field; landmarks in pixels of `CROP`."""
     parts = []
     for first in range(0, len(crops_rgb), 32):
         faces = torch.from_numpy(crops_rgb[first : first + 32]).permute(0, 3, 1, 2).float() / 255
-        parts.append(gauge.measure(faces))
+        parts.append(meter.measure(faces))
     found = {name: torch.cat([getattr(part, name) for part in parts]).numpy() for name in vars(parts[0])}
     found["landmarks"] = found["landmarks"] * np.float32(CROP / crops_rgb.shape[1])
     return found
@@ -712,7 +712,7 @@ def grimaced(crops_rgb: Image, places: Floats, mouth: float | None, lids: float)
 
 
 def teacher_says(places: Floats) -> dict[str, Floats]:
-    """The measures of points (n, points, 2), as the gauge defines them."""
+    """The measures of points (n, points, 2), as the meter defines them."""
     unit = np.eye(2, dtype=np.float32)
     said = torch.from_numpy(np.stack([truths(each, np.zeros(2, np.float32), unit) for each in places]))
     truth = truth_reading(said)
@@ -728,7 +728,7 @@ def lite_faces(crops_rgb: Image) -> Image:
         return np.stack(enhancer([crop for crop in crops_rgb]))
 
 
-def evaluate_clip(gauge: FaceGauge, args: argparse.Namespace, path: Path) -> dict[str, Any]:
+def evaluate_clip(meter: FaceMeter, args: argparse.Namespace, path: Path) -> dict[str, Any]:
     """Everything that is asked of one held-out clip, or picture."""
     from lite_data import FaceFinder
 
@@ -761,7 +761,7 @@ def evaluate_clip(gauge: FaceGauge, args: argparse.Namespace, path: Path) -> dic
     for name in crops:
         sharp, points = np.stack(crops[name]), np.stack(places[name])
         truth, blurred = teacher_says(points), host_soft(sharp)
-        views = {"sharp": measured(gauge, sharp), "soft": measured(gauge, blurred)}
+        views = {"sharp": measured(meter, sharp), "soft": measured(meter, blurred)}
         between = np.linalg.norm(truth["landmarks"][:, 0] - truth["landmarks"][:, 1], axis=1)
         for view, says in views.items():
             error = np.linalg.norm(says["landmarks"] - truth["landmarks"], axis=2).mean(1) / between
@@ -785,30 +785,30 @@ def evaluate_clip(gauge: FaceGauge, args: argparse.Namespace, path: Path) -> dic
         softs = {key: value[some] for key, value in views["soft"].items()}
         clear = {key: value[some] for key, value in views["sharp"].items()}
         restored = lite_faces(blurred[some])
-        result[f"{name}, lite against soft"] = compared(measured(gauge, restored), softs)
+        result[f"{name}, lite against soft"] = compared(measured(meter, restored), softs)
         some_points = points[some]
         parted = truth["mouth"][some] > 0.1
         if parted.any():
-            shut = measured(gauge, grimaced(sharp[some][parted], some_points[parted], 0.0, 0.0))
+            shut = measured(meter, grimaced(sharp[some][parted], some_points[parted], 0.0, 0.0))
             result[f"{name}, mouth shut"] = {
                 "change / truth": float(
                     np.median((softs["mouth"][parted] - shut["mouth"]) / truth["mouth"][some][parted])
                 ),
                 "change": [float(v) for v in np.percentile(softs["mouth"][parted] - shut["mouth"], (5, 50))],
             }
-        opened = measured(gauge, grimaced(sharp[some], some_points, 0.3, 0.0))
+        opened = measured(meter, grimaced(sharp[some], some_points, 0.3, 0.0))
         result[f"{name}, lips parted to 0.3 (unpainted)"] = [
             float(v) for v in np.percentile(opened["mouth"], (5, 50))
         ]
         wide = truth["eyes"][some].mean(1) > 0.2
         if wide.any():
-            blink = measured(gauge, grimaced(sharp[some][wide], some_points[wide], None, 0.9))
+            blink = measured(meter, grimaced(sharp[some][wide], some_points[wide], None, 0.9))
             change = (softs["eyes"][wide] - blink["eyes"]).mean(1)
             result[f"{name}, eyes shut"] = {
                 "change": [float(v) for v in np.percentile(change, (5, 50))],
                 "truth": float(truth["eyes"][some][wide].mean()),
             }
-        moved = measured(gauge, shifted_eyes(sharp[some], some_points))
+        moved = measured(meter, shifted_eyes(sharp[some], some_points))
         went = (moved["landmarks"] - softs["landmarks"])[:, :2, 0].mean(1)
         held = (clear["landmarks"] - softs["landmarks"])[:, :2, 0].mean(1)
         result[f"{name}, eyes 5 px to the right"] = {
@@ -816,7 +816,7 @@ def evaluate_clip(gauge: FaceGauge, args: argparse.Namespace, path: Path) -> dic
             "unmoved, px": spread(held),
         }
     if empty:
-        says = measured(gauge, np.stack(empty))["confidence"]
+        says = measured(meter, np.stack(empty))["confidence"]
         result["no face"] = {"confidence": [float(np.percentile(says, share)) for share in (50, 90, 100)]}
     return result
 
@@ -832,7 +832,7 @@ def compared(one: dict[str, Floats], other: dict[str, Floats]) -> dict[str, Any]
     }
 
 
-def evaluate_synthetic(gauge: FaceGauge) -> dict[str, Any]:
+def evaluate_synthetic(meter: FaceMeter) -> dict[str, Any]:
     """Against the known poses of ``examples/talking_head.py``."""
     sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "examples"))
     from talking_head import pose_at, talking_head
@@ -841,7 +841,7 @@ def evaluate_synthetic(gauge: FaceGauge) -> dict[str, Any]:
     poses = [pose_at(index / 25, 0) for index in range(200)]
     opening, blink = (np.float32([getattr(pose, name) for pose in poses]) for name in ("opening", "blink"))
     result: dict[str, Any] = {"frames": 200}
-    views = {"sharp": measured(gauge, np.stack(crops)), "soft": measured(gauge, host_soft(np.stack(crops)))}
+    views = {"sharp": measured(meter, np.stack(crops)), "soft": measured(meter, host_soft(np.stack(crops)))}
     for view, says in views.items():
         result[view] = {
             "mouth r": correlation(says["mouth"], opening),
@@ -853,12 +853,12 @@ def evaluate_synthetic(gauge: FaceGauge) -> dict[str, Any]:
 def evaluate(args: argparse.Namespace) -> None:
     """Write ``eval.json`` and print the main figures of the held-out people."""
     torch.set_num_threads(args.threads)
-    gauge, result = FaceGauge(), dict[str, Any]()
-    result["synthetic"] = evaluate_synthetic(gauge)
+    meter, result = FaceMeter(), dict[str, Any]()
+    result["synthetic"] = evaluate_synthetic(meter)
     print("synthetic", json.dumps(rounded(result["synthetic"])), flush=True)
     for path in list_sources(args.data):
         if path.stem in held_out() and path.suffix == ".mp4":
-            found = result[path.stem] = evaluate_clip(gauge, args, path)
+            found = result[path.stem] = evaluate_clip(meter, args, path)
             for key, value in found.items():
                 print(path.stem, key, json.dumps(rounded(value)), flush=True)
     (args.work / "eval.json").write_text(json.dumps(rounded(result), indent=1))
@@ -900,12 +900,12 @@ def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("stage", choices=("label", "draw", "train", "eval"))
     parser.add_argument("--data", type=Path, required=True, help="has clips/ and portraits/")
-    parser.add_argument("--work", type=Path, default=Path(".train/gauge"), help="labels, cache, checkpoints")
+    parser.add_argument("--work", type=Path, default=Path(".train/meter"), help="labels, cache, checkpoints")
     parser.add_argument("--yunet", type=Path, help="YuNet face detector, ONNX; for eval")
     parser.add_argument("--crops", nargs="+", choices=CROPS, default=CROPS, help="framings for eval")
     parser.add_argument("--every", type=int, default=1, help="label every n-th frame")
     parser.add_argument("--shards", type=int, default=72, help="files of 1024 views to draw")
-    parser.add_argument("--name", default="gauge", help="name of the checkpoint")
+    parser.add_argument("--name", default="meter", help="name of the checkpoint")
     parser.add_argument("--steps", type=int, default=3200)
     parser.add_argument("--batch", type=int, default=40, help="crops, in fours, each twice: crisp and soft")
     parser.add_argument("--lr", type=float, default=2e-3)

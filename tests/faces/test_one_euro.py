@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from musetalk_enhance.errors import ConfigError, FrameError
-from musetalk_enhance.faces.smoothing import OneEuroFilter
+from musetalk_enhance.faces.one_euro import OneEuroFilter
 
 FACE = np.array([(95.0, 101.3), (160.7, 100.9), (127.7, 140.0), (99.1, 181.0), (157.9, 180.2)])
 

@@ -9,7 +9,7 @@ import pytest
 from musetalk_enhance.errors import FrameError
 from musetalk_enhance.faces.align import TEMPLATE_SIDE
 from musetalk_enhance.faces.detect import FFHQ_512
-from musetalk_enhance.faces.pasting import FEATHER, Paste, coverage, cut_face, paste_faces
+from musetalk_enhance.faces.paste import FEATHER, Paste, coverage, crop_face, paste_faces
 
 SIZE_HW = (700, 900)
 POSES = {  # middle x, y of the template in the picture; its side in the picture; turn in degrees
@@ -109,7 +109,7 @@ def test_the_cut_shows_the_landmarks_where_the_template_has_them(name):
     points = landmarks(name)
     sigma = POSES[name][2] / 40
     picture = (100 + 120 * blobs(SIZE_HW, points, sigma)[..., None].repeat(3, 2)).round().astype(np.uint8)
-    cut = cut_face(picture, points)
+    cut = crop_face(picture, points)
     assert cut.aligned.shape == (512, 512, 3) and cut.aligned.dtype == np.uint8
     found = centroids(cut.aligned[..., 1].astype(float) - 100, FFHQ_512, 36)
     seen = (points > 3 * sigma).all(axis=1) & (points < np.array(SIZE_HW[::-1]) - 3 * sigma).all(axis=1)
@@ -128,7 +128,7 @@ def test_what_the_network_paints_lands_on_the_landmarks(name, scale, replace):
     half = 1 if scale < 4 else 0.5
     points = landmarks(name) * half
     picture = grey(size_hw)
-    cut = cut_face(picture, points)
+    cut = crop_face(picture, points)
     canvas = enlarged(picture, scale)
     paste_faces(canvas, [Paste(cut, marked(cut.aligned, 6.0))], replace=replace)
     change = canvas[..., 1].astype(float) - 100
@@ -143,7 +143,7 @@ def test_what_the_network_paints_lands_on_the_landmarks(name, scale, replace):
 
 @pytest.mark.parametrize("side", [256, 512, 1024])
 def test_a_network_may_make_another_size(side):
-    cut = cut_face(grey(), landmarks("turned"))
+    cut = crop_face(grey(), landmarks("turned"))
     restored = marked(cv2.resize(cut.aligned, (side, side)), 6.0)
     canvas = grey()
     paste_faces(canvas, [Paste(cut, restored)])
@@ -155,7 +155,7 @@ def test_a_network_may_make_another_size(side):
 @pytest.mark.parametrize("name", POSES)
 def test_a_network_that_changes_nothing_changes_no_pixel(name, scale, rng):
     picture = noise(rng, (350, 450))
-    cut = cut_face(picture, landmarks(name) / 2)
+    cut = crop_face(picture, landmarks(name) / 2)
     canvas = enlarged(picture, scale)
     before = canvas.copy()
     paste_faces(canvas, [Paste(cut, cut.aligned.copy(), coverage(512))])
@@ -166,7 +166,7 @@ def test_a_network_that_changes_nothing_changes_no_pixel(name, scale, rng):
 @pytest.mark.parametrize("name", POSES)
 def test_outside_the_template_no_pixel_changes(name, scale, replace, rng):
     picture = noise(rng)
-    cut = cut_face(picture, landmarks(name))
+    cut = crop_face(picture, landmarks(name))
     canvas = enlarged(picture, scale)
     before = canvas.copy()
     paste_faces(canvas, [Paste(cut, 255 - cut.aligned)], replace=replace)
@@ -178,7 +178,7 @@ def test_outside_the_template_no_pixel_changes(name, scale, replace, rng):
 
 def test_outside_a_mask_no_pixel_changes(rng):
     picture = noise(rng)
-    cut = cut_face(picture, landmarks("upright"))
+    cut = crop_face(picture, landmarks("upright"))
     mask = np.zeros((512, 512), np.float32)
     mask[:, 256:] = 1  # the right half is face: x over 450 in the picture
     for shape in ((512, 512), (128, 128)):
@@ -193,7 +193,7 @@ def test_outside_a_mask_no_pixel_changes(rng):
 def test_replacing_brings_a_smooth_picture_back(name, scale, rng):
     """Cut out and laid back, nothing added: what the way there and back costs."""
     picture = smooth(rng)
-    cut = cut_face(picture, landmarks(name))
+    cut = crop_face(picture, landmarks(name))
     canvas = enlarged(picture, scale)
     before = canvas.astype(int)
     paste_faces(canvas, [Paste(cut, cut.aligned)], replace=True)
@@ -215,7 +215,7 @@ def test_coverage_fades_at_the_border():
 def side_by_side_cuts(apart: int, size_hw=(500, 800)):
     """Two faces of 300 px, `apart` pixels from each other, in a plain grey picture."""
     left = moved(np.array([(300 / 512, 0, 100.0), (0, 300 / 512, 100.0)]), FFHQ_512)
-    return [cut_face(grey(size_hw), left), cut_face(grey(size_hw), left + (apart, 0))]
+    return [crop_face(grey(size_hw), left), crop_face(grey(size_hw), left + (apart, 0))]
 
 
 @pytest.mark.parametrize("replace", [False, True])
@@ -240,7 +240,7 @@ def test_where_faces_overlap_the_first_has_its_way():
 
 def test_faces_apart_are_what_each_is_alone(rng):
     picture = noise(rng)
-    cuts = [cut_face(picture, landmarks("small")), cut_face(picture, landmarks("over the lower corner"))]
+    cuts = [crop_face(picture, landmarks("small")), crop_face(picture, landmarks("over the lower corner"))]
     both, one_by_one = picture.copy(), picture.copy()
     paste_faces(both, [Paste(cut, 255 - cut.aligned) for cut in cuts])
     for cut in cuts:
@@ -253,7 +253,7 @@ def test_a_factor_that_is_no_whole_number(scale):
     """Both sides are rounded: the canvas is not enlarged by quite the same factor across and down."""
     picture = grey((401, 133))
     points = moved(np.array([(100 / 512, 0, 15.0), (0, 100 / 512, 200.0)]), FFHQ_512)
-    cut = cut_face(picture, points)
+    cut = crop_face(picture, points)
     canvas = grey((round(401 * scale), round(133 * scale)))
     paste_faces(canvas, [Paste(cut, marked(cut.aligned, 8.0))])
     found = centroids(canvas[..., 1].astype(float) - 100, points * scale, 8 * scale)
@@ -261,8 +261,8 @@ def test_a_factor_that_is_no_whole_number(scale):
 
 
 def test_another_canvas_is_refused(rng):
-    cut = cut_face(noise(rng), landmarks("upright"))
-    with pytest.raises(FrameError, match="enlarged as a whole"):
+    cut = crop_face(noise(rng), landmarks("upright"))
+    with pytest.raises(FrameError, match="the proportions of the image"):
         paste_faces(grey((700, 1800)), [Paste(cut, cut.aligned)])
     paste_faces(grey((3, 5)), [])
 
@@ -278,13 +278,13 @@ def test_another_canvas_is_refused(rng):
 )
 def test_landmarks_of_no_face_are_refused(points, reason, rng):
     with pytest.raises(FrameError) as caught:
-        cut_face(noise(rng), points)
+        crop_face(noise(rng), points)
     assert caught.value.reason == reason
 
 
 def test_the_box_is_cut_off_at_the_edges(rng):
-    cut = cut_face(noise(rng), landmarks("upright"))
+    cut = crop_face(noise(rng), landmarks("upright"))
     assert np.abs(np.subtract(cut.box(), (300, 200, 600, 500))).max() <= 1
     assert np.abs(np.subtract(cut.box((1400, 1800)), (600, 400, 1200, 1000))).max() <= 1
-    left, top, right, bottom = cut_face(noise(rng), landmarks("over the left edge")).box()
+    left, top, right, bottom = crop_face(noise(rng), landmarks("over the left edge")).box()
     assert left == 0 and 0 < top < bottom <= 700 and right < 900
