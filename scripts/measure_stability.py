@@ -298,7 +298,7 @@ def loaded(args: argparse.Namespace, folder: Path) -> dict[str, GFPGANEnhancer]:
     options: dict[str, Any] = {"model": args.model, "backend": args.backend}
     on = {}
     if args.random:
-        from musetalk_enhance.bench.checkpoints import random_gfpgan, save
+        from benchmarks.checkpoints import random_gfpgan, save
 
         path = folder / "random.safetensors"
         save(random_gfpgan(), path)

@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 import torch
 
-from musetalk_enhance.bench.checkpoints import architecture
 from musetalk_enhance.faces.detect import YuNet
 from musetalk_enhance.faces.paste import Paste, crop_face, paste_faces
 from musetalk_enhance.jobs import ImageSettings, VideoSettings, restore_images, restore_video
 from musetalk_enhance.media import read_frames
+from scripts.benchmarks.checkpoints import architecture
 from tests.restorers.conftest import checkpoint  # noqa: F401 - a fixture
 
 from .conftest import read

@@ -7,11 +7,11 @@ import pytest
 import torch
 
 from musetalk_enhance import GFPGANEnhancer
-from musetalk_enhance.bench import checkpoints
-from musetalk_enhance.bench.reference import references
-from musetalk_enhance.bench.subject import pictures, random_subject
 from musetalk_enhance.official import HELPERS
 from musetalk_enhance.restorers.convert import detect
+from scripts.benchmarks import checkpoints
+from scripts.benchmarks.reference import references
+from scripts.benchmarks.subject import pictures, random_subject
 from tests.conftest import PLAIN
 
 from .conftest import CPU

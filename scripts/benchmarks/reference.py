@@ -7,8 +7,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .. import official, weights
-from ..errors import MissingDependencyError, RestorerError
+from musetalk_enhance import official, weights
+from musetalk_enhance.errors import MissingDependencyError, RestorerError
+
 from . import checkpoints
 from .runner import Candidate, Runner, Value
 from .subject import SIDE, Subject, pictures
@@ -39,7 +40,7 @@ def references(
         frame_wh: width and height of the frames that `PLAN` gets; the face is in their middle.
         folder: where random weights of the detector and the parser are written.
     """
-    ganer = _Shared(lambda: _gfpganer(subject, device, folder))
+    ganer = _Lazy(lambda: _gfpganer(subject, device, folder))
 
     def aligned() -> Runner:
         return AlignedRunner(ganer(), faces)
@@ -64,16 +65,16 @@ def _another(subject: Subject) -> RestorerError:
     return RestorerError(f"the reference paths are measured with GFPGAN of arch clean, not with {subject.name}")
 
 
-class _Shared:
+class _Lazy:
     """Builds once, on first use."""
 
     def __init__(self, build: Callable[[], Any]) -> None:
-        self._build, self._made = build, None
+        self._build, self._value = build, None
 
     def __call__(self) -> Any:
-        if self._made is None:
-            self._made = self._build()
-        return self._made
+        if self._value is None:
+            self._value = self._build()
+        return self._value
 
 
 def _gfpganer(subject: Subject, device: torch.device, folder: Path) -> Any:
@@ -109,15 +110,15 @@ class PlanRunner(Runner):
         """Enhance every frame; see `Runner.run`. The pictures are twice the size of the frames."""
         import numpy as np
 
-        done = []
+        results = []
         for frame in self._frames:
             crops, _, picture = self.gfpganer.enhance(
                 frame, has_aligned=False, only_center_face=True, paste_back=True
             )
             if len(crops) != 1:
                 raise RestorerError(f"the reference path restored {len(crops)} faces of one")
-            done.append(picture)
-        return np.stack(done)
+            results.append(picture)
+        return np.stack(results)
 
 
 def supply_face(detector: Any, frame_wh: tuple[int, int]) -> None:
@@ -187,13 +188,13 @@ class StockRunner(Runner):
         import torch
 
         assert self._network is not None
-        done = []
+        results = []
         with torch.no_grad():
             for face in self._faces:
                 out = self._network(face[None], return_rgb=False)[0][0]
                 rgb = ((out.clamp(-1, 1) + 1) * 127.5).round().byte().permute(1, 2, 0).cpu().numpy()
-                done.append(rgb[..., ::-1])
-        return np.stack(done)
+                results.append(rgb[..., ::-1])
+        return np.stack(results)
 
     def close(self) -> None:
         """Give the network back."""

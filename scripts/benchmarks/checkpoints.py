@@ -8,9 +8,9 @@ import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from .. import official
-from ..restorers.gfpgan import GEOMETRY
-from ..weights import Weight, open_file
+from musetalk_enhance import official
+from musetalk_enhance.restorers.gfpgan import GEOMETRY
+from musetalk_enhance.weights import Weight, open_file
 
 if TYPE_CHECKING:
     import torch

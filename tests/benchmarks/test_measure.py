@@ -1,12 +1,11 @@
-"""Interleaving, groups, refusals and memory; nothing here asserts on time."""
+"""Interleaving, groups and refusals; nothing here asserts on time."""
 
 from __future__ import annotations
 
-import numpy as np
 import pytest
 
-from musetalk_enhance.bench.measuring import Peak, Rounds, measure
 from musetalk_enhance.errors import ConfigError, MissingDependencyError, RestorerError
+from scripts.benchmarks.measure import Rounds, measure
 
 from .conftest import CPU
 
@@ -34,7 +33,7 @@ def test_all_are_loaded_before_the_first_runs(fake, rounds, log):
 def test_groups_where_not_all_fit(fake, log, monkeypatch):
     """Each load takes 10 bytes of 15: two are a group, the base runs in both groups."""
     taken = iter(range(0, 10_000, 10))
-    monkeypatch.setattr("musetalk_enhance.bench.measuring.resident", lambda device: next(taken))
+    monkeypatch.setattr("scripts.benchmarks.measure.resident", lambda device: next(taken))
     said: list[str] = []
     seen = measure([fake("x"), fake("y"), fake("z")], Rounds(1, 0, CPU, 15, said.append), [fake("base", "plan")])
     assert runs(log) == ["base", "x", "base", "y", "base", "z"]
@@ -69,18 +68,3 @@ def test_what_fails_later_is_taken_out_and_closed(fake, rounds, log):
 def test_a_failing_reference_is_no_comparison(fake, rounds):
     seen = measure([fake("x")], rounds, [fake("base", "plan", error=RestorerError("no"))])
     assert seen[1].against == {} and seen[1].reason is None
-
-
-def test_peak_sees_what_is_taken_and_given_back():
-    with Peak(CPU) as peak:
-        block = np.ones(2**26, np.uint8)
-        for _ in range(20):
-            block += 1
-        del block
-    assert peak.most - peak.before > 2**25
-
-
-def test_peak_of_nothing():
-    with Peak(CPU) as peak:
-        pass
-    assert peak.most >= peak.before > 0

@@ -40,9 +40,9 @@ def table(rows: Sequence[Row]) -> list[str]:
         ]
         lines.append("  ".join(aligned).rstrip())
     return [
-        "medians of interleaved rounds. x (a), x (b): times quicker than that path. prepare, network, finish: ms a",
+        "medians of interleaved rounds. x (a), x (b): times faster than that path. prepare, network, finish: ms a",
         "face. MiB: memory taken by loading it and by running it. diff: largest / mean difference to torch in fp32,",
-        "in steps of 1/255 (below the centre of the face where only a part is computed).",
+        "in steps of 1/255 (below the center of the face where only a part is computed).",
         lines[0],
         "-" * max(len(line) for line in lines),
         *lines[1:],
@@ -74,13 +74,13 @@ def refusals(rows: Sequence[Row]) -> list[str]:
     for row in rows:
         if row["reason"] is not None:
             reasons.setdefault(row["reason"], []).append(row["name"])
-    return [f"not here: {', '.join(names)}: {reason}" for reason, names in reasons.items()]
+    return [f"not measured: {', '.join(names)}: {reason}" for reason, names in reasons.items()]
 
 
 def roof_lines(roof: Row | None) -> list[str]:
-    """What the machine could reach, by dtype, and how near the best of ours comes."""
+    """The machine's limits by dtype, and the share of them that our best row reaches."""
     if roof is None:
-        return ["no limit is known: this model's arithmetic is not counted"]
+        return ["no limit: the arithmetic of this model is not counted"]
     rates = roof["rates_per_second"]
     moved = (roof["activation_bytes_per_face"] + roof["weight_bytes"]) / 1e9
     lines = [
@@ -108,9 +108,9 @@ def host_lines(host: Row | None) -> list[str]:
         f"time added to the host's loop ({host['host']}; enhanced with {host['enhancer']}; "
         f"{host['batches']} batches of {host['batch']} faces, medians of {host['rounds']} rounds):"
     ]
-    for way in ("alone", "in turn", "overlapped"):
-        added = "" if way == "alone" else f"  {host['added'][way]:+.1%}"
-        lines.append(f"  {way:<11} {host['ms_per_face'][way]:9.2f} ms a face{added}")
+    for name in ("alone", "in turn", "overlapped"):
+        added = "" if name == "alone" else f"  {host['added'][name]:+.1%}"
+        lines.append(f"  {name:<11} {host['ms_per_face'][name]:9.2f} ms a face{added}")
     return lines
 
 

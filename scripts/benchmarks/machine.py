@@ -1,4 +1,4 @@
-"""Facts about this machine that a figure means nothing without; no host name, no user name."""
+"""The machine's CPU, GPU, memory and package versions; no host name, no user name."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from .._version import __version__
+from musetalk_enhance._version import __version__
 
 _PACKAGES = (
     "torch torchvision numpy opencv-python spandrel gfpgan facexlib "
@@ -55,13 +55,13 @@ def _usable_threads() -> int:
 
 
 def _versions() -> dict[str, str]:
-    found = {}
+    versions = {}
     for package in _PACKAGES:
         try:
-            found[package] = version(package)
+            versions[package] = version(package)
         except PackageNotFoundError:
             continue
-    return found
+    return versions
 
 
 def _cpuinfo() -> dict[str, str]:

@@ -8,11 +8,11 @@ import sys
 import numpy as np
 import pytest
 
-from musetalk_enhance.bench import machine, plot, report, roofline
-from musetalk_enhance.bench.measuring import Measured, measure
-from musetalk_enhance.bench.reference import ALIGNED, PLAN
-from musetalk_enhance.bench.rows import best, difference, dtype_of, roof, rows_of
 from musetalk_enhance.errors import MissingDependencyError, RestorerError
+from scripts.benchmarks import machine, plot, report, roofline
+from scripts.benchmarks.measure import Measurement, measure
+from scripts.benchmarks.reference import ALIGNED, PLAN
+from scripts.benchmarks.rows import best, difference, dtype_of, roof, rows_of
 
 from .conftest import CPU
 
@@ -39,7 +39,7 @@ def measured(fake, rounds):
 def made(measured):
     truth = np.zeros((1, 4, 4, 3), np.uint8)
     rows = rows_of(measured, truth)
-    work = roofline.Work(10**6, 10**5, 10**4)
+    work = roofline.WorkloadCost(10**6, 10**5, 10**4)
     return {
         "schema": report.SCHEMA,
         "machine": machine.facts("cpu"),
@@ -87,14 +87,14 @@ def test_the_table_is_last_and_refusals_are_named(made):
     lines = text.splitlines()
     assert lines[0] == "note: random weights"
     assert lines[-1].startswith("onnx fp32 batch 8 lower") and "8.00" in lines[-1] and "4.00" in lines[-1]
-    assert "not here: x: no x" in lines
+    assert "not measured: x: no x" in lines
     assert "arithmetic limit (direct convolution)" in text and "measured best, region lower" in text
     assert max(len(line) for line in report.table(made["rows"])) < 140
 
 
 def test_refusals_with_one_reason_are_one_line():
     rows = [{"name": name, "reason": "no"} for name in "ab"]
-    assert report.refusals(rows) == ["not here: a, b: no"]
+    assert report.refusals(rows) == ["not measured: a, b: no"]
     assert report.table([]) == ["nothing was measured"]
 
 
@@ -116,14 +116,14 @@ def test_the_share_of_the_limit(made):
 
 def test_no_limit_without_a_count(measured, made):
     assert roof(None, measured, []) is None
-    assert "no limit is known" in report.text({**made, "roofline": None})
+    assert "no limit: the arithmetic" in report.text({**made, "roofline": None})
 
 
 @pytest.mark.parametrize(("region", "largest"), [("full", 40), ("lower", 8)])
 def test_a_part_of_the_face_is_compared_below_the_centre(fake, region, largest):
     output = np.zeros((2, 8, 8, 3), np.uint8)
     output[0, 1, 1, 1], output[0, 4, 1, 1] = 40, 8
-    seen = Measured(fake("x", region=region).__class__("x", lambda: None, {"region": region}), output=output)
+    seen = Measurement(fake("x", region=region).__class__("x", lambda: None, {"region": region}), output=output)
     truth = np.zeros((1, 8, 8, 3), np.uint8)
     found = difference(seen, truth)
     assert found["max"] == largest and 0 < found["mean"] < 1

@@ -6,10 +6,11 @@ import itertools
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
-from ..enhancer import GFPGANEnhancer
-from ..errors import RestorerError
-from ..settings import EnhancerSettings
-from .roofline import emulated
+from musetalk_enhance.backends.torch_backend import is_emulated
+from musetalk_enhance.enhancer import GFPGANEnhancer
+from musetalk_enhance.errors import RestorerError
+from musetalk_enhance.settings import EnhancerSettings
+
 from .runner import Candidate, Runner, Value
 from .subject import Subject, pictures
 
@@ -31,8 +32,8 @@ class EnhancerRunner(Runner):
 
     def run(self) -> np.ndarray:
         """One call with all faces; see `Runner.run`."""
-        done: np.ndarray = self.enhancer(self._frames)
-        return done
+        frames: np.ndarray = self.enhancer(self._frames)
+        return frames
 
     def start(self) -> None:
         """Clear the statistics."""
@@ -44,7 +45,7 @@ class EnhancerRunner(Runner):
         return {stage: ms / stats.restored for stage, ms in stats.ms.items()} if stats.restored else {}
 
     def runs_as(self) -> str:
-        """Backend and dtype that ran: ``auto`` has chosen by now, a failed precision check has stepped back."""
+        """Backend and dtype that ran, after ``auto`` and the precision check."""
         backend = getattr(getattr(self.enhancer, "_restorer", None), "backend", None)
         return str(backend) if backend is not None else ""
 
@@ -54,8 +55,8 @@ class EnhancerRunner(Runner):
 
 
 NETWORK_ALONE: dict[str, Value] = {"stability": 0, "color_match": False, "guard": False, "sharpness_gate": False}
-"""What runs the network is measured here: with random weights the guard would undo every face, and differences
-between backends would be smoothed over. What finishing costs stands in docs/stability.md."""
+"""The network alone: with random weights the guard would undo every face, and differences between backends would be
+smoothed over. `musetalk-enhance bench` measures with the defaults on."""
 
 
 def ours(subject: Subject, device: str, faces: int, **values: Value) -> Candidate:
@@ -66,14 +67,15 @@ def ours(subject: Subject, device: str, faces: int, **values: Value) -> Candidat
         device: as the option `device`.
         faces: in one run; rounded up to whole batches.
         values: ``backend``, ``dtype``, ``batch``, ``region``, as the schema of options calls them (`batch` is
-            its `batch_size`). They are checked when the candidate is built, so a refusal is a row, no crash.
+            its `batch_size`). They are checked when the candidate is built: an invalid value is a row.
     """
     batch = int(values["batch"])
     whole = -(-faces // batch) * batch
 
     def build() -> Runner:
-        if device == "cpu" and values["backend"] == "torch" and emulated(str(values["dtype"])):
-            raise RestorerError(f"this CPU has no instructions for {values['dtype']}: torch takes minutes for a face")
+        if device == "cpu" and values["backend"] == "torch" and is_emulated(str(values["dtype"])):
+            reason = f"this CPU has no {values['dtype']} instructions: a face takes torch minutes"
+            raise RestorerError(reason)
         options = {("batch_size" if key == "batch" else key): value for key, value in values.items()}
         settings: dict[str, Any] = {
             **NETWORK_ALONE,

@@ -15,8 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..errors import HostError
-from .overlap import overlapped
+from musetalk_enhance.errors import HostError
+from musetalk_enhance.hosts.overlap import overlapped
 
 if TYPE_CHECKING:
     import numpy as np
@@ -63,7 +63,7 @@ class Host:
 
 
 def open_host(
-    device: torch.device, batch: int, musetalk: Path | None = None, say: Callable[[str], object] = print
+    device: torch.device, batch: int, musetalk: Path | None = None, log: Callable[[str], object] = print
 ) -> Host:
     """The best host that can be had: MuseTalk itself, its networks with random weights, or a stand-in.
 
@@ -71,17 +71,17 @@ def open_host(
         device: where it runs; half precision on a GPU, small pictures elsewhere.
         batch: faces at once.
         musetalk: MuseTalk's folder with its weights under ``models``; None does not look for it.
-        say: takes a line of progress.
+        log: takes a line of progress.
     """
     if musetalk is not None:
         try:
             return musetalk_host(device, batch, musetalk)
         except Exception as error:  # somebody else's code and files
-            say(f"MuseTalk in {musetalk} cannot be used ({error!r}): a stand-in is measured")
+            log(f"MuseTalk in {musetalk} cannot be used ({error!r}): measuring a stand-in")
     try:
         return diffusers_host(device, batch)
     except ImportError as error:
-        say(f"no diffusers ({error}): convolutions stand in for MuseTalk's networks")
+        log(f"diffusers is not available ({error}): convolutions stand in for MuseTalk's networks")
         return convolution_host(device, batch)
 
 
@@ -98,7 +98,7 @@ def musetalk_host(device: torch.device, batch: int, folder: Path) -> Host:
     vae_path = next((path for path in vaes if path.is_dir()), vaes[0])
     for path in (config, weight, vae_path):
         if not path.exists():
-            raise HostError(f"no {path.relative_to(folder)} in the folder given; download MuseTalk's weights first")
+            raise HostError(f"{path.relative_to(folder)} is not in MuseTalk's folder; download its weights first")
     sys.path.insert(0, str(folder))
     try:
         unet_class = importlib.import_module("musetalk.models.unet").UNet
@@ -206,7 +206,7 @@ def _calls(unet: Any, device: torch.device, batch: int, side: int) -> Callable[[
 
 
 def _frames(image: torch.Tensor) -> np.ndarray:
-    """float (N, 3, H, W) to uint8 (N, 256, 256, 3) on the CPU, channels turned round, as MuseTalk's VAE hands out."""
+    """float (N, 3, H, W) to uint8 (N, 256, 256, 3) on the CPU, a reversed BGR view as MuseTalk's VAE returns."""
     pictures = (image.float().nan_to_num() / 2 + 0.5).clamp(0, 1).mul(255).round().byte()
     times = max(1, 8 * _LATENT // image.shape[2])
     array: np.ndarray = pictures.permute(0, 2, 3, 1).cpu().numpy()
@@ -235,24 +235,25 @@ def added(host: Host, enhance: Callable[[Any], Any], rounds: int, batches: int |
         for _ in range(batches):
             yield host.generate()
 
-    ways: dict[str, Callable[[], int]] = {
+    loops: dict[str, Callable[[], int]] = {
         "alone": lambda: sum(1 for _ in generated()),
         "in turn": lambda: sum(1 for _ in map(enhance, generated())),
         "overlapped": lambda: sum(1 for _ in overlapped(enhance, generated())),
     }
-    seconds: dict[str, list[float]] = {way: [] for way in ways}
+    seconds: dict[str, list[float]] = {name: [] for name in loops}
     for number in range(-1, rounds):
-        for way, go in ways.items():
+        for name, loop in loops.items():
             start = time.perf_counter()
-            go()
+            loop()
             if number >= 0:
-                seconds[way].append(time.perf_counter() - start)
-    ms = {way: statistics.median(took) * 1e3 / (batches * host.batch) for way, took in seconds.items()}
+                seconds[name].append(time.perf_counter() - start)
+    faces = batches * host.batch
+    ms = {name: statistics.median(elapsed) * 1e3 / faces for name, elapsed in seconds.items()}
     return {
         "host": host.name,
         "batch": host.batch,
         "batches": batches,
         "rounds": rounds,
-        "ms_per_face": {way: round(value, 3) for way, value in ms.items()},
-        "added": {way: round(value / ms["alone"] - 1, 4) for way, value in ms.items() if way != "alone"},
+        "ms_per_face": {name: round(value, 3) for name, value in ms.items()},
+        "added": {name: round(value / ms["alone"] - 1, 4) for name, value in ms.items() if name != "alone"},
     }

@@ -1,4 +1,4 @@
-"""Something that restores the same faces again and again: what can be measured at all."""
+"""The interface of what can be measured: it restores the same faces in every run."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ class Candidate:
 
     Attributes:
         name: unique, for tables.
-        build: loads it; what it raises is reported as the reason why it is not here.
+        build: loads it; what it raises is reported as the reason why it is not measured.
         facts: what its row says about it (``path``, ``backend``, ``dtype``, ``batch``, ``region``).
     """
 

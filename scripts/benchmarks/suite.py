@@ -1,4 +1,4 @@
-"""The whole benchmark: from what was asked for to a report and its files."""
+"""The whole benchmark: from the plan to a report and its files."""
 
 from __future__ import annotations
 
@@ -9,10 +9,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..enhancer import pick_device
-from ..errors import EnhanceError, MissingDependencyError
+from musetalk_enhance.enhancer import pick_device
+from musetalk_enhance.errors import EnhanceError, MissingDependencyError
+
 from . import candidates, host_loop, machine, plot, reference, report, roofline
-from .measuring import Measured, Rounds, measure
+from .measure import Measurement, Rounds, measure
 from .rows import best, dtype_of, roof, rows_of
 from .subject import Subject, open_subject
 
@@ -28,7 +29,7 @@ class Plan:
     """What is measured, and how.
 
     Attributes:
-        model: a name or a path; GFPGAN gets random weights where its own are not here.
+        model: a name or a path; GFPGAN gets random weights where its own are unavailable.
         random: take random weights in any case.
         device: as the option `device`.
         backends, dtypes, regions, batches: values of the options, every combination of which is measured.
@@ -63,42 +64,42 @@ class Plan:
     out: Path = Path("out/bench")
 
 
-def run(plan: Plan, say: Callable[[str], object] = print) -> dict[str, Any]:
-    """Measure, write `JSON_FILE` and `PLOT_FILE` into ``plan.out``, and hand the report back.
+def run(plan: Plan, log: Callable[[str], object] = print) -> dict[str, Any]:
+    """Measure, write `JSON_FILE` and `PLOT_FILE` into ``plan.out``, and return the report.
 
     Args:
         plan: what is measured.
-        say: takes a line of progress.
+        log: takes a line of progress.
 
     Raises:
         ConfigError: there is no such model or device.
-        WeightError: the model's weight cannot be had.
+        WeightError: the model's weight is missing, corrupt or untrusted.
     """
     notes: list[str] = []
 
     def note(line: str) -> None:
         notes.append(machine.anonymous(line))
-        say(line)
+        log(line)
 
     device = pick_device(plan.device)
     if device.type != "cuda":
         note("no GPU is used: the figures below are the CPU's")
     with tempfile.TemporaryDirectory(prefix="musetalk-enhance-bench-") as folder:
         subject = open_subject(plan.model, plan.random, Path(folder), note)
-        found = _measure(plan, subject, device, Path(folder), say)
-        rows = rows_of(found, _truth(found, subject, plan, say))
-        made: dict[str, Any] = {
+        measurements = _measure(plan, subject, device, Path(folder), log)
+        rows = rows_of(measurements, _truth(measurements, subject, plan, log))
+        content: dict[str, Any] = {
             "schema": report.SCHEMA,
             "machine": machine.facts(str(device)),
             "model": subject.name,
             "asked": _asked(plan),
             "rows": rows,
-            "roofline": roof(roofline.work_of(subject), found, rows),
-            "host_loop": _host(plan, subject, device, rows, say),
+            "roofline": roof(roofline.work_of(subject), measurements, rows),
+            "host_loop": _host(plan, subject, device, rows, log),
             "notes": notes,
         }
-    _write(made, plan.out, note)
-    return made
+    _write(content, plan.out, note)
+    return content
 
 
 def _asked(plan: Plan) -> dict[str, Any]:
@@ -108,26 +109,26 @@ def _asked(plan: Plan) -> dict[str, Any]:
 
 
 def _measure(
-    plan: Plan, subject: Subject, device: torch.device, folder: Path, say: Callable[[str], object]
-) -> list[Measured]:
+    plan: Plan, subject: Subject, device: torch.device, folder: Path, log: Callable[[str], object]
+) -> list[Measurement]:
     base = roofline.probes(device)
     if plan.references:
         base += reference.references(subject, device, plan.reference_faces, plan.frame_wh, folder)
     mine = candidates.every(subject, str(device), plan.faces, plan.backends, plan.dtypes, plan.regions, plan.batches)
-    return measure(mine, Rounds(plan.rounds, plan.warmup, device, plan.bound_bytes, say), base)
+    return measure(mine, Rounds(plan.rounds, plan.warmup, device, plan.bound_bytes, log), base)
 
 
 def _truth(
-    found: Sequence[Measured], subject: Subject, plan: Plan, say: Callable[[str], object]
+    measurements: Sequence[Measurement], subject: Subject, plan: Plan, log: Callable[[str], object]
 ) -> np.ndarray | None:
-    """What torch makes of the faces in fp32: measured anyway, or run once for this."""
-    wanted = {"backend": "torch", "dtype": "fp32", "region": "full"}
-    for seen in found:
-        if seen.output is not None and wanted.items() <= seen.candidate.facts.items():
-            if seen.candidate.facts["path"] == "ours":
-                return seen.output
-    say("torch fp32 runs once, for the comparison")
-    candidate = candidates.ours(subject, plan.device, plan.faces, batch=1, **wanted)
+    """torch's output in fp32: measured anyway, or computed once for the comparison."""
+    options = {"backend": "torch", "dtype": "fp32", "region": "full"}
+    for one in measurements:
+        if one.output is not None and options.items() <= one.candidate.facts.items():
+            if one.candidate.facts["path"] == "ours":
+                return one.output
+    log("running torch fp32 once, for the comparison")
+    candidate = candidates.ours(subject, plan.device, plan.faces, batch=1, **options)
     try:
         runner = candidate.build()
         try:
@@ -135,39 +136,39 @@ def _truth(
         finally:
             runner.close()
     except EnhanceError as error:
-        say(f"no comparison: {error}")
+        log(f"no comparison: {error}")
         return None
 
 
 def _host(
-    plan: Plan, subject: Subject, device: torch.device, rows: Sequence[dict[str, Any]], say: Callable[[str], object]
+    plan: Plan, subject: Subject, device: torch.device, rows: Sequence[dict[str, Any]], log: Callable[[str], object]
 ) -> dict[str, Any] | None:
-    """The time added to a host's loop by the quickest candidate."""
+    """The time added to a host's loop by the fastest candidate."""
     if not plan.host_loop:
         return None
     row = best(rows)
     if row is None:
         return {"reason": "no candidate could be measured"}
-    say(f"the host's loop, enhanced with {row['name']}")
+    log(f"the host's loop, enhanced with {row['name']}")
     values = {key: row[key] for key in ("backend", "dtype", "region", "batch")}
     try:
         runner = candidates.ours(subject, str(device), int(row["batch"]), **values).build()
         try:
-            host = host_loop.open_host(device, int(row["batch"]), plan.musetalk, say)
+            host = host_loop.open_host(device, int(row["batch"]), plan.musetalk, log)
             assert isinstance(runner, candidates.EnhancerRunner)
-            seen = host_loop.added(host, runner.enhancer, plan.rounds)
+            added = host_loop.added(host, runner.enhancer, plan.rounds)
         finally:
             runner.close()
-    except Exception as error:  # MuseTalk's own code fails in its own ways; the table is still worth having
+    except Exception as error:  # MuseTalk's own code may raise anything; the table is printed anyway
         return {"reason": machine.anonymous(f"{type(error).__name__}: {error}")}
-    return {**seen, "enhancer": f"{row['name']}, {dtype_of(row)}"}
+    return {**added, "enhancer": f"{row['name']}, {dtype_of(row)}"}
 
 
-def _write(made: dict[str, Any], folder: Path, note: Callable[[str], object]) -> None:
+def _write(content: dict[str, Any], folder: Path, note: Callable[[str], object]) -> None:
     folder.mkdir(parents=True, exist_ok=True)
-    title = f"{made['model']}: {made['machine'].get('gpu', made['machine']['cpu'])}"
+    title = f"{content['model']}: {content['machine'].get('gpu', content['machine']['cpu'])}"
     try:
-        plot.save_plot(made["rows"], title, folder / PLOT_FILE)
+        plot.save_plot(content["rows"], title, folder / PLOT_FILE)
     except MissingDependencyError as error:
         note(f"no plot, JSON only: {error}")
-    (folder / JSON_FILE).write_text(json.dumps(made, indent=2) + "\n", encoding="utf-8")
+    (folder / JSON_FILE).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")

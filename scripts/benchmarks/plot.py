@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from ..errors import MissingDependencyError
+from musetalk_enhance.errors import MissingDependencyError
 
-_COLOURS = {"plan": "#b4532a", "aligned": "#d9a441", "ours": "#2f6f8f"}
+_COLORS = {"plan": "#b4532a", "aligned": "#d9a441", "ours": "#2f6f8f"}
 
 
 def save_plot(rows: Sequence[dict[str, Any]], title: str, path: Path) -> None:
@@ -26,11 +26,11 @@ def save_plot(rows: Sequence[dict[str, Any]], title: str, path: Path) -> None:
     figure = Figure(figsize=(9, 1.2 + 0.32 * len(measured)), layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.add_subplot()
-    places = range(len(measured))
+    positions = range(len(measured))
     rates = [row["faces_per_second"] for row in measured]
-    bars = axes.barh(places, rates, color=[_COLOURS[row["path"]] for row in measured])
+    bars = axes.barh(positions, rates, color=[_COLORS[row["path"]] for row in measured])
     axes.bar_label(bars, labels=[f"{rate:.3g}" for rate in rates], padding=3)
-    axes.set_yticks(places, [row["name"] for row in measured])
+    axes.set_yticks(positions, [row["name"] for row in measured])
     axes.invert_yaxis()
     axes.margins(x=0.12)
     axes.set_xlabel("faces per second, median of interleaved rounds")

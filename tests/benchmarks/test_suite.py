@@ -1,4 +1,4 @@
-"""``musetalk-enhance bench`` from its words to its files, with the embedded model or none."""
+"""``python -m scripts.benchmarks`` from its words to its files, with the embedded model or none."""
 
 from __future__ import annotations
 
@@ -9,11 +9,10 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from musetalk_enhance.backends import tuning
-from musetalk_enhance.bench import candidates, roofline, suite
-from musetalk_enhance.bench.subject import Subject, open_subject, pictures
-from musetalk_enhance.cli import bench, main
 from musetalk_enhance.errors import ConfigError, MissingWeightError, RestorerError
+from scripts.benchmarks import candidates, roofline, suite
+from scripts.benchmarks.__main__ import build_parser, main, plan_of
+from scripts.benchmarks.subject import Subject, open_subject, pictures
 
 from .conftest import CPU
 
@@ -23,7 +22,7 @@ def small(monkeypatch, tmp_path):
     """Tiny probes; returns the words of a short run of lite."""
     tiny = roofline.probes(CPU, 16, 2**12)
     monkeypatch.setattr(roofline, "probes", lambda device: list(tiny))
-    words = ["bench", "--model", "lite", "--device", "cpu", "--quick", "--batches", "1"]
+    words = ["--model", "lite", "--device", "cpu", "--quick", "--batches", "1"]
     words += ["--backends", "torch", "--dtypes", "fp32", "--regions", "full"]
     return [*words, "--out", str(tmp_path / "out")]
 
@@ -67,7 +66,7 @@ def test_without_matplotlib_there_is_json_and_a_note(small, no_network, capsys, 
 
 
 def test_the_host_s_loop_with_the_quickest(small, no_network, capsys, monkeypatch):
-    from musetalk_enhance.bench import host_loop
+    from scripts.benchmarks import host_loop
 
     host = host_loop.Host("a test", lambda: pictures(1), 1)
     monkeypatch.setattr(host_loop, "open_host", lambda *_: host)
@@ -77,7 +76,7 @@ def test_the_host_s_loop_with_the_quickest(small, no_network, capsys, monkeypatc
 
 
 def test_a_host_that_fails_costs_only_its_line(small, no_network, capsys, monkeypatch):
-    from musetalk_enhance.bench import host_loop
+    from scripts.benchmarks import host_loop
 
     def fail(*_):
         raise KeyError("weights")
@@ -91,34 +90,24 @@ def test_a_host_that_fails_costs_only_its_line(small, no_network, capsys, monkey
     "words", [["--batches", "0"], ["--batches", "1,x"], ["--frame", "64"], ["--rounds", "-1"], ["--backends", ","]]
 )
 def test_impossible_words_are_refused(words, capsys):
-    assert main(["bench", *words]) == 2
+    with pytest.raises(SystemExit) as stop:
+        main(words)
+    assert stop.value.code == 2
     assert words[0] in capsys.readouterr().err
 
 
 def test_impossible_values_are_typed_errors(small, capsys):
     assert main([*small, "--loaded", "0.5"]) == 2
-    assert main(["bench", "--model", "gfpgan-9"]) == 2
+    assert main(["--model", "gfpgan-9"]) == 2
     assert "Did you mean" in capsys.readouterr().err
 
 
 def test_quick_is_small_and_words_win(small):
-    parser = __import__("argparse").ArgumentParser()
-    bench.add_arguments(parser)
-    plan = bench.plan_of(parser.parse_args(["--quick", "--faces", "5", "--loaded", "2GiB", "--frame", "640x360"]))
+    parser = build_parser()
+    plan = plan_of(parser.parse_args(["--quick", "--faces", "5", "--loaded", "2GiB", "--frame", "640x360"]))
     assert (plan.faces, plan.rounds, plan.reference_faces, plan.bound_bytes) == (5, 1, 1, 2**31)
     assert plan.batches == [1, 2] and plan.frame_wh == (640, 360)
-    assert bench.plan_of(parser.parse_args([])).batches == [1, 4, 8]
-
-
-def test_tune_measures_anew_and_remembers(monkeypatch, capsys):
-    parser = __import__("argparse").ArgumentParser()
-    bench.add_arguments(parser)
-    words = ["--tune", "--model", "lite", "--device", "cpu", "--regions", "lower"]
-    assert bench.run(parser.parse_args(words)) == 0
-    rows = [line.split() for line in capsys.readouterr().out.splitlines()]
-    assert {"torch", "ncnn"} <= {row[2] for row in rows} and all(row[:2] == ["lite", "lower"] for row in rows)
-    assert [float(row[4]) for row in rows] == sorted(float(row[4]) for row in rows)
-    assert tuning.path().exists()
+    assert plan_of(parser.parse_args([])).batches == [1, 4, 8]
 
 
 def test_faces_are_whole_batches_and_the_same_for_all():
@@ -142,9 +131,9 @@ def test_every_combination_batches_fastest():
 
 
 def test_emulated_arithmetic_is_refused(monkeypatch):
-    monkeypatch.setattr(candidates, "emulated", lambda dtype: True)
+    monkeypatch.setattr(candidates, "is_emulated", lambda dtype: True)
     one = candidates.ours(Subject("lite"), "cpu", 1, backend="torch", dtype="bf16", batch=1, region="full")
-    with pytest.raises(RestorerError, match="no instructions for bf16"):
+    with pytest.raises(RestorerError, match="no bf16 instructions"):
         one.build()
 
 
@@ -153,7 +142,7 @@ def test_models_that_are_not_here(tmp_path, monkeypatch):
         open_subject("restoreformer", False, tmp_path, print)
     with pytest.raises(ConfigError):
         open_subject("no-such-model", False, tmp_path, print)
-    monkeypatch.setattr("musetalk_enhance.bench.subject.random_subject", lambda folder: Subject("random"))
+    monkeypatch.setattr("scripts.benchmarks.subject.random_subject", lambda folder: Subject("random"))
     said: list[str] = []
     assert open_subject("gfpgan-1.4", False, tmp_path, said.append).name == "random"
     assert "not on this machine" in said[0] and "random weights" in said[1]

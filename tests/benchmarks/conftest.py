@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from musetalk_enhance.bench.measuring import Rounds
-from musetalk_enhance.bench.runner import Candidate, Runner
+from scripts.benchmarks.measure import Rounds
+from scripts.benchmarks.runner import Candidate, Runner
 
 CPU = torch.device("cpu")
 

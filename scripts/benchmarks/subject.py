@@ -1,4 +1,4 @@
-"""What is measured: a model, its weights (random ones where they cannot be had), and the pictures it gets."""
+"""What is measured: a model, its weights (random ones where they are unavailable), and the frames it gets."""
 
 from __future__ import annotations
 
@@ -7,8 +7,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .. import weights
-from ..settings import EnhancerSettings
+from musetalk_enhance import weights
+from musetalk_enhance.settings import EnhancerSettings
+
 from . import checkpoints
 
 if TYPE_CHECKING:
@@ -27,7 +28,7 @@ class Subject:
         options: the options of `EnhancerSettings` that name it.
         arch: of a GFPGAN or RestoreFormer checkpoint; None for any other network.
         weight: its file; None where it is embedded.
-        random: whether that file was made up a moment ago.
+        random: whether that file has random weights.
     """
 
     name: str
@@ -37,28 +38,28 @@ class Subject:
     random: bool = False
 
 
-def open_subject(model: str, random: bool, folder: Path, say: Callable[[str], object]) -> Subject:
+def open_subject(model: str, random: bool, folder: Path, log: Callable[[str], object]) -> Subject:
     """The model called `model`, GFPGAN with random weights where its own are not on this machine.
 
     Args:
         model: a name or the path of a checkpoint.
         random: take random weights without looking for others.
         folder: where a random checkpoint is written.
-        say: takes a line for the user.
+        log: takes a line of progress.
 
     Raises:
         ConfigError: there is no such model.
         WeightError: its weight is missing (other than a GFPGAN's), damaged or not to be trusted.
     """
-    from ..restorers.catalog import AUTO_ORDER, choose
+    from musetalk_enhance.restorers.catalog import AUTO_ORDER, choose
 
     if model == "lite":
         return Subject("lite", {"model": "lite"})
     missing = model in AUTO_ORDER and weights.find(f"GFPGANv{model.rpartition('-')[2]}") is None
     if random or missing:
         if not random:
-            say(f"the weight of {model} is not on this machine")
-        say("random weights of GFPGAN's full size are measured: timing does not depend on the weights")
+            log(f"the weight of {model} is not on this machine")
+        log("measuring random weights of GFPGAN's full size: timing does not depend on the weights")
         return random_subject(folder)
     choice = choose(EnhancerSettings(enabled=True, model=model))
     options = {"model": model, "arch": choice.settings.arch}

@@ -5,11 +5,11 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from musetalk_enhance.bench import reference
-from musetalk_enhance.bench.measuring import measure
-from musetalk_enhance.bench.reference import ALIGNED, PLAN, STOCK, AlignedRunner, PlanRunner, references
-from musetalk_enhance.bench.subject import Subject
 from musetalk_enhance.errors import RestorerError
+from scripts.benchmarks import reference
+from scripts.benchmarks.measure import measure
+from scripts.benchmarks.reference import ALIGNED, PLAN, STOCK, AlignedRunner, PlanRunner, references
+from scripts.benchmarks.subject import Subject
 
 from .conftest import CPU
 
