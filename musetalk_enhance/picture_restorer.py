@@ -13,8 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .errors import ConfigError, EnhanceError, FrameError
-from .faces.detect import Face, FaceDetector, WholePicture
-from .faces.pasting import FaceCut, Paste, cut_face, paste_faces
+from .faces.detect import Face, FaceDetector, WholeImage
+from .faces.paste import FaceCrop, Paste, crop_face, paste_faces
 from .pipeline.engine import Request
 from .pipeline.outcome import Outcome, Status
 
@@ -118,7 +118,7 @@ class Item:
     picture: Image
     faces: list[Face] = field(default_factory=list)
     notes: list[FaceNote] = field(default_factory=list)
-    cuts: dict[int, FaceCut] = field(default_factory=dict)
+    cuts: dict[int, FaceCrop] = field(default_factory=dict)
     pastes: dict[int, Paste] = field(default_factory=dict)
     whole: Image | None = None
     error: str | None = None
@@ -132,8 +132,8 @@ class PictureRestorer:
 
     Args:
         enhancer: restores faces; its settings must leave the frames' size alone (``output_size="same"``), or be
-            ``"upscale"`` with a `WholePicture` detector. It is used for nothing else meanwhile.
-        detector: finds the faces; `WholePicture` takes each picture as one face crop, neither cut nor pasted.
+            ``"upscale"`` with a `WholeImage` detector. It is used for nothing else meanwhile.
+        detector: finds the faces; `WholeImage` takes each picture as one face crop, neither cut nor pasted.
         upscale: how much larger pictures are handed back.
         min_face: a face whose box has no side of as many pixels is left alone.
         only_center_face: restore only the face nearest to the middle.
@@ -155,7 +155,7 @@ class PictureRestorer:
         parser: Parser | None = None,
         background: Background | None = None,
     ) -> None:
-        self._whole = isinstance(detector, WholePicture)
+        self._whole = isinstance(detector, WholeImage)
         settings = enhancer.settings
         wanted = "upscale" if self._whole else "same"
         if settings.output_size != wanted or (self._whole and settings.upscale != upscale):
@@ -251,7 +251,7 @@ class PictureRestorer:
 
     def _cut(self, item: Item, index: int, note: FaceNote) -> FaceNote:
         try:
-            item.cuts[index] = cut_face(item.picture, item.faces[index].landmarks)
+            item.cuts[index] = crop_face(item.picture, item.faces[index].landmarks)
         except FrameError as error:
             if self._enhancer.settings.on_error == "raise":
                 raise

@@ -89,7 +89,7 @@ def restored_by(way: str, soft: torch.Tensor, points: np.ndarray, aspect: float,
     aligned, alignment = aligner.warp(soft, points, aspect if way == "ffhq, box" else None)
     made = restorer.restore(aligned)
     if way != "ffhq, plain":
-        return aligner.lay_over(soft, aligned, made, alignment, size)
+        return aligner.composite(soft, aligned, made, alignment, size)
     back, coverage = aligner.unwarp(made, alignment, size)
     return scaled(soft, size) + coverage * (back - scaled(soft, size))
 

@@ -283,10 +283,10 @@ def measure_videos(
     rows: dict[str, Method], args: argparse.Namespace, decoder: Any
 ) -> dict[str, Any]:
     """Warping error and mouth opening on the videos of the split, by condition and video."""
-    from musetalk_enhance.faces.gauge import FaceGauge
+    from musetalk_enhance.faces.meter import FaceMeter
     from musetalk_enhance.metrics import opening_lag
 
-    meter, finder = FaceGauge(), FaceFinder(args.yunet)
+    meter, finder = FaceMeter(), FaceFinder(args.yunet)
 
     def opening(frames: list[Image]) -> Any:
         faces = torch.cat([to_tensor(resize(frame, INPUT)[None]) for frame in frames])

@@ -42,7 +42,7 @@ from numpy.typing import NDArray
 
 from musetalk_enhance import GFPGANEnhancer
 from musetalk_enhance.config.settings import EnhancerSettings
-from musetalk_enhance.faces.gauge import FaceGauge
+from musetalk_enhance.faces.meter import FaceMeter
 from musetalk_enhance.media import read_frames
 from musetalk_enhance.metrics import Motion, laplacian_energy, opening_lag, psnr
 from musetalk_enhance.restorers.base import LoadRequest, Restorer, RestorerRecord
@@ -178,7 +178,7 @@ def sharpness(frames: Frames) -> float:
     return float(np.mean([laplacian_energy(frame) for frame in frames]))
 
 
-def mouths(frames: Frames, gauge: FaceGauge) -> NDArray[np.float64]:
+def mouths(frames: Frames, gauge: FaceMeter) -> NDArray[np.float64]:
     """The mouth's opening in every frame."""
     parts = [gauge.measure(part).mouth.numpy() for part in to_faces(frames).split(16)]
     return np.concatenate(parts).astype(np.float64)
@@ -186,7 +186,7 @@ def mouths(frames: Frames, gauge: FaceGauge) -> NDArray[np.float64]:
 
 def measure(sharp: Frames, soft: Frames, enhancers: dict[str, GFPGANEnhancer]) -> dict[str, Any]:
     """All figures of one clip and softness."""
-    gauge = FaceGauge()
+    gauge = FaceMeter()
     motions = [Motion.between(a, b) for a, b in zip(soft[:-1], soft[1:], strict=True)]
     base, opened = warping(soft, motions), mouths(soft, gauge)
     row: dict[str, Any] = {
@@ -298,7 +298,7 @@ def loaded(args: argparse.Namespace, folder: Path) -> dict[str, GFPGANEnhancer]:
     options: dict[str, Any] = {"model": args.model, "backend": args.backend}
     on = {}
     if args.random:
-        from musetalk_enhance.bench.checkpoints import random_gfpgan, save
+        from benchmarks.checkpoints import random_gfpgan, save
 
         path = folder / "random.safetensors"
         save(random_gfpgan(), path)

@@ -51,7 +51,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from musetalk_enhance.faces.gauge import SIDE, FaceGauge, shrink
+from musetalk_enhance.faces.meter import SIDE, FaceMeter, shrink
 
 PATHS = ("data", "repositories", "yunet", "decoder", "work", "export", "init")
 
@@ -128,7 +128,7 @@ class Trainer:
     def meter_loss(self, out: Tensor, target: Tensor) -> Tensor:
         """How far openings of mouth and eyes and the landmarks of whole faces move."""
         if self.meter is None:
-            self.meter = FaceGauge()
+            self.meter = FaceMeter()
         readings = [self.meter.network(shrink(faces, SIDE).clamp(0, 1)) for faces in (out, target)]
         size = out.new_tensor([1.0, 1.0])
         ours, theirs = readings

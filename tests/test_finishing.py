@@ -16,7 +16,7 @@ from musetalk_enhance.config.loading import merge, section_of
 from musetalk_enhance.config.settings import EnhancerSettings
 from musetalk_enhance.errors import CheckpointError, FrameError, MissingWeightError, RestorerError
 from musetalk_enhance.faces.detect import Face
-from musetalk_enhance.faces.gauge import FaceGauge
+from musetalk_enhance.faces.meter import FaceMeter
 from musetalk_enhance.pipeline.compose import Compositor
 from musetalk_enhance.pipeline.outcome import Cause, Outcome, Status, passed_through
 from tests.conftest import RECORD
@@ -272,7 +272,7 @@ def test_the_network_sees_the_template(make_enhancer, given, soft):
 
     seen = []
     make_enhancer(lambda batch: seen.append(batch) or batch, record=SAME, align="ffhq")(given[:2])
-    found, crop = (FaceGauge().measure(each).landmarks.numpy() for each in (seen[0], soft[:2]))
+    found, crop = (FaceMeter().measure(each).landmarks.numpy() for each in (seen[0], soft[:2]))
     assert np.abs(found - FFHQ_512).max() < 40 < np.abs(2 * crop - FFHQ_512).max()
 
 
@@ -309,7 +309,7 @@ def test_a_finder_of_landmarks_that_fails_stops_nothing(make_enhancer, given, mo
     def fail(self, faces):
         raise error
 
-    monkeypatch.setattr(FaceGauge, "measure", fail)
+    monkeypatch.setattr(FaceMeter, "measure", fail)
     enhancer = make_enhancer(sharpen, align="ffhq")
     assert np.array_equal(enhancer(given[:2]), make_enhancer(sharpen)(given[:2])) and enhancer.stats.unaligned == 2
     with pytest.raises(RestorerError, match="landmarks"):
@@ -482,7 +482,7 @@ class Told:
     """A detector that sees the face a little to the side of where it is."""
 
     def detect(self, picture_bgr):
-        points = FaceGauge().measure(to_faces(picture_bgr[None])).landmarks[0].numpy() + (12, 0)
+        points = FaceMeter().measure(to_faces(picture_bgr[None])).landmarks[0].numpy() + (12, 0)
         return [Face(np.array((0, 0, 256, 256.0)), points.astype(np.float32), 0.9)]
 
 

@@ -205,7 +205,11 @@ def test_a_restorer_that_is_told_to_do_nothing_fails(pictures, capsys):
 
 def test_a_restorer_that_does_nothing_fails(pictures, capsys, monkeypatch):
     judged = picture_restorer._judged  # it says that it had restored them
-    monkeypatch.setattr(picture_restorer, "_judged", lambda note, outcome: judged(note, replace(outcome, status=Status.RESTORED, cause=None)))
+
+    def pretended(note, outcome):
+        return judged(note, replace(outcome, status=Status.RESTORED, cause=None))
+
+    monkeypatch.setattr(picture_restorer, "_judged", pretended)
     assert self_check.main(["--input-dir", str(pictures), *LITE, "--strength", "0", "--num-samples", "1"]) == 1
     said = verdicts(capsys.readouterr().out)
     assert said["every restored face has changed"] == "FAILED"

@@ -21,8 +21,8 @@ import numpy as np
 from ..errors import FrameError
 from ..faces.align import TEMPLATE_SIDE
 from ..faces.detect import FFHQ_512, Face, FaceDetector
-from ..faces.pasting import FaceCut, Image, Paste, cut_face, paste_faces
-from ..faces.tracks import FaceTracks, Seen
+from ..faces.paste import FaceCrop, Image, Paste, crop_face, paste_faces
+from ..faces.tracks import FaceTracker, TrackedFace
 from ..film import FilmIndex, SegmentWriter, Shot, read_segment
 from ..pipeline.engine import Request
 from ..pipeline.outcome import Cause, Outcome, passed_through
@@ -46,8 +46,8 @@ class _Shown:
 
     shot: Shot
     faces: list[Face]
-    seen: list[Seen] = field(default_factory=list)
-    cuts: dict[int, FaceCut] = field(default_factory=dict)
+    seen: list[TrackedFace] = field(default_factory=list)
+    cuts: dict[int, FaceCrop] = field(default_factory=dict)
     pastes: dict[int, Paste] = field(default_factory=dict)
     outcomes: dict[int, Outcome] = field(default_factory=dict)
 
@@ -185,7 +185,7 @@ class _Faces:
     def __init__(self, opened: OpenedFilm, fps: float) -> None:
         settings = opened.settings
         self._enhancer = opened.enhancer
-        self._tracks = FaceTracks(fps, min_face=settings.min_face, only_center=settings.only_center_face)
+        self._tracks = FaceTracker(fps, min_face=settings.min_face, only_center=settings.only_center_face)
         self._streams: dict[int, Stream] = {}
         self._thumbnails: dict[int, Image] = {}
 
@@ -211,15 +211,15 @@ class _Faces:
                 if outcome.restored:
                     shown.pastes[track] = Paste(shown.cuts[track], face)
 
-    def _crop(self, shown: _Shown, face: Seen) -> bool:
+    def _crop(self, shown: _Shown, face: TrackedFace) -> bool:
         """Crop a face; False, with an outcome, where it cannot be aligned or something else is in its place."""
         try:
-            crop = cut_face(shown.shot.bgr, face.landmarks, TEMPLATE_SIDE)
+            crop = crop_face(shown.shot.bgr, face.landmarks, TEMPLATE_SIDE)
         except FrameError as error:
             shown.outcomes[face.track] = passed_through(Cause.ALIGNMENT, error.reason)
             return False
         thumbnail = _thumbnail(crop.aligned)
-        if not face.held:
+        if not face.missed:
             self._thumbnails[face.track] = thumbnail
         elif face.track in self._thumbnails and not _alike(self._thumbnails[face.track], thumbnail):
             shown.outcomes[face.track] = passed_through(Cause.LOST)
@@ -252,7 +252,7 @@ class _Facts:
             self._counts["frames"] += 1
             self._counts["frames_with_restored_faces"] += bool(shown.pastes)
             self._counts["faces_restored"] += len(shown.pastes)
-            self._counts["faces_held"] += sum(seen.held and seen.track in shown.pastes for seen in shown.seen)
+            self._counts["faces_held"] += sum(seen.missed and seen.track in shown.pastes for seen in shown.seen)
             for outcome in shown.outcomes.values():
                 self._count(outcome)
             main = _main_note(shown)
@@ -288,7 +288,7 @@ def _main_note(shown: _Shown) -> dict[str, Any]:
     if not shown.seen:
         return {"passthrough": "no face"}
 
-    def weight(seen: Seen) -> tuple[bool, float]:
+    def weight(seen: TrackedFace) -> tuple[bool, float]:
         return seen.track in shown.pastes, float(np.prod(seen.box_xyxy[2:] - seen.box_xyxy[:2]))
 
     main = max(shown.seen, key=weight)
@@ -307,14 +307,14 @@ def _write(writer: SegmentWriter, frames: Sequence[_Shown]) -> None:
         canvas = shown.shot.bgr.copy()
         pastes = [shown.pastes[seen.track] for seen in _by_weight(shown)]
         paste_faces(canvas, pastes)
-        boxes = [box for box in (paste.cut.box() for paste in pastes) if box[0] < box[2] and box[1] < box[3]]
+        boxes = [box for box in (paste.crop.box() for paste in pastes) if box[0] < box[2] and box[1] < box[3]]
         writer.write(shown.shot, canvas if boxes else None, boxes or None)
 
 
-def _by_weight(shown: _Shown) -> list[Seen]:
+def _by_weight(shown: _Shown) -> list[TrackedFace]:
     """The restored faces, the most important first: one that was seen covers one that is taken to be there."""
     restored = [seen for seen in shown.seen if seen.track in shown.pastes]
-    return sorted(restored, key=lambda seen: (seen.held, seen.track))
+    return sorted(restored, key=lambda seen: (seen.missed, seen.track))
 
 
 def _thumbnail(aligned: Image) -> Image:

@@ -11,7 +11,7 @@ import numpy as np
 from .. import weights
 from ..enhancer import GFPGANEnhancer
 from ..errors import ConfigError, MissingDependencyError, WeightError
-from ..faces.detect import FaceDetector, RetinaFace, WholePicture, YuNet, make_detector
+from ..faces.detect import FaceDetector, RetinaFace, WholeImage, YuNet, make_detector
 from ..picture_restorer import PictureRestorer
 from ..pipeline.batch_planner import BatchPlanner
 from ..runtime.devices import pick_device
@@ -69,7 +69,7 @@ def open_pictures(settings: ImageSettings, pinned: Facts | None = None) -> Opene
             opening.enter_context(closing(background))
         loaded = load(settings, pinned=pinned)
         opening.enter_context(closing(loaded.restorer))
-        whole = isinstance(detector, WholePicture)
+        whole = isinstance(detector, WholeImage)
         enhancer = open_enhancer(
             loaded, settings, output_size="upscale" if whole else "same", upscale=settings.upscale, stability=0
         )
@@ -181,7 +181,7 @@ def open_detector(settings: FaceSettings, least_face: float = 0) -> FaceDetector
         settings.detector_path,
         device=None if device.type == "mps" else device,
         max_side=settings.detection_size,
-        least_face=least_face,
+        min_face=least_face,
         download=settings.download,
         trust_unpinned=settings.trust_unpinned,
     )

@@ -421,7 +421,7 @@ import torch
 
 from musetalk_enhance.backends import FakeBackend, choosing
 from musetalk_enhance.backends.choosing import Way
-from musetalk_enhance.settings import EnhancerSettings
+from musetalk_enhance.config.settings import EnhancerSettings
 from tests.backends.conftest import TinyNetwork, spec_of
 
 favorite, pause = sys.argv[1], float(sys.argv[2])

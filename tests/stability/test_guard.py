@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from musetalk_enhance.faces.gauge import FaceGauge
+from musetalk_enhance.faces.meter import FaceMeter
 from musetalk_enhance.faces.regions import region_mask
 from musetalk_enhance.pipeline.stability.guard import RECOVERY, strength_allowed
 from tests.stability.conftest import to_faces, to_frames
@@ -18,8 +18,8 @@ ONLY = {"guard": True, "batch_size": 8}
 
 
 @pytest.fixture(scope="module")
-def gauge() -> FaceGauge:
-    return FaceGauge()
+def gauge() -> FaceMeter:
+    return FaceMeter()
 
 
 @pytest.fixture(scope="module")

@@ -131,10 +131,10 @@ def test_two_streams_know_nothing_of_each_other(make_enhancer, take, given):
 
 def test_lips_that_move_are_not_dragged(make_enhancer, take, given):
     """With a perfect restorer holding still can only spoil: the mouth must stay as open as it is."""
-    from musetalk_enhance.faces.gauge import FaceGauge
+    from musetalk_enhance.faces.meter import FaceMeter
 
     out = make_enhancer(Flickering(take, 0.0), stability=1, **PLAIN)(given)
-    gauge = FaceGauge()
+    gauge = FaceMeter()
     truth, ours = gauge.measure(take).mouth.numpy(), gauge.measure(to_faces(out)).mouth.numpy()
     assert np.corrcoef(truth, ours)[0, 1] > 0.99 and np.abs(truth - ours).max() < 0.03
 

@@ -12,19 +12,19 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from ...faces.gauge import FaceGauge
+from ...faces.meter import FaceMeter
 from ...frames.resize import resize
 
 if TYPE_CHECKING:
     import torch
 
-    from ...faces.gauge import Gauged
+    from ...faces.meter import FaceMeasurement
 
 REASONS = ("mouth", "eyes", "identity")
 MOUTH_LIMIT, EYES_LIMIT = 0.04, 0.06
-"""What the openings may change, in units of `Gauged`. Between a soft face and the sharp original they change by 0.017
-and 0.010 (resized to 96 px), 0.076 and 0.034 (decoder, blend 0.5) at most; a mouth that is painted shut changes by
-0.03 to 0.4. So the mouth's opening alone does not decide, see `MOUTH_STRUCTURE`."""
+"""What the openings may change, in units of `FaceMeasurement`. Between a soft face and the sharp original they change
+by 0.017 and 0.010 (resized to 96 px), 0.076 and 0.034 (decoder, blend 0.5) at most; a mouth that is painted shut
+changes by 0.03 to 0.4. So the mouth's opening alone does not decide, see `MOUTH_STRUCTURE`."""
 SHIFT_LIMIT = 0.03
 """What the eyes or the corners of the mouth may shift, as a share of the distance from the eyes to the mouth: 3 to 4
 pixels of 256. For the eyes soft and sharp differ by 0.009 (96 px) and 0.046 (decoder, 0.5) at most, typically 0.013;
@@ -75,7 +75,7 @@ class Guard:
         """Args:
         device: where the faces will be.
         """
-        self.meter = FaceGauge(device)
+        self.meter = FaceMeter(device)
 
     @property
     def device(self) -> torch.device:
@@ -123,7 +123,7 @@ def _restored(given: torch.Tensor, residual: torch.Tensor, first_row: int, heigh
     return restored.clamp_(0, 1)
 
 
-def strength_allowed(meter: FaceGauge, given: torch.Tensor, restored: torch.Tensor) -> torch.Tensor:
+def strength_allowed(meter: FaceMeter, given: torch.Tensor, restored: torch.Tensor) -> torch.Tensor:
     """Strength that mouth, eyes and identity of each face leave, each by itself; float32 (N, 3), 0..1.
 
     Args:
@@ -179,7 +179,7 @@ def structure_change(given: torch.Tensor, restored: torch.Tensor) -> torch.Tenso
     return (change / (contrast + 0.03))[:, 0]
 
 
-def _greatest_at_mouth(change: torch.Tensor, measured: Gauged, count: int) -> torch.Tensor:
+def _greatest_at_mouth(change: torch.Tensor, measured: FaceMeasurement, count: int) -> torch.Tensor:
     """The largest change in the windows around the mouth of the first `count` measured faces, (N,)."""
     import torch
 
