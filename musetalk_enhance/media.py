@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .errors import ConfigError, FrameError, MediaError
-from .files import open_regular
+from .runtime.files import open_regular
 
 Image = NDArray[np.uint8]
 PathLike = str | Path

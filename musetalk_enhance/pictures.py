@@ -7,7 +7,6 @@ gets out.
 from __future__ import annotations
 
 import contextlib
-import os
 import re
 import struct
 import threading
@@ -18,13 +17,12 @@ from dataclasses import dataclass, replace
 from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from uuid import uuid4
 
 import numpy as np
 from numpy.typing import NDArray
 
 from .errors import ConfigError, FrameError, MediaError
-from .files import open_regular
+from .runtime.files import open_regular
 
 if TYPE_CHECKING:
     from PIL.Image import Exif
@@ -207,26 +205,6 @@ def checked_picture(picture_bgr: Any) -> Image:
     if picture_bgr.ndim != 3 or picture_bgr.shape[2] != 3 or not picture_bgr.size:
         raise FrameError("shape", f"shape {picture_bgr.shape}", "a BGR uint8 array (H, W, 3), not empty")
     return np.ascontiguousarray(picture_bgr)
-
-
-def write_bytes(path: PathLike, data: bytes) -> None:
-    """Write a file whole or not at all: under a name ``.….part`` beside it first, which is gone in every case.
-
-    Raises:
-        MediaError: it cannot be written; an older file of that name is untouched.
-    """
-    target = Path(path)
-    part = target.parent / f".{uuid4().hex}.part"
-    try:
-        with open(part, "xb") as stream:
-            stream.write(data)
-            stream.flush()
-        os.replace(part, target)
-    except OSError as error:
-        raise MediaError(path, f"cannot be written ({error.strerror or error})") from error
-    finally:
-        with contextlib.suppress(OSError):
-            part.unlink(missing_ok=True)
 
 
 @contextlib.contextmanager

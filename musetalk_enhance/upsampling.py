@@ -69,7 +69,7 @@ class BackgroundUpsampler:
 
         if tile != 0 and (tile < _LEAST_TILE or tile % 2):
             raise ConfigError("tile", tile, f"an even number of pixels, {_LEAST_TILE} or more, or 0 for no tiles")
-        weight = weights.own_or_published(path, self.weight_name, download=download, trust_unpinned=trust_unpinned)
+        weight = weights.resolve(path, self.weight_name, download=download, trust_unpinned=trust_unpinned)
         import torch
 
         from .official import build_realesrganer

@@ -288,7 +288,7 @@ def parsed(words: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
     parser.add_argument("--num-samples", type=int, default=3, metavar="N", help="pictures; default: %(default)s")
     args, rest = parser.parse_known_args(hyphened(words))
     if args.num_samples < 1:
-        parser.error(f"--num-samples: got {args.num_samples}; allowed: 1 or more")
+        parser.error(f"--num-samples: got {args.num_samples}; expected 1 or more")
     return args, rest
 
 

@@ -13,7 +13,7 @@ from tests.conftest import ROOT
 PACKAGE = ROOT / "musetalk_enhance"
 LAYERS = [
     {"_version", "errors"},
-    {"registry", "schema", "files"},
+    {"runtime", "schema"},
     {"settings", "frames", "imaging", "stats", "memory", "media", "metrics", "precision", "hints"}
     | {"pictures", "sheets"},
     {"film"},

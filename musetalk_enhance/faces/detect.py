@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from ..errors import CheckpointError, ConfigError, RestorerError
 from ..pictures import checked_picture
-from ..registry import Registry
+from ..runtime.registry import Registry
 
 if TYPE_CHECKING:
     import torch
@@ -234,7 +234,7 @@ class YuNet(NetworkDetector):
 
         from .. import weights
 
-        weight = weights.own_or_published(path, self.weight_name, download=download)
+        weight = weights.resolve(path, self.weight_name, download=download)
 
         side = 64
         try:
@@ -303,7 +303,7 @@ class RetinaFace(NetworkDetector):
         from .. import weights
 
         name = self.weight_names[network]
-        weight = weights.own_or_published(path, name, download=download, trust_unpinned=trust_unpinned)
+        weight = weights.resolve(path, name, download=download, trust_unpinned=trust_unpinned)
         import torch
 
         from ..official import import_official

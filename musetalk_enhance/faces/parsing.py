@@ -28,7 +28,7 @@ class FaceParser:
     2021) through facexlib, which the extra ``gfpgan`` brings.
 
     Its weight comes from our cache, or from `path`, and is read as every weight is; facexlib downloads nothing.
-    The published weight is for non-commercial use (``WEIGHTS.get("ParseNet").licence``). Safe to call from several
+    The published weight is for non-commercial use (``WEIGHTS.get("ParseNet").license``). Safe to call from several
     threads.
 
     Args:
@@ -54,7 +54,7 @@ class FaceParser:
     ) -> None:
         from .. import weights
 
-        weight = weights.own_or_published(path, self.weight_name, download=download, trust_unpinned=trust_unpinned)
+        weight = weights.resolve(path, self.weight_name, download=download, trust_unpinned=trust_unpinned)
         import torch
 
         self.device = torch.device(device or "cpu")

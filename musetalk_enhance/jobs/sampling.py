@@ -11,7 +11,8 @@ from typing import Any
 
 from .. import schema
 from ..errors import ConfigError, MediaError
-from ..pictures import Picture, decode_picture, encode_picture, write_bytes
+from ..pictures import Picture, decode_picture, encode_picture
+from ..runtime.files import write_bytes
 from ..sheets import contact_sheet, side_by_side
 from .folder import SAMPLES, SWEEP, evenly, list_pictures, root_of
 from .images import ImagesResult, Progress, restore_images

@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import FrameError, MediaError
-from ..files import open_regular
 from ..picture_restorer import Item, RestoredPicture
-from ..pictures import Picture, decode_picture, encode_picture, write_bytes
+from ..pictures import Picture, decode_picture, encode_picture
+from ..runtime.files import open_regular, write_bytes
 from .folder import Names
 from .manifest import State, Unit, make_folder, write_begun, write_state
 from .models import Facts

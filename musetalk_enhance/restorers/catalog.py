@@ -15,7 +15,7 @@ from .. import weights
 from ..backends import NetworkSpec
 from ..errors import ConfigError, EnhanceError, RestorerError, suggest
 from ..precision import as_if_alone
-from ..registry import Registry
+from ..runtime.registry import Registry
 from ..settings import EnhancerSettings
 from .base import LoadRequest, NetworkRestorer, Restorer, RestorerRecord
 from .codeformer import RECORD as CODEFORMER_RECORD
@@ -237,7 +237,7 @@ def _from_path(path: Path, settings: EnhancerSettings) -> Choice:
 
 
 def _renamed(model: Model, weight: weights.Weight) -> Model:
-    licence = weight.entry.licence if weight.entry else "the file's own"
+    licence = weight.entry.license if weight.entry else "the file's own"
     return replace(model, record=replace(model.record, name=weight.path.stem, weight=None, licence=licence))
 
 

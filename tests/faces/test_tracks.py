@@ -182,7 +182,7 @@ def test_the_same_frames_give_the_same_tracks():
 
 
 def test_impossible_values():
-    with pytest.raises(ConfigError, match="min_face: -1"):
+    with pytest.raises(ConfigError, match="min_face: invalid value -1"):
         FaceTracks(25.0, min_face=-1)
     with pytest.raises(ConfigError, match="fps"):
         FaceTracks(0.0).update([face(100)], SIZE)

@@ -429,7 +429,7 @@ def test_what_is_refused(clip, settings, tmp_path, made):
         restore_video(inside, tmp_path / "out.webm", settings)
     if hasattr(os, "mkfifo"):
         os.mkfifo(tmp_path / "pipe.mp4")
-        with pytest.raises(MediaError, match="no regular file"):
+        with pytest.raises(MediaError, match="not a regular file"):
             restore_video(tmp_path / "pipe.mp4", tmp_path / "out.mp4", settings)
         (tmp_path / "pipe.mp4").unlink()
     with pytest.raises(MediaError, match="folder does not exist"):

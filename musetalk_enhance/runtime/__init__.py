@@ -1,0 +1,1 @@
+"""What belongs to the machine and to no model: files, registries."""
