@@ -132,7 +132,7 @@ def pairs_of(source: Path, output: Path, stats: dict[str, Any]) -> list[Pair]:
     """Every picture that was handed back, beside what it was."""
     import cv2
 
-    from musetalk_enhance.pictures import decode_picture
+    from musetalk_enhance.media.image import decode_image
 
     pairs = []
     for item in stats["items"]:
@@ -140,9 +140,9 @@ def pairs_of(source: Path, output: Path, stats: dict[str, Any]) -> list[Pair]:
         if not all(path.is_file() for path in restored):
             continue
         for path in restored:
-            after = decode_picture(path.read_bytes(), path).bgr
+            after = decode_image(path.read_bytes(), path).bgr
             path = (source.parent if source.is_file() else source) / item["name"]
-            before = enlarged = decode_picture(path.read_bytes(), path).bgr
+            before = enlarged = decode_image(path.read_bytes(), path).bgr
             if after.shape != before.shape:
                 enlarged = cv2.resize(before, after.shape[1::-1], interpolation=cv2.INTER_LANCZOS4)
             pairs.append(Pair(item["name"], before, enlarged, after, item["faces"]))

@@ -14,9 +14,8 @@ PACKAGE = ROOT / "musetalk_enhance"
 LAYERS = [
     {"_version", "errors"},
     {"runtime", "schema"},
-    {"settings", "frames", "imaging", "stats", "memory", "media", "metrics", "precision", "hints"}
-    | {"pictures", "sheets"},
-    {"film"},
+    {"media"},
+    {"settings", "frames", "imaging", "stats", "memory", "metrics", "precision", "hints"},
     {"costs"},
     {"weights"},
     {"backends"},
@@ -59,7 +58,7 @@ def imported(path) -> set[str]:
 def test_imports_only_go_down(path):
     own = path.relative_to(PACKAGE).parts[0].removesuffix(".py")
     above = {name for name in imported(path) if name != own and LEVEL[name] >= LEVEL[own]}
-    same = {name for name in above if LEVEL[name] == LEVEL[own] and own in ("imaging", "stats", "batching", "film")}
+    same = {name for name in above if LEVEL[name] == LEVEL[own] and own in ("imaging", "stats", "batching")}
     assert not above - same, f"{own} imports upward: {above}"
 
 

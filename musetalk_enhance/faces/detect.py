@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import CheckpointError, ConfigError, RestorerError
-from ..pictures import checked_picture
+from ..media.arrays import as_bgr_image
 from ..runtime.registry import Registry
 
 if TYPE_CHECKING:
@@ -112,7 +112,7 @@ class WholePicture(FaceDetector):
 
     def detect(self, picture_bgr: Picture) -> list[Face]:
         """One face: the whole picture, score 1; see `FaceDetector.detect`."""
-        height, width = checked_picture(picture_bgr).shape[:2]
+        height, width = as_bgr_image(picture_bgr).shape[:2]
         landmarks = (FFHQ_512 * (width / 512, height / 512)).astype(np.float32)
         return [Face(np.array((0.0, 0.0, width, height)), landmarks, 1.0)]
 
@@ -152,7 +152,7 @@ class NetworkDetector(FaceDetector):
 
     def detect(self, picture_bgr: Picture) -> list[Face]:
         """See `FaceDetector.detect`."""
-        picture = checked_picture(picture_bgr)
+        picture = as_bgr_image(picture_bgr)
         height, width = picture.shape[:2]
         faces = self._look_coarsely(picture) or self._look(picture, self.max_side or max(height, width), 0)
         alone = self.least_face > 0 and _is_plain(faces, width, height)

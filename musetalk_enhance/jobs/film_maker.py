@@ -23,8 +23,8 @@ from ..faces.align import TEMPLATE_SIDE
 from ..faces.detect import FFHQ_512, Face, FaceDetector
 from ..faces.pasting import FaceCut, Image, Paste, cut_face, paste_faces
 from ..faces.tracks import FaceTracks, Seen
-from ..film import FilmIndex, SegmentWriter, Shot, read_segment
 from ..finishing import FrameNote
+from ..media import DecodedFrame, SegmentWriter, VideoIndex, read_segment
 from .manifest import State, Unit, file_digest, write_state
 from .models import Facts
 from .opening import OpenedFilm, open_film
@@ -49,7 +49,7 @@ _ALIKE, _LOOK_SIDE = 0.5, 32  # correlation of two pictures of one face; pixels 
 class _Shown:
     """A frame on its way: what was seen in it, and what became of that."""
 
-    shot: Shot
+    shot: DecodedFrame
     faces: list[Face]
     seen: list[Seen] = field(default_factory=list)
     cuts: dict[int, FaceCut] = field(default_factory=dict)
@@ -73,7 +73,7 @@ class OpenFilmMaker:
     settings: VideoSettings
     facts: Facts | None
     source: Path
-    index: FilmIndex
+    index: VideoIndex
     folder: Path
     told: Callable[[int], None] | None = None
 
@@ -119,7 +119,7 @@ class FilmMaker:
         self,
         opened: OpenedFilm,
         source: Path,
-        index: FilmIndex,
+        index: VideoIndex,
         folder: Path,
         told: Callable[[int], None] | None = None,
     ) -> None:
@@ -307,7 +307,7 @@ def _main_note(shown: _Shown) -> dict[str, Any]:
     return {"passthrough": note} if isinstance(note, str) else note.as_dict()
 
 
-def _read(shots: Iterator[Shot], detector: FaceDetector) -> list[_Shown]:
+def _read(shots: Iterator[DecodedFrame], detector: FaceDetector) -> list[_Shown]:
     return [_Shown(shot, detector.detect(shot.bgr)) for shot in islice(shots, CHUNK)]
 
 

@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 
 from .. import schema
 from ..errors import ConfigError
-from ..film import PRESETS
+from ..media import PRESETS
 from ..restorers.catalog import is_path
 from ..settings import EnhancerSettings, options
 from ..settings import options as enhancer_options
