@@ -1,8 +1,9 @@
 """The demo: a talking head with soft faces goes in, a sharper one comes out, and figures say how much.
 
 It does what MuseTalk does around our hook, frame by frame: crop the face box, bring it to 256 px, lose detail
-as a VAE decode loses it, *restore*, resize to the box, blend the lower half of the face back. The same without
-the restoring is the "before" clip. No model is fetched: the default is the embedded one.
+much as a latent decoder loses it (latent_softness.py, a stand-in without weights), *restore*, resize to the box,
+blend the lower half of the face back. The same without the restoring is the "before" clip, the clip it was made
+from is the "source". No model is fetched: the default is the embedded one.
 
     python examples/demo.py --seconds 4 --out out/demo
 """
@@ -25,6 +26,7 @@ from typing import Any
 
 import cv2
 import numpy as np
+from latent_softness import soften
 from talking_head import Box, Image, talking_head
 from tqdm import tqdm
 
@@ -32,8 +34,11 @@ from musetalk_enhance import EnhanceError, GFPGANEnhancer, __version__, add_gfpg
 from musetalk_enhance.media import VideoWriter, read_frames, write_image
 from musetalk_enhance.metrics import color_drift, laplacian_energy, psnr
 
-FACE, VAE_DETAIL, BATCH = 256, 96, 8
-"""Side of the host's faces; side of the picture that holds what a decode leaves of one; the host's batch."""
+FACE, BATCH = 256, 8
+"""Side of the host's faces in pixels; faces in the host's batch."""
+
+PANEL = 512
+"""Width of a column of the still picture in pixels."""
 
 CLIPS = ("source", "before", "after", "side_by_side")
 
@@ -44,14 +49,6 @@ def crop_face(frame_bgr: Image, box_xyxy: Box) -> Image:
     return np.asarray(
         cv2.resize(frame_bgr[top:bottom, left:right], (FACE, FACE), interpolation=cv2.INTER_LANCZOS4), np.uint8
     )
-
-
-def soften(face_bgr: Image, seed: int) -> Image:
-    """Lose detail as a VAE decode does: averaged down to 96 px, bicubic back, a trace of noise (0.5 of 255)."""
-    small = cv2.resize(face_bgr.astype(np.float32), (VAE_DETAIL, VAE_DETAIL), interpolation=cv2.INTER_AREA)
-    soft = cv2.resize(small, (FACE, FACE), interpolation=cv2.INTER_CUBIC)
-    noise = np.random.default_rng(seed).normal(0, 0.5, soft.shape)
-    return np.asarray(np.clip(np.rint(soft + noise), 0, 255), np.uint8)
 
 
 def blend_face(frame_bgr: Image, face_bgr: Image, box_xyxy: Box) -> Image:
@@ -118,26 +115,31 @@ def square_around(box_xyxy: Box, share: float) -> Box:
     return x - half, y - half, x + half, y + half
 
 
-def side_by_side(before_bgr: Image, after_bgr: Image, window_xyxy: Box, side: int) -> Image:
-    """Two frames zoomed to the face, labelled: ``(side, 2 * side, 3)``."""
-    panels = [zoom(frame, window_xyxy, (side, side)) for frame in (before_bgr, after_bgr)]
+def side_by_side(frames_bgr: dict[str, Image], window_xyxy: Box, side: int) -> Image:
+    """Frames zoomed to the face, each with its name: ``(side, len(frames) * side, 3)``."""
     plate = max(18, side // 18)
-    for panel, text in zip(panels, ("before", "after"), strict=True):
+    panels = []
+    for text, frame in frames_bgr.items():
+        panel = zoom(frame, window_xyxy, (side, side))
         label(panel, text, (plate // 2, plate // 2), plate)
+        panels.append(panel)
     return np.hstack(panels)
 
 
-def comparison(before_bgr: Image, after_bgr: Image, box_xyxy: Box, model: str) -> Image:
-    """The still picture: both faces large, and below them the mouths larger."""
+def comparison(frames_bgr: dict[str, Image], box_xyxy: Box) -> Image:
+    """The still picture: the faces large, each with its name, and below them the mouths larger."""
     left, top, right, bottom = box_xyxy
     x, y, half = (left + right) // 2, round(top + 0.735 * (bottom - top)), round(0.27 * (bottom - top))
     mouth = (x - half, y - half // 2, x - half + 2 * half, y - half // 2 + half)
+    face_wh, mouth_wh = (PANEL, PANEL), (PANEL, PANEL // 2)
+    line = np.full((6, PANEL, 3), 255, np.uint8)
     columns = []
-    for frame, text in ((before_bgr, "before"), (after_bgr, f"after: {model}")):
-        face = zoom(frame, square_around(box_xyxy, 1.2), (640, 640))
-        label(face, text, (18, 18), 40)
-        columns.append(np.vstack([face, np.full((6, 640, 3), 255, np.uint8), zoom(frame, mouth, (640, 320))]))
-    return np.hstack([columns[0], np.full((columns[0].shape[0], 6, 3), 255, np.uint8), columns[1]])
+    for text, frame in frames_bgr.items():
+        face = zoom(frame, square_around(box_xyxy, 1.2), face_wh)
+        label(face, text, (14, 14), 34)
+        columns += [np.vstack([face, line, zoom(frame, mouth, mouth_wh)]), None]
+    gap = np.full((columns[0].shape[0], 6, 3), 255, np.uint8)
+    return np.hstack([gap if column is None else column for column in columns[:-1]])
 
 
 @dataclass
@@ -175,7 +177,7 @@ def run(args: argparse.Namespace, enhancer: GFPGANEnhancer) -> dict[str, Any]:
     head = talking_head(count, args.size, args.fps, args.seed)
     start = time.perf_counter()
     with ExitStack() as stack:
-        sizes = {name: (args.size, args.size) for name in CLIPS} | {"side_by_side": (2 * args.size, args.size)}
+        sizes = {name: (args.size, args.size) for name in CLIPS} | {"side_by_side": (3 * args.size, args.size)}
         writers = {
             name: stack.enter_context(VideoWriter(args.out / f"{name}.mp4", args.fps, sizes[name])) for name in CLIPS
         }
@@ -186,7 +188,7 @@ def run(args: argparse.Namespace, enhancer: GFPGANEnhancer) -> dict[str, Any]:
             if not batch:
                 break
             with measures.timed("host: crop and soften"):
-                soft = np.stack([soften(crop_face(*pair), int(bar.n) + i) for i, pair in enumerate(batch)])
+                soft = np.stack([soften(crop_face(*pair), args.seed) for pair in batch])
             with measures.timed("restore"):
                 restored = enhancer(soft)
             for (source, box), soft_face, face in zip(batch, soft, restored, strict=True):
@@ -197,10 +199,11 @@ def run(args: argparse.Namespace, enhancer: GFPGANEnhancer) -> dict[str, Any]:
                     measures.add(*(measured_part(frame, box) for frame in (source, before, after)))
                 with measures.timed("compare and write"):
                     if measures.values["sharpness_source"][-1] > best[0]:  # the liveliest frame: teeth, open eyes
-                        picture = comparison(before, after, box, enhancer.model_name)
-                        best = measures.values["sharpness_source"][-1], picture
-                    both = side_by_side(before, after, window, args.size)
-                    for writer, frame in zip(writers.values(), (source, before, after, both), strict=True):
+                        named = {"before": before, f"after: {enhancer.model_name}": after, "source": source}
+                        best = measures.values["sharpness_source"][-1], comparison(named, box)
+                    three = {"before": before, "after": after, "source": source}
+                    panels = side_by_side(three, window, args.size)
+                    for writer, frame in zip(writers.values(), (source, before, after, panels), strict=True):
                         writer.write(frame)
                 bar.update()
     write_image(args.out / "before_after.png", best[1])
@@ -219,6 +222,7 @@ def make_report(
         "fps": str(args.fps),
         "model": enhancer.model_name,
         "device": str(enhancer.device),
+        "softness": "a lapped cosine transform in place of a latent decoder, see examples/latent_softness.py",
         "region_measured": "middle of the lower half of the face box; frames as blended, before the video encoder",
         "sharpness": {name: measures.mean(f"sharpness_{name}") for name in (*both, "source")},
         "psnr_db": {name: measures.mean(f"psnr_{name}") for name in both},
