@@ -298,7 +298,7 @@ class Finisher:
             FrameNote(
                 weight,
                 reason,
-                need < 1,
+                need < 1 and settings.strength > 0,  # with strength 0 that alone is the reason
                 cut,
                 aligned is None or index in aligned,
                 _lowered_by(reason, need, weight, settings.strength),
@@ -414,6 +414,8 @@ class Finisher:
 
 def _lowered_by(reason: str | None, need: float, weight: float, strength: float) -> str | None:
     """Why a frame got `weight` of `strength`: the guard's `reason`, or the gate's `need` of less than 1."""
+    if strength == 0:
+        return None
     if reason is not None and (need >= 1 or weight < strength * need * need):
         return f"held back: {reason}"
     return "sharp already" if need < 1 else None
