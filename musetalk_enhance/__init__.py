@@ -11,24 +11,30 @@ from typing import TYPE_CHECKING, Any
 from ._version import __version__
 
 if TYPE_CHECKING:
-    from .enhancer import GFPGANEnhancer
+    from .config.flags import add_gfpgan_arguments
+    from .config.settings import EnhancerSettings
+    from .enhancer import FaceEnhancer, GFPGANEnhancer
     from .errors import EnhanceError
     from .hosts.musetalk import Attachment, attach
-    from .memory import monitor_gpu_memory
+    from .pipeline.outcome import Outcome
+    from .pipeline.stats import EnhancerStats
+    from .pipeline.stream import Stream
     from .restorers.catalog import model_names
-    from .settings import EnhancerSettings, add_gfpgan_arguments
-    from .stats import EnhancerStats
+    from .runtime.memory import monitor_gpu_memory
 
 _HOMES = {
     "Attachment": ".hosts.musetalk",
     "EnhanceError": ".errors",
-    "EnhancerSettings": ".settings",
-    "EnhancerStats": ".stats",
+    "EnhancerSettings": ".config.settings",
+    "EnhancerStats": ".pipeline.stats",
+    "FaceEnhancer": ".enhancer",
     "GFPGANEnhancer": ".enhancer",
-    "add_gfpgan_arguments": ".settings",
+    "Outcome": ".pipeline.outcome",
+    "Stream": ".pipeline.stream",
+    "add_gfpgan_arguments": ".config.flags",
     "attach": ".hosts.musetalk",
     "model_names": ".restorers.catalog",
-    "monitor_gpu_memory": ".memory",
+    "monitor_gpu_memory": ".runtime.memory",
 }
 
 __all__ = [
@@ -36,7 +42,10 @@ __all__ = [
     "EnhanceError",
     "EnhancerSettings",
     "EnhancerStats",
+    "FaceEnhancer",
     "GFPGANEnhancer",
+    "Outcome",
+    "Stream",
     "__version__",
     "add_gfpgan_arguments",
     "attach",

@@ -27,7 +27,7 @@ from urllib.parse import urlsplit
 
 from . import weights
 from .errors import CheckpointError, MissingDependencyError, RestorerError
-from .precision import as_if_alone
+from .runtime.precision import as_if_alone
 
 if TYPE_CHECKING:
     import torch

@@ -13,9 +13,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .errors import ConfigError, EnhanceError, FrameError
-from .faces.detect import Face, FaceDetector, WholePicture
-from .faces.pasting import FaceCut, Paste, cut_face, paste_faces
-from .finishing import FrameNote
+from .faces.detect import Face, FaceDetector, WholeImage
+from .faces.paste import FaceCrop, Paste, crop_face, paste_faces
+from .pipeline.engine import Request
+from .pipeline.outcome import Outcome, Status
 
 if TYPE_CHECKING:
     import torch
@@ -25,7 +26,6 @@ if TYPE_CHECKING:
 Image = NDArray[np.uint8]
 
 RESTORED, TOO_SMALL, NOT_CENTER = "restored", "too small", "not the center face"
-_FAULTS = ("handed back: restorer", "handed back: out of memory", "handed back: reload", "failed")
 FACES_AT_ONCE = 32
 """Most faces handed to the enhancer in one call; how many of them run at once is its own affair."""
 
@@ -57,6 +57,7 @@ class FaceNote:
         lowered: why it got less than the option `strength`; None where it did not, or was left.
         change: mean absolute change in 1/255 of the face crop, before it is pasted; None where the face
             did not go through the network.
+        failed: whether restoring it failed, which is neither a decision nor the fault of the image.
     """
 
     box_xyxy: tuple[float, float, float, float]
@@ -65,6 +66,7 @@ class FaceNote:
     strength: float = 0.0
     lowered: str | None = None
     change: float | None = None
+    failed: bool = field(default=False, repr=False)
 
     def as_dict(self) -> dict[str, Any]:
         """As plain values, ready for JSON."""
@@ -116,7 +118,7 @@ class Item:
     picture: Image
     faces: list[Face] = field(default_factory=list)
     notes: list[FaceNote] = field(default_factory=list)
-    cuts: dict[int, FaceCut] = field(default_factory=dict)
+    cuts: dict[int, FaceCrop] = field(default_factory=dict)
     pastes: dict[int, Paste] = field(default_factory=dict)
     whole: Image | None = None
     error: str | None = None
@@ -130,8 +132,8 @@ class PictureRestorer:
 
     Args:
         enhancer: restores faces; its settings must leave the frames' size alone (``output_size="same"``), or be
-            ``"upscale"`` with a `WholePicture` detector. It is used for nothing else meanwhile.
-        detector: finds the faces; `WholePicture` takes each picture as one face crop, neither cut nor pasted.
+            ``"upscale"`` with a `WholeImage` detector. It is used for nothing else meanwhile.
+        detector: finds the faces; `WholeImage` takes each picture as one face crop, neither cut nor pasted.
         upscale: how much larger pictures are handed back.
         min_face: a face whose box has no side of as many pixels is left alone.
         only_center_face: restore only the face nearest to the middle.
@@ -153,7 +155,7 @@ class PictureRestorer:
         parser: Parser | None = None,
         background: Background | None = None,
     ) -> None:
-        self._whole = isinstance(detector, WholePicture)
+        self._whole = isinstance(detector, WholeImage)
         settings = enhancer.settings
         wanted = "upscale" if self._whole else "same"
         if settings.output_size != wanted or (self._whole and settings.upscale != upscale):
@@ -166,8 +168,7 @@ class PictureRestorer:
         self._enhancer, self._detector, self._upscale = enhancer, detector, upscale
         self._min_face, self._only_center_face = min_face, only_center_face
         self._parser, self._background = parser, background
-        self._seen: list[FrameNote | str] = []
-        enhancer.observe(lambda before, after, note: self._seen.append(note))
+        self._stream = enhancer.stream()
 
     def restore(self, pictures_bgr: Sequence[Image]) -> list[RestoredPicture]:
         """Restore the faces of some pictures.
@@ -208,19 +209,20 @@ class PictureRestorer:
         return [self._close(item) for item in items]
 
     def _restore_whole(self, items: list[Item]) -> None:
-        made, notes = self._enhanced([item.picture for item in items])
-        for item, after, note in zip(items, made, notes, strict=True):
+        frames, outcomes = self._enhanced([item.picture for item in items])
+        for item, frame, outcome in zip(items, frames, outcomes, strict=True):
             height, width = item.picture.shape[:2]
-            face = _judged(FaceNote((0.0, 0.0, float(width), float(height)), 1.0), note)
+            face = _judged(FaceNote((0.0, 0.0, float(width), float(height)), 1.0), outcome)
             item.notes = [face]
-            item.whole = after if face.state == RESTORED else self._enlarged(item.picture)
+            item.whole = frame if face.state == RESTORED else self._enlarged(item.picture)
 
-    def _enhanced(self, frames: Any) -> tuple[Any, list[FrameNote | str]]:
-        """Frames through the enhancer, each for itself, and what it says of each."""
-        self._seen.clear()
-        self._enhancer.reset()
-        out = self._enhancer(frames, cuts=[True] * len(frames))
-        return out, list(self._seen)
+    def _enhanced(self, frames: Any) -> tuple[Any, list[Outcome]]:
+        """Frames through the network, each a still image, and what became of each."""
+        self._stream.reset()
+        size = self._enhancer.settings.output_size
+        request = Request(self._stream, frames, (None, None, None, [True] * len(frames)), size)
+        restored = self._enhancer.engine.restore([request])[0]
+        return restored.frames, restored.outcomes
 
     def _find(self, item: Item) -> None:
         """Detect, choose and cut out."""
@@ -249,7 +251,7 @@ class PictureRestorer:
 
     def _cut(self, item: Item, index: int, note: FaceNote) -> FaceNote:
         try:
-            item.cuts[index] = cut_face(item.picture, item.faces[index].landmarks)
+            item.cuts[index] = crop_face(item.picture, item.faces[index].landmarks)
         except FrameError as error:
             if self._enhancer.settings.on_error == "raise":
                 raise
@@ -258,9 +260,9 @@ class PictureRestorer:
 
     def _restore_faces(self, some: list[tuple[Item, int]]) -> None:
         """Restore faces that were cut out, of several pictures together."""
-        made, notes = self._enhanced(np.stack([item.cuts[index].aligned for item, index in some]))
-        for (item, index), face, note in zip(some, made, notes, strict=True):
-            judged = _judged(item.notes[index], note)
+        faces, outcomes = self._enhanced(np.stack([item.cuts[index].aligned for item, index in some]))
+        for (item, index), face, outcome in zip(some, faces, outcomes, strict=True):
+            judged = _judged(item.notes[index], outcome)
             try:
                 if judged.state == RESTORED:  # one by one: a mask must not depend on its neighbours
                     item.pastes[index] = Paste(item.cuts[index], face, self._mask(face))
@@ -313,23 +315,23 @@ class PictureRestorer:
 
 def _fault(notes: Sequence[FaceNote]) -> str | None:
     """What kept faces from being restored, where that was a failure and no decision."""
-    bad = [note.state for note in notes if note.state.startswith(_FAULTS)]
+    bad = [note.state for note in notes if note.failed]
     return f"{len(bad)} of {len(notes)} faces: {', '.join(sorted(set(bad)))}" if bad else None
 
 
 def _failed_note(note: FaceNote, reason: str) -> FaceNote:
-    return replace(note, state=f"failed: {reason}", strength=0.0, lowered=None, change=None)
+    return replace(note, state=f"failed: {reason}", strength=0.0, lowered=None, change=None, failed=True)
 
 
-def _judged(note: FaceNote, said: FrameNote | str) -> FaceNote:
-    if isinstance(said, str):
-        return replace(note, state=f"handed back: {said}")
+def _judged(note: FaceNote, outcome: Outcome) -> FaceNote:
+    if outcome.status is Status.PASSED_THROUGH:
+        return replace(note, state=f"handed back: {outcome.reason}", failed=outcome.failed)
     return replace(
         note,
-        state=said.left or RESTORED,
-        strength=round(said.strength, 4),
-        lowered=None if said.left else said.lowered,
-        change=None if said.change is None else round(said.change, 3),
+        state=RESTORED if outcome.restored else str(outcome.reason),
+        strength=round(outcome.strength, 4),
+        lowered=outcome.reason if outcome.restored else None,
+        change=round(outcome.change, 3),
     )
 
 

@@ -102,7 +102,7 @@ class BackgroundUpsampler:
             RestorerError: the network failed or answered with NaN, or the upsampler was closed.
             OutOfMemoryError: one tile, or the enlarged picture, does not fit into memory.
         """
-        from .memory import is_out_of_memory
+        from .runtime.memory import is_out_of_memory
 
         if not SCALES[0] <= scale <= SCALES[1]:
             raise ConfigError("scale", scale, f"{SCALES[0]:g} to {SCALES[1]:g}")
@@ -145,7 +145,7 @@ class BackgroundUpsampler:
         """One tile through the network, rounded to 8 bits as RealESRGANer does."""
         import torch
 
-        from .precision import without_autocast
+        from .runtime.precision import without_autocast
 
         values = tile_bgr[..., ::-1].astype(np.float32) / 255
         inputs = torch.from_numpy(values).permute(2, 0, 1)[None].to(self.device)

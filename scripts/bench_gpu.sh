@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # The whole benchmark on this machine's GPU: every batch, dtype and backend beside gfpgan's own path, the time added
 # to a host's loop, and a table last. Files under out/bench. Without a GPU it measures the CPU, small, and says so.
-#   bash scripts/bench_gpu.sh [more arguments of `musetalk-enhance bench`]
+#   bash scripts/bench_gpu.sh [more arguments of `python -m scripts.benchmarks`]
 #   MUSETALK_DIR=~/MuseTalk bash scripts/bench_gpu.sh      the host is MuseTalk itself, with its weights
 # The networks of a stand-in host come from diffusers where that is installed.
 set -euo pipefail
@@ -15,4 +15,4 @@ else
 fi
 host=(--host-loop)
 [ -z "${MUSETALK_DIR:-}" ] || host+=(--musetalk "$MUSETALK_DIR")
-exec "$PY" -m musetalk_enhance bench --backends torch,onnx --regions full,lower "${size[@]}" "${host[@]}" "$@"
+exec "$PY" -m scripts.benchmarks --backends torch,onnx --regions full,lower "${size[@]}" "${host[@]}" "$@"

@@ -22,7 +22,7 @@ import cv2
 import numpy as np
 import psutil
 
-from musetalk_enhance.faces.pasting import cut_face
+from musetalk_enhance.faces.paste import crop_face
 from musetalk_enhance.jobs import ImageSettings, LocalEngine
 from musetalk_enhance.jobs.folder import in_units, list_pictures, names_of
 from musetalk_enhance.jobs.stages import OpenMaker, PictureMaker, ReadUnit, WriteUnit
@@ -110,7 +110,7 @@ def measure(args: argparse.Namespace, settings: ImageSettings, work: Path) -> di
             aligned = []
             for name in list_pictures(folder):
                 picture = read_image(folder / name)
-                aligned += [cut_face(picture, face.landmarks).aligned for face in opened.detector.detect(picture)]
+                aligned += [crop_face(picture, face.landmarks).aligned for face in opened.detector.detect(picture)]
             start = time.perf_counter()
             for first in range(0, len(aligned), 8):
                 opened.enhancer.reset()

@@ -29,13 +29,13 @@ import numpy as np
 import torch
 from lite_data import HELD_OUT, HOST, INPUT, TARGET, Image, resize, soften, to_tensor
 
+from musetalk_enhance.config.settings import EnhancerSettings
 from musetalk_enhance.faces.align import Aligner, LandmarkTrack
 from musetalk_enhance.faces.detect import FaceDetector, make_detector
-from musetalk_enhance.imaging import resize as scaled
+from musetalk_enhance.frames.resize import resize as scaled
 from musetalk_enhance.metrics import laplacian_energy, psnr
 from musetalk_enhance.restorers.base import Restorer
 from musetalk_enhance.restorers.catalog import choose
-from musetalk_enhance.settings import EnhancerSettings
 
 WAYS = ("none", "ffhq", "ffhq, raw", "ffhq, plain", "ffhq, box")
 
@@ -89,7 +89,7 @@ def restored_by(way: str, soft: torch.Tensor, points: np.ndarray, aspect: float,
     aligned, alignment = aligner.warp(soft, points, aspect if way == "ffhq, box" else None)
     made = restorer.restore(aligned)
     if way != "ffhq, plain":
-        return aligner.lay_over(soft, aligned, made, alignment, size)
+        return aligner.composite(soft, aligned, made, alignment, size)
     back, coverage = aligner.unwarp(made, alignment, size)
     return scaled(soft, size) + coverage * (back - scaled(soft, size))
 

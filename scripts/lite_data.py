@@ -1,46 +1,84 @@
-"""Training data for the lite sharpener: crops with true detail, and what a talking-head VAE does to them.
+"""Training data for the lite sharpener: crops with true detail, and what hosts do to them.
 
-Arrays are RGB, uint8, height x width x 3. A *target* is 512 px, an *input* is 256 px of the same view.
+Arrays are RGB, uint8, height x width x 3. A *target* is 512 px, an *input* is 256 px of the same
+view. ``lite_people.json`` lists the files of every person and the split that the person belongs to;
+``folder/name`` is a file under ``--data``, ``owner/name:path`` one of a public repository that was
+cloned to ``--repositories``/owner/name.
 """
 
 from __future__ import annotations
 
+import io
 import json
+import re
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import av
 import cv2
 import numpy as np
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
+from torch.utils.data import IterableDataset
 
 Image = NDArray[np.uint8]
+Box = tuple[float, float, float, float]
+Point = tuple[float, float]
 TARGET, INPUT, HOST = 512, 256, 96
+SPLITS = ("train", "validation", "test")
+PEOPLE = Path(__file__).with_name("lite_people.json")
 
-# Whole people kept out of training. d11 and s11 show the same child, so both stay on the training side.
+# People of the first split, never trained on (the scripts for the meter and alignment use it).
+# d11 and s11 show the same child, so both stay on the training side.
 HELD_OUT = frozenset({"musetalk_sun", "d3", "d9", "d18", "s32", "s1", "s42", "s8", "astronaut"})
-KINDS = ("tight", "head", "patch")
-KIND_SHARE = (0.55, 0.27, 0.18)
-MIN_SHARPNESS = 12.0  # variance of the Laplacian, 8-bit grey: under this a target teaches blur
+MIN_WINDOW = 470  # px of the source that a 512 px target may be made of: enlarged by 9 % at most
+MIN_DETAIL = 0.9  # grey levels that 256 px cannot hold; with less a target teaches blur
+CLIP_FRAMES, STILL_WINDOWS = 14, 8
 
 
 @dataclass(frozen=True)
 class Crop:
-    """One cached 512 px target: who, how framed, and the face height it was enlarged or reduced from."""
+    """One cached 512 px target.
 
+    Attributes:
+        person: number of the person in its split.
+        source: file, as in ``lite_people.json``.
+        frame: index in the video, 0 for stills.
+        window_px: width of the window in the source.
+        detail: see `detail`.
+        points: eyes and mouth in pixels of the target.
+        next_index: index of the crop of the next frame under the same window, or None.
+    """
+
+    person: int
     source: str
-    kind: str
     frame: int
-    native_px: int
-    sharpness: float
+    window_px: int
+    detail: float
+    points: list[Point]
+    next_index: int | None = None
 
 
 def sharpness(image_rgb: Image) -> float:
     """Laplacian energy: variance of ``cv2.Laplacian`` of the 8-bit grey picture."""
     return float(cv2.Laplacian(cv2.cvtColor(image_rgb, cv2.COLOR_RGB2GRAY), cv2.CV_64F).var())
+
+
+def fine_energy(image_rgb: Image) -> float:
+    """Energy of fine detail: mean square Laplacian of the grey picture after a 0.8 px Gaussian."""
+    grey = cv2.cvtColor(image_rgb, cv2.COLOR_RGB2GRAY).astype(np.float32)
+    return float(np.square(cv2.Laplacian(cv2.GaussianBlur(grey, (0, 0), 0.8), cv2.CV_32F)).mean())
+
+
+def detail(target_rgb: Image) -> float:
+    """RMS in grey levels of what a target loses on its way through half its size."""
+    grey = cv2.cvtColor(target_rgb, cv2.COLOR_RGB2GRAY).astype(np.float32)
+    small = cv2.resize(grey, (INPUT, INPUT), interpolation=cv2.INTER_AREA)
+    back = cv2.resize(small, (TARGET, TARGET), interpolation=cv2.INTER_CUBIC)
+    return float(np.sqrt(np.square(grey - back).mean()))
 
 
 def resize(image_rgb: Image, size: int) -> Image:
@@ -50,18 +88,21 @@ def resize(image_rgb: Image, size: int) -> Image:
     return np.asarray(cv2.resize(image_rgb, (size, size), interpolation=mode), np.uint8)
 
 
-def read_frames(path: Path, count: int) -> Iterator[tuple[int, Image]]:
-    """About ``count`` evenly spaced RGB frames of a clip, or the one picture of an image file."""
+def read_frames(path: Path, count: int, following: int = 0) -> Iterator[tuple[int, Image]]:
+    """About ``count`` evenly spaced RGB frames of a video, or the one picture of an image file.
+
+    Each frame of a video comes with the ``following`` frames after it.
+    """
     if path.suffix != ".mp4":
         picture = cv2.imread(str(path))
         if picture is not None:
             yield 0, np.asarray(cv2.cvtColor(picture, cv2.COLOR_BGR2RGB), np.uint8)
         return
     video = cv2.VideoCapture(str(path))
-    step = max(1, int(video.get(cv2.CAP_PROP_FRAME_COUNT)) // count)
+    step = max(1 + following, int(video.get(cv2.CAP_PROP_FRAME_COUNT)) // count)
     index = 0
     while video.grab():
-        if index % step == step // 2:
+        if 0 <= index % step - (step - following) // 2 <= following:
             ok, frame = video.retrieve()
             if ok:
                 yield index, np.asarray(cv2.cvtColor(frame, cv2.COLOR_BGR2RGB), np.uint8)
@@ -75,20 +116,30 @@ class FaceFinder:
     def __init__(self, model: Path) -> None:
         self._net = cv2.FaceDetectorYN.create(str(model), "", (320, 320), 0.7, 0.3, 50)
 
-    def find(self, image_rgb: Image) -> tuple[float, float, float, float] | None:
+    def find(self, image_rgb: Image) -> Box | None:
+        """Box of the largest face."""
+        face = self.detect(image_rgb)
+        return None if face is None else face[0]
+
+    def detect(self, image_rgb: Image) -> tuple[Box, list[Point]] | None:
+        """Box of the largest face, and its eyes and the middle of its mouth."""
         height, width = image_rgb.shape[:2]
         scale = min(1.0, 640 / max(height, width))
-        small = cv2.resize(image_rgb[..., ::-1], (round(width * scale), round(height * scale)))
+        size = (round(width * scale), round(height * scale))
+        small = cv2.resize(image_rgb[..., ::-1], size, interpolation=cv2.INTER_AREA)
         self._net.setInputSize((small.shape[1], small.shape[0]))
         faces: Any = self._net.detect(small)[1]
         if faces is None:
             return None
-        x, y, w, h = (float(v) / scale for v in max(faces, key=lambda face: face[2] * face[3])[:4])
-        return x, y, w, h
+        values = [float(v) / scale for v in max(faces, key=lambda face: face[2] * face[3])[:14]]
+        x, y, w, h = values[:4]
+        eyes = [(values[4], values[5]), (values[6], values[7])]
+        mouth = ((values[10] + values[12]) / 2, (values[11] + values[13]) / 2)
+        return (x, y, w, h), [*eyes, mouth]
 
 
-def tight_crop(image_rgb: Image, box_xywh: tuple[float, float, float, float], grow: float = 0.0) -> Image:
-    """Forehead to chin, squashed to a 512 px square, as MuseTalk boxes a face; ``grow`` widens the box."""
+def tight_crop(image_rgb: Image, box_xywh: Box, grow: float = 0.0) -> Image:
+    """Forehead to chin, squashed to a 512 px square, as MuseTalk boxes a face."""
     height, width = image_rgb.shape[:2]
     x, y, w, h = box_xywh
     x1, x2 = max(0, round(x - grow * w)), min(width, round(x + w + grow * w))
@@ -96,204 +147,503 @@ def tight_crop(image_rgb: Image, box_xywh: tuple[float, float, float, float], gr
     return resize(image_rgb[y1:y2, x1:x2], TARGET)
 
 
-def head_crop(image_rgb: Image, box_xywh: tuple[float, float, float, float], zoom: float = 1.8) -> Image:
-    """Face and hair in a square, framed about as FFHQ frames them; mirrored where the picture ends."""
+def face_window(
+    shape: tuple[int, ...], box_xywh: Box, zoom: float, aspect: float
+) -> tuple[int, int, int, int] | None:
+    """Window ``left, top, width, height`` around a face, inside the picture.
+
+    ``zoom`` is its width in widths of the face, ``aspect`` its height in widths (hosts squash a face
+    that is higher than wide to a square). None where the picture has no `MIN_WINDOW` px.
+    """
+    height, width = shape[:2]
     x, y, w, h = box_xywh
-    side = round(zoom * max(w, h))
-    left, top = round(x + w / 2 - side / 2), round(y + 0.42 * h - side / 2)
-    pad = max(0, -left, -top, left + side - image_rgb.shape[1], top + side - image_rgb.shape[0])
-    pad = min(pad, min(image_rgb.shape[:2]) - 1)
-    framed = cv2.copyMakeBorder(image_rgb, pad, pad, pad, pad, cv2.BORDER_REFLECT_101)
-    top, left = top + pad, left + pad
-    return resize(np.asarray(framed[top : top + side, left : left + side], np.uint8), TARGET)
+    if min(height, width) < MIN_WINDOW:
+        return None
+    across = min(max(round(zoom * w), MIN_WINDOW), width, height)
+    down = min(max(round(across * aspect), MIN_WINDOW), height)
+    left = min(max(round(x + w / 2 - across / 2), 0), width - across)
+    top = min(max(round(y + h / 2 - down / 2), 0), height - down)
+    return left, top, across, down
 
 
-def patch_crops(image_rgb: Image, rng: np.random.Generator, still: bool) -> Iterator[tuple[int, Image]]:
-    """512 px windows at native or reduced scale: never enlarged by more than 15 %."""
-    for scale in (1.0, 0.7, 0.5) if still else (1.0, 0.7):
-        height, width = (int(side * scale) for side in image_rgb.shape[:2])
-        window = min(TARGET, height, width)
-        if window < 445:
-            return
-        view = cv2.resize(image_rgb, (width, height), interpolation=cv2.INTER_AREA)
-        for _ in range(4 if still else 1):
-            top, left = int(rng.integers(height - window + 1)), int(rng.integers(width - window + 1))
-            yield window, resize(np.asarray(view[top : top + window, left : left + window], np.uint8), TARGET)
+def read_people(split: str) -> list[list[str]]:
+    """Files of every person of a split; raises ``ValueError`` for a file that must not be used."""
+    table = json.loads(PEOPLE.read_text())
+    for name in (name for files in table[split] for name in files):
+        for pattern in table["never"]:
+            if re.search(pattern, name):
+                raise ValueError(f"{name} is kept for judging the result")
+    people: list[list[str]] = table[split]
+    return people
 
 
-def list_sources(data: Path) -> list[Path]:
-    """``clips/*.mp4``, ``portraits/*`` and ``public_domain/*`` under ``data``, sorted by folder and name."""
-    return [
-        path
-        for folder in ("clips", "portraits", "public_domain")
-        for path in sorted((data / folder).glob("*"))
-        if path.suffix.lower() in {".mp4", ".jpg", ".png"}
-    ]
+def locate(name: str, data: Path, repositories: Path) -> Path:
+    """Path of a file of ``lite_people.json``."""
+    if ":" in name:
+        repository, _, path = name.partition(":")
+        return repositories / repository / path
+    return data / name
+
+
+def load_source(
+    name: str, data: Path, repositories: Path, count: int, following: int
+) -> Iterator[tuple[int, Image]]:
+    """Frames of a video, or the picture of a still; scikit-image's ``astronaut`` by its name."""
+    if name == "astronaut":
+        import skimage.data
+
+        astronaut: Any = skimage.data.astronaut
+        yield 0, np.asarray(astronaut(), np.uint8)
+    else:
+        yield from read_frames(locate(name, data, repositories), count, following)
 
 
 def crops_of(
-    path: Path, finder: FaceFinder, rng: np.random.Generator, held_out: bool
+    frames: Iterator[tuple[int, Image]],
+    finder: FaceFinder,
+    rng: np.random.Generator,
+    source: str,
+    person: int,
+    training: bool,
 ) -> Iterator[tuple[Crop, Image]]:
-    """Every usable crop of one file; a held-out file gives only plainly framed faces, few and any size."""
-    still = path.suffix != ".mp4"
-    for index, frame in read_frames(path, 4 if held_out else 40):
-        box = finder.find(frame)
-        if box is not None:
-            face_px = round(max(box[2:]))
-            for _ in range(3 if still and not held_out else 1):
-                if held_out or face_px >= 225:
-                    grow = 0.0 if held_out else float(rng.uniform(-0.05, 0.12))
-                    target = tight_crop(frame, box, grow)
-                    yield Crop(path.stem, "tight", index, face_px, sharpness(target)), target
-                if held_out or face_px >= 170:
-                    zoom = 1.8 if held_out else float(rng.uniform(1.4, 2.2))
-                    target = head_crop(frame, box, zoom)
-                    yield Crop(path.stem, "head", index, round(zoom * face_px), sharpness(target)), target
-        if not held_out:
-            for window, target in patch_crops(frame, rng, still):
-                yield Crop(path.stem, "patch", index, window, sharpness(target)), target
-
-
-def build_cache(data: Path, yunet: Path, work: Path, seed: int) -> None:
-    """Write ``train.npy``/``val.npy`` (uint8, N x 512 x 512 x 3) and their ``.json`` lists to ``work``."""
-    finder, rng = FaceFinder(yunet), np.random.default_rng(seed)
-    for split in ("train", "val"):
-        if (work / f"{split}.json").exists():
+    """Usable crops of one file; what is measured on is framed plainly, what is trained on is not."""
+    previous = -2
+    window: tuple[int, int, int, int] | None = None
+    still = not source.endswith(".mp4")
+    for index, frame in frames:
+        face = finder.detect(frame)
+        if face is None:
             continue
-        records: list[dict[str, Any]] = []
-        images: list[Image] = []
-        for path in list_sources(data):
-            if (path.stem in HELD_OUT) != (split == "val"):
+        box, points = face
+        for repeat in range(STILL_WINDOWS if still and training else 1):
+            following = index == previous + 1 and window is not None
+            if not following:
+                widest = 1.3 if repeat < 4 else 2.6
+                zoom = float(rng.uniform(1.0, widest)) if training else 1.25
+                aspect = float(rng.uniform(1.0, 1.3)) if training else 1.15
+                window = face_window(frame.shape, box, zoom, aspect)
+            if window is None:
                 continue
-            for crop, image in crops_of(path, finder, rng, split == "val"):
-                if split == "val" or crop.sharpness >= MIN_SHARPNESS:
-                    records.append(asdict(crop))
-                    images.append(image)
-        np.save(work / f"{split}.npy", np.stack(images))
-        (work / f"{split}.json").write_text(json.dumps(records))
+            left, top, across, down = window
+            target = resize(frame[top : top + down, left : left + across], TARGET)
+            strength = detail(target)
+            if strength < MIN_DETAIL:
+                continue
+            place = [
+                ((px - left) * TARGET / across, (py - top) * TARGET / down) for px, py in points
+            ]
+            yield Crop(person, source, index, across, strength, place), target
+        previous = index
+
+
+def build_cache(
+    data: Path, repositories: Path, yunet: Path, work: Path, seed: int, split: str
+) -> None:
+    """Write ``SPLIT.npy`` (uint8, N x 512 x 512 x 3) and ``SPLIT.json`` to ``work``, unless there."""
+    if (work / f"{split}.json").exists():
+        return
+    finder, rng = FaceFinder(yunet), np.random.default_rng(seed)
+    training = split == "train"
+    crops: list[Crop] = []
+    images: list[Image] = []
+    for person, files in enumerate(read_people(split)):
+        for name in files:
+            count = CLIP_FRAMES if training else 3
+            frames = load_source(name, data, repositories, count, int(training))
+            for crop, image in crops_of(frames, finder, rng, name, person, training):
+                crops.append(crop)
+                images.append(image)
+    records = [asdict(crop) for crop in crops]
+    for index, (first, second) in enumerate(zip(crops, crops[1:], strict=False)):
+        if (first.source, first.frame + 1) == (second.source, second.frame):
+            records[index]["next_index"] = index + 1
+    np.save(work / f"{split}.npy", np.stack(images))
+    (work / f"{split}.json").write_text(json.dumps(records))
 
 
 def load_cache(work: Path, split: str) -> tuple[list[Crop], Image]:
-    """Records and memory-mapped pictures of ``train`` or ``val``."""
-    records = [Crop(**entry) for entry in json.loads((work / f"{split}.json").read_text())]
-    return records, np.load(work / f"{split}.npy", mmap_mode="r")
+    """Records and memory-mapped pictures of a split."""
+    entries = json.loads((work / f"{split}.json").read_text())
+    return [Crop(**entry) for entry in entries], np.load(work / f"{split}.npy", mmap_mode="r")
 
 
 def _scale(image_rgb: Image, size: int, mode: str) -> Image:
     """``F.interpolate`` on a uint8 picture; antialiased for anything but area when it shrinks."""
-    tensor = torch.from_numpy(np.ascontiguousarray(image_rgb)).permute(2, 0, 1)[None].float()
+    tensor = to_tensor(image_rgb[None]) * 255
     shrink = mode != "area" and size < image_rgb.shape[0]
-    options: dict[str, Any] = {} if mode == "area" else {"align_corners": False, "antialias": shrink}
+    options: dict[str, Any] = {}
+    if mode != "area":
+        options = {"align_corners": False, "antialias": shrink}
     out = F.interpolate(tensor, size=(size, size), mode=mode, **options)
     return out[0].permute(1, 2, 0).round().clamp(0, 255).byte().numpy()
 
 
 def soften(image_rgb: Image, size: int) -> Image:
-    """The hosts' softening: area down to ``size``, bicubic back; shape and dtype are kept."""
+    """torch's area down to ``size``, bicubic back; shape and dtype are kept.
+
+    torch averages whole pixels, so that at ratios between integers it blurs more than OpenCV does
+    (`soften_exact`).
+    """
     side = image_rgb.shape[0]
-    tensor = torch.from_numpy(np.ascontiguousarray(image_rgb)).permute(2, 0, 1)[None].float()
-    small = F.interpolate(tensor, size=(size, size), mode="area")
+    small = F.interpolate(to_tensor(image_rgb[None]) * 255, size=(size, size), mode="area")
     out = F.interpolate(small, size=(side, side), mode="bicubic", align_corners=False)
     return out[0].permute(1, 2, 0).round().clamp(0, 255).byte().numpy()
 
 
-def degrade(target_rgb: Image, rng: np.random.Generator, host_share: float = 0.3) -> Image:
-    """512 px target to 256 px input: shrink, lose detail, then (not always) a little noise and JPEG.
+def soften_exact(image_rgb: Image, size: int) -> Image:
+    """OpenCV's area (pixels by the part that is covered) down to ``size``, bicubic back."""
+    return _scale(resize(image_rgb, size), image_rgb.shape[0], "bicubic")
 
-    ``host_share`` of the draws are exactly the hosts' softening (96 px, nothing else), about an eighth
-    stay as sharp as 256 px can be. No draw shifts the colour.
+
+def jpeg(image_rgb: Image, quality: int) -> Image:
+    """Through a JPEG file."""
+    packed = cv2.imencode(".jpg", image_rgb[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, quality])[1]
+    opened = np.asarray(cv2.imdecode(packed, cv2.IMREAD_COLOR))
+    return np.ascontiguousarray(opened[..., ::-1], np.uint8)
+
+
+def h264(frames_rgb: list[Image], crf: int) -> list[Image]:
+    """Through an H.264 file (4:2:0, 25 fps)."""
+    file = io.BytesIO()
+    height, width = frames_rgb[0].shape[:2]
+    with av.open(file, "w", format="mp4") as output:
+        options = {"crf": str(crf), "preset": "veryfast", "threads": "1"}
+        stream = output.add_stream("libx264", rate=25, options=options)
+        stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
+        for image in frames_rgb:
+            output.mux(stream.encode(av.VideoFrame.from_ndarray(image, format="rgb24")))
+        output.mux(stream.encode(None))
+    file.seek(0)
+    with av.open(file) as opened:
+        return [frame.to_ndarray(format="rgb24") for frame in opened.decode(video=0)]
+
+
+def _noisy(image_rgb: Image, rng: np.random.Generator, sigma: float, channels: int) -> Image:
+    noise = rng.normal(0, sigma, (*image_rgb.shape[:2], channels))
+    return np.clip(np.rint(image_rgb + noise), 0, 255).astype(np.uint8)
+
+
+def _compressed(image_rgb: Image, rng: np.random.Generator) -> Image:
+    """JPEG or H.264 at the qualities that hosts write and streams arrive with."""
+    if rng.random() < 0.4:
+        return jpeg(image_rgb, int(rng.integers(70, 98)))
+    return h264([image_rgb], int(rng.integers(14, 29)))[0]
+
+
+# shares of the kinds of softness; the rest is left as sharp as 256 px can be
+DECODER_SHARE, RESIZE_SHARE, BLUR_SHARE, COMPRESS_SHARE = 0.45, 0.32, 0.05, 0.06
+
+
+def degrade(
+    target_rgb: Image,
+    decoded_rgb: Image | None,
+    rng: np.random.Generator,
+    noise_rng: np.random.Generator | None = None,
+) -> Image:
+    """512 px target to 256 px input: one kind of softness, or a chain of two or three.
+
+    Args:
+        target_rgb: the target.
+        decoded_rgb: the 256 px view as a latent decoder gives it back, or None where there is none
+            (then the sample is resized instead).
+        rng: draws the kind and its strength. No draw shifts the color.
+        noise_rng: draws the noise itself; ``rng`` by default.
     """
-    image = _scale(target_rgb, INPUT, "area" if rng.random() < 0.65 else "bicubic")
+    image = _scale(target_rgb, INPUT, "area" if rng.random() < 0.8 else "bicubic")
     draw = float(rng.random())
-    if draw < host_share:
-        return soften(image, HOST)
-    if draw > host_share + 0.13:
-        kind = float(rng.random())
-        if kind < 0.65:
-            size = round(float(rng.uniform(80, INPUT)))
-            small = _scale(image, size, "area" if rng.random() < 0.7 else "bilinear")
-            image = _scale(small, INPUT, "bicubic")
-        if kind > 0.5:
-            sigma = float(rng.uniform(0.2, 1.5))
-            image = np.asarray(cv2.GaussianBlur(image, (0, 0), sigma), np.uint8)
-        if rng.random() < 0.12:
-            image = np.asarray(cv2.bilateralFilter(image, 5, 14, 2.0), np.uint8)
-    if rng.random() < 0.35:
-        sigma = float(rng.uniform(0.2, 2.0))
-        channels = 1 if rng.random() < 0.5 else 3
-        noise = rng.normal(0, sigma, (INPUT, INPUT, channels))
-        image = np.clip(np.rint(image + noise), 0, 255).astype(np.uint8)
-    if rng.random() < 0.3:
-        quality = int(rng.integers(78, 98))
-        packed = cv2.imencode(".jpg", image[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, quality])[1]
-        image = np.ascontiguousarray(np.asarray(cv2.imdecode(packed, cv2.IMREAD_COLOR))[..., ::-1], np.uint8)
+    steps = np.cumsum([DECODER_SHARE, RESIZE_SHARE, BLUR_SHARE, COMPRESS_SHARE])
+    kind = ("decoder", "resize", "blur", "compress", "none")[int(np.searchsorted(steps, draw))]
+    if kind == "none":
+        return image
+    if kind == "decoder" and decoded_rgb is not None:
+        image = decoded_rgb
+        if rng.random() < 0.06:
+            image = soften(image, int(rng.integers(144, INPUT)))
+        if rng.random() < 0.25:
+            image = _compressed(image, rng)
+        return image
+    if kind in ("decoder", "resize"):
+        size = round(72 * (INPUT / 72) ** float(rng.random()))
+        if rng.random() < 0.4:
+            small = resize(image, size)
+        else:
+            small = _scale(image, size, "area" if rng.random() < 0.6 else "bilinear")
+        image = _scale(small, INPUT, "bicubic" if rng.random() < 0.9 else "bilinear")
+    elif kind == "blur":
+        image = np.asarray(cv2.GaussianBlur(image, (0, 0), float(rng.uniform(0.4, 2))), np.uint8)
+    if rng.random() < 0.2:
+        sigma, channels = float(rng.uniform(0.2, 2.0)), int(rng.choice([1, 3]))
+        image = _noisy(image, noise_rng or rng, sigma, channels)
+    if kind == "compress" or rng.random() < 0.25:
+        image = _compressed(image, rng)
     return image
 
 
-def conditions(target_rgb: Image, seed: int) -> dict[str, Image]:
-    """256 px inputs of one 512 px target, by name of the loss of detail."""
-    small = resize(target_rgb, INPUT)
-    rng = np.random.default_rng(seed)
-    noisy = soften(small, HOST) + rng.normal(0, 1.2, small.shape)
-    return {
-        "host 96": soften(small, HOST),
-        "host 80": soften(small, 80),
-        "host 128": soften(small, 128),
-        "host 192": soften(small, 192),
-        "blur 1.2": np.asarray(cv2.GaussianBlur(small, (0, 0), 1.2), np.uint8),
-        "96 + noise": np.clip(np.rint(noisy), 0, 255).astype(np.uint8),
-        "sharp": small,
-    }
+Decoder = Any  # ``decoder_soft(crops, blend, noise, generator)`` of a tiny latent autoencoder
 
 
-def recolour(image_rgb: Image, rng: np.random.Generator) -> Image:
-    """Exposure, contrast and white balance drawn anew, on the target: more skins and lights, no new blur."""
-    gain = rng.uniform(0.8, 1.15) * rng.uniform(0.93, 1.07, 3)
+def load_decoder(path: Path) -> Decoder:
+    """``decoder_soft`` of a file such as the shared ``tiny_autoencoder.py``."""
+    import importlib.util
+
+    spec = importlib.util.spec_from_file_location("tiny_autoencoder", path)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module.decoder_soft
+
+
+def decode(decoder: Decoder, image_rgb: Image, blend: float, noise: float, seed: int) -> Image:
+    """``image_rgb`` through a latent decoder."""
+    generator = torch.Generator().manual_seed(seed)
+    out = decoder(to_tensor(image_rgb[None]), blend, noise, generator)
+    decoded: Image = (out[0].permute(1, 2, 0) * 255).round().clamp(0, 255).byte().numpy()
+    return decoded
+
+
+class DecodedCache:
+    """Decoder outputs of the 256 px views of all targets, in ``decoded.npy`` under ``work``.
+
+    ``refresh`` replaces some of them in turn with another blend and noise, so that a long run sees
+    ever new ones while each step costs little. A frame and the one after it get the same blend, and
+    noise of their own.
+    """
+
+    def __init__(
+        self, work: Path, crops: list[Crop], targets: Image, decoder: Decoder | None, versions: int
+    ) -> None:
+        self.crops, self.targets, self.decoder, self.versions = crops, targets, decoder, versions
+        shape = (len(targets) * versions, INPUT, INPUT, 3)
+        path, self.path = work / "decoded.npy", work / "decoded.json"
+        stored: list[int] = json.loads(self.path.read_text()) if self.path.exists() else [0, 0]
+        # turns that were decoded, and how many pictures the ring holds
+        self.total = stored[0] if stored[1] == shape[0] and path.exists() else 0
+        mode = "r+" if self.total else "w+"
+        self.images = np.lib.format.open_memmap(path, mode, np.uint8, shape)
+        second = {crop.next_index for crop in crops}
+        leaders = [index for index in range(len(targets)) if index not in second]
+        self.order = [leaders[i] for i in np.random.default_rng(0).permutation(len(leaders))]
+        self.turns = np.zeros(len(targets), np.int64)
+        full, rest = divmod(self.total, len(self.order))
+        for place, index in enumerate(self.order):
+            self._mark(index, full + int(place < rest))
+
+    def _mark(self, index: int, turns: int) -> None:
+        for each in (index, self.crops[index].next_index):
+            if each is not None:
+                self.turns[each] = turns
+
+    def refresh(self, count: int) -> None:
+        """Decode ``count`` targets more."""
+        if self.decoder is None:
+            return
+        for _ in range(count):
+            turn, place = divmod(self.total, len(self.order))
+            index = self.order[place]
+            rng = np.random.default_rng((17, self.total))
+            # other places of the latents' grid, mirrored at the edge
+            shift = [int(v) for v in rng.integers(0, 8, 2)] if rng.random() < 0.5 else [0, 0]
+            blend = float(rng.uniform(0, 0.55)) if rng.random() < 0.85 else 0.0
+            noise = float(rng.uniform(0, 0.25)) if rng.random() < 0.8 else 0.0
+            for each in (index, self.crops[index].next_index):
+                if each is None:
+                    continue
+                view = _scale(np.asarray(self.targets[each]), INPUT, "area")
+                if any(shift):
+                    margins = tuple((s, 8 - s) for s in shift)
+                    view = np.pad(view, (*margins, (0, 0)), mode="reflect")
+                out = decode(self.decoder, view, blend, noise, 2 * self.total + (each != index))
+                out = out[shift[0] : shift[0] + INPUT, shift[1] : shift[1] + INPUT]
+                self.images[each * self.versions + turn % self.versions] = out
+            self._mark(index, turn + 1)
+            self.total += 1
+        self.images.flush()
+        partial = self.path.with_suffix(".partial")
+        partial.write_text(json.dumps([self.total, len(self.images)]))
+        partial.replace(self.path)
+
+    def complete(self) -> bool:
+        """Whether every target has a view."""
+        return self.total >= len(self.order)
+
+    def get(self, index: int, rng: np.random.Generator) -> Image | None:
+        """A decoded view of target ``index``, or None where there is none yet."""
+        ready = min(int(self.turns[index]), self.versions)
+        draw = float(rng.random())
+        return np.asarray(self.images[index * self.versions + int(draw * ready)]) if ready else None
+
+
+# name: resize side, or blend and noise of the decoder, or "h264"
+CONDITIONS: dict[str, Any] = {
+    "80 px": 80,
+    "96 px": 96,
+    "112 px": 112,
+    "128 px": 128,
+    "160 px": 160,
+    "none": None,
+    "decoder 0/0": (0.0, 0.0),
+    "decoder .25/.1": (0.25, 0.1),
+    "decoder .4/.15": (0.4, 0.15),
+    "H.264": "h264",
+}
+
+
+def condition(name: str, target_rgb: Image, decoder: Decoder | None, seed: int) -> Image | None:
+    """256 px input of one 512 px target; None for decoder softness without a decoder.
+
+    H.264 is 96 px, bicubic back, then CRF 23.
+    """
+    how, small = CONDITIONS[name], resize(target_rgb, INPUT)
+    if how is None:
+        return small
+    if how == "h264":
+        return h264([soften_exact(small, HOST)], 23)[0]
+    if isinstance(how, tuple):
+        return None if decoder is None else decode(decoder, small, how[0], how[1], seed)
+    return soften_exact(small, how)
+
+
+def recolor(images_rgb: list[Image], rng: np.random.Generator) -> list[Image]:
+    """Exposure, contrast and white balance drawn anew, the same for all: more skins and lights."""
+    gain = rng.uniform(0.8, 1.12) * rng.uniform(0.93, 1.07, 3)
     table = np.linspace(0, 1, 256)[:, None] ** rng.uniform(0.8, 1.25) * gain * 255
-    lookup = np.clip(np.rint(table), 0, 255).astype(np.uint8)
-    return np.asarray(cv2.LUT(np.ascontiguousarray(image_rgb), lookup[None]), np.uint8)
+    lookup = np.clip(np.rint(table), 0, 255).astype(np.uint8)[None]
+    return [
+        np.asarray(cv2.LUT(np.ascontiguousarray(image), lookup), np.uint8) for image in images_rgb
+    ]
 
 
 class PatchSampler:
-    """Seeded batches: a kind by its share, then a source, then a crop of it, then places inside it."""
+    """Seeded batches: a person, then a crop, then places inside it, often at the eyes and mouth."""
 
-    def __init__(self, records: list[Crop], images: Image, seed: int, patch: int = 64) -> None:
-        self.images, self.seed, self.patch = images, seed, patch
-        self.groups: dict[str, list[list[int]]] = {kind: [] for kind in KINDS}
-        for kind in KINDS:
-            by_source: dict[str, list[int]] = {}
-            for index, record in enumerate(records):
-                if record.kind == kind:
-                    by_source.setdefault(record.source, []).append(index)
-            self.groups[kind] = list(by_source.values())
+    def __init__(
+        self,
+        crops: list[Crop],
+        images: Image,
+        seed: int,
+        patch: int = 96,
+        decoded: DecodedCache | None = None,
+    ) -> None:
+        self.crops, self.images, self.seed, self.patch = crops, images, seed, patch
+        self.decoded = decoded
+        by_person: dict[int, list[int]] = {}
+        for index, crop in enumerate(crops):
+            by_person.setdefault(crop.person, []).append(index)
+        self.groups = list(by_person.values())
+        weight = np.sqrt([len(group) for group in self.groups])
+        self.weight = weight / weight.sum()
+        self.pairs = [
+            leaders
+            for group in self.groups
+            if (leaders := [index for index in group if crops[index].next_index is not None])
+        ]
 
-    def _pick(self, rng: np.random.Generator) -> Image:
-        share = np.array([p if self.groups[kind] else 0.0 for kind, p in zip(KINDS, KIND_SHARE, strict=True)])
-        groups = self.groups[KINDS[int(rng.choice(len(KINDS), p=share / share.sum()))]]
-        weight = np.sqrt([len(group) for group in groups])
-        group = groups[int(rng.choice(len(groups), p=weight / weight.sum()))]
-        return np.asarray(self.images[group[int(rng.integers(len(group)))]])
+    def place(self, crop: Crop, rng: np.random.Generator, patch: int) -> tuple[int, int]:
+        """Even top and left of a patch in the input."""
+        free = INPUT - patch
+        center = rng.uniform(0, free, 2) + patch / 2
+        draw = float(rng.random())
+        if crop.points and draw < 0.55:
+            x, y = crop.points[2 if draw < 0.3 else int(rng.integers(2))]
+            center = np.array([y, x]) / 2 + rng.normal(0, patch / 5, 2)
+        top, left = (int(np.clip(v - patch / 2, 0, free)) // 2 * 2 for v in center)
+        return top, left
 
-    def batch(self, step: int, count: int, per_image: int = 3) -> tuple[torch.Tensor, torch.Tensor]:
-        """Batch of step ``step``: inputs ``(count,3,p,p)`` and targets ``(count,3,2p,2p)``, 0..1 float."""
+    def batch(
+        self, step: int, count: int, kind: str = "patches", per_image: int = 2
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Batch of a step: uint8 inputs ``(count,p,p,3)`` and targets ``(count,2p,2p,3)``.
+
+        ``kind`` "pairs" puts the following frames in the second half, under the same softness, with
+        noise of their own; "faces" gives a quarter of the pictures, whole.
+        """
         rng = np.random.default_rng((self.seed, step))
-        inputs: list[Image] = []
-        targets: list[Image] = []
-        while len(inputs) < count:
-            target = recolour(self._pick(rng), rng)
-            if rng.random() < 0.5:
-                target = np.ascontiguousarray(target[:, ::-1])
-            if rng.random() < 0.02:  # a flat picture has no detail to add
-                target = np.full_like(target, rng.integers(0, 256, 3).astype(np.uint8))
-            image = degrade(target, rng)
-            for _ in range(min(per_image, count - len(inputs))):
-                top, left = (int(v) * 2 for v in rng.integers(0, (INPUT - self.patch) // 2 + 1, 2))
-                inputs.append(image[top : top + self.patch, left : left + self.patch])
-                rows, cols = slice(2 * top, 2 * (top + self.patch)), slice(2 * left, 2 * (left + self.patch))
-                targets.append(target[rows, cols])
-        return to_tensor(np.stack(inputs)), to_tensor(np.stack(targets))
+        groups, weight, patch = self.groups, self.weight, self.patch
+        if kind == "pairs":
+            groups, count = self.pairs, count // 2
+            weight = np.full(len(groups), 1 / len(groups))
+        elif kind == "faces":
+            patch, count, per_image = INPUT, max(1, count // 4), 1
+        inputs: list[list[Image]] = [[], []]
+        targets: list[list[Image]] = [[], []]
+        while len(inputs[0]) < count:
+            group = groups[int(rng.choice(len(groups), p=weight))]
+            index = group[int(rng.integers(len(group)))]
+            indices = [index]
+            following = self.crops[index].next_index
+            if kind == "pairs" and following is not None:
+                indices.append(following)
+            flipped, flat = rng.random() < 0.5, rng.random() < 0.015
+            patches = min(per_image, count - len(inputs[0]))
+            places = [self.place(self.crops[index], rng, patch) for _ in range(patches)]
+            seed, tone = (int(v) for v in rng.integers(2**31, size=2))
+            for half, each in enumerate(indices):
+                target, image = self.view(each, seed, half, tone, flat)
+                if flipped:
+                    target, image = target[:, ::-1], image[:, ::-1]
+                for top, left in places:
+                    left = INPUT - patch - left if flipped else left
+                    rows, columns = slice(top, top + patch), slice(left, left + patch)
+                    inputs[half].append(image[rows, columns])
+                    rows, columns = (slice(2 * s.start, 2 * s.stop) for s in (rows, columns))
+                    targets[half].append(target[rows, columns])
+        both = [np.stack(each[0] + each[1]) for each in (inputs, targets)]
+        return torch.from_numpy(both[0]), torch.from_numpy(both[1])
+
+    def view(self, index: int, seed: int, half: int, tone: int, flat: bool) -> tuple[Image, Image]:
+        """Target and input; the same ``seed`` and ``tone`` give the same softness and light."""
+        rng, noise = np.random.default_rng(seed), np.random.default_rng((seed, half))
+        target = np.asarray(self.images[index])
+        decoded = self.decoded.get(index, rng) if self.decoded else None
+        if flat:  # a flat picture has no detail to add
+            colors = np.random.default_rng(tone).integers(0, 256, 3)
+            target, decoded = np.full_like(target, colors.astype(np.uint8)), None
+        given = [target] if decoded is None else [target, decoded]
+        lit = recolor(given, np.random.default_rng(tone))
+        return lit[0], degrade(lit[0], None if decoded is None else lit[1], rng, noise)
 
 
-def to_tensor(images_rgb: Image) -> torch.Tensor:
+Batch = tuple[str, int, torch.Tensor, torch.Tensor]
+
+
+class BatchStream(IterableDataset[Batch]):
+    """Batches from a step on, for a ``DataLoader`` with one worker.
+
+    Beside them the worker decodes new views: one every ``decode_every`` steps, twice as many until
+    every target has one. Yields the kind of batch, the number decoded so far, inputs and targets.
+    """
+
+    def __init__(self, args: Any, start: int) -> None:
+        self.args, self.start = args, start
+
+    def kind(self, step: int, pairs: bool) -> str:
+        """Of the batch of a step."""
+        args = self.args
+        if args.stage > 1 and args.meter and step % args.face_every == 2:
+            return "faces"
+        if args.stage > 1 and args.flicker and pairs and step % args.pair_every == 1:
+            return "pairs"
+        return "patches"
+
+    def __iter__(self) -> Iterator[Batch]:
+        args = self.args
+        torch.set_num_threads(1)
+        cv2.setNumThreads(1)
+        crops, images = load_cache(args.work, "train")
+        decoder = load_decoder(args.decoder) if args.decoder else None
+        decoded = DecodedCache(args.work, crops, images, decoder, args.versions)
+        sampler = PatchSampler(crops, images, args.seed, args.patch, decoded)
+        for step in range(self.start, args.steps):
+            every = args.decode_every if decoded.complete() else args.decode_every // 2
+            if step % max(1, every) == 0:
+                decoded.refresh(1)
+            kind = self.kind(step, bool(sampler.pairs))
+            yield kind, decoded.total, *sampler.batch(step, args.batch, kind)
+
+
+def to_tensor(images_rgb: Image | torch.Tensor) -> torch.Tensor:
     """uint8 ``(N,H,W,3)`` to float ``(N,3,H,W)``, 0..1."""
-    return torch.from_numpy(np.array(images_rgb)).permute(0, 3, 1, 2).float() / 255
+    pixels = torch.as_tensor(
+        np.array(images_rgb) if isinstance(images_rgb, np.ndarray) else images_rgb
+    )
+    return pixels.permute(0, 3, 1, 2).float() / 255

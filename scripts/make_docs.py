@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from musetalk_enhance.cli.job import flag
+from musetalk_enhance.config.flags import flag_of
+from musetalk_enhance.config.settings import SECTION, options
 from musetalk_enhance.jobs import ImageSettings, VideoSettings
-from musetalk_enhance.settings import SECTION, flag_of, options
 
 ROOT = Path(__file__).resolve().parent.parent
 JOBS = ((ImageSettings, "images", "restore_images"), (VideoSettings, "video", "restore_video"))

@@ -224,14 +224,14 @@ def templates(pair: Pair, faces: Sequence[Any]) -> Any:
     import numpy as np
 
     from musetalk_enhance.faces.align import TEMPLATE_SIDE
-    from musetalk_enhance.faces.pasting import cut_face
+    from musetalk_enhance.faces.paste import crop_face
 
     covered = np.zeros(pair.after.shape[:2], np.uint8)
     scale = pair.after.shape[1] / pair.before.shape[1]
     corners = np.array([(x, y, 1.0) for x, y in ((0, 0), (1, 0), (1, 1), (0, 1))]) * (TEMPLATE_SIDE, TEMPLATE_SIDE, 1)
     for face, said in zip(faces, pair.faces, strict=True):
         if said["state"] == "restored":
-            places = corners @ cut_face(pair.before, face.landmarks).to_picture.T * scale
+            places = corners @ crop_face(pair.before, face.landmarks).to_image.T * scale
             cv2.fillConvexPoly(covered, np.rint(places).astype(np.int32), 1)
     reach = 2 * round(MARGIN * max(1.0, scale)) + 1
     return cv2.dilate(covered, np.ones((reach, reach), np.uint8)) > 0

@@ -1,199 +1,206 @@
-"""Train, evaluate and export the lite face sharpener.
+"""Train the lite face sharpener (`lite_net.LiteNet`), and go on where it was left.
 
-What is trained is ``musetalk_enhance.restorers.lite.operator`` around the Compact network of spandrel, 12 channels
-in and out.
+``python scripts/train_lite.py --data DATA --repositories REPOSITORIES --yunet YUNET.onnx
+--decoder tiny_autoencoder.py --work WORK`` begins; ``python scripts/train_lite.py --work WORK
+--resume`` goes on with the same arguments (those given again replace the stored ones).
 
-``python scripts/train_lite.py --data DATA --yunet YUNET.onnx --work WORK --export lite.safetensors``
+WORK gets the cached crops, ``NAME.pt`` (a checkpoint every few minutes, replaced in one move, and
+when the process is asked to end),
+``NAME.args.json`` and ``NAME.jsonl``: losses every 100 steps, and figures on the people of the
+validation split. ``scripts/eval_lite.py`` measures a checkpoint in full.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import signal
 import time
-from itertools import islice, pairwise
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import cv2
 import numpy as np
-import piq
 import torch
 import torch.nn.functional as F
 from lite_data import (
-    HOST,
-    INPUT,
-    FaceFinder,
+    CONDITIONS,
+    BatchStream,
     Image,
-    PatchSampler,
     build_cache,
-    conditions,
+    condition,
+    fine_energy,
     load_cache,
-    read_frames,
-    resize,
-    sharpness,
-    soften,
-    tight_crop,
+    load_decoder,
     to_tensor,
 )
+from lite_losses import (
+    Critic,
+    artifact_map,
+    charbonnier,
+    critic_loss,
+    drift_loss,
+    energy_loss,
+    flicker_loss,
+    pyramid_loss,
+    spectrum_loss,
+)
+from lite_net import LiteNet
 from safetensors.torch import save_file
-from spandrel.architectures.Compact import Compact
 from torch import Tensor, nn
+from torch.utils.data import DataLoader
 
-from musetalk_enhance.restorers.lite import operator
+from musetalk_enhance.faces.meter import SIDE, FaceMeter, shrink
 
-LUMA = (0.299, 0.587, 0.114)
-
-
-def make_net() -> Compact:
-    """The network; variance kept from layer to layer, mid grey at zero, last layer silent: bicubic."""
-    net = Compact(num_in_ch=12, num_out_ch=12, num_feat=48, num_conv=8, upscale=2, act_type="prelu")
-    convs = [layer for layer in net.body if isinstance(layer, nn.Conv2d)]
-    for conv in convs:
-        nn.init.kaiming_normal_(conv.weight, a=0.25)
-        conv.bias = nn.Parameter(torch.zeros(conv.out_channels))
-    with torch.no_grad():
-        convs[0].weight.mul_(2)  # pictures vary less than one unit
-        convs[0].bias = nn.Parameter(-0.5 * convs[0].weight.sum((1, 2, 3)))
-        convs[-1].weight.zero_()
-    return net
-
-
-def lite(net: nn.Module, x: Tensor) -> Tensor:
-    """Sharpened faces ``(N,3,2H,2W)`` of ``x`` ``(N,3,H,W)``, RGB 0..1 in and out; H and W even."""
-    return raw_lite(net, x).clamp(0, 1)
-
-
-def raw_lite(net: nn.Module, x: Tensor) -> Tensor:
-    """As ``lite``, before the clamp: what training sees, so that no gradient is cut off."""
-    return operator(net, x)
-
-
-def luma(x: Tensor) -> Tensor:
-    """Rec. 601 luma ``(N,1,H,W)``."""
-    return (x * x.new_tensor(LUMA).view(1, 3, 1, 1)).sum(1, keepdim=True)
-
-
-def charbonnier(difference: Tensor) -> Tensor:
-    """Mean of ``sqrt(d^2 + 1e-4)``: squares under 0.01, so that small detail is not voted down to none."""
-    return (difference * difference + 1e-4).sqrt().mean()
-
-
-def pyramid_loss(difference: Tensor) -> Tensor:
-    """L1 over the band-pass levels of a three-level Laplacian pyramid, finest level first."""
-    total = difference.new_zeros(())
-    for weight in (1.0, 0.7, 0.5):
-        low = F.avg_pool2d(difference, 2)
-        total = total + weight * charbonnier(difference - F.interpolate(low, scale_factor=2, mode="bilinear"))
-        difference = low
-    return total
-
-
-def spectrum_loss(out: Tensor, target: Tensor) -> Tensor:
-    """L1 between the FFT amplitudes of the luma under a Hann window: the amount of detail, not its place."""
-    window = torch.hann_window(out.shape[-1], periodic=False)
-    window = window[:, None] * window[None, :]
-    spectra: list[Tensor] = [torch.fft.rfft2(luma(x) * window, norm="ortho").abs() for x in (out, target)]
-    return (spectra[0] - spectra[1]).abs().mean()
-
-
-def bands(grey: Tensor) -> list[Tensor]:
-    """Three octaves of detail, finest first, then what sits at the pixel grid itself (checkers, stripes)."""
-    taps = grey.new_tensor([1.0, 4, 6, 4, 1]) / 16
-    found, low = [], grey
-    for dilation in (1, 2, 4):
-        wide = F.pad(low, [2 * dilation] * 4, mode="reflect")
-        wide = F.conv2d(wide, taps.view(1, 1, 1, 5), dilation=dilation)
-        wide = F.conv2d(wide, taps.view(1, 1, 5, 1), dilation=dilation)
-        found.append(low - wide)
-        low = wide
-    high, flat = grey.new_tensor([-1.0, 2, -1]) / 4, grey.new_tensor([1.0, 2, 1]) / 4
-    for rows, columns in ((high, high), (high, flat), (flat, high)):
-        found.append(F.conv2d(grey, (rows[:, None] * columns[None, :]).view(1, 1, 3, 3), padding=1))
-    return found
-
-
-def texture_loss(out: Tensor, target: Tensor, cell: int = 16) -> tuple[Tensor, Tensor]:
-    """How much detail is missing, and how much is too much, band by band in cells of ``cell`` px.
-
-    Missing is what the target's strength (rms) exceeds the *projection* of ours on the target by: only detail
-    in its true place counts. Rewarding strength as such (of the Laplacian, or of each band) is cheapest to
-    earn with a faint checkerboard or crosshatch everywhere. Too much is judged by strength alone, whatever
-    the place, and most severely at the pixel grid.
-    """
-    lacking, excess = out.new_zeros(()), out.new_zeros(())
-    for index, (ours, truth) in enumerate(zip(bands(luma(out)), bands(luma(target)), strict=True)):
-        strength, wanted, shared = (
-            F.avg_pool2d(product, cell, cell // 2) for product in (ours * ours, truth * truth, ours * truth)
-        )
-        strength, wanted = (strength + 1e-6).sqrt(), (wanted + 1e-6).sqrt()
-        if index < 3:
-            missing = F.relu(wanted - shared / wanted) + 0.5 * F.relu(wanted - strength)
-            lacking = lacking + (2.5, 1.0, 0.1)[index] * missing.mean()
-        excess = excess + (6.0 if index > 2 else 2.0) * F.relu(strength - wanted).mean()
-    return lacking, excess
-
-
-def drift_loss(out: Tensor, target: Tensor) -> Tensor:
-    """L1 between 16 px means: no shift of colour or brightness."""
-    return F.avg_pool2d(out - target, 16).abs().mean()
+PATHS = ("data", "repositories", "yunet", "decoder", "work", "export", "init")
 
 
 class Trainer:
-    """Networks, optimisers, EMA and the step counter; everything that a checkpoint holds."""
+    """Networks, optimizers, averaged weights and the step counter: all that a checkpoint holds."""
 
     def __init__(self, args: argparse.Namespace) -> None:
         torch.manual_seed(args.seed)
         self.args, self.step = args, 0
-        self.net, self.ema = make_net(), make_net()
+        shape = {"width": args.width, "blocks": args.blocks, "wide": args.wide}
+        self.net, self.ema = LiteNet(**shape), LiteNet(**shape).eval().requires_grad_(False)
+        if args.init:
+            self.net.load_state_dict(torch.load(args.init, weights_only=True)["ema"])
         self.ema.load_state_dict(self.net.state_dict())
-        self.opt = torch.optim.Adam(self.net.parameters(), lr=args.lr, betas=(0.9, 0.99))
+        self.opt = torch.optim.Adam(
+            self.net.parameters(), lr=args.lr, betas=(0.9, 0.99), fused=True
+        )
+        self.critic = Critic()
+        self.critic_opt = torch.optim.Adam(
+            self.critic.parameters(), lr=args.critic_lr, betas=(0.5, 0.99)
+        )
+        self.meter: Any = None
+        self.balance = 0.0
+        """Running ratio between the gradients of fidelity and of the critic, at the output."""
+
+    @property
+    def parts(self) -> tuple[str, ...]:
+        """Names of what a checkpoint holds beside numbers."""
+        return ("net", "ema", "opt", *(("critic", "critic_opt") if self.args.stage > 1 else ()))
 
     def state(self) -> dict[str, Any]:
         """A checkpoint of tensors and numbers."""
-        parts = ("net", "ema", "opt")
-        return {"step": self.step} | {name: getattr(self, name).state_dict() for name in parts}
+        parts = {name: getattr(self, name).state_dict() for name in self.parts}
+        return {"step": self.step, "shape": self.net.shape, "balance": self.balance} | parts
 
     def load(self, path: Path) -> None:
-        """Continue from a checkpoint that ``state`` made."""
+        """Continue from a checkpoint that ``state`` returned."""
         saved = torch.load(path, weights_only=True)
-        self.step = int(saved.pop("step"))
-        for name, part in saved.items():
-            getattr(self, name).load_state_dict(part)
+        self.step, self.balance = int(saved["step"]), float(saved.get("balance", 0.0))
+        for name in self.parts:
+            getattr(self, name).load_state_dict(saved[name])
 
     def learning_rate(self) -> float:
-        """Constant (short warm-up) before ``--texture-from``, then 66 % of it going to 3 % by a cosine."""
-        start, end = self.args.texture_from, self.args.steps
-        if self.step < start:
-            return float(self.args.lr * min(1.0, (self.step + 1) / 100))
-        progress = min(1.0, (self.step - start) / max(1, end - start))
-        return float(self.args.lr * (0.03 + 0.315 * (1 + np.cos(np.pi * progress))))
-
-    def losses(self, out: Tensor, target: Tensor) -> dict[str, Tensor]:
-        """Weighted terms; texture only from ``--texture-from`` on."""
+        """Share of the full rate: short warm-up, constant, a cosine to 2 % in the last ``--decay``."""
         args = self.args
-        terms = {
-            "l1": charbonnier(out - target),
-            "pyramid": pyramid_loss(out - target),
-            "spectrum": args.spectrum * spectrum_loss(out, target),
-            "drift": 0.5 * drift_loss(out, target),
+        start = args.steps * (1 - args.decay)
+        progress = min(1.0, max(0.0, (self.step - start) / max(1.0, args.steps - start)))
+        fall = 0.02 + 0.49 * (1 + np.cos(np.pi * progress))
+        return float(min(1.0, (self.step + 1) / 500) * fall)
+
+    def fidelity(self, out: Tensor, target: Tensor) -> dict[str, Tensor]:
+        """Weighted terms of the first stage."""
+        difference = out - target
+        return {
+            "l1": charbonnier(difference),
+            "pyramid": pyramid_loss(difference),
+            "spectrum": self.args.spectrum * spectrum_loss(difference),
+            "drift": 0.5 * drift_loss(difference),
         }
-        if self.step >= args.texture_from:
-            lacking, excess = texture_loss(out, target)
-            terms |= {"lacking": args.texture * lacking, "excess": args.excess * excess}
+
+    def detail(self, x: Tensor, out: Tensor, target: Tensor) -> dict[str, Tensor]:
+        """Weighted terms that the second stage adds, without the critic's."""
+        terms: dict[str, Tensor] = {}
+        if self.args.artifacts:
+            with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=self.args.bf16):
+                smooth = self.ema(x)
+            weights = artifact_map(out.detach(), smooth.float(), target)
+            terms["artifacts"] = self.args.artifacts * (weights * (out - target).abs()).mean()
+        if self.args.energy:
+            terms["energy"] = self.args.energy * energy_loss(out, target)
         return terms
 
-    def train_step(self, x: Tensor, target: Tensor) -> dict[str, float]:
-        """One step on inputs ``(N,3,p,p)`` and targets ``(N,3,2p,2p)``; the terms of the loss as numbers."""
-        for group in self.opt.param_groups:
-            group["lr"] = self.learning_rate()
-        terms = self.losses(raw_lite(self.net, x), target)
-        self.opt.zero_grad(set_to_none=True)
-        torch.autograd.backward(torch.stack(list(terms.values())).sum())
-        nn.utils.clip_grad_norm_(self.net.parameters(), 1.0)
-        self.opt.step()
+    def meter_loss(self, out: Tensor, target: Tensor) -> Tensor:
+        """How far openings of mouth and eyes and the landmarks of whole faces move."""
+        if self.meter is None:
+            self.meter = FaceMeter()
+        readings = [self.meter.network(shrink(faces, SIDE).clamp(0, 1)) for faces in (out, target)]
+        size = out.new_tensor([1.0, 1.0])
+        ours, theirs = readings
+        moved: Tensor = (
+            (ours.mouth - theirs.mouth).abs().mean()
+            + (ours.eye_shares(size) - theirs.eye_shares(size)).abs().mean()
+            + 4 * (ours.landmarks - theirs.landmarks).abs().mean()
+        )
+        return moved
+
+    def criticism(self, x: Tensor, out: Tensor, target: Tensor) -> tuple[Tensor, dict[str, float]]:
+        """One step of the critic on half of the batch, then its gradient at the output."""
+        half = max(1, len(x) // 2)
+        bicubic = F.interpolate(x, scale_factor=2.0, mode="bicubic", align_corners=False)
+        with torch.autocast("cpu", torch.bfloat16, enabled=self.args.bf16):
+            scores = [self.critic(y[:half], bicubic[:half]) for y in (target, out.detach())]
+        loss = critic_loss(*scores)
+        self.critic_opt.zero_grad(set_to_none=True)
+        torch.autograd.backward(loss)
+        self.critic_opt.step()
+        self.critic.requires_grad_(False)
+        leaf = out.detach().requires_grad_()
+        with torch.autocast("cpu", torch.bfloat16, enabled=self.args.bf16):
+            with torch.no_grad():
+                original = self.critic(target, bicubic)
+            restored = self.critic(leaf, bicubic)
+        gradient = torch.autograd.grad(critic_loss(restored, original), leaf)[0]
+        self.critic.requires_grad_(True)
+        margin = float((original - restored.detach()).mean())
+        return gradient, {"critic": float(loss.detach()), "margin": margin}
+
+    def train_step(self, x: Tensor, target: Tensor, kind: str = "patches") -> dict[str, float]:
+        """One step on inputs ``(N,3,p,p)`` and targets ``(N,3,2p,2p)``; the terms as numbers.
+
+        The gradient at the output is put together there: fidelity and detail as they are, that of
+        the critic as a share (``--adversarial``) of fidelity's norm. The network is passed once.
+
+        Args:
+            x: inputs.
+            target: originals.
+            kind: "patches"; "pairs", whose second half are the frames after those of the first; or
+                "faces", which are whole.
+        """
+        args = self.args
+        for opt, rate in ((self.opt, args.lr), (self.critic_opt, args.critic_lr)):
+            for group in opt.param_groups:
+                group["lr"] = rate * self.learning_rate()
+        with torch.autocast("cpu", torch.bfloat16, enabled=args.bf16):
+            raw = self.net(x)
+        out = raw.detach().float().requires_grad_()
+        terms = self.fidelity(out, target)
+        if args.stage > 1:
+            terms |= self.detail(x, out, target)
+        if kind == "pairs":
+            terms["flicker"] = args.flicker * flicker_loss(out - target)
+        if kind == "faces":
+            terms["meter"] = args.meter * self.meter_loss(out, target)
         log = {name: float(term.detach()) for name, term in terms.items()}
-        decay = min(0.998, (self.step + 1) / (self.step + 20))
+        gradient = torch.autograd.grad(torch.stack(list(terms.values())).sum(), out)[0]
+        if args.stage > 1 and args.adversarial:
+            pull, figures = self.criticism(x, out, target)
+            ratio = float(gradient.norm() / pull.norm().clamp_min(1e-12))
+            self.balance = ratio if not self.balance else 0.99 * self.balance + 0.01 * ratio
+            gradient = gradient + args.adversarial * min(ratio, 2 * self.balance) * pull
+            log |= figures
+        self.opt.zero_grad(set_to_none=True)
+        torch.autograd.backward(raw, gradient.to(raw.dtype))
+        norm = float(nn.utils.clip_grad_norm_(self.net.parameters(), args.clip))
+        if np.isfinite(norm):  # one overflow must not spoil a run of days
+            self.opt.step()
+        log["norm"] = norm
+        decay = min(args.ema, (self.step + 1) / (self.step + 20))
         with torch.no_grad():
             for slow, fast in zip(self.ema.parameters(), self.net.parameters(), strict=True):
                 slow.lerp_(fast, 1 - decay)
@@ -201,175 +208,204 @@ class Trainer:
         return log
 
 
-def export(net: nn.Module, path: Path, steps: int) -> None:
-    """Write the fp32 weights as safetensors, replacing the file in one move."""
-    state = {name: tensor.detach().float().contiguous().clone() for name, tensor in net.state_dict().items()}
-    metadata = {"architecture": "Compact 12-12-48-8 x2 on pixel_unshuffle(2)", "scale": "2"}
+def export(net: LiteNet, path: Path, steps: int) -> None:
+    """Write fp32 weights with all branches fused, replacing the file in one move."""
+    from lite_net import Layer
+
+    state: dict[str, Tensor] = {}
+    for name, layer in net.named_modules():
+        if isinstance(layer, Layer):
+            fused = layer.fused()
+            for part in ("weight", "bias", "slopes"):
+                tensor = getattr(fused, part)
+                if tensor is not None:
+                    state[f"{name}.{part}"] = tensor.float().contiguous()
+    shape = " ".join(f"{name}={value}" for name, value in net.shape.items())
+    metadata = {"architecture": f"LiteNet {shape}", "scale": "2", "steps": str(steps)}
     partial = path.with_suffix(".partial")
-    save_file(state, partial, {**metadata, "steps": str(steps), "licence": "apache-2.0"})
+    save_file(state, partial, {**metadata, "license": "apache-2.0"})
     partial.replace(path)
 
 
 @torch.no_grad()
-def amplify(net: Compact, gain: float) -> None:
-    """Scale the last layer, and with it all that is added to bicubic: ``gain`` trades PSNR for detail."""
-    for parameter in net.body[-2 if isinstance(net.body[-1], nn.PixelShuffle) else -1].parameters():
-        parameter.mul_(gain)
-
-
-def train(args: argparse.Namespace) -> Trainer:
-    """Run to ``--steps``, with a checkpoint every ``--save-every`` steps."""
-    records, images = load_cache(args.work, "train")
-    sampler, trainer = PatchSampler(records, images, args.seed, args.patch), Trainer(args)
-    checkpoint = args.work / f"{args.name}.pt"
-    if args.resume:
-        trainer.load(args.resume if args.resume.exists() else checkpoint)
-    began, sums, since = time.monotonic(), dict[str, float](), 0
-    while trainer.step < args.steps:
-        log = trainer.train_step(*sampler.batch(trainer.step, args.batch))
-        since += 1
-        for name, value in log.items():
-            sums[name] = sums.get(name, 0.0) + value
-        if trainer.step % 100 == 0:
-            text = " ".join(f"{name}={total / since:.5f}" for name, total in sums.items())
-            print(f"{trainer.step} {time.monotonic() - began:.0f}s {text}", flush=True)
-            sums, since = {}, 0
-        if trainer.step % args.save_every == 0 or trainer.step == args.steps:
-            partial = checkpoint.with_suffix(".partial")
-            torch.save(trainer.state(), partial)
-            partial.replace(checkpoint)
-    return trainer
-
-
-def measure(out: Image, target: Image, given: Image) -> dict[str, float]:
-    """PSNR, GMSD, HaarPSI against the target; Laplacian energy; colour drift (1/255) from the input."""
-    a, b = to_tensor(out[None]), to_tensor(target[None])
-    drift = np.abs(out.mean((0, 1)) - given.mean((0, 1))).max()
-    return {
-        "psnr": float(piq.psnr(a, b)),
-        "gmsd": float(piq.gmsd(a, b)),
-        "haarpsi": float(piq.haarpsi(a, b)),
-        "laplacian": sharpness(out),
-        "drift": float(drift),
-    }
-
-
-@torch.no_grad()
-def apply(net: nn.Module | None, images_rgb: Image) -> Image:
-    """``lite`` (bicubic without a net) on uint8 ``(N,256,256,3)``, to uint8 ``(N,512,512,3)``."""
+def apply(net: Callable[[Tensor], Tensor] | None, images_rgb: Image) -> Image:
+    """``net`` (bicubic without) on uint8 ``(N,256,256,3)``, to uint8 ``(N,512,512,3)``."""
     x = to_tensor(images_rgb)
-    bicubic = F.interpolate(x, scale_factor=2, mode="bicubic", align_corners=False)
-    out = bicubic if net is None else lite(net, x)
+    if net is None:
+        out = F.interpolate(x, scale_factor=2.0, mode="bicubic", align_corners=False)
+    else:
+        out = net(x)
     return (out.clamp(0, 1) * 255).round().byte().permute(0, 2, 3, 1).contiguous().numpy()
 
 
-def flicker(net: nn.Module, clip: Path, yunet: Path, count: int = 16) -> dict[str, float]:
-    """Mean absolute change between consecutive 512 px frames (1/255), each frame softened on its own."""
-    frames = list(islice(read_frames(clip, 10**6), count))
-    box = FaceFinder(yunet).find(frames[0][1])
-    if box is None:
-        raise SystemExit(f"no face in {clip}")
-    targets = [tight_crop(frame, box) for _, frame in frames]
-    inputs = [soften(resize(target, INPUT), HOST) for target in targets]
-    views = {"original": targets}
-    for name, each in (("bicubic", None), ("lite", net)):
-        views[name] = [apply(each, image[None])[0] for image in inputs]
-    return {
-        name: float(np.mean([np.abs(a.astype(float) - b).mean() for a, b in pairwise(view)]))
-        for name, view in views.items()
-    }
+def psnr(a: Image, b: Image) -> float:
+    """In dB."""
+    return float(10 * np.log10(255**2 / max(1e-9, np.square(a.astype(np.float64) - b).mean())))
 
 
-def evaluate(net: nn.Module, args: argparse.Namespace) -> dict[str, Any]:
-    """Table over the held-out faces, written to ``NAME.eval.json`` with side-by-side pictures beside it."""
-    records, images = load_cache(args.work, "val")
-    rows: dict[str, list[dict[str, float]]] = {}
-    sheets: dict[str, list[Image]] = {}
-    for index, record in enumerate(records):
-        if args.quick and (index % 4 >= 2):
-            continue
-        target = np.asarray(images[index])
-        for condition, given in conditions(target, index).items():
-            if args.quick and condition not in ("host 96", "host 128", "blur 1.2", "sharp"):
-                continue
-            pictures = {"bicubic": apply(None, given[None])[0], "lite": apply(net, given[None])[0]}
-            pictures["original"] = target
-            for who, picture in pictures.items():
-                for group in (condition, f"{condition}, {record.kind}"):
-                    rows.setdefault(f"{group}|{who}", []).append(measure(picture, target, given))
-            if condition in ("host 96", "sharp"):
-                sheets.setdefault(f"{condition} {record.kind}", []).append(np.hstack(list(pictures.values())))
-    result: dict[str, Any] = {
-        key: {name: round(float(np.mean([row[name] for row in found])), 5) for name in found[0]}
-        for key, found in rows.items()
-    }
-    for key in [key for key in rows if key.endswith("|lite")]:
-        pairs = zip(rows[key], rows[key.replace("|lite", "|bicubic")], strict=True)
-        gains = [ours["laplacian"] / base["laplacian"] for ours, base in pairs]
-        result[key]["median_gain"] = round(float(np.median(gains)), 3)
-    colours = np.random.default_rng(0).integers(0, 256, (32, 1, 1, 3))
-    flat = np.broadcast_to(colours, (32, 64, 64, 3)).astype(np.uint8)
-    error = np.abs(apply(net, flat).astype(int) - flat.repeat(2, 1).repeat(2, 2).astype(int)).max()
-    result["constant colour, largest error"] = int(error)
-    result["flicker"] = flicker(net, args.data / "clips" / "d3.mp4", args.yunet)
-    (args.work / f"{args.name}.eval.json").write_text(json.dumps(result, indent=1))
-    for name, strips in sheets.items():
-        for page in range(0, len(strips), 4):
-            sheet = np.vstack(strips[page : page + 4])[..., ::-1]
-            cv2.imwrite(str(args.work / f"{args.name} {name} {page // 4}.png".replace(" ", "_")), sheet)
-    return result
+class Validation:
+    """A few crops of the validation people under every softness, kept in ``WORK/validation.npz``."""
+
+    def __init__(self, work: Path, decoder: Any, count: int) -> None:
+        crops, images = load_cache(work, "validation")
+        per_person: dict[int, int] = {}
+        chosen: list[int] = []
+        for index, crop in enumerate(crops):
+            per_person[crop.person] = per_person.get(crop.person, 0) + 1
+            if per_person[crop.person] <= 2 and len(chosen) < count:
+                chosen.append(index)
+        self.targets = [np.asarray(images[index]) for index in chosen]
+        path = work / f"validation_{count}.npz"
+        if not path.exists():
+            inputs: dict[str, Any] = {}
+            for name in CONDITIONS:
+                given = [condition(name, t, decoder, i) for i, t in enumerate(self.targets)]
+                present = [image for image in given if image is not None]
+                if len(present) == len(given):
+                    inputs[name] = np.stack(present)
+            partial = path.with_suffix(".partial.npz")
+            np.savez(partial, **inputs)
+            partial.replace(path)
+        with np.load(path) as stored:
+            self.inputs = {name: stored[name] for name in CONDITIONS if name in stored}
+        self.energy = [fine_energy(target) for target in self.targets]
+
+    def measure(self, net: Callable[[Tensor], Tensor] | None) -> dict[str, list[float]]:
+        """Mean PSNR and mean share of the original's fine detail, by condition."""
+        rows: dict[str, list[float]] = {}
+        for name, inputs in self.inputs.items():
+            outputs = [apply(net, image[None])[0] for image in inputs]
+            quality = [psnr(out, target) for out, target in zip(outputs, self.targets, strict=True)]
+            share = [fine_energy(out) / e for out, e in zip(outputs, self.energy, strict=True)]
+            rows[name] = [round(float(np.mean(quality)), 3), round(float(np.mean(share)), 3)]
+        return rows
 
 
-def table(result: dict[str, Any]) -> str:
-    """The result as a Markdown table."""
-    lines = ["| input | picture | PSNR | GMSD | HaarPSI | Laplacian | drift |", "|---" * 7 + "|"]
-    for key, row in result.items():
-        if "|" in key:
-            name, who = key.split("|")
-            scores = " | ".join(f"{row[k]:.{d}f}" for k, d in (("psnr", 2), ("gmsd", 4), ("haarpsi", 4)))
-            lines.append(f"| {name} | {who} | {scores} | {row['laplacian']:.1f} | {row['drift']:.2f} |")
-    rest = {key: value for key, value in result.items() if "|" not in key}
-    return "\n".join([*lines, "", json.dumps(rest)])
+def append(path: Path, entry: dict[str, Any]) -> None:
+    """One line of JSON."""
+    with path.open("a") as file:
+        file.write(json.dumps(entry) + "\n")
 
 
-def parse_args() -> argparse.Namespace:
-    """The command line."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--data", type=Path, required=True, help="has clips/, portraits/, public_domain/")
-    parser.add_argument("--yunet", type=Path, required=True, help="YuNet face detector, ONNX")
-    parser.add_argument("--work", type=Path, required=True, help="cache, checkpoints, pictures")
-    parser.add_argument("--name", default="lite", help="name of the run's checkpoint in --work")
-    parser.add_argument("--steps", type=int, default=5200)
-    parser.add_argument("--texture-from", type=int, default=3000, help="step where texture joins")
-    parser.add_argument("--batch", type=int, default=12)
-    parser.add_argument("--patch", type=int, default=64, help="input patch, px")
-    parser.add_argument("--lr", type=float, default=1e-3)
-    parser.add_argument("--spectrum", type=float, default=0.2)
-    parser.add_argument("--texture", type=float, default=3.0)
-    parser.add_argument("--excess", type=float, default=1.0)
-    parser.add_argument("--gain", type=float, default=1.0, help="on the detail of the averaged net")
-    parser.add_argument("--save-every", type=int, default=200)
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--resume", type=Path, nargs="?", const=Path("last"), help="default: the run's own")
-    parser.add_argument("--eval-only", action="store_true", help="no training: table and pictures")
-    parser.add_argument("--quick", action="store_true", help="evaluate on half of the held-out crops")
-    parser.add_argument("--export", type=Path, help="write the averaged weights here")
-    return parser.parse_args()
+def train(args: argparse.Namespace) -> Trainer:
+    """Run to ``--steps``."""
+    decoder = load_decoder(args.decoder) if args.decoder else None
+    for split in ("train", "validation"):
+        build_cache(args.data, args.repositories, args.yunet, args.work, args.seed, split)
+    validation = Validation(args.work, decoder, args.validation_count)
+    trainer = Trainer(args)
+    checkpoint, log_path = (args.work / f"{args.name}{end}" for end in (".pt", ".jsonl"))
+    if args.resume and checkpoint.exists():
+        trainer.load(checkpoint)
+    else:
+        append(log_path, {"step": 0, "bicubic": validation.measure(None)})
+    stop: list[int] = []
+    before = signal.signal(signal.SIGTERM, lambda number, frame: stop.append(number))
+    began = saved = time.monotonic()
+    sums: dict[str, list[float]] = {}
+    stream = BatchStream(args, trainer.step)
+    # its own process: beside others, one thread for the network and one for the data do most
+    loader = DataLoader(stream, batch_size=None, num_workers=args.workers)
+    for kind, decoded, inputs, targets in loader:
+        log = trainer.train_step(to_tensor(inputs), to_tensor(targets), kind)
+        for name, value in log.items():
+            sums.setdefault(name, []).append(value)
+        step, ended = trainer.step, trainer.step >= args.steps
+        if step % 100 == 0:
+            means = {name: round(float(np.mean(values)), 6) for name, values in sums.items()}
+            times = {"seconds": round(time.monotonic() - began), "decoded": decoded}
+            append(
+                log_path, {"step": step, "lr": args.lr * trainer.learning_rate(), **times, **means}
+            )
+            sums = {}
+        if time.monotonic() - saved > 60 * args.save_minutes or ended or stop:
+            partial = checkpoint.with_suffix(".partial")
+            torch.save(trainer.state(), partial)
+            partial.replace(checkpoint)
+            saved = time.monotonic()
+        if step % args.validate_every == 0 or ended:
+            append(log_path, {"step": step, "validation": validation.measure(trainer.ema)})
+        if stop:
+            break
+    signal.signal(signal.SIGTERM, before)
+    return trainer
+
+
+def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
+    """The command line, over what ``NAME.args.json`` holds where ``--resume`` is given."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    add = parser.add_argument
+    add("--data", type=Path, help="folder with clips/*.mp4 and portraits/*")
+    add("--repositories", type=Path, help="folder with owner/name of public repositories")
+    add("--yunet", type=Path, help="face_detection_yunet_2023mar.onnx")
+    add("--decoder", type=Path, help="file with decoder_soft(crops, blend, noise, generator)")
+    add("--work", type=Path, required=True, help="folder for caches, checkpoints and the log")
+    add("--name", default="lite", help="of the checkpoint and the log")
+    add("--resume", action="store_true", help="go on from the checkpoint, arguments as before")
+    add("--export", type=Path, help="write the averaged weights there at the end")
+    add("--steps", type=int, default=150_000)
+    add("--decay", type=float, default=0.2, help="share of the steps over which the rate falls")
+    add("--batch", type=int, default=8)
+    add("--patch", type=int, default=128, help="side of the input patches, a multiple of 8")
+    add("--lr", type=float, default=5e-4)
+    add("--clip", type=float, default=1.0, help="norm that gradients are clipped to")
+    add("--ema", type=float, default=0.999)
+    add(
+        "--stage",
+        type=int,
+        choices=(1, 2),
+        default=1,
+        help="2 adds what --adversarial to --meter say",
+    )
+    add("--init", type=Path, help="checkpoint whose averaged weights to begin with")
+    add("--adversarial", type=float, default=0.3, help="the critic's share of fidelity's gradient")
+    add("--critic-lr", type=float, default=2e-4)
+    add("--artifacts", type=float, default=10.0)
+    add("--energy", type=float, default=0.0)
+    add("--flicker", type=float, default=0.5)
+    add("--pair-every", type=int, default=5, help="steps between two of following frames")
+    add("--meter", type=float, default=0.02)
+    add("--face-every", type=int, default=16, help="steps between two of whole faces")
+    add("--spectrum", type=float, default=0.1)
+    add("--width", type=int, default=96)
+    add("--blocks", type=int, default=4)
+    add("--wide", type=int, default=96)
+    add("--bf16", action=argparse.BooleanOptionalAction, default=True)
+    add("--versions", type=int, default=3, help="decoded views per target")
+    add("--decode-every", type=int, default=6, help="steps between two new decoded views")
+    add("--validate-every", type=int, default=1000)
+    add("--validation-count", type=int, default=16)
+    add("--save-minutes", type=float, default=4)
+    add("--threads", type=int, default=1)
+    add("--workers", type=int, default=1, help="processes that make batches; 0 for none, 1 at most")
+    add("--seed", type=int, default=0)
+    args = parser.parse_args(argv)
+    stored = args.work / f"{args.name}.args.json"
+    if args.resume and stored.exists():
+        defaults = json.loads(stored.read_text())
+        for name in PATHS:
+            defaults[name] = Path(defaults[name]) if defaults.get(name) else None
+        parser.set_defaults(**defaults)
+        args = parser.parse_args(argv)
+    for name in ("data", "repositories", "yunet"):
+        if getattr(args, name) is None:
+            parser.error(f"--{name} is required to begin")
+    return args
 
 
 def main() -> None:
-    """Cache, train, evaluate, export."""
+    """Cache, train, export."""
     args = parse_args()
     torch.set_num_threads(args.threads)
+    cv2.setNumThreads(1)
     args.work.mkdir(parents=True, exist_ok=True)
-    build_cache(args.data, args.yunet, args.work, args.seed)
-    if args.eval_only:
-        args.steps = 0
-        args.resume = args.resume or Path("last")
+    values = {
+        k: str(v) if isinstance(v, Path) else v for k, v in vars(args).items() if k != "resume"
+    }
+    (args.work / f"{args.name}.args.json").write_text(json.dumps(values, indent=1))
     trainer = train(args)
-    amplify(trainer.ema.eval(), args.gain)
-    print(table(evaluate(trainer.ema, args)))
     if args.export:
         export(trainer.ema, args.export, trainer.step)
 

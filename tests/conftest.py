@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.util
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -13,9 +13,9 @@ import pytest
 import torch
 
 from musetalk_enhance.backends import FakeBackend
+from musetalk_enhance.config.settings import EnhancerSettings
 from musetalk_enhance.enhancer import GFPGANEnhancer
 from musetalk_enhance.restorers.base import LoadRequest, Restorer, RestorerRecord
-from musetalk_enhance.settings import EnhancerSettings
 from tests.pictures import soften, to_faces, to_frames
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -119,6 +119,15 @@ def latent_decoder(shared: Path) -> Callable[..., torch.Tensor]:
     spec.loader.exec_module(module)
     soften: Callable[..., torch.Tensor] = module.decoder_soft
     return soften
+
+
+@pytest.fixture(scope="session", autouse=True)
+def cache_of_the_session(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Fixtures that live longer than a test are made before `own_cache`: they get a cache, too."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MUSETALK_ENHANCE_CACHE", str(tmp_path_factory.mktemp("cache")))
+        patch.setenv("MUSETALK_ENHANCE_TUNING", "off")
+        yield
 
 
 @pytest.fixture(autouse=True)

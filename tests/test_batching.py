@@ -7,10 +7,10 @@ from contextlib import contextmanager
 import pytest
 import torch
 
-from musetalk_enhance import costs
-from musetalk_enhance.batching import BatchPlanner
-from musetalk_enhance.costs import Peak
-from musetalk_enhance.settings import EnhancerSettings
+from musetalk_enhance.config.settings import EnhancerSettings
+from musetalk_enhance.pipeline import costs
+from musetalk_enhance.pipeline.batch_planner import BatchPlanner
+from musetalk_enhance.pipeline.costs import Peak
 from tests.conftest import RECORD
 
 MIB = 2**20

@@ -9,8 +9,8 @@ import sys
 import pytest
 import torch
 
-from musetalk_enhance import costs
-from musetalk_enhance.costs import CostModel, Peak
+from musetalk_enhance.pipeline import costs
+from musetalk_enhance.pipeline.costs import CostModel, Peak
 from tests.conftest import ROOT
 
 MIB = 2**20

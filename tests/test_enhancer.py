@@ -13,7 +13,8 @@ import torch
 from torch.nn.functional import interpolate
 
 from musetalk_enhance import GFPGANEnhancer
-from musetalk_enhance.enhancer import _say_once_that_the_budget_is_unused
+from musetalk_enhance.config.settings import EnhancerSettings
+from musetalk_enhance.enhancer import _warn_that_the_budget_is_unused
 from musetalk_enhance.errors import (
     ConfigError,
     EnhanceError,
@@ -22,7 +23,6 @@ from musetalk_enhance.errors import (
     OutOfMemoryError,
     RestorerError,
 )
-from musetalk_enhance.settings import EnhancerSettings
 from tests.conftest import PLAIN, RECORD
 
 
@@ -138,12 +138,12 @@ def test_one_broken_frame_is_handed_back_and_counted(make_enhancer, faces, caplo
 
 def test_raise_mode(make_enhancer, faces):
     enhancer = make_enhancer(on_error="raise")
-    with pytest.raises(FrameError, match="frame 1: got a picture with alpha"):
+    with pytest.raises(FrameError, match="frame 1: got an image with alpha"):
         enhancer([faces[0], np.zeros((64, 64, 4), np.uint8)])
     with pytest.raises(FrameError, match="empty batch"):
         enhancer([])
-    with pytest.raises(FrameError, match="enhance_face"):
-        enhancer(faces[0])
+    with pytest.raises(FrameError, match="a batch of shape"):
+        enhancer(faces[0, :, :, 0])
 
 
 @pytest.mark.parametrize(
@@ -152,7 +152,6 @@ def test_raise_mode(make_enhancer, faces):
         np.zeros((0, 256, 256, 3), np.uint8),
         np.zeros((2, 64, 64, 4), np.uint8),
         np.zeros((2, 64, 64), np.uint8),
-        np.zeros((64, 64, 3), np.uint8),
         np.full((2, 64, 64, 3), np.nan, np.float32),
         np.full((2, 64, 64, 3), 999, np.float32),
         np.zeros((2, 64, 64, 3), np.int64),
@@ -215,9 +214,9 @@ def test_no_face_is_no_failure(make_enhancer, faces):
 def test_batch_size_is_kept(make_enhancer, faces):
     enhancer = make_enhancer(batch_size=2)
     enhancer(faces)
-    assert [shape[0] for shape in enhancer._restorer.backend.shapes] == [2, 2, 1]
+    assert [shape[0] for shape in enhancer.engine.model.restorer.backend.shapes] == [2, 2, 1]
     enhancer.enhance_batch_optimized(faces, batch_size=3)
-    assert [shape[0] for shape in enhancer._restorer.backend.shapes][3:] == [3, 2]
+    assert [shape[0] for shape in enhancer.engine.model.restorer.backend.shapes][3:] == [3, 2]
     with pytest.raises(ConfigError, match="batch_size"):
         enhancer.enhance_batch_optimized(faces, batch_size=0)
 
@@ -249,7 +248,7 @@ def test_disabled_hands_the_very_same_object_back(faces):
 
 def test_closed_enhancer_says_so(make_enhancer, faces):
     with make_enhancer() as enhancer:
-        backend = enhancer._restorer.backend
+        backend = enhancer.engine.model.restorer.backend
     assert backend.closed
     with pytest.raises(RestorerError, match="closed"):
         enhancer(faces)
@@ -299,17 +298,16 @@ def test_region_lower_changes_the_lower_part_only(make_enhancer, faces):
 
 def test_a_precision_that_was_given_up_is_counted(make_enhancer, faces, monkeypatch):
     enhancer = make_enhancer()
-    monkeypatch.setattr(type(enhancer._restorer), "fallbacks", property(lambda _: 1))
+    monkeypatch.setattr(type(enhancer.engine.model.restorer), "fallbacks", property(lambda _: 1))
     enhancer(faces)
     assert enhancer.stats.fallbacks == 1 and enhancer.stats.as_dict()["fallbacks"] == 1
 
 
-@pytest.mark.parametrize("kind", ["float16", "longdouble", "sparse"])
+@pytest.mark.parametrize("kind", ["float16", "longdouble"])
 def test_odd_frames_come_back_and_are_counted(make_enhancer, kind):
     frames = {
         "float16": torch.full((2, 3, 64, 64), float("nan"), dtype=torch.float16),
         "longdouble": np.zeros((2, 64, 64, 3), np.longdouble),
-        "sparse": torch.zeros(2, 3, 64, 64).to_sparse(),
     }[kind]
     enhancer = make_enhancer(output_size="same")
     out = enhancer(frames)
@@ -321,7 +319,7 @@ def test_odd_frames_come_back_and_are_counted(make_enhancer, kind):
 @pytest.mark.parametrize("wrong", [lambda b: b[:1], lambda b: b[:, :1], lambda b: b[0], lambda b: b.numpy()])
 def test_a_restorer_that_returns_another_form(make_enhancer, faces, wrong):
     enhancer = make_enhancer(lambda batch: wrong(1 - batch))
-    enhancer._restorer.restore = lambda batch: wrong(1 - batch)  # also past the backend
+    enhancer.engine.model.restorer.restore = lambda batch: wrong(1 - batch)  # also past the backend
     out = enhancer(faces)
     single = wrong(torch.zeros(1, 3, 4, 4))
     if isinstance(single, torch.Tensor) and single.shape == (1, 3, 4, 4):  # right for one face alone
@@ -337,9 +335,9 @@ def test_autocast_of_the_host_means_nothing_here(faces):
         expected = enhancer(faces[:1])
         with torch.autocast("cpu", dtype=torch.bfloat16):
             assert np.array_equal(enhancer(faces[:1]), expected)
-            run = enhancer._restorer.restore(torch.zeros(1, 3, 256, 256))
+            run = enhancer.engine.model.restorer.restore(torch.zeros(1, 3, 256, 256))
             assert torch.is_autocast_cpu_enabled() if torch.__version__ < "2.4" else torch.is_autocast_enabled("cpu")
-        assert torch.equal(run, enhancer._restorer.restore(torch.zeros(1, 3, 256, 256)))
+        assert torch.equal(run, enhancer.engine.model.restorer.restore(torch.zeros(1, 3, 256, 256)))
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.float64])
@@ -363,7 +361,7 @@ def test_the_random_numbers_of_the_host_go_on(faces):
 
 
 def test_disabled_with_a_restorer_is_whole(make_enhancer, faces):
-    restorer = make_enhancer()._restorer
+    restorer = make_enhancer().engine.model.restorer
     with GFPGANEnhancer.from_settings(EnhancerSettings(), restorer=restorer) as enhancer:
         assert enhancer(faces) is faces and enhancer.enhance_face(faces[0]) is not None
         assert (enhancer.model_name, enhancer.loaded, str(enhancer.device)) == ("none", False, "cpu")
@@ -384,7 +382,7 @@ def test_calls_take_turns(make_enhancer, faces):
         return batch
 
     enhancer = make_enhancer(slow)
-    threads = [threading.Thread(target=enhancer, args=(faces[:1],)) for _ in range(4)]
+    threads = [threading.Thread(target=enhancer, args=(faces[i : i + 1],)) for i in range(4)]
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -394,13 +392,13 @@ def test_calls_take_turns(make_enhancer, faces):
 
 def test_the_batch_is_planned_with_the_first_frames(make_enhancer, faces, monkeypatch):
     enhancer = make_enhancer()
-    monkeypatch.setattr("musetalk_enhance.memory.free_bytes", lambda device: 2 * 3 * RECORD.bytes_per_face)
+    monkeypatch.setattr("musetalk_enhance.runtime.memory.free_bytes", lambda device: 2 * 3 * RECORD.bytes_per_face)
     enhancer(faces)
-    assert [shape[0] for shape in enhancer._restorer.backend.shapes] == [3, 2]
+    assert [shape[0] for shape in enhancer.engine.model.restorer.backend.shapes] == [3, 2]
 
 
 def test_a_budget_without_memory_mode_is_said_once(make_enhancer, caplog):
-    _say_once_that_the_budget_is_unused.cache_clear()
+    _warn_that_the_budget_is_unused.cache_clear()
     with caplog.at_level(logging.WARNING):
         make_enhancer(memory_budget=0.5)
         make_enhancer(memory_budget=0.5)
@@ -488,18 +486,59 @@ def test_values_beyond_all_measure_do_not_stay_in_the_stream(make_enhancer, rng,
 
 def test_landmarks_that_cannot_be_looked_for_are_no_reason_to_lose_a_frame(make_enhancer, faces, caplog):
     enhancer = make_enhancer(lambda batch: 1 - batch, align="ffhq")
-    enhancer._finisher._places.fill = lambda *_: (_ for _ in ()).throw(RuntimeError("out of order"))
+    enhancer.engine._landmarks.fill = lambda *_: (_ for _ in ()).throw(RuntimeError("out of order"))
     assert enhancer(faces).shape == faces.shape and enhancer(faces).shape == faces.shape
     assert enhancer.stats.restored == 10 and enhancer.stats.unaligned == 10
     assert caplog.text.count("out of order") == 1
     strict = make_enhancer(align="ffhq", on_error="raise")
-    strict._finisher._places.fill = enhancer._finisher._places.fill
+    strict.engine._landmarks.fill = enhancer.engine._landmarks.fill
     with pytest.raises(RestorerError, match="out of order"):
         strict(faces)
 
 
-def test_a_refused_batch_comes_back_whatever_its_hints(make_enhancer, faces):
-    assert np.array_equal(make_enhancer()(faces[0], keys=range(8)), faces[0])
+@pytest.mark.parametrize("on_error", ["passthrough", "raise"])
+@pytest.mark.parametrize(
+    "frames",
+    [np.zeros((64, 64), np.uint8), np.zeros((2, 1, 64, 64, 3), np.uint8), torch.zeros(2, 3, 64, 64).to_sparse()],
+    ids=["two axes", "five axes", "sparse"],
+)
+def test_what_can_restore_nothing_is_an_error_in_every_mode(make_enhancer, frames, on_error):
+    with pytest.raises(FrameError, match="a batch of shape|a dense tensor"):
+        make_enhancer(on_error=on_error)(frames)
+
+
+def test_a_single_frame_comes_back_as_one(make_enhancer, faces):
+    batch = make_enhancer(lambda batch: 1 - batch)(faces[:1])
+    single = make_enhancer(lambda batch: 1 - batch)(faces[0])
+    assert single.shape == faces[0].shape and np.array_equal(single, batch[0])
+
+
+def test_pil_images_come_back_as_pil_images_in_their_own_color_order(make_enhancer, faces):
+    from PIL import Image
+
+    images = [Image.fromarray(face) for face in faces[:2]]
+    enhancer = make_enhancer(lambda batch: batch * batch.new_tensor([1, 0, 0]).view(1, 3, 1, 1), color="bgr")
+    out = enhancer(tuple(images))
+    assert type(out) is tuple and all(isinstance(each, Image.Image) for each in out)
+    assert np.array_equal(np.asarray(out[0])[..., 0], faces[0][..., 0]), "red stays where PIL has it"
+    assert not np.asarray(out[0])[..., 1:].any()
+    alone = make_enhancer(lambda batch: 1 - batch)(images[1])
+    assert np.array_equal(np.asarray(alone), 255 - faces[1])
+    gray = make_enhancer()(images[1].convert("L"))
+    assert gray.mode == "L", "handed back and counted"
+
+
+def test_a_video_tensor_keeps_its_five_axes(make_enhancer, faces):
+    video = torch.from_numpy(faces[:4]).permute(0, 3, 1, 2).reshape(2, 2, 3, 256, 256).contiguous()
+    out = make_enhancer(lambda batch: 1 - batch)(video)
+    assert torch.equal(out, 255 - video)
+
+
+def test_a_whole_video_frame_gets_one_warning(make_enhancer, caplog):
+    enhancer = make_enhancer()
+    for _ in range(2):
+        enhancer(np.random.default_rng(0).integers(0, 256, (1, 720, 1280, 3), np.uint8))
+    assert caplog.text.count("look like whole video frames") == 1
 
 
 def test_hints_that_are_not_one_for_each_frame_are_named(make_enhancer, faces):
@@ -517,22 +556,24 @@ def test_an_observer_that_fails_loses_no_frame(make_enhancer, faces, caplog):
 
 
 def test_a_stream_goes_with_the_network_to_another_device():
-    from musetalk_enhance.finishing import Stream
-    from musetalk_enhance.stability.temporal import Held
+    from musetalk_enhance.pipeline.stability.temporal import TemporalState
+    from musetalk_enhance.pipeline.stream import StreamState
 
-    stream = Stream(held=Held.first(torch.rand(1, 3, 8, 8)), ratio=torch.tensor(0.5), guard=0.5)
-    assert stream.to(torch.device("cpu")) is stream and Stream().to(torch.device("meta")) == Stream()
-    gone = stream.to(torch.device("meta"))
-    held = [gone.held.residual, gone.held.share, gone.held.changes, gone.ratio]
-    assert [tensor.device.type for tensor in held] == ["meta"] * 4 and gone.guard == 0.5
+    state = StreamState(temporal=TemporalState(np.zeros((8, 8, 3), np.float32)), sharpness=0.5, guard=0.5)
+    assert state.to(torch.device("cpu")).temporal is state.temporal
+    assert StreamState().to(torch.device("meta")) == StreamState()
+    moved = state.to(torch.device("meta"))
+    tensors = [moved.temporal.residual, moved.temporal.share, moved.temporal.changes]
+    assert [tensor.device.type for tensor in tensors] == ["meta"] * 3
+    assert tuple(moved.temporal.residual.shape) == (1, 3, 8, 8) and (moved.guard, moved.sharpness) == (0.5, 0.5)
 
 
 def test_close_gives_the_stream_back_too(make_enhancer, faces):
     enhancer = make_enhancer(stability=1, guard=True, align="ffhq")
     enhancer(faces)
     enhancer.close()
-    kept = (enhancer._stream.held, enhancer._last, enhancer._finisher._guard, enhancer._finisher._places)
-    assert kept == (None,) * 4
+    assert (enhancer._stream.state.temporal, enhancer._stream.last) == (None, None)
+    assert (enhancer._engine._compositor._guard, enhancer._engine._landmarks) == (None, None)
     enhancer.reset()
 
 
@@ -540,7 +581,7 @@ def test_motion_sees_no_wrapped_values(make_enhancer):
     """A bicubic overshoots beside hard edges, and 8 bits have no room for that."""
     board = np.kron(np.indices((30, 30)).sum(0) % 2, np.ones((10, 10)))
     faces = torch.from_numpy(np.repeat(board[None, None], 3, 1)).float()
-    picture = make_enhancer(stability=1)._finisher.pictures(faces)[0]
+    picture = make_enhancer(stability=1).engine._preparer._motion_images(faces)[0]
     x = ((np.arange(256) + 0.5) * 300 / 256 / 10).astype(int)
     middle = np.abs((np.arange(256) + 0.5) * 300 / 2560 % 1 - 0.5) < 0.2
     inner = np.ix_(middle, middle)
@@ -548,9 +589,9 @@ def test_motion_sees_no_wrapped_values(make_enhancer):
 
 
 def test_a_new_scene_is_not_held_back_for_the_one_before(make_enhancer):
-    from musetalk_enhance.stability.guard import Guard
+    from musetalk_enhance.pipeline.stability.guard import Guard
 
-    black, white = torch.zeros(3, 3, 64, 64), torch.full((3, 3, 64, 64), 0.5)
+    faces, nothing = torch.full((3, 3, 64, 64), 0.5), torch.zeros(3, 3, 64, 64)
     guard = Guard(torch.device("cpu"))
-    assert guard.look(black, black, 0.0).weights == [0.1, 0.2, 0.3]
-    assert guard.look(white, white, 0.0, [False, True, False]).weights == [0.1, 1.0, 1.0]
+    assert guard.check(faces, nothing, weight=0.0).weights == [0.1, 0.2, 0.3]
+    assert guard.check(faces, nothing, weight=0.0, cuts=[False, True, False]).weights == [0.1, 1.0, 1.0]

@@ -11,11 +11,14 @@ import pytest
 import torch
 from torch.nn.functional import avg_pool2d, interpolate
 
+from musetalk_enhance.config.flags import add_gfpgan_arguments, given_flags
+from musetalk_enhance.config.loading import merge, section_of
+from musetalk_enhance.config.settings import EnhancerSettings
 from musetalk_enhance.errors import CheckpointError, FrameError, MissingWeightError, RestorerError
 from musetalk_enhance.faces.detect import Face
-from musetalk_enhance.faces.gauge import FaceGauge
-from musetalk_enhance.finishing import Finisher, FrameNote
-from musetalk_enhance.settings import EnhancerSettings, add_gfpgan_arguments, given_flags, merge, section_of
+from musetalk_enhance.faces.meter import FaceMeter
+from musetalk_enhance.pipeline.compose import Compositor
+from musetalk_enhance.pipeline.outcome import Cause, Outcome, Status, passed_through
 from tests.conftest import RECORD
 from tests.pictures import to_faces, to_frames
 
@@ -269,7 +272,7 @@ def test_the_network_sees_the_template(make_enhancer, given, soft):
 
     seen = []
     make_enhancer(lambda batch: seen.append(batch) or batch, record=SAME, align="ffhq")(given[:2])
-    found, crop = (FaceGauge().measure(each).landmarks.numpy() for each in (seen[0], soft[:2]))
+    found, crop = (FaceMeter().measure(each).landmarks.numpy() for each in (seen[0], soft[:2]))
     assert np.abs(found - FFHQ_512).max() < 40 < np.abs(2 * crop - FFHQ_512).max()
 
 
@@ -306,7 +309,7 @@ def test_a_finder_of_landmarks_that_fails_stops_nothing(make_enhancer, given, mo
     def fail(self, faces):
         raise error
 
-    monkeypatch.setattr(FaceGauge, "measure", fail)
+    monkeypatch.setattr(FaceMeter, "measure", fail)
     enhancer = make_enhancer(sharpen, align="ffhq")
     assert np.array_equal(enhancer(given[:2]), make_enhancer(sharpen)(given[:2])) and enhancer.stats.unaligned == 2
     with pytest.raises(RestorerError, match="landmarks"):
@@ -326,10 +329,10 @@ def test_the_observer_sees_every_frame_in_order(make_enhancer, given):
     out = enhancer(frames)
     assert [each[0] is frame for each, frame in zip(seen, frames, strict=True)] == [True] * 7
     assert [each[1] is frame for each, frame in zip(seen, out, strict=True)] == [True] * 7
-    kinds = [type(note) if isinstance(note, FrameNote) else note for _, _, note in seen]
-    assert kinds == [FrameNote, "channels", FrameNote, "restorer: RuntimeError", FrameNote, "type", FrameNote]
+    reasons = [outcome.reason for _, _, outcome in seen]
+    assert reasons == [None, "channels", None, "restorer: RuntimeError", None, "type", None]
     enhancer(given[:3])
-    assert len(seen) == 10 and all(note == FrameNote() for _, _, note in seen[7:])
+    assert len(seen) == 10 and all(outcome == Outcome() for _, _, outcome in seen[7:])
 
 
 def test_sizes_that_take_turns_keep_order_and_time(make_enhancer, given):
@@ -352,7 +355,7 @@ def test_sizes_that_take_turns_keep_order_and_time(make_enhancer, given):
 @pytest.mark.parametrize("fails", ["network", "finish"])
 def test_memory_that_runs_out_once_leaves_the_stream_as_it_was(make_enhancer, given, monkeypatch, mode, fails):
     expected = make_enhancer(sharpen, SMALL, batch_size=4, **ALL)(given[:12])
-    calls, real = [], Finisher.finish
+    calls, real = [], Compositor.compose
 
     def out_of_memory(at: int) -> None:
         calls.append(1)
@@ -370,7 +373,7 @@ def test_memory_that_runs_out_once_leaves_the_stream_as_it_was(make_enhancer, gi
             out_of_memory(2)
         return sharpen(batch)
 
-    monkeypatch.setattr(Finisher, "finish", finish)
+    monkeypatch.setattr(Compositor, "compose", finish)
     enhancer = make_enhancer(network, SMALL, batch_size=4, mode=mode, **ALL)
     out = enhancer(given[:12])
     assert enhancer.stats.backoffs == 1 and enhancer.stats.restored == 12 and enhancer.stats.failed == 0
@@ -424,8 +427,9 @@ def test_the_methods_of_the_usual_integration(make_enhancer, given):
 def test_the_official_engine_is_left_as_it_comes():
     official, native = EnhancerSettings(engine="official"), EnhancerSettings()
     assert (official.stability_amount, native.stability_amount) == (0, 1)
-    for name in ("color_match_on", "guard_on", "sharpness_gate_on"):
+    for name in ("color_match_on", "guard_on"):
         assert getattr(official, name) is False and getattr(native, name) is True, name
+    assert not native.sharpness_gate_on and not official.sharpness_gate_on, "a host's decoder has made the face"
     asked = official.replace(stability=0.5, color_match=True, guard=True, sharpness_gate=True)
     assert asked.stability_amount == 0.5 and asked.color_match_on and asked.guard_on and asked.sharpness_gate_on
     denied = native.replace(stability=0, color_match=False, guard=False, sharpness_gate=False)
@@ -478,7 +482,7 @@ class Told:
     """A detector that sees the face a little to the side of where it is."""
 
     def detect(self, picture_bgr):
-        points = FaceGauge().measure(to_faces(picture_bgr[None])).landmarks[0].numpy() + (12, 0)
+        points = FaceMeter().measure(to_faces(picture_bgr[None])).landmarks[0].numpy() + (12, 0)
         return [Face(np.array((0, 0, 256, 256.0)), points.astype(np.float32), 0.9)]
 
 
@@ -525,11 +529,11 @@ def test_the_host_s_autocast_and_default_dtype_mean_nothing(make_enhancer, given
         torch.set_default_dtype(torch.float32)
 
 
-def test_a_batch_of_the_wrong_form_comes_back_whatever_is_said_of_it(make_enhancer, given):
-    grey = given[:3, ..., 0]
+def test_a_batch_of_the_wrong_form_is_an_error_whatever_is_said_of_it(make_enhancer, given):
     enhancer = make_enhancer(invert, region="mouth")
-    out = enhancer(grey, landmarks=np.zeros((3, 5, 2)), occlusion=np.zeros((3, 256, 256)), keys=[1, 2, 3])
-    assert np.array_equal(out, grey) and enhancer.stats.passed_through == {"shape": 1}
+    with pytest.raises(FrameError, match="3 axes, shape"):
+        enhancer(given[:3, ..., 0], landmarks=np.zeros((3, 5, 2)), keys=[1, 2, 3])
+    assert enhancer.stats.frames == 0
 
 
 def test_hints_are_checked_before_anything_is_done(make_enhancer, given):
@@ -538,7 +542,7 @@ def test_hints_are_checked_before_anything_is_done(make_enhancer, given):
         enhancer(given[:3], landmarks=np.zeros((2, 5, 2)))
     with pytest.raises(FrameError, match="hashable"):
         enhancer(given[:3], keys=[[], [], []])
-    assert enhancer.stats.frames == 0 and enhancer._restorer.backend.shapes == []
+    assert enhancer.stats.frames == 0 and enhancer.engine.model.restorer.backend.shapes == []
 
 
 @pytest.mark.parametrize(("align", "least"), [("none", 0), ("ffhq", 1)])
@@ -560,17 +564,23 @@ def test_a_told_cut_makes_a_frame_independent_of_those_before(make_enhancer, sof
 
 
 @pytest.mark.parametrize(
-    ("note", "why"),
+    ("outcome", "reason"),
     [
-        (FrameNote(0.1, "mouth", True), None),
-        (FrameNote(0.0, None, True), "sharp already"),
-        (FrameNote(0.0, "recovery", True), "sharp already"),
-        (FrameNote(0.0, "mouth", True), "held back: mouth"),  # half sharp: the guard took the rest
-        (FrameNote(0.0, "eyes"), "held back: eyes"),
-        (FrameNote(0.0), "strength 0"),
-        (FrameNote(1.0, change=0.0), "unchanged"),
-        (FrameNote(1.0, change=0.001), None),
+        (Outcome(strength=0.1, cause=Cause.MOUTH, guard=Cause.MOUTH, sharp=True), "held back: mouth"),
+        (Outcome(Status.LEFT_ALONE, 0.0, Cause.SHARP, sharp=True), "sharp already"),
+        (Outcome(Status.LEFT_ALONE, 0.0, Cause.EYES, guard=Cause.EYES), "held back: eyes"),
+        (Outcome(Status.LEFT_ALONE, 0.0, Cause.STRENGTH), "strength 0"),
+        (Outcome(Status.LEFT_ALONE, 1.0, Cause.UNCHANGED), "unchanged"),
+        (Outcome(), None),
+        (passed_through(Cause.INPUT, "channels"), "channels"),
+        (passed_through(Cause.RESTORER, "ValueError"), "restorer: ValueError"),
+        (passed_through(Cause.OUT_OF_MEMORY), "out of memory"),
     ],
 )
-def test_why_a_frame_was_left(note, why):
-    assert note.left == why
+def test_outcomes_in_words(outcome, reason):
+    assert outcome.reason == reason
+    words = outcome.as_dict()
+    if outcome.status is Status.PASSED_THROUGH:
+        assert words == {"passthrough": reason}
+    else:
+        assert words["left alone"] == (None if outcome.restored else reason)

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from musetalk_enhance.errors import EnhanceError, FrameError
-from musetalk_enhance.frames import FrameBatch
+from musetalk_enhance.frames.batch import FrameBatch
 
 CPU = torch.device("cpu")
 
@@ -113,7 +113,7 @@ def test_declared_range_wins_over_guessing():
     dark = np.full((1, 32, 32, 3), 0.5, np.float32)
     assert FrameBatch.open(dark, "0..255").value_range == (0, 255)
     assert FrameBatch.open(dark * 100, "0..1").problems[0].reason == "range"
-    assert FrameBatch.open(dark, "auto", known=(0, 255)).value_range == (0, 255)
+    assert FrameBatch.open(dark, "auto", previous=(0, 255)).value_range == (0, 255)
 
 
 @pytest.mark.parametrize("source", [None, "frames", 3, {"a": 1}, iter([])])
@@ -123,10 +123,10 @@ def test_no_container_is_an_error_in_any_mode(source):
     assert isinstance(caught.value, EnhanceError) and isinstance(caught.value, ValueError)
 
 
-def test_one_frame_without_a_batch_axis_is_refused_as_a_whole():
-    batch = FrameBatch.open(np.zeros((64, 64, 3), np.uint8))
-    assert batch.refused and len(batch) == 1
-    assert "enhance_face" in str(batch.problems[0])
+def test_one_frame_without_a_batch_axis_is_a_batch_of_one():
+    frame = np.zeros((64, 64, 3), np.uint8)
+    batch = FrameBatch.open(frame)
+    assert len(batch) == 1 and batch.close([frame]).shape == (64, 64, 3)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
@@ -143,7 +143,7 @@ def test_values_that_cannot_be_looked_at_are_a_problem_of_that_frame(monkeypatch
             raise RuntimeError("not implemented")
         return tensor
 
-    monkeypatch.setattr("musetalk_enhance.frames._wide", broken)
+    monkeypatch.setattr("musetalk_enhance.frames.batch._wide", broken)
     batch = FrameBatch.open(torch.stack([torch.zeros(3, 32, 32), torch.ones(3, 32, 32)]))
     assert {i: p.reason for i, p in batch.problems.items()} == {1: "unreadable"} and batch.groups() == [[0]]
 
@@ -155,9 +155,9 @@ def test_tensors_without_plain_values_are_refused(odd):
     batch = FrameBatch.open([good, frame])
     assert {i: p.reason for i, p in batch.problems.items()} == {1: "storage"}
     assert type(batch.passthrough(1, None)) is torch.Tensor
-    whole = FrameBatch.open(torch.zeros(2, 3, 32, 32, device="meta") if odd == "meta" else torch.stack([frame] * 2))
-    assert whole.refused and whole.problems[0].reason == "storage"
-    assert whole.copy().shape == (2, 3, 32, 32)
+    with pytest.raises(FrameError) as caught:
+        FrameBatch.open(torch.zeros(2, 3, 32, 32, device="meta") if odd == "meta" else torch.stack([frame] * 2))
+    assert caught.value.reason == "storage"
 
 
 def test_a_slight_undershoot_is_still_0_to_1(rng):
@@ -165,7 +165,26 @@ def test_a_slight_undershoot_is_still_0_to_1(rng):
     frames[1, 0, 0, 0] = -0.003
     assert FrameBatch.open(frames).value_range == (0, 1)
     frames[2, 0, 0, 0] = -0.5
+    assert FrameBatch.open(frames).value_range == (0, 1), "one pixel says nothing"
+    frames[2, 0, 0, 0] = 0.5
+    frames[2, :16] -= 0.9
     assert FrameBatch.open(frames).value_range == (-1, 1)
+
+
+def test_a_range_that_was_shown_stays_for_odd_pixels_and_changes_with_most_frames(rng):
+    frames = rng.random((3, 32, 32, 3), np.float32)
+    odd = frames.copy()
+    odd[:, 0, 0] = (-0.4, 1.3, 0)
+    batch = FrameBatch.open(odd, previous=(0.0, 1.0))
+    assert batch.value_range == (0, 1) and not batch.problems
+    warnings = []
+    changed = FrameBatch.open(frames * 255, previous=(0.0, 1.0))
+    changed.warn(lambda key, text, *values: warnings.append(text % values))
+    assert changed.value_range == (0, 255) and "0..1 and are now in 0..255" in warnings[0]
+
+
+def test_black_frames_show_no_range():
+    assert not FrameBatch.open(np.zeros((2, 32, 32, 3), np.float32)).range_shown
 
 
 def test_the_order_of_the_bytes_stays(rng):

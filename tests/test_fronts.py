@@ -7,13 +7,15 @@ import os
 import re
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
 
-from musetalk_enhance.finishing import FrameNote
+from musetalk_enhance import picture_restorer
+from musetalk_enhance.pipeline.outcome import Status
 from tests.conftest import ROOT
 
 SCRIPTS = ROOT / "scripts"
@@ -202,7 +204,12 @@ def test_a_restorer_that_is_told_to_do_nothing_fails(pictures, capsys):
 
 
 def test_a_restorer_that_does_nothing_fails(pictures, capsys, monkeypatch):
-    monkeypatch.setattr(FrameNote, "left", None)  # it says that it had restored them
+    judged = picture_restorer._judged  # it says that it had restored them
+
+    def pretended(note, outcome):
+        return judged(note, replace(outcome, status=Status.RESTORED, cause=None))
+
+    monkeypatch.setattr(picture_restorer, "_judged", pretended)
     assert self_check.main(["--input-dir", str(pictures), *LITE, "--strength", "0", "--num-samples", "1"]) == 1
     said = verdicts(capsys.readouterr().out)
     assert said["every restored face has changed"] == "FAILED"
@@ -332,7 +339,8 @@ def test_the_call_of_musetalk(version, mode, script, name, folder, musetalk):
 @on_posix
 def test_our_flags_are_ones_that_run_takes_and_the_users_win(musetalk):
     from musetalk_enhance.cli.run import split
-    from musetalk_enhance.settings import given_flags, merge
+    from musetalk_enhance.config.flags import given_flags
+    from musetalk_enhance.config.loading import merge
 
     words = inference("v1.5", "normal", "--gfpgan_mode=batch", MUSETALK_DIR=str(musetalk)).stdout.splitlines()[1:]
     ours, theirs = split(words)

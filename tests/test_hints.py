@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from musetalk_enhance.errors import FrameError
-from musetalk_enhance.hints import Hints
+from musetalk_enhance.frames.hints import Hints
 
 POINTS = np.arange(30, dtype=np.float64).reshape(3, 5, 2)
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from musetalk_enhance.imaging import (
+from musetalk_enhance.frames.resize import (
     LOWER_FROM,
     LOWER_FULL,
     kept_rows,

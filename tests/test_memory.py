@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 import torch
 
-from musetalk_enhance import memory, monitor_gpu_memory
+from musetalk_enhance import monitor_gpu_memory
+from musetalk_enhance.runtime import memory
 
 BYTES = {
     "allocated_bytes",

@@ -14,8 +14,9 @@ import numpy as np
 import pytest
 import torch
 
-from musetalk_enhance import GFPGANEnhancer, memory
+from musetalk_enhance import GFPGANEnhancer
 from musetalk_enhance.errors import OutOfMemoryError, RestorerError
+from musetalk_enhance.runtime import memory
 from tests.conftest import PLAIN, RECORD, ROOT
 
 MIB = 2**20
@@ -113,7 +114,7 @@ def test_it_grows_again_after_a_quiet_while(make, frames, mode):
 @pytest.mark.parametrize("stage", ["to_network", "residual_of", "from_network"])
 def test_the_stages_around_the_network_are_retried_too(make, frames, monkeypatch, stage):
     from musetalk_enhance import finishing as module
-    from musetalk_enhance.frames import FrameBatch
+    from musetalk_enhance.frames.batch import FrameBatch
 
     owner = module if stage == "residual_of" else FrameBatch
     real, failed = getattr(owner, stage), []
@@ -194,12 +195,12 @@ def test_another_error_while_the_batch_is_halved_costs_one_frame_only(make, fram
 
 def on_a_pretended_gpu(enhancer, to=None):
     """Has the restorer say that it is on a device that is not the CPU, where everything runs out of memory."""
-    restorer = enhancer._restorer
+    restorer = enhancer.engine.model.restorer
     restorer.device = torch.device("meta")
     real = restorer.restore
     restorer.restore = lambda x: real(x) if restorer.device.type == "cpu" else (_ for _ in ()).throw(MemoryError())
     restorer.to = to or (lambda device: setattr(restorer, "device", device))
-    enhancer._planner.start(restorer.device)
+    enhancer.engine.planner.start(restorer.device)
     return restorer
 
 
@@ -343,7 +344,7 @@ def test_a_real_network_stays_within_its_budget():
 def test_unload_and_the_next_call_loads_again(faces):
     enhancer = GFPGANEnhancer(model="auto", device="cpu", **PLAIN)
     before = enhancer(faces[:2])
-    network = weakref.ref(enhancer._restorer.backend)
+    network = weakref.ref(enhancer.engine.model.restorer.backend)
     enhancer.unload()
     enhancer.unload()
     assert network() is None and not enhancer.loaded
@@ -398,7 +399,7 @@ def test_a_restorer_that_was_handed_in_is_parked_on_the_cpu(make, faces, caplog)
     enhancer = make()
     enhancer.unload()
     assert enhancer.loaded and "only who made it" in caplog.text, "nothing to move on the CPU"
-    restorer = enhancer._restorer
+    restorer = enhancer.engine.model.restorer
     restorer.device = torch.device("meta")  # stands in for a GPU
     moves = []
     restorer.to = lambda device: (moves.append(device.type), setattr(restorer, "device", device))
@@ -411,7 +412,7 @@ def test_a_restorer_that_was_handed_in_is_parked_on_the_cpu(make, faces, caplog)
 
 def test_a_restorer_that_cannot_be_parked_stays(make):
     enhancer = make()
-    restorer = enhancer._restorer
+    restorer = enhancer.engine.model.restorer
     restorer.device = torch.device("meta")
     restorer.to = lambda device: (_ for _ in ()).throw(RuntimeError("bolted down"))
     with pytest.raises(RestorerError, match="bolted down"):

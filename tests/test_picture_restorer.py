@@ -10,9 +10,9 @@ import pytest
 import torch
 
 from musetalk_enhance.errors import ConfigError, OutOfMemoryError, RestorerError
-from musetalk_enhance.faces.detect import FFHQ_512, Face, FaceDetector, WholePicture, YuNet
+from musetalk_enhance.faces.detect import FFHQ_512, Face, FaceDetector, WholeImage, YuNet
 from musetalk_enhance.picture_restorer import NOT_CENTER, RESTORED, TOO_SMALL, PictureRestorer
-from musetalk_enhance.stability import sharpness
+from musetalk_enhance.pipeline.stability import sharpness
 
 from .conftest import RECORD
 
@@ -346,7 +346,7 @@ def test_sizes(make, upscale, size):
 
 @pytest.mark.parametrize("upscale", [1, 2])
 def test_whole_pictures_are_face_crops(make, upscale):
-    restorer = make(WholePicture(), brighter, {"output_size": "upscale", "upscale": upscale}, upscale=upscale)
+    restorer = make(WholeImage(), brighter, {"output_size": "upscale", "upscale": upscale}, upscale=upscale)
     found = restorer.restore([grey(64, 64), grey(3, 5), grey(40, 64)])
     assert [one.bgr.shape[:2] for one in found] == [
         (h * upscale, w * upscale) for h, w in ((64, 64), (3, 5), (40, 64))
@@ -361,7 +361,7 @@ def test_whole_pictures_are_face_crops(make, upscale):
 
 def test_a_whole_picture_on_which_the_network_fails(make):
     options = {"output_size": "upscale", "upscale": 2}
-    found = make(WholePicture(), lambda faces: faces * torch.nan, options, upscale=2).restore([grey(64, 64)])[0]
+    found = make(WholeImage(), lambda faces: faces * torch.nan, options, upscale=2).restore([grey(64, 64)])[0]
     assert "1 of 1 faces" in found.error and np.array_equal(found.bgr, grey(128, 128))
 
 
@@ -376,8 +376,8 @@ def test_no_pictures_at_all(make):
         (Given(), {"upscale": float("nan")}, {}, "upscale"),
         (Given(), {"min_face": -1}, {}, "min_face"),
         (Given(), {}, {"output_size": "native"}, "output_size"),
-        (WholePicture(), {}, {}, "output_size"),
-        (WholePicture(), {"upscale": 4}, {"output_size": "upscale", "upscale": 2}, "output_size"),
+        (WholeImage(), {}, {}, "output_size"),
+        (WholeImage(), {"upscale": 4}, {"output_size": "upscale", "upscale": 2}, "output_size"),
     ],
 )
 def test_impossible_values(make, detector, options, enhancer, said):

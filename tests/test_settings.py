@@ -9,17 +9,10 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 
+from musetalk_enhance.config.flags import add_gfpgan_arguments, flag_of, given_flags
+from musetalk_enhance.config.loading import merge, plain, section_of
+from musetalk_enhance.config.settings import EnhancerSettings, options
 from musetalk_enhance.errors import ConfigError
-from musetalk_enhance.settings import (
-    EnhancerSettings,
-    add_gfpgan_arguments,
-    flag_of,
-    given_flags,
-    merge,
-    options,
-    plain,
-    section_of,
-)
 
 
 def parse(*words: str) -> dict:

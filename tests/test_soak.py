@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from musetalk_enhance.memory import resident_bytes
+from musetalk_enhance.runtime.memory import resident_bytes
 from tests.conftest import RECORD, ROOT
 
 spec = importlib.util.spec_from_file_location("soak", ROOT / "scripts" / "soak.py")

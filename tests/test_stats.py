@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from torch.nn.functional import avg_pool2d
 
-from musetalk_enhance.finishing import FrameNote
-from musetalk_enhance.stats import EnhancerStats, mostly_left_alone
+from musetalk_enhance.pipeline.outcome import Outcome
+from musetalk_enhance.pipeline.stats import EnhancerStats, mostly_left_alone
 from tests.pictures import to_frames
 
 ADDED = 10
@@ -44,7 +44,7 @@ def test_every_frame_is_in_one_count(make_enhancer, frames):
 @pytest.mark.parametrize("region", ["full", "lower", "mouth"])
 def test_the_change_is_that_of_the_pixels_that_may_change(make_enhancer, frames, region):
     enhancer = make_enhancer(brighter, region=region, color_match=False)
-    notes: list[FrameNote] = []
+    notes: list[Outcome] = []
     enhancer.observe(lambda before, after, note: notes.append(note))
     out = enhancer(frames[:4])
     changed = [np.abs(a.astype(int) - b)[(a != b).any(2)].mean() for a, b in zip(out, frames, strict=False)]
@@ -87,7 +87,7 @@ def test_what_the_guard_takes_is_counted_by_reason(make_enhancer, soft):
         calls.append(1)
         return batch.flip(3) if len(calls) == 3 else sharper(batch)
 
-    enhancer = make_enhancer(once, guard=True, batch_size=1)
+    enhancer = make_enhancer(once, guard=True, stability=1, batch_size=1)
     enhancer(to_frames(soft[:20]))
     stats = enhancer.stats
     assert sum(stats.left_alone.values()) == 1 and next(iter(stats.left_alone)).startswith("held back: ")
@@ -104,7 +104,7 @@ def test_sharp_faces_are_not_restored_and_a_warning_says_how(make_enhancer):
     enhancer(np.repeat(sharp[None, ..., None], 3, 0).repeat(3, 3))
     stats = enhancer.stats
     assert stats.restored == 0 and stats.left_alone == {"sharp already": 3} and stats.sharp == 3
-    assert stats.summary().startswith("0 of 3 faces restored; 3 left alone (3 sharp already); 0 handed back")
+    assert stats.summary().startswith("0 of 3 faces restored; 3 left alone (3 sharp already); 0 passed through")
     assert stats.warning() == (
         "most of the restoration is not in the result: 3 of 3 faces left alone (3 sharp already)"
         "; to restore more, set sharpness_gate: false"
@@ -113,7 +113,7 @@ def test_sharp_faces_are_not_restored_and_a_warning_says_how(make_enhancer):
 
 
 def test_a_frame_that_is_repeated_has_the_note_of_the_one_before(make_enhancer, frames):
-    notes: list[FrameNote] = []
+    notes: list[Outcome] = []
     enhancer = make_enhancer(brighter)
     enhancer.observe(lambda before, after, note: notes.append(note))
     for batch in ([frames[0], frames[0]], [frames[0]], [frames[1]]):
@@ -125,7 +125,7 @@ def test_a_frame_that_is_repeated_has_the_note_of_the_one_before(make_enhancer, 
 def test_no_frames_and_no_network():
     stats = EnhancerStats()
     assert stats.mean_strength is stats.mean_change is stats.mean_share is stats.warning() is None
-    assert stats.summary().startswith("0 of 0 faces restored; 0 left alone; 0 handed back as they came;")
+    assert stats.summary().startswith("0 of 0 faces restored; 0 left alone; 0 passed through;")
     assert {"left_alone", "partial", "mean_strength", "mean_change", "processed"} <= stats.as_dict().keys()
 
 

@@ -63,6 +63,11 @@ class Backend(ABC):
             RestorerError: this backend cannot run there.
         """
 
+    @property
+    def forms(self) -> tuple[str, ...]:
+        """Forms of torch's modulated convolutions, in order, for the same bits again; elsewhere none."""
+        return ()
+
     def close(self) -> None:  # noqa: B027 - optional for a backend
         """Give back what the backend holds; it is not used afterwards."""
 

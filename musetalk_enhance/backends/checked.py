@@ -6,7 +6,7 @@ import logging
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
-from ..memory import is_out_of_memory
+from ..runtime.memory import is_out_of_memory
 from .base import Backend, NetworkSpec
 from .torch_backend import TorchBackend
 
@@ -67,6 +67,11 @@ class CheckedBackend(Backend):
     def dtype(self) -> str:  # type: ignore[override]
         """Arithmetic in use."""
         return self._backend.dtype
+
+    @property
+    def forms(self) -> tuple[str, ...]:
+        """See `Backend.forms`."""
+        return self._backend.forms
 
     def run(self, batch: torch.Tensor) -> torch.Tensor:
         """See `Backend.run`."""

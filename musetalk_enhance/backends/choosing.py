@@ -1,26 +1,30 @@
-"""Which backend runs a network: the one that was asked for, or the one that measured fastest here."""
+"""Which backend runs a network: the one that was asked for, or the one that measured fastest here.
+
+What was measured is kept before the first result, and later runs take it from there. Where it cannot be kept,
+nothing is measured: a choice that the noise of a measurement makes anew in every run gives other bits each time.
+"""
 
 from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 from functools import cache, partial
 from importlib.util import find_spec
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from .. import memory
 from ..errors import ConfigError, EnhanceError, MissingDependencyError, RestorerError
+from ..runtime import memory
 from . import tuning
 from .base import Backend, NetworkSpec
 from .checked import CheckedBackend
+from .ranking import Way, chosen, contest, ordered
 from .torch_backend import TorchBackend
 
 if TYPE_CHECKING:
     import torch
 
-    from ..settings import EnhancerSettings
+    from ..config.settings import EnhancerSettings
 
 logger = logging.getLogger("musetalk_enhance")
 
@@ -38,24 +42,26 @@ ORDER = {
 }
 """Ways worth measuring on a kind of device, and the order in which they are taken where measuring is off."""
 SAFER = {"fp16": ("bf16", "fp32"), "bf16": ("fp32",), "fp32": ()}
+BF16_CAPABILITY = (8, 0)
+"""CUDA compute capability from which there are instructions for bf16; before, torch emulates them."""
 ROUNDS = 3
+"""Timed runs of a way; the fastest counts."""
+WARM_UPS = {"cuda": 2}
+"""Runs before those, by kind of device, else 1: they allocate, compile, let cuDNN choose and capture graphs."""
 TOO_SLOW = 2.0
 """A way that took this many times as long as the best one is not measured further."""
 
 
-@dataclass(frozen=True)
-class Way:
-    """One way of running a network: a backend and its arithmetic."""
-
-    backend: str
-    dtype: str
-
-    def __str__(self) -> str:
-        return f"{self.backend} {self.dtype}"
-
-
-def open_backend(spec: NetworkSpec, settings: EnhancerSettings, device: torch.device) -> Backend:
+def open_backend(
+    spec: NetworkSpec, settings: EnhancerSettings, device: torch.device, forms: Sequence[str] | None = None
+) -> Backend:
     """The backend that `settings` mean for `spec` on `device`.
+
+    Args:
+        spec: the network.
+        settings: all options.
+        device: where it runs.
+        forms: `Backend.forms` of an earlier run that is to be repeated; None chooses them.
 
     Raises:
         ConfigError: backend, dtype and device do not go together.
@@ -67,7 +73,7 @@ def open_backend(spec: NetworkSpec, settings: EnhancerSettings, device: torch.de
         _say_once_that_ncnn_is_faster()
     if len(ways) > 1:
         ways = _picked(spec, settings, device, ways)
-    return _opened(ways, spec, settings, device)
+    return _opened(ways, spec, settings, device, forms)
 
 
 @cache
@@ -82,7 +88,7 @@ def possible_ways(settings: EnhancerSettings, device: torch.device) -> list[Way]
         ConfigError: none, as the options contradict each other.
     """
     if settings.backend == "auto":
-        ways = [Way(*pair) for pair in (*ORDER[device.type], *_bf16(device))]
+        ways = _usual(device)
         more = ("ncnn", "torch") if device.type == "cpu" else ("torch",)
         ways += [Way(name, settings.dtype) for name in more if settings.dtype in DTYPES[name]]
     else:
@@ -94,13 +100,28 @@ def possible_ways(settings: EnhancerSettings, device: torch.device) -> list[Way]
         if settings.dtype != "auto" and settings.dtype not in dtypes:
             allowed = f"auto | {' | '.join(dtypes)} with backend: {settings.backend}"
             raise ConfigError("dtype", settings.dtype, allowed)
-        order = [Way(*pair) for pair in (*ORDER[device.type], *_bf16(device)) if pair[0] == settings.backend]
+        order = [way for way in _usual(device) if way.backend == settings.backend]
         ways = order or [Way(settings.backend, "fp32")]
         if settings.dtype != "auto":
             ways = [Way(settings.backend, settings.dtype)]
     if settings.dtype != "auto":
         ways = [way for way in ways if way.dtype == settings.dtype]
     return list(dict.fromkeys(ways))
+
+
+def _usual(device: torch.device) -> list[Way]:
+    """The ways of `ORDER`, and in bf16 on a CPU that has it; fp16 first on a GPU that emulates bf16."""
+    ways = [Way(*pair) for pair in (*ORDER[device.type], *_bf16(device))]
+    if device.type == "cuda" and _capability(device) < BF16_CAPABILITY:
+        ways.sort(key=lambda way: way.dtype != "fp16")
+    return ways
+
+
+def _capability(device: torch.device) -> tuple[int, int]:
+    """CUDA's compute capability; that of a current GPU where there is none to ask."""
+    import torch
+
+    return torch.cuda.get_device_capability(device) if torch.cuda.is_available() else BF16_CAPABILITY
 
 
 def _bf16(device: torch.device) -> list[tuple[str, str]]:
@@ -110,13 +131,19 @@ def _bf16(device: torch.device) -> list[tuple[str, str]]:
     return [("openvino", "bf16"), ("ncnn", "bf16"), ("torch", "bf16")]
 
 
-def _opened(ways: list[Way], spec: NetworkSpec, settings: EnhancerSettings, device: torch.device) -> Backend:
+def _opened(
+    ways: list[Way],
+    spec: NetworkSpec,
+    settings: EnhancerSettings,
+    device: torch.device,
+    forms: Sequence[str] | None,
+) -> Backend:
     """The first of `ways`, with its safer ones behind it; where auto left a choice, the first that opens."""
     problems: list[EnhanceError] = []
     for way in ways:
         safer = [Way(way.backend, dtype) for dtype in SAFER[way.dtype] if dtype in DTYPES[way.backend]]
         openers: list[Callable[[], Backend]] = [
-            partial(open_way, each, spec, settings, device) for each in (way, *safer)
+            partial(open_way, each, spec, settings, device, forms) for each in (way, *safer)
         ]
         try:
             return openers[0]() if way.dtype == "fp32" else CheckedBackend(spec, openers, device)
@@ -126,7 +153,11 @@ def _opened(ways: list[Way], spec: NetworkSpec, settings: EnhancerSettings, devi
 
 
 def open_way(
-    way: Way, spec: NetworkSpec, settings: EnhancerSettings, device: torch.device, forms: bool = True
+    way: Way,
+    spec: NetworkSpec,
+    settings: EnhancerSettings,
+    device: torch.device,
+    forms: Sequence[str] | None = None,
 ) -> Backend:
     """Open one way.
 
@@ -135,7 +166,7 @@ def open_way(
         spec: the network.
         settings: what else the backend is told.
         device: where it runs.
-        forms: whether torch may measure the forms of modulated convolutions, seconds on a CPU.
+        forms: of torch's modulated convolutions; None measures them, seconds on a CPU, and ``()`` leaves them.
 
     Raises:
         MissingDependencyError: its runtime is not installed.
@@ -153,39 +184,61 @@ def open_way(
         from .ncnn_backend import NcnnBackend
 
         return NcnnBackend(spec, way.dtype)
-    if forms:
-        from .forms import choose_forms
+    from .forms import choose_forms
 
-        choose_forms(spec, device)
+    choose_forms(spec, device, forms)
     return TorchBackend(spec, device, way.dtype, graphs=settings.mode == "batch")
 
 
 def _picked(spec: NetworkSpec, settings: EnhancerSettings, device: torch.device, ways: list[Way]) -> list[Way]:
-    """`ways` with the fastest first, as measured now or before; as they are where measuring is off."""
+    """`ways` with the chosen one first, as measured before or now; as they are where nothing is measured."""
     if not tuning.enabled():
         return ways
-    ms = _remembered_ms(_key(spec, settings, device))
-    if ms is None:
-        try:
-            ms = tune(spec, settings, device, ways)
-        except Exception as error:
-            if not memory.is_out_of_memory(error):
-                raise
-            logger.warning("no memory to measure how %s runs fastest: %s is taken", spec.name, ways[0])
-            memory.forget_locals(error)
-            ms = {}
-        if not ms:
-            memory.release(device)
-    known = {str(way): way for way in ways}
-    best = [known[name] for name in sorted(ms, key=lambda name: ms[name]) if name in known]
-    return best + [way for way in ways if way not in best]
+    key = _key(spec, settings, device)
+    entry = _remembered(key)
+    if entry is not None:
+        order = ordered(ways, entry["ms"], entry.get("chosen"))
+        logger.info("%s runs with %s, chosen on this machine before (%s)", spec.name, order[0], tuning.path())
+        return order
+    try:
+        with tuning.turn(key, f"another process is measuring how {spec.name} runs fastest: waiting for it"):
+            entry = _remembered(key)
+            if entry is None:
+                entry = _measured(spec, settings, device, ways)
+                tuning.keep(key, entry)
+    except tuning.NotKeptError as error:
+        _warn_of_a_fixed_choice(spec.name, str(ways[0]), str(error))
+        return ways
+    except Exception as error:
+        if not memory.is_out_of_memory(error):
+            raise
+        logger.warning("no memory to measure how %s runs fastest: %s is taken", spec.name, ways[0])
+        memory.forget_locals(error)
+        memory.release(device)
+        return ways
+    logger.info("%s", picked_text(spec.name, entry["ms"], entry["chosen"]))
+    return ordered(ways, entry["ms"], entry["chosen"])
 
 
-def _remembered_ms(key: str) -> dict[str, float] | None:
-    """Way to milliseconds, as measured before; None where that was not, or where somebody spoilt the file."""
-    ms = (tuning.remembered(key) or {}).get("ms")
+@cache
+def _warn_of_a_fixed_choice(name: str, way: str, reason: str) -> None:
+    """Once for each network."""
+    logger.warning(
+        "%s runs with %s, which may not be the fastest: nothing is measured, because the result "
+        "cannot be kept and the next run could choose differently (%s). Set MUSETALK_ENHANCE_CACHE "
+        "to a folder that can be written, or `backend` and `dtype`",
+        name,
+        way,
+        reason,
+    )
+
+
+def _remembered(key: str) -> dict[str, Any] | None:
+    """What was measured before: ``ms`` by way, ``chosen``; None where there is nothing, or nothing sound."""
+    entry = tuning.remembered(key) or {}
+    ms = entry.get("ms")
     sound = isinstance(ms, dict) and ms and all(isinstance(value, (int, float)) for value in ms.values())
-    return ms if sound else None
+    return entry if sound else None
 
 
 def _key(spec: NetworkSpec, settings: EnhancerSettings, device: torch.device) -> str:
@@ -207,26 +260,37 @@ def tune(
     Raises:
         EnhanceError: not one way works here.
     """
-    logger.info("measuring once how %s runs fastest on this machine ...", spec.name)
-    from .exporting import shared
-
-    with shared():
-        took = measure(spec, settings, device, ways or possible_ways(settings, device))
-    ms = {str(way): round(value * 1e3, 2) for way, value in took.items()}
-    tuning.remember(_key(spec, settings, device), {"network": spec.key, "ms": ms})
-    logger.info("%s", picked_text(spec.name, ms))
+    entry = _measured(spec, settings, device, ways or possible_ways(settings, device))
+    problem = tuning.remember(_key(spec, settings, device), entry)
+    if problem is not None:
+        logger.warning("the measurement decides nothing, as it is not kept: %s", problem)
+    logger.info("%s", picked_text(spec.name, entry["ms"], entry["chosen"]))
+    ms: dict[str, float] = entry["ms"]
     return ms
 
 
-def picked_text(name: str, ms: dict[str, float]) -> str:
-    """One line for a person: what was picked and what the others took."""
-    ranked = sorted(ms, key=lambda way: ms[way])
+def _measured(spec: NetworkSpec, settings: EnhancerSettings, device: torch.device, ways: list[Way]) -> dict[str, Any]:
+    """Measure, a reduced precision that wins twice: an entry for `tuning`."""
+    from .exporting import shared
+
+    logger.info("measuring once how %s runs fastest on this machine ...", spec.name)
+    with shared():
+        first = measure(spec, settings, device, ways)
+        pair = contest(first)
+        second = measure(spec, settings, device, list(pair)) if pair else {}
+    ms = {str(way): round(value * 1e3, 2) for way, value in first.items()}
+    return {"network": spec.key, "ms": ms, "chosen": str(chosen(first, second))}
+
+
+def picked_text(name: str, ms: dict[str, float], choice: str | None = None) -> str:
+    """One line for a person: what was picked (None: the fastest) and what the others took."""
+    ranked = sorted(ms, key=lambda way: (way != choice, ms[way]))
     others = ", ".join(f"{way} {ms[way]:.0f}" for way in ranked[1:])
     return f"{name} runs with {ranked[0]}: {ms[ranked[0]]:.0f} ms a face{f' ({others})' if others else ''}"
 
 
 def measure(spec: NetworkSpec, settings: EnhancerSettings, device: torch.device, ways: list[Way]) -> dict[Way, float]:
-    """Seconds a face for each way that works here: best of a few interleaved runs.
+    """Seconds a face for each way that works here: best of a few runs, one way open at a time.
 
     Raises:
         EnhanceError: not one of them works; the first one's own error.
@@ -238,35 +302,49 @@ def measure(spec: NetworkSpec, settings: EnhancerSettings, device: torch.device,
     generator = torch.Generator().manual_seed(0)
     low, high = spec.value_range
     faces = (torch.rand(count, *spec.input_shape, generator=generator) * (high - low) + low).to(device)
-    backends: dict[Way, Backend] = {}
     took: dict[Way, float] = {}
     problem: Exception | None = None
-    try:
-        for way in ways:
-            if took and _is_emulated(way, device):
-                continue
-            try:
-                # on a CPU the forms differ by a tenth, and measuring them takes longer than all of this
-                backends[way] = open_way(way, spec, settings, device, forms=device.type != "cpu")
-                first = _timed(backends[way], faces, device)  # allocates and compiles
-                again = first <= TOO_SLOW * min(took.values(), default=first)
-                took[way] = _timed(backends[way], faces, device) if again else first
-            # besides our own errors: an operation that this torch, or this GPU, does not have in this type
-            except (MissingDependencyError, RuntimeError) as error:
-                if memory.is_out_of_memory(error):
-                    raise
-                problem = problem or error
-                logger.debug("%s: %s", way, error)
-        for _ in range(ROUNDS - 1):
-            for way in [way for way in took if took[way] <= TOO_SLOW * min(took.values())]:
-                took[way] = min(took[way], _timed(backends[way], faces, device))
-    finally:
-        for backend in backends.values():
-            backend.close()
+    for way in ways:
+        if took and _is_emulated(way, device):
+            continue
+        try:
+            took[way] = _best_of_runs(way, spec, settings, faces, device, min(took.values(), default=float("inf")))
+        # besides our own errors: an operation that this torch, or this GPU, does not have in this type
+        except (MissingDependencyError, RuntimeError) as error:
+            if memory.is_out_of_memory(error):
+                raise
+            problem = problem or error
+            memory.forget_locals(error)
+            logger.debug("%s: %s", way, error)
+        memory.release(device)
     if not took:
         assert problem is not None
         raise problem
     return {way: value / count for way, value in took.items()}
+
+
+def _best_of_runs(
+    way: Way,
+    spec: NetworkSpec,
+    settings: EnhancerSettings,
+    faces: torch.Tensor,
+    device: torch.device,
+    best: float,
+) -> float:
+    """Open a way, run it and close it: seconds of its fastest run, where it can compete with `best` seconds."""
+    # on a CPU the forms differ by a tenth, and measuring them takes longer than all of this
+    backend = open_way(way, spec, settings, device, () if device.type == "cpu" else None)
+    try:
+        for _ in range(WARM_UPS.get(device.type, 1)):
+            _timed(backend, faces, device)
+        took = _timed(backend, faces, device)
+        for _ in range(ROUNDS - 1):
+            if took > TOO_SLOW * best:
+                break
+            took = min(took, _timed(backend, faces, device))
+        return took
+    finally:
+        backend.close()
 
 
 def _is_emulated(way: Way, device: torch.device) -> bool:

@@ -22,9 +22,9 @@ from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
-from .. import memory
 from .._version import __version__
 from ..errors import ConfigError, EnhanceError, MissingDependencyError, OutOfMemoryError, RestorerError
+from ..runtime import memory
 from .base import NetworkSpec
 
 if TYPE_CHECKING:

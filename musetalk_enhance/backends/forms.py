@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 
-from .. import memory
-from ..precision import without_autocast
+from ..runtime import memory
+from ..runtime.precision import without_autocast
 from . import tuning
 from .base import NetworkSpec
 from .ops import FORMS, Modulated, TorchOps
@@ -18,26 +19,58 @@ from .torch_backend import TorchBackend
 logger = logging.getLogger("musetalk_enhance")
 
 
-def choose_forms(spec: NetworkSpec, device: torch.device) -> None:
-    """Give every modulated convolution of a network the form that runs fastest on `device`; measured once."""
+CLEARLY = 0.9
+"""Share of the first form's time that another one must stay below to be taken."""
+
+
+def choose_forms(spec: NetworkSpec, device: torch.device, forms: Sequence[str] | None = None) -> None:
+    """Give every modulated convolution of a network the form that runs fastest on `device`; measured once.
+
+    They stay as they are where nothing is measured, or what was measured cannot be kept: each form sums in an
+    order of its own.
+
+    Args:
+        spec: the network.
+        device: where it runs.
+        forms: for the layers in order, from an earlier run; none of another number or name.
+    """
     layers = [part for part in spec.module.modules() if isinstance(part, Modulated)]
-    if not layers or not tuning.enabled():
+    if not layers:
         return
-    key = tuning.key_of(f"{spec.key} forms", device)
-    forms = (tuning.remembered(key) or {}).get("forms")
-    if not isinstance(forms, list) or len(forms) != len(layers) or not set(FORMS).issuperset(map(str, forms)):
-        forms = None
-        try:
-            forms = _measured_forms(spec, device, layers)
-        except RuntimeError as error:  # memory, mostly: every form is right, and there may be enough for fewer faces
-            logger.debug("forms of %s are not measured: %s", spec.name, error)
-            memory.forget_locals(error)
-        if forms is None:
-            memory.release(device)
-            return
-        tuning.remember(key, {"network": spec.key, "forms": forms})
-    for layer, form in zip(layers, forms, strict=True):
+    if forms is None and tuning.enabled():
+        forms = _remembered_forms(spec, device, layers)
+    if not _are_sound(forms, layers):
+        return
+    for layer, form in zip(layers, forms or (), strict=True):
         layer.form = form
+
+
+def _are_sound(forms: Any, layers: list[Modulated]) -> bool:
+    sound = isinstance(forms, (list, tuple)) and len(forms) == len(layers)
+    return sound and set(FORMS).issuperset(map(str, forms))
+
+
+def _remembered_forms(spec: NetworkSpec, device: torch.device, layers: list[Modulated]) -> list[str] | None:
+    """What was measured before, or now; None where that is not possible."""
+    key = tuning.key_of(f"{spec.key} forms", device)
+    forms: list[str] | None = (tuning.remembered(key) or {}).get("forms")
+    if _are_sound(forms, layers):
+        return forms
+    try:
+        with tuning.turn(key, f"another process is measuring the convolutions of {spec.name}: waiting for it"):
+            forms = (tuning.remembered(key) or {}).get("forms")
+            if not _are_sound(forms, layers):
+                forms = _measured_forms(spec, device, layers)
+                tuning.keep(key, {"network": spec.key, "forms": forms})
+            return forms
+    except tuning.NotKeptError as error:
+        logger.debug("forms of %s are not measured: %s", spec.name, error)
+        return None
+    except RuntimeError as error:  # memory, mostly: every form is right, and there may be enough for fewer faces
+        logger.debug("forms of %s are not measured: %s", spec.name, error)
+        memory.forget_locals(error)
+    memory.release(device)
+    return None
 
 
 def _measured_forms(spec: NetworkSpec, device: torch.device, layers: list[Modulated]) -> list[str]:
@@ -73,7 +106,8 @@ class _TimingOps(TorchOps):
                 start = self._now()
                 out = super().modulated(x, latent, layer, enlarge)
                 took[form] = min(took[form], self._now() - start)
-        self.best[id(layer)] = layer.form = min(took, key=lambda form: took[form])
+        best = min(took, key=lambda form: took[form])
+        self.best[id(layer)] = layer.form = best if took[best] < CLEARLY * took[FORMS[0]] else FORMS[0]
         return out
 
     def _now(self) -> float:

@@ -5,12 +5,14 @@ from __future__ import annotations
 import copy
 import inspect
 import logging
+import math
 import time
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 from ..errors import RestorerError
-from ..memory import is_out_of_memory
-from ..precision import without_autocast
+from ..runtime.memory import is_out_of_memory
+from ..runtime.precision import without_autocast
 from .base import Backend, NetworkSpec
 
 if TYPE_CHECKING:
@@ -20,6 +22,8 @@ logger = logging.getLogger("musetalk_enhance")
 
 BUCKETS = (1, 2, 4, 8, 16, 32, 64)
 """Batch sizes that get a CUDA graph; others are filled up to the next one."""
+
+_EMULATED = 8.0  # times slower than fp32, from which on a dtype has no instructions of its own
 
 
 class TorchBackend(Backend):
@@ -58,6 +62,14 @@ class TorchBackend(Backend):
                 return self._graphed(faces).float()
             restored: torch.Tensor = self.module(faces)
             return restored.float()
+
+    @property
+    def forms(self) -> tuple[str, ...]:
+        """See `Backend.forms`."""
+        from .ops import Modulated
+
+        parts = () if self.module is None else self.module.modules()
+        return tuple(part.form for part in parts if isinstance(part, Modulated))
 
     def _graphed(self, faces: torch.Tensor) -> torch.Tensor:
         import torch
@@ -158,6 +170,30 @@ def _seconds(function: object, times: int = 5) -> float:
         function()
     torch.cuda.synchronize()
     return (time.perf_counter() - start) / times
+
+
+@cache
+def is_emulated(dtype: str, side: int = 256) -> bool:
+    """Whether torch on this CPU multiplies in `dtype` over 8 times slower than in fp32.
+
+    A CPU without instructions for bf16 or fp16 takes minutes for a face of GFPGAN.
+
+    Args:
+        dtype: ``"fp32"``, ``"bf16"`` or ``"fp16"``; any other name is not emulated.
+        side: of the square matrices that are multiplied.
+    """
+    import torch
+
+    def seconds(name: str) -> float:
+        a, b = (torch.ones(side, side, dtype=_type(name)) for _ in range(2))
+        best = math.inf
+        for _ in range(3):
+            start = time.perf_counter()
+            torch.mm(a, b)
+            best = min(best, time.perf_counter() - start)
+        return best
+
+    return dtype in ("bf16", "fp16") and seconds(dtype) > _EMULATED * seconds("fp32")
 
 
 def cast(module: torch.nn.Module, dtype: torch.dtype) -> torch.nn.Module:

@@ -2,15 +2,21 @@
 
 Kept in one small JSON file beside the weights, under keys that name the hardware, the versions of everything
 that computes, and the network's form (not its weights, on which time does not depend).
+
+A measurement decides which bits come out, so it counts only once it is kept: of several processes one measures
+and the others wait for its entry, and where no entry can be kept nothing is measured (`NotKeptError`).
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import os
 import platform
 import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -22,10 +28,18 @@ from ..weights import cache_dir
 if TYPE_CHECKING:
     import torch
 
+logger = logging.getLogger("musetalk_enhance")
+
 SWITCH = "MUSETALK_ENHANCE_TUNING"
 """Environment variable; ``off`` measures nothing and takes the usual order of preference."""
 FILE = "tuning.json"
+PATIENCE = 900.0
+"""Seconds to wait for another process that measures the same; GFPGAN takes one to three minutes."""
 RUNTIMES = ("torch", "onnxruntime", "onnxruntime-gpu", "openvino", "ncnn")
+
+
+class NotKeptError(Exception):
+    """A measurement cannot be kept; the text says why. Stays inside the package."""
 
 
 def enabled() -> bool:
@@ -84,8 +98,8 @@ def remembered(key: str) -> dict[str, Any] | None:
     return entry if isinstance(entry, dict) else None
 
 
-def remember(key: str, entry: dict[str, Any]) -> None:
-    """Keep `entry`. A folder that cannot be written costs a new measurement next time, nothing else."""
+def remember(key: str, entry: dict[str, Any]) -> str | None:
+    """Keep `entry`, also where there is one for `key` already; returns why it is not kept, else None."""
     from filelock import FileLock, Timeout
 
     try:
@@ -98,8 +112,53 @@ def remember(key: str, entry: dict[str, Any]) -> None:
                 os.replace(temporary, path())
             finally:
                 temporary.unlink(missing_ok=True)
-    except (OSError, Timeout):
-        return
+    except (OSError, NotImplementedError, Timeout) as error:
+        return f"{path()} cannot be written: {error}"
+    return None
+
+
+def keep(key: str, entry: dict[str, Any]) -> None:
+    """`remember`, where the entry counts only once it is kept.
+
+    Raises:
+        NotKeptError: the file cannot be written.
+    """
+    problem = remember(key, entry)
+    if problem is not None:
+        raise NotKeptError(problem)
+
+
+@contextmanager
+def turn(key: str, waiting: str) -> Iterator[None]:
+    """Hold the right to measure `key`; a process that is killed gives it back.
+
+    Whoever waited looks for the entry again before measuring.
+
+    Args:
+        key: of the entry to be.
+        waiting: logged where another process has the right.
+
+    Raises:
+        NotKeptError: nothing can be kept here, or the other process did not end in time.
+    """
+    from filelock import FileLock, Timeout
+
+    lock = FileLock(str(path().with_name(f".tuning-{key}.lock")))
+    try:
+        path().parent.mkdir(parents=True, exist_ok=True)
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            logger.info("%s", waiting)
+            lock.acquire(timeout=PATIENCE)
+    except Timeout:
+        raise NotKeptError(f"another process measures for more than {PATIENCE:.0f} s") from None
+    except (OSError, NotImplementedError) as error:
+        raise NotKeptError(f"{path()} cannot be written: {error}") from error
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def forget() -> None:

@@ -1,148 +1,312 @@
-"""``musetalk-enhance bench``: how quick this machine is, with this library and without it."""
+"""``musetalk-enhance bench``: faces per second by backend, dtype, region and batch size.
+
+Each combination is measured as it runs in a host, with all defaults on (stability, guard, color
+match, sharpness gate). Comparisons with the official packages, hardware limits and a host's loop
+are the benchmark rig's, ``scripts/benchmarks`` in a checkout.
+"""
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import logging
-import tempfile
+import statistics
+import time
+from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from ..errors import ConfigError
-from ..settings import EnhancerSettings
+from ..config.settings import EnhancerSettings
 
-HELP = "measure faces per second, ms a stage and memory, beside gfpgan's own path and this machine's limits"
+if TYPE_CHECKING:
+    import numpy as np
+    import torch
+
+HELP = "measure faces per second and memory by backend, dtype, region and batch, defaults on"
+SCHEMA = 2
+"""Version of the JSON report."""
+JSON_FILE = "bench.json"
+BACKENDS = ["torch", "onnx", "openvino", "ncnn"]
+RIG = "python -m scripts.benchmarks"
+"""The benchmark rig, run in a checkout of the repository."""
+
+_SIDE = 256  # of the frames, as MuseTalk makes them; pixels
+_STAGES = ("prepare", "motion", "network", "finish")
+_HEAD = ("", "ms/face", "faces/s", "spread", *_STAGES, "MiB", "runs as")
 
 logger = logging.getLogger("musetalk_enhance")
 
-BACKENDS = ["torch", "onnx", "openvino", "ncnn"]
+Row = dict[str, Any]
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """What to measure, how long, and where the files go."""
-    parser.add_argument("--model", default="gfpgan-1.4", help="name or path; default: %(default)s")
-    parser.add_argument("--random", action="store_true", help="random weights of GFPGAN's size, whatever is here")
-    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:N; default: %(default)s")
+    """Add what to measure, how often, and where the report goes."""
+    parser.add_argument("--model", default="auto", help="name or path; default: %(default)s")
     parser.add_argument(
-        "--backends", type=_words, default=BACKENDS, metavar="A,B", help=f"default: {','.join(BACKENDS)}"
-    )
-    parser.add_argument("--dtypes", type=_words, default=["fp32", "bf16"], metavar="A,B", help="default: fp32,bf16")
-    parser.add_argument(
-        "--regions", type=_words, default=["full", "lower"], metavar="A,B", help="default: full,lower"
-    )
-    parser.add_argument("--batches", type=_numbers, metavar="N,M", help="faces at once; default: 1,4,8")
-    parser.add_argument("--faces", type=_count, metavar="N", help="faces in one run of ours; default: 8")
-    parser.add_argument("--rounds", type=_count, metavar="N", help="how often each candidate runs; default: 3")
-    parser.add_argument("--quick", action="store_true", help="a first look: 2 faces, 1 round, batches 1,2")
-    parser.add_argument("--no-reference", action="store_true", help="leave out gfpgan's own paths (a) and (b)")
-    parser.add_argument(
-        "--reference-faces", type=_count, default=2, metavar="N", help="faces in one run of theirs; default: 2"
+        "--device", default="auto", help="auto, cpu, cuda, cuda:N; default: %(default)s"
     )
     parser.add_argument(
-        "--frame", type=_frame, default=(256, 256), metavar="WxH", help="frames of path (a); default: 256x256"
+        "--backends",
+        type=_words,
+        default=BACKENDS,
+        metavar="A,B",
+        help=f"default: {','.join(BACKENDS)}",
     )
-    parser.add_argument("--loaded", metavar="SIZE", help='most that is loaded at once, such as "8GiB"; default: half')
-    parser.add_argument("--host-loop", action="store_true", help="also the time added to a host's loop")
-    parser.add_argument("--musetalk", type=Path, metavar="DIR", help="MuseTalk with its weights, for --host-loop")
-    parser.add_argument("--out", type=Path, default=Path("out/bench"), metavar="DIR", help="default: %(default)s")
-    parser.add_argument("--json", action="store_true", help="print the report as JSON instead of a table")
+    parser.add_argument(
+        "--dtypes",
+        type=_words,
+        default=["fp32", "bf16"],
+        metavar="A,B",
+        help="default: fp32,bf16",
+    )
+    parser.add_argument(
+        "--regions",
+        type=_words,
+        default=["full", "lower"],
+        metavar="A,B",
+        help="default: full,lower",
+    )
+    parser.add_argument(
+        "--batches", type=_numbers, metavar="N,M", help="batch sizes; default: 1,4,8"
+    )
+    parser.add_argument(
+        "--faces",
+        type=_count,
+        metavar="N",
+        help="frames in one run, rounded up to whole batches; default: 8",
+    )
+    parser.add_argument(
+        "--rounds", type=_count, metavar="N", help="runs of each combination; default: 3"
+    )
+    parser.add_argument("--quick", action="store_true", help="2 faces, 1 round, batches 1,2")
+    parser.add_argument("--out", type=Path, metavar="DIR", help=f"write {JSON_FILE} in this folder")
+    parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
     parser.add_argument(
         "--tune",
         action="store_true",
-        help="only measure anew what backend: auto and dtype: auto take on this machine",
+        help="measure again what backend: auto and dtype: auto select on this machine",
     )
+    for flag in ("--random", "--no-reference", "--host-loop"):
+        parser.add_argument(flag, nargs=0, action=_Moved, help=argparse.SUPPRESS)
+    for flag in ("--reference-faces", "--frame", "--loaded", "--musetalk"):
+        parser.add_argument(flag, action=_Moved, help=argparse.SUPPRESS)
+
+
+class _Moved(argparse.Action):
+    """A flag of earlier releases that is the benchmark rig's now."""
+
+    def __call__(
+        self,
+        parser: argparse.ArgumentParser,
+        namespace: argparse.Namespace,
+        values: Any,
+        option_string: str | None = None,
+    ) -> None:
+        parser.error(f"{option_string} has moved to the benchmark rig: run `{RIG}` in a checkout")
 
 
 def run(args: argparse.Namespace) -> int:
-    """Measure and print the report, the table last; 1 when nothing of ours could be measured."""
-    if args.tune:
-        return _tune(args)
-    from ..bench import report, suite
+    """Measure and print the report; 1 if no combination could be measured.
 
-    made = suite.run(plan_of(args), logger.info)
-    print(json.dumps(made, indent=2) if args.json else report.text(made))
-    logger.info("written: %s", ", ".join(str(path) for path in sorted(args.out.glob("bench.*"))))
-    return 0 if any(row["path"] == "ours" and row["reason"] is None for row in made["rows"]) else 1
-
-
-def _tune(args: argparse.Namespace) -> int:
-    """Measure and remember for every region; print way and milliseconds a face, fastest first."""
-    from ..backends.choosing import tune
-    from ..bench.subject import open_subject
-    from ..enhancer import pick_device
+    Raises:
+        ConfigError: the model or the device does not exist.
+        WeightError: the model's weight is missing, corrupt or untrusted.
+    """
     from ..restorers.catalog import choose
+    from ..runtime.devices import pick_device
 
     device = pick_device(args.device)
-    with tempfile.TemporaryDirectory() as folder:
-        subject = open_subject(args.model, args.random, Path(folder), logger.info)
-        for region in args.regions:
-            settings = EnhancerSettings(enabled=True, device=args.device, region=region, **subject.options)
-            ms = tune(choose(settings).network(), settings, device)
-            for way in sorted(ms, key=lambda way: ms[way]):
-                print(f"{subject.name} {region:<6} {way:<14} {ms[way]:9.1f} ms a face")
+    name = choose(EnhancerSettings(enabled=True, model=args.model)).model.record.name
+    if args.tune:
+        return _tune(args, name, device)
+    batches = args.batches or ([1, 2] if args.quick else [1, 4, 8])
+    combinations = itertools.product(args.backends, args.dtypes, args.regions, batches)
+    rows = []
+    for backend, dtype, region, batch in combinations:
+        row = {"backend": backend, "dtype": dtype, "region": region, "batch": batch}
+        logger.info("measuring %s", _name(row))
+        rows.append({"name": _name(row), **row, **_measured(args, row, device)})
+    report = {"schema": SCHEMA, "model": name, "device": str(device), "rows": rows}
+    text = json.dumps(report, indent=2)
+    print(text if args.json else "\n".join(table(report)))
+    if args.out is not None:
+        args.out.mkdir(parents=True, exist_ok=True)
+        (args.out / JSON_FILE).write_text(text + "\n", encoding="utf-8")
+        logger.info("wrote %s", args.out / JSON_FILE)
+    return 0 if any(row["reason"] is None for row in rows) else 1
+
+
+def _tune(args: argparse.Namespace, name: str, device: torch.device) -> int:
+    """Measure and store the fastest execution for each region; print all, fastest first."""
+    from ..backends.choosing import tune
+    from ..restorers.catalog import choose
+
+    for region in args.regions:
+        settings = EnhancerSettings(
+            enabled=True, model=args.model, device=args.device, region=region
+        )
+        ms = tune(choose(settings).network(), settings, device)
+        for execution in sorted(ms, key=lambda key: ms[key]):
+            print(f"{name} {region:<6} {execution:<14} {ms[execution]:9.1f} ms a face")
     return 0
 
 
-def plan_of(args: argparse.Namespace) -> Any:
-    """The parsed arguments as a `musetalk_enhance.bench.Plan`."""
-    from ..bench.suite import Plan
+def _name(row: Row) -> str:
+    region = "" if row["region"] == "full" else f" {row['region']}"
+    return f"{row['backend']} {row['dtype']} batch {row['batch']}{region}"
 
-    few = args.quick
-    return Plan(
-        model=args.model,
-        random=args.random,
-        device=args.device,
-        backends=args.backends,
-        dtypes=args.dtypes,
-        regions=args.regions,
-        batches=args.batches or ([1, 2] if few else [1, 4, 8]),
-        faces=args.faces or (2 if few else 8),
-        rounds=args.rounds or (1 if few else 3),
-        references=not args.no_reference,
-        reference_faces=1 if few else args.reference_faces,
-        frame_wh=args.frame,
-        bound_bytes=_bytes(args.loaded),
-        host_loop=args.host_loop,
-        musetalk=args.musetalk,
-        out=args.out,
+
+def _measured(args: argparse.Namespace, row: Row, device: torch.device) -> Row:
+    """The figures of one combination, or the ``reason`` why it cannot be measured."""
+    from ..backends.torch_backend import is_emulated
+
+    if device.type == "cpu" and row["backend"] == "torch" and is_emulated(row["dtype"]):
+        reason = f"this CPU has no {row['dtype']} instructions: a face takes torch minutes"
+        return {"reason": reason}
+    faces = args.faces or (2 if args.quick else 8)
+    frames = moving_frames(-(-faces // row["batch"]) * row["batch"])
+    options = {
+        "model": args.model,
+        "device": args.device,
+        "backend": row["backend"],
+        "dtype": row["dtype"],
+        "region": row["region"],
+        "batch_size": row["batch"],
+        "on_error": "raise",
+    }
+    try:
+        return _timed(options, frames, args.rounds or (1 if args.quick else 3), device)
+    except Exception as error:  # a runtime's own errors are a row of the table, too
+        return {"reason": " ".join(str(error).split()) or type(error).__name__}
+
+
+def _timed(
+    options: dict[str, Any], frames: np.ndarray, rounds: int, device: torch.device
+) -> Row:
+    from ..enhancer import GFPGANEnhancer
+    from ..pipeline import costs
+    from ..runtime import memory
+
+    settings = EnhancerSettings(enabled=True, **options)
+    with ExitStack() as stack:
+        with costs.watch(device) as peak:
+            enhancer = stack.enter_context(GFPGANEnhancer.from_settings(settings))
+            enhancer(frames)
+        enhancer.stats.clear()
+        ms = []
+        for _ in range(rounds):
+            start = time.perf_counter()
+            enhancer(frames)
+            ms.append((time.perf_counter() - start) * 1e3 / len(frames))
+        stages = {stage: total / rounds / len(frames) for stage, total in enhancer.stats.ms.items()}
+        backend = getattr(getattr(enhancer, "_restorer", None), "backend", None)
+    memory.release(device)
+    median = statistics.median(ms)
+    return {
+        "reason": None,
+        "runs_as": "" if backend is None else str(backend),
+        "faces": len(frames),
+        "ms_per_face": round(median, 3),
+        "ms_per_face_rounds": [round(value, 3) for value in ms],
+        "faces_per_second": round(1e3 / median, 3),
+        "stages_ms": {stage: round(value, 3) for stage, value in stages.items()},
+        "memory_bytes": peak.highest,
+    }
+
+
+def moving_frames(count: int, seed: int = 3) -> np.ndarray:
+    """A smooth random texture on a small circle: uint8 (count, 256, 256, 3).
+
+    Consecutive frames differ and the motion between them is small, as in a talking head, so that
+    the temporal filter runs as in a video and nothing is skipped as a repeated frame. The last
+    frame leads back to the first.
+
+    Args:
+        count: number of frames.
+        seed: of the texture.
+    """
+    import cv2
+    import numpy as np
+
+    rng = np.random.default_rng(seed)
+    margin, cells, radius = 8, 12, 2
+    side = _SIDE + 2 * margin
+    coarse = rng.integers(0, 256, (cells, cells, 3), np.uint8)
+    texture = cv2.resize(coarse, (side, side), interpolation=cv2.INTER_CUBIC)
+    center = (side - 1) / 2
+    angles = 2 * np.pi * np.arange(count) / max(2, count)
+    frames = [
+        cv2.getRectSubPix(
+            texture,
+            (_SIDE, _SIDE),
+            (center + radius * float(np.cos(angle)), center + radius * float(np.sin(angle))),
+        )
+        for angle in angles
+    ]
+    return np.stack(frames)
+
+
+def table(report: Row) -> list[str]:
+    """The report as lines of text: what failed, the columns' meaning, the table."""
+    rows = [row for row in report["rows"] if row["reason"] is None]
+    reasons: dict[str, list[str]] = {}
+    for row in report["rows"]:
+        if row["reason"] is not None:
+            reasons.setdefault(row["reason"], []).append(row["name"])
+    lines = [f"not measured: {', '.join(names)}: {reason}" for reason, names in reasons.items()]
+    if not rows:
+        return [*lines, "no combination could be measured"]
+    cells = [_HEAD, *(_cells(row) for row in rows)]
+    widths = [max(len(line[column]) for line in cells) for column in range(len(_HEAD))]
+    text = [_aligned(line, widths) for line in cells]
+    return [
+        *lines,
+        f"{report['model']} on {report['device']}, all defaults on. ms/face: median of the rounds.",
+        f"spread: slowest over fastest round. {', '.join(_STAGES)}: ms a face.",
+        "MiB: peak memory of loading and of a run.",
+        text[0],
+        "-" * max(len(line) for line in text),
+        *text[1:],
+    ]
+
+
+def _cells(row: Row) -> tuple[str, ...]:
+    rounds, stages = row["ms_per_face_rounds"], row["stages_ms"]
+    return (
+        row["name"],
+        _short(row["ms_per_face"]),
+        _short(row["faces_per_second"]),
+        f"{max(rounds) / min(rounds):.2f}",
+        *(_short(stages[stage]) if stage in stages else "" for stage in _STAGES),
+        f"{row['memory_bytes'] / 2**20:.0f}",
+        row["runs_as"],
     )
 
 
-def _bytes(text: str | None) -> int | None:
-    if text is None:
-        return None
-    from ..schema import checked
-    from ..settings import options
+def _aligned(line: Sequence[str], widths: Sequence[int]) -> str:
+    columns = [cell.rjust(width) for cell, width in zip(line[1:], widths[1:], strict=True)]
+    return "  ".join([line[0].ljust(widths[0]), *columns]).rstrip()
 
-    option = next(option for option in options() if option.name == "memory_budget")
-    value = checked(option, text, "--loaded")
-    if not isinstance(value, int):
-        raise ConfigError("--loaded", text, 'bytes, or a size such as "8GiB"')
-    return value
+
+def _short(number: float) -> str:
+    return f"{number:.0f}" if number >= 100 else f"{number:.3g}"
 
 
 def _words(text: str) -> list[str]:
     words = [word.strip() for word in text.split(",") if word.strip()]
     if not words:
-        raise argparse.ArgumentTypeError("give one at least")
+        raise argparse.ArgumentTypeError("expected at least one value")
     return words
 
 
 def _count(text: str) -> int:
     number = int(text) if text.isdecimal() else 0
     if number < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is no number of 1 or more")
+        raise argparse.ArgumentTypeError(f"invalid value {text!r}; expected a number, 1 or more")
     return number
 
 
 def _numbers(text: str) -> list[int]:
     return [_count(word) for word in _words(text)]
-
-
-def _frame(text: str) -> tuple[int, int]:
-    width, _, height = text.lower().partition("x")
-    size = _count(width), _count(height)
-    if min(size) < 64:
-        raise argparse.ArgumentTypeError(f"{text!r}: 64 px at least on each side")
-    return size

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from ..settings import options
+from ..config.settings import options
 
 HELP = "write a model as an ONNX file, and check that it computes what torch does"
 
@@ -34,8 +34,8 @@ def run(args: argparse.Namespace) -> int:
         EnhanceError: the model cannot be loaded or written, or its file differs from torch.
     """
     from ..backends.exporting import BATCH, INPUT, MOST_DIFFERENCE, OUTPUT, export
+    from ..config.settings import EnhancerSettings
     from ..restorers.catalog import choose
-    from ..settings import EnhancerSettings
 
     given = {name: getattr(args, name) for name in (*PASSED, *SWITCHES) if getattr(args, name) is not None}
     choice = choose(EnhancerSettings(enabled=True, model=args.model, **given))

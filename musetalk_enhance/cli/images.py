@@ -8,7 +8,7 @@ import logging
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..stats import by_reason, counted, restored_words
+from ..pipeline.stats import by_reason, counted, restored_words
 from .job import (
     UNREADABLE,
     add_options,

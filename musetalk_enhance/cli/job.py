@@ -9,9 +9,9 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from ..config.schema import checked
 from ..errors import ConfigError
-from ..schema import checked
-from ..stats import mostly_left_alone
+from ..pipeline.stats import mostly_left_alone
 
 if TYPE_CHECKING:
     from ..jobs import FaceSettings

@@ -8,8 +8,9 @@ import re
 from collections.abc import Sequence
 from contextlib import suppress
 
+from ..config.flags import add_gfpgan_arguments, flag_of, given_flags
+from ..config.settings import SECTION, options
 from ..errors import ConfigError
-from ..settings import SECTION, add_gfpgan_arguments, flag_of, given_flags, options
 
 HELP = "run MuseTalk's own script, unmodified, with its faces restored"
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..errors import MediaError
-from ..stats import by_reason, counted, restored_words
+from ..pipeline.stats import by_reason, counted, restored_words
 from .job import (
     UNREADABLE,
     add_options,

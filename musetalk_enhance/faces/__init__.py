@@ -1,1 +1,1 @@
-"""Where a face is, how it is brought to a network's template and back, and what covers it."""
+"""Face detection, landmarks, tracking, alignment, masks and pasting."""

@@ -1,7 +1,7 @@
-"""Where the faces of a picture are, and their five landmarks.
+"""Face detection with five landmarks.
 
-Coordinates are in pixels of the picture that was given, x to the right, y down; the picture spans 0..W and 0..H,
-so that the middle of its first pixel is (0.5, 0.5).
+Coordinates are in pixels of the input image, x to the right, y down; the image spans 0..W and 0..H,
+so that the center of its first pixel is (0.5, 0.5).
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ if TYPE_CHECKING:
     import torch
 
 
-Picture = NDArray[np.uint8]
+Image = NDArray[np.uint8]
 """BGR uint8 (H, W, 3)."""
 
 MAX_SIDE = 640
-"""Long side, in pixels, that a picture is reduced to before a detector sees it."""
+"""Long side, in pixels, that an image is reduced to before detection."""
 
 FFHQ_512: NDArray[np.float64] = np.array(
     [
@@ -41,37 +41,38 @@ FFHQ_512: NDArray[np.float64] = np.array(
         (313.08905, 371.15118),
     ]
 )
-"""The mean five landmarks of FFHQ faces at 512x512, (5, 2) x, y in pixels: what GFPGAN, RestoreFormer and
-CodeFormer were trained on, in the order of `Face.landmarks`. The figures are facexlib's (`face_template`)."""
+"""The mean five landmarks of FFHQ faces at 512x512, (5, 2) x, y in pixels: the template that
+GFPGAN, RestoreFormer and CodeFormer were trained on, in the order of `Face.landmarks`. The figures
+are facexlib's (`face_template`)."""
 
-_FILLS = 0.5  # share of a picture's width or height from which on a face is a large one
-_SURE, _ROOM = 0.9, 0.1  # score, and share of its size around a face, with which a look leaves no doubt
-_HINT = 0.3  # score from which on something might be a face
-_COARSE_SIDE = 320  # least long side of a coarse look; of no use where it is over this share of the full one
-_COARSE_SHARE = 0.8
-_VISIBLE, _PRECISE = 24, 48  # pixels that a face needs in a coarse look to be seen, and to be placed well
-_TIGHT_SIDE = 256  # long side that such a picture is reduced to
-_BORDER = 0.25  # share of the long side that is put around it
-_GREY = (127, 127, 127)
+_LARGE = 0.5  # share of the image's width or height from which on a face is large
+_SURE, _CLEARANCE = 0.9, 0.1  # score, and share of a face's size around it, of a clear detection
+_CANDIDATE = 0.3  # score from which on something might be a face
+_COARSE_SIDE, _COARSE_SHARE = 320, 0.8  # min long side of a coarse pass; max share of the full one
+_VISIBLE, _PRECISE = 24, 48  # size of a face, in a coarse pass, to be detected, and located well
+_TIGHT_SIDE = 256  # long side that a tight image is reduced to
+_BORDER = 0.25  # share of the long side that is added around it
+_GRAY = (127, 127, 127)
 
-_SCORE = 4  # column of what `_find` returns: x1, y1, x2, y2 before it, five x, y after it
+_SCORE = 4  # column of what `_find` returns, after x1, y1, x2, y2 and before five x, y
 
 _PLAIN_MOBILE = "ed6fa7d45a5179f03cb5ce82c73b0c6711372968e53782e88395acee88d319e1"
-"""sha256 of weights/mobilenet0.25_Final.pth of biubug6/Face-Detector-1MB-with-landmark. It goes by the name and
-size of facexlib's file and fits its network, but was trained with plain ReLU and smaller anchors: loaded as it is,
-it finds boxes of twice the size and puts landmarks anywhere."""
+"""sha256 of weights/mobilenet0.25_Final.pth of biubug6/Face-Detector-1MB-with-landmark. It has the
+name and size of facexlib's file and fits its network, but was trained with plain ReLU and smaller
+anchors: loaded as it is, its boxes have twice the size and its landmarks are arbitrary."""
 _PLAIN_ANCHORS = [[10, 20], [32, 64], [128, 256]]
 
 
 @dataclass(frozen=True, eq=False)
 class Face:
-    """One face of a picture.
+    """One face of an image.
 
     Attributes:
-        box_xyxy: float64 (4,): left, top, right, bottom, in pixels; may reach over the picture's edge.
-        landmarks: float32 (5, 2), x, y in pixels: left eye, right eye, nose, left and right mouth corner, left
-            and right as one sees them in the picture of an upright face.
-        score: how sure the detector is, 0..1.
+        box_xyxy: float64 (4,): left, top, right, bottom, in pixels; may extend over the image's
+            edge.
+        landmarks: float32 (5, 2), x, y in pixels: left eye, right eye, nose, left and right mouth
+            corner; left and right in the image of an upright face.
+        score: the detector's confidence, 0..1.
     """
 
     box_xyxy: NDArray[np.float64]
@@ -86,136 +87,149 @@ class Face:
 
 
 class FaceDetector(ABC):
-    """Finds faces; safe to call from several threads."""
+    """Detects faces; safe to call from several threads."""
 
     @abstractmethod
-    def detect(self, picture_bgr: Picture) -> list[Face]:
-        """The faces of a picture, the largest box first, and the surer first where two are of one size.
+    def detect(self, image_bgr: Image) -> list[Face]:
+        """The faces of an image, the largest box first, and the higher score first among equals.
 
         Args:
-            picture_bgr: BGR uint8 (H, W, 3), in any memory layout; it is not changed.
+            image_bgr: BGR uint8 (H, W, 3), in any memory layout; not modified.
 
         Returns:
             The faces; empty when there is none.
 
         Raises:
-            FrameError: `picture_bgr` is something else, or empty.
+            FrameError: `image_bgr` has another type or shape, or is empty.
             RestorerError: the network failed.
         """
 
-    def close(self) -> None:  # noqa: B027 - most detectors have nothing to give back but memory
-        """Give back what the detector holds; it is not used afterwards."""
+    def close(self) -> None:  # noqa: B027 - most detectors own nothing but memory
+        """Free the detector's resources; it cannot be used afterwards."""
 
 
-class WholePicture(FaceDetector):
-    """``none``: takes every picture for one face crop, with its landmarks where the FFHQ template has them."""
+class WholeImage(FaceDetector):
+    """``none``: each image is one face crop, with its landmarks at the FFHQ template's."""
 
-    def detect(self, picture_bgr: Picture) -> list[Face]:
-        """One face: the whole picture, score 1; see `FaceDetector.detect`."""
-        height, width = checked_picture(picture_bgr).shape[:2]
+    def detect(self, image_bgr: Image) -> list[Face]:
+        """One face: the whole image, score 1; see `FaceDetector.detect`."""
+        height, width = checked_picture(image_bgr).shape[:2]
         landmarks = (FFHQ_512 * (width / 512, height / 512)).astype(np.float32)
         return [Face(np.array((0.0, 0.0, width, height)), landmarks, 1.0)]
 
 
 class NetworkDetector(FaceDetector):
-    """A detector that is a network: brings pictures to a size it works at, and its answer back.
+    """A detector network: resizes images for it, and maps its output back.
 
-    A picture is reduced until its long side is `max_side`. Where a face then takes more than half of the picture's
-    width or height, or none is found, the picture is looked at once more, smaller and with a grey border around
-    it: networks miss, misplace or see several of a face that leaves no room (a host's 256x256 face crop). Such
-    large faces count as they are found then; smaller ones beside them as they were found first.
+    An image is reduced until its long side is `max_side`. If a face then takes more than half of
+    the image's width or height, or none is detected, there is a second pass, smaller and with a
+    gray border around the image: networks miss, misplace or duplicate a face that leaves no margin
+    (a host's 256x256 face crop). Large faces are then the second pass's, smaller ones beside them
+    the first's.
 
-    With `least_face` the first look is a coarse one, in which faces of that size can still be seen. Where it shows
-    one face, surely and not too small, and nothing else that might be one, it counts; otherwise it is forgotten.
-    And a single face that was surely seen, and has room on all sides, needs no second look.
+    With `min_face` the first pass is a coarse one, in which faces of that size can still be
+    detected. Its result is used if it has a single face, with a high score and not too small, and
+    no other candidate; otherwise it is discarded. A single face with a high score and clearance on
+    all sides needs no second pass either.
 
     Args:
-        max_side: long side in pixels; None takes pictures as large as they are. Faces that are smaller than about
-            12 px after the reduction are not found.
-        threshold: least score, 0..1.
-        least_face: size in pixels of the smallest face that is wanted; 0: save no look, for pictures that follow
-            one another, in which a face must not jump by the hundredths of its size between two ways to look.
+        max_side: long side in pixels; None does not reduce images. Faces smaller than about 12 px
+            after the reduction are not detected.
+        threshold: minimum score, 0..1.
+        min_face: size in pixels of the smallest face to detect; 0 skips no pass, for consecutive
+            frames, in which a face must not jump by the hundredths of its size that differ between
+            a coarse and a full pass.
 
     Raises:
-        ConfigError: an impossible value.
+        ConfigError: an invalid value.
     """
 
-    def __init__(self, max_side: int | None, threshold: float, least_face: float = 0) -> None:
+    def __init__(self, max_side: int | None, threshold: float, min_face: float = 0) -> None:
         if max_side is not None and max_side < 64:
-            raise ConfigError("max_side", max_side, "64 pixels at least, or None for no limit")
+            raise ConfigError("max_side", max_side, "at least 64 pixels, or None for no limit")
         if not 0 < threshold < 1:
             raise ConfigError("threshold", threshold, "more than 0 and less than 1")
-        if least_face < 0:
-            raise ConfigError("least_face", least_face, "0 or more pixels")
-        self.max_side, self.threshold, self.least_face = max_side, threshold, least_face
+        if min_face < 0:
+            raise ConfigError("min_face", min_face, "0 or more pixels")
+        self.max_side, self.threshold, self.min_face = max_side, threshold, min_face
         self._lock = threading.Lock()
 
-    def detect(self, picture_bgr: Picture) -> list[Face]:
+    def detect(self, image_bgr: Image) -> list[Face]:
         """See `FaceDetector.detect`."""
-        picture = checked_picture(picture_bgr)
-        height, width = picture.shape[:2]
-        faces = self._look_coarsely(picture) or self._look(picture, self.max_side or max(height, width), 0)
-        alone = self.least_face > 0 and _is_plain(faces, width, height)
-        if faces and (alone or not _fills(faces[0], width, height)):
+        image = checked_picture(image_bgr)
+        height, width = image.shape[:2]
+        faces = self._coarse_pass(image)
+        faces = faces or self._pass(image, self.max_side or max(height, width), 0)
+        is_clear = self.min_face > 0 and _is_clear(faces, width, height)
+        if faces and (is_clear or not _is_large(faces[0], width, height)):
             return faces
-        again = self._look(picture, min(_TIGHT_SIDE, self.max_side or _TIGHT_SIDE), _BORDER)
-        large = [face for face in again if _fills(face, width, height)]
+        bordered = self._pass(image, min(_TIGHT_SIDE, self.max_side or _TIGHT_SIDE), _BORDER)
+        large = [face for face in bordered if _is_large(face, width, height)]
         if not faces or not large:
-            return faces or again
-        return _sorted([*large, *(face for face in faces if not any(_holds(one, face) for one in large))])
+            return faces or bordered
+        small = [face for face in faces if not any(_contains(one, face) for one in large)]
+        return _sorted([*large, *small])
 
     @abstractmethod
-    def _find(self, picture_bgr: Picture, threshold: float) -> NDArray[Any]:
-        """Faces of a picture of the right size: (k, 15) x1, y1, x2, y2, score, then five x, y."""
+    def _find(self, image_bgr: Image, threshold: float) -> NDArray[Any]:
+        """Run the network: (k, 15) x1, y1, x2, y2, score, then five x, y."""
 
-    def _look_coarsely(self, picture: Picture) -> list[Face]:
-        """The only face there is; nothing where a closer look is needed to say so."""
-        if not self.least_face:
+    def _coarse_pass(self, image: Image) -> list[Face]:
+        """The only face of the image; empty where it takes a full pass to be sure."""
+        if not self.min_face:
             return []
-        height, width = picture.shape[:2]
+        height, width = image.shape[:2]
         long = max(height, width)
         full = min(long, self.max_side or long)
-        side = max(_COARSE_SIDE, round(long * _VISIBLE / self.least_face))
+        side = max(_COARSE_SIDE, round(long * _VISIBLE / self.min_face))
         if side > _COARSE_SHARE * full:
             return []
-        faces = self._look(picture, side, 0, min(_HINT, self.threshold))
-        sure = _is_sure(faces) and faces[0].score >= self.threshold
-        return faces if sure and max(faces[0].size_wh) * side >= _PRECISE * long else []
+        faces = self._pass(image, side, 0, min(_CANDIDATE, self.threshold))
+        is_sure = _is_sure(faces) and faces[0].score >= self.threshold
+        return faces if is_sure and max(faces[0].size_wh) * side >= _PRECISE * long else []
 
-    def _look(self, picture_bgr: Picture, max_side: int, border: float, threshold: float | None = None) -> list[Face]:
-        """Reduce, put a border around (a share of the long side), look, and take both back."""
+    def _pass(
+        self, image_bgr: Image, max_side: int, border: float, threshold: float | None = None
+    ) -> list[Face]:
+        """Reduce the image, add a border (a share of the long side), detect, and map back."""
         import cv2
 
-        height, width = picture_bgr.shape[:2]
+        height, width = image_bgr.shape[:2]
         shrink = min(1.0, max_side / max(height, width))
         size_wh = max(1, round(width * shrink)), max(1, round(height * shrink))
         if size_wh != (width, height):
-            picture_bgr = np.asarray(cv2.resize(picture_bgr, size_wh, interpolation=cv2.INTER_AREA), np.uint8)
+            reduced = cv2.resize(image_bgr, size_wh, interpolation=cv2.INTER_AREA)
+            image_bgr = np.asarray(reduced, np.uint8)
         pad = round(border * max(size_wh))
         if pad:
-            bordered = cv2.copyMakeBorder(picture_bgr, pad, pad, pad, pad, cv2.BORDER_CONSTANT, value=_GREY)
-            picture_bgr = np.asarray(bordered, np.uint8)
-        least = self.threshold if threshold is None else threshold
+            bordered = cv2.copyMakeBorder(
+                image_bgr, pad, pad, pad, pad, cv2.BORDER_CONSTANT, value=_GRAY
+            )
+            image_bgr = np.asarray(bordered, np.uint8)
+        min_score = self.threshold if threshold is None else threshold
         with self._lock:
-            rows = np.asarray(self._find(picture_bgr, least), np.float64).reshape(-1, 15)
-        rows = rows[np.isfinite(rows).all(axis=1) & (rows[:, _SCORE] >= least)]
+            rows = np.asarray(self._find(image_bgr, min_score), np.float64).reshape(-1, 15)
+        rows = rows[np.isfinite(rows).all(axis=1) & (rows[:, _SCORE] >= min_score)]
         scale = np.array((width / size_wh[0], height / size_wh[1]))
         return _sorted(_face(row, pad, scale) for row in rows)
 
 
 class YuNet(NetworkDetector):
-    """YuNet (Wu et al., "YuNet: A Tiny Millisecond-level Face Detector", 2023) through OpenCV's FaceDetectorYN.
+    """YuNet through OpenCV's FaceDetectorYN.
+
+    Wu et al., "YuNet: A Tiny Millisecond-level Face Detector", 2023.
 
     Args:
-        path: an .onnx file of the user's own; None takes ``YuNet`` from the cache of weights.
+        path: an .onnx file of the user's own; None uses ``YuNet`` from the cache of weights.
         max_side: see `NetworkDetector`.
-        threshold: least score, 0..1.
-        least_face: see `NetworkDetector`.
-        download: fetch a missing weight now.
+        threshold: minimum score, 0..1.
+        min_face: see `NetworkDetector`.
+        download: download a missing weight now.
 
     Raises:
-        ConfigError: an impossible value.
-        WeightError: the weight is missing (says how to fetch it), damaged, or another network.
+        ConfigError: an invalid value.
+        WeightError: the weight is missing (the message says how to fetch it), corrupt, or another
+            network's.
     """
 
     weight_name: ClassVar[str] = "YuNet"
@@ -226,10 +240,10 @@ class YuNet(NetworkDetector):
         *,
         max_side: int | None = MAX_SIDE,
         threshold: float = 0.7,
-        least_face: float = 0,
+        min_face: float = 0,
         download: bool = False,
     ) -> None:
-        super().__init__(max_side, threshold, least_face)
+        super().__init__(max_side, threshold, min_face)
         import cv2
 
         from .. import weights
@@ -239,20 +253,21 @@ class YuNet(NetworkDetector):
         side = 64
         try:
             with _quiet_opencv():
-                self._net: Any = cv2.FaceDetectorYN.create(str(weight.path), "", (side, side), threshold, 0.3, 5000)
+                self._net: Any = cv2.FaceDetectorYN.create(
+                    str(weight.path), "", (side, side), threshold, 0.3, 5000
+                )
                 self._find(np.full((side, side, 3), 127, np.uint8), threshold)
         except (cv2.error, RestorerError) as error:
-            raise CheckpointError(
-                weight.path, "something that OpenCV cannot run as YuNet", "YuNet as ONNX"
-            ) from error
+            actual = "something that OpenCV cannot run as YuNet"
+            raise CheckpointError(weight.path, actual, "YuNet as ONNX") from error
 
-    def _find(self, picture_bgr: Picture, threshold: float) -> NDArray[Any]:
+    def _find(self, image_bgr: Image, threshold: float) -> NDArray[Any]:
         import cv2
 
         try:
-            self._net.setInputSize((picture_bgr.shape[1], picture_bgr.shape[0]))
+            self._net.setInputSize((image_bgr.shape[1], image_bgr.shape[0]))
             self._net.setScoreThreshold(threshold)
-            rows = self._net.detect(picture_bgr)[1]
+            rows = self._net.detect(image_bgr)[1]
         except cv2.error as error:
             raise RestorerError(f"YuNet failed: {error}") from error
         if rows is None:
@@ -263,27 +278,32 @@ class YuNet(NetworkDetector):
 
 
 class RetinaFace(NetworkDetector):
-    """RetinaFace (Deng et al., CVPR 2020) through facexlib, which the extra ``gfpgan`` brings.
+    """RetinaFace (Deng et al., CVPR 2020) through facexlib, which the extra ``gfpgan`` installs.
 
-    Its weight comes from our cache, or from `path`, and is read as every weight is; facexlib downloads nothing.
+    The weight comes from this library's cache, or from `path`, and is read like every weight;
+    facexlib downloads nothing.
 
     Args:
-        network: ``"resnet50"`` (exact) or ``"mobile0.25"`` (small).
-        path: a checkpoint of the user's own; None takes the published one from the cache.
+        network: ``"resnet50"`` (accurate) or ``"mobile0.25"`` (small).
+        path: a checkpoint of the user's own; None uses the published one from the cache.
         device: where the network runs; None is the CPU.
         max_side: see `NetworkDetector`.
-        threshold: least score, 0..1.
-        least_face: see `NetworkDetector`.
-        download: fetch a missing weight now.
+        threshold: minimum score, 0..1.
+        min_face: see `NetworkDetector`.
+        download: download a missing weight now.
         trust_unpinned: open a ``.pth`` at `path` that is not in the table of published weights.
 
     Raises:
-        ConfigError: an impossible value.
+        ConfigError: an invalid value.
         MissingDependencyError: facexlib is not installed.
-        WeightError: the weight is missing (says how to fetch it), damaged, not to be trusted, or another network.
+        WeightError: the weight is missing (the message says how to fetch it), corrupt, untrusted,
+            or another network's.
     """
 
-    weight_names: ClassVar[dict[str, str]] = {"resnet50": "RetinaFace-R50", "mobile0.25": "RetinaFace-mobile0.25"}
+    weight_names: ClassVar[dict[str, str]] = {
+        "resnet50": "RetinaFace-R50",
+        "mobile0.25": "RetinaFace-mobile0.25",
+    }
 
     def __init__(
         self,
@@ -293,17 +313,18 @@ class RetinaFace(NetworkDetector):
         device: torch.device | str | None = None,
         max_side: int | None = MAX_SIDE,
         threshold: float = 0.9,
-        least_face: float = 0,
+        min_face: float = 0,
         download: bool = False,
         trust_unpinned: bool = False,
     ) -> None:
-        super().__init__(max_side, threshold, least_face)
+        super().__init__(max_side, threshold, min_face)
         if network not in self.weight_names:
             raise ConfigError("network", network, " | ".join(self.weight_names))
         from .. import weights
 
-        name = self.weight_names[network]
-        weight = weights.own_or_published(path, name, download=download, trust_unpinned=trust_unpinned)
+        weight = weights.own_or_published(
+            path, self.weight_names[network], download=download, trust_unpinned=trust_unpinned
+        )
         import torch
 
         from ..official import import_official
@@ -311,12 +332,13 @@ class RetinaFace(NetworkDetector):
         module = import_official("facexlib.detection.retinaface", "face detector: retinaface")
         self.device = torch.device(device or "cpu")
         with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # about an old argument of torchvision's
+            warnings.simplefilter("ignore")  # about a deprecated argument of torchvision's
             self._net: Any = module.RetinaFace(network_name=network, device=self.device)
         try:
             self._net.load_state_dict(weight.state_dict())
         except RuntimeError as error:
-            raise CheckpointError(weight.path, "tensors that do not fit it", f"RetinaFace {network}") from error
+            actual = "tensors that do not fit it"
+            raise CheckpointError(weight.path, actual, f"RetinaFace {network}") from error
         if weight.sha256 == _PLAIN_MOBILE:
             self._net.cfg["min_sizes"] = _PLAIN_ANCHORS
             for module in self._net.modules():
@@ -324,27 +346,28 @@ class RetinaFace(NetworkDetector):
                     module.negative_slope = 0.0
         self._net.eval()
 
-    def _find(self, picture_bgr: Picture, threshold: float) -> NDArray[Any]:
+    def _find(self, image_bgr: Image, threshold: float) -> NDArray[Any]:
         import torch
 
-        from ..precision import without_autocast
+        from ..runtime.precision import without_autocast
 
         try:
             with torch.no_grad(), without_autocast(self.device):
-                rows = self._net.detect_faces(picture_bgr, threshold)
+                rows = self._net.detect_faces(image_bgr, threshold)
         except Exception as error:
             raise RestorerError(f"RetinaFace failed: {type(error).__name__}: {error}") from error
         return np.asarray(rows, np.float64)
 
 
 DETECTORS: Registry[str] = Registry("face detector")
-"""What `make_detector` knows, with one line about each."""
+"""The detectors of `make_detector`, with one line about each."""
 DETECTORS.add_all(
     {
-        "yunet": "YuNet through OpenCV: small, quick, needs no extra",
-        "retinaface": "RetinaFace ResNet-50 through facexlib: exact, slow on a CPU (extra gfpgan)",
+        "yunet": "YuNet through OpenCV: small, fast, needs no extra",
+        "retinaface": "RetinaFace ResNet-50 through facexlib: accurate, slow on a CPU "
+        "(extra gfpgan)",
         "retinaface-mobile": "RetinaFace mobile0.25 through facexlib (extra gfpgan)",
-        "none": "no search: each picture is one face crop",
+        "none": "no detection: each image is one face crop",
     }
 )
 
@@ -356,34 +379,39 @@ def make_detector(
     device: torch.device | str | None = None,
     max_side: int | None = MAX_SIDE,
     threshold: float | None = None,
-    least_face: float = 0,
+    min_face: float = 0,
     download: bool = False,
     trust_unpinned: bool = False,
 ) -> FaceDetector:
-    """A detector by name, its weight found, checked and loaded now, before any work starts.
+    """Make a detector by name; its weight is checked and loaded now, before any work starts.
 
     Args:
         name: ``"yunet"``, ``"retinaface"``, ``"retinaface-mobile"`` or ``"none"``, in any case.
-        path: a weight of the user's own in place of the published one.
+        path: a weight of the user's own instead of the published one.
         device: where RetinaFace runs; YuNet runs on the CPU.
-        max_side: long side in pixels that pictures are reduced to, None for no limit; see `NetworkDetector`.
-        threshold: least score, 0..1; None takes the detector's own.
-        least_face: size in pixels of the smallest face that is wanted, 0 for no hurry; see `NetworkDetector`.
-        download: fetch a missing weight now.
+        max_side: long side in pixels that images are reduced to, None for no limit; see
+            `NetworkDetector`.
+        threshold: minimum score, 0..1; None uses the detector's own.
+        min_face: size in pixels of the smallest face to detect, 0 to skip no pass; see
+            `NetworkDetector`.
+        download: download a missing weight now.
         trust_unpinned: open a ``.pth`` at `path` that is not in the table of published weights.
 
     Raises:
-        ConfigError: an unknown name or an impossible value.
+        ConfigError: an unknown name or an invalid value.
         MissingDependencyError: facexlib is not installed.
-        WeightError: the weight is missing (says how to fetch it), damaged, not to be trusted, or another network.
+        WeightError: the weight is missing (the message says how to fetch it), corrupt, untrusted,
+            or another network's.
     """
     DETECTORS.get(name)
     name = DETECTORS.canonical(name) or name
     if name == "none":
-        return WholePicture()
-    least: dict[str, Any] = {"least_face": least_face} | ({} if threshold is None else {"threshold": threshold})
+        return WholeImage()
+    options: dict[str, Any] = {"min_face": min_face}
+    if threshold is not None:
+        options["threshold"] = threshold
     if name == "yunet":
-        return YuNet(path, max_side=max_side, download=download, **least)
+        return YuNet(path, max_side=max_side, download=download, **options)
     return RetinaFace(
         "mobile0.25" if name == "retinaface-mobile" else "resnet50",
         path,
@@ -391,7 +419,7 @@ def make_detector(
         max_side=max_side,
         download=download,
         trust_unpinned=trust_unpinned,
-        **least,
+        **options,
     )
 
 
@@ -401,37 +429,40 @@ def _face(row: NDArray[Any], pad: int, scale_xy: NDArray[Any]) -> Face:
     return Face(box.reshape(4), landmarks.astype(np.float32), min(1.0, float(row[_SCORE])))
 
 
-def _fills(face: Face, width: int, height: int) -> bool:
-    return face.size_wh[0] >= _FILLS * width or face.size_wh[1] >= _FILLS * height
+def _is_large(face: Face, width: int, height: int) -> bool:
+    return face.size_wh[0] >= _LARGE * width or face.size_wh[1] >= _LARGE * height
 
 
 def _is_sure(faces: Sequence[Face]) -> bool:
-    """Whether there is one face and no doubt about it."""
+    """Whether there is a single face and its score is high."""
     return len(faces) == 1 and faces[0].score >= _SURE
 
 
-def _is_plain(faces: Sequence[Face], width: int, height: int) -> bool:
-    """Whether that face has room on all sides as well."""
+def _is_clear(faces: Sequence[Face], width: int, height: int) -> bool:
+    """Whether that face has clearance on all sides, too."""
     if not _is_sure(faces):
         return False
     (left, top), (right, bottom) = faces[0].box_xyxy.reshape(2, 2)
-    room = min(left, top, width - right, height - bottom)
-    return bool(room >= _ROOM * max(faces[0].size_wh))
+    clearance = min(left, top, width - right, height - bottom)
+    return bool(clearance >= _CLEARANCE * max(faces[0].size_wh))
 
 
-def _holds(face: Face, other: Face) -> bool:
-    """Whether the middle of `other` lies in the box of `face`."""
-    middle = (other.box_xyxy[:2] + other.box_xyxy[2:]) / 2
-    return bool((face.box_xyxy[:2] <= middle).all() and (middle <= face.box_xyxy[2:]).all())
+def _contains(face: Face, other: Face) -> bool:
+    """Whether the center of `other` lies in the box of `face`."""
+    center = (other.box_xyxy[:2] + other.box_xyxy[2:]) / 2
+    return bool((face.box_xyxy[:2] <= center).all() and (center <= face.box_xyxy[2:]).all())
 
 
 def _sorted(faces: Iterable[Face]) -> list[Face]:
-    return sorted(faces, key=lambda face: (face.size_wh[0] * face.size_wh[1], face.score), reverse=True)
+    def rank(face: Face) -> tuple[float, float]:
+        return face.size_wh[0] * face.size_wh[1], face.score
+
+    return sorted(faces, key=rank, reverse=True)
 
 
 @contextmanager
 def _quiet_opencv() -> Iterator[None]:
-    """Keep OpenCV 5 from printing a warning about a setting of its own."""
+    """Keep OpenCV 5 from printing a warning about one of its own settings."""
     import cv2
 
     log = getattr(getattr(cv2, "utils", None), "logging", None)

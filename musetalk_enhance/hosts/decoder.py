@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from .. import memory
+from ..runtime import memory
 
 if TYPE_CHECKING:
     import torch

@@ -22,9 +22,10 @@ from types import TracebackType
 from typing import Any
 from weakref import WeakKeyDictionary
 
+from ..config.loading import merge, section_of
+from ..config.settings import SECTION
 from ..enhancer import GFPGANEnhancer
 from ..errors import ConfigError, HostError
-from ..settings import SECTION, merge, section_of
 from .decoder import Decoder, to_array
 
 logger = logging.getLogger("musetalk_enhance")

@@ -14,35 +14,30 @@ from contextlib import closing
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from ..errors import FrameError
 from ..faces.align import TEMPLATE_SIDE
 from ..faces.detect import FFHQ_512, Face, FaceDetector
-from ..faces.pasting import FaceCut, Image, Paste, cut_face, paste_faces
-from ..faces.tracks import FaceTracks, Seen
+from ..faces.paste import FaceCrop, Image, Paste, crop_face, paste_faces
+from ..faces.tracks import FaceTracker, TrackedFace
 from ..film import FilmIndex, SegmentWriter, Shot, read_segment
-from ..finishing import FrameNote
+from ..pipeline.engine import Request
+from ..pipeline.outcome import Cause, Outcome, passed_through
+from ..pipeline.stream import Stream
 from .manifest import State, Unit, file_digest, write_state
 from .models import Facts
 from .opening import OpenedFilm, open_film
 from .options import VideoSettings
-
-if TYPE_CHECKING:
-    from ..enhancer import GFPGANEnhancer
 
 PREROLL = 16
 """Frames before a segment that are restored for what is remembered of them."""
 CHUNK = 8
 """Frames that are worked on together."""
 SEGMENTS = "segments"
-FAULTS = ("restorer", "out of memory", "reload")
-"""How notes begin that tell of a failure, not of a decision."""
-LOST = "lost from sight"
-"""Why a face that the detector missed is not restored: something else is seen where it was."""
-_ALIKE, _LOOK_SIDE = 0.5, 32  # correlation of two pictures of one face; pixels at which it is taken
+_ALIKE, _THUMBNAIL_SIDE = 0.5, 32  # correlation of two pictures of one face; pixels at which it is taken
 
 
 @dataclass
@@ -51,10 +46,10 @@ class _Shown:
 
     shot: Shot
     faces: list[Face]
-    seen: list[Seen] = field(default_factory=list)
-    cuts: dict[int, FaceCut] = field(default_factory=dict)
+    seen: list[TrackedFace] = field(default_factory=list)
+    cuts: dict[int, FaceCrop] = field(default_factory=dict)
     pastes: dict[int, Paste] = field(default_factory=dict)
-    notes: dict[int, FrameNote | str] = field(default_factory=dict)
+    outcomes: dict[int, Outcome] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -125,7 +120,6 @@ class FilmMaker:
     ) -> None:
         self.opened, self._source, self._index, self._folder = opened, source, index, folder
         self._told: Callable[[int], None] = told or (lambda frames: None)
-        self._idle: list[_Stream] = []
 
     @property
     def facts(self) -> Facts:
@@ -142,7 +136,7 @@ class FilmMaker:
         path = self._folder / name
         path.parent.mkdir(parents=True, exist_ok=True)
         settings, facts = self.opened.settings, _Facts()
-        faces = _Faces(self.opened, self._idle, float(self._index.fps))
+        faces = _Faces(self.opened, float(self._index.fps))
         with (
             closing(self._chunks(unit)) as chunks,
             SegmentWriter(path, self._index, settings.crf, settings.preset) as writer,
@@ -159,7 +153,6 @@ class FilmMaker:
                 self._told(len(kept))
             if writing is not None:
                 writing.result()
-        faces.close()
         item = {"name": name, "outputs": {name: file_digest(path)}, **facts.as_dict()}
         return {"unit": unit, "items": [item]}
 
@@ -183,86 +176,64 @@ class FilmMaker:
 
     def close(self) -> None:
         """Give the networks back."""
-        self._idle.clear()
         self.opened.close()
 
 
 class _Faces:
     """The faces of one segment."""
 
-    def __init__(self, opened: OpenedFilm, idle: list[_Stream], fps: float) -> None:
+    def __init__(self, opened: OpenedFilm, fps: float) -> None:
         settings = opened.settings
-        self._opened, self._idle = opened, idle
-        self._tracks = FaceTracks(fps, min_face=settings.min_face, only_center=settings.only_center_face)
-        self._streams: dict[int, _Stream] = {}
-        self._looks: dict[int, Image] = {}
+        self._enhancer = opened.enhancer
+        self._tracks = FaceTracker(fps, min_face=settings.min_face, only_center=settings.only_center_face)
+        self._streams: dict[int, Stream] = {}
+        self._thumbnails: dict[int, Image] = {}
 
     def restore(self, chunk: Sequence[_Shown]) -> None:
-        """Follow, cut out and restore the faces of frames that follow one another."""
-        order: dict[int, list[_Shown]] = {}
+        """Track, crop and restore the faces of frames that follow one another, all of them together."""
+        frames_of: dict[int, list[_Shown]] = {}
         for shown in chunk:
             height, width = shown.shot.bgr.shape[:2]
             shown.seen = self._tracks.update(shown.faces, (width, height))
-            for seen in shown.seen:
-                if self._cut(shown, seen):
-                    order.setdefault(seen.track, []).append(shown)
-        for track in [track for track in self._streams if track not in order]:
-            if not any(seen.track == track for seen in chunk[-1].seen):
-                self._park(track)
-        for track, frames in order.items():
-            self._enhance(track, frames)
+            for face in shown.seen:
+                if self._crop(shown, face):
+                    frames_of.setdefault(face.track, []).append(shown)
+        visible = {face.track for face in chunk[-1].seen}
+        for track in [track for track in self._streams if track not in frames_of and track not in visible]:
+            self._thumbnails.pop(track, None)
+            self._streams.pop(track).close()
+        requests = [self._request(track, frames) for track, frames in frames_of.items()]
+        for (track, frames), restored in zip(
+            frames_of.items(), self._enhancer.engine.restore(requests), strict=True
+        ):
+            for shown, face, outcome in zip(frames, restored.frames, restored.outcomes, strict=True):
+                shown.outcomes[track] = outcome
+                if outcome.restored:
+                    shown.pastes[track] = Paste(shown.cuts[track], face)
 
-    def _cut(self, shown: _Shown, seen: Seen) -> bool:
-        """Cut a face out; False, and a note, where it cannot be, or is not there any more."""
+    def _crop(self, shown: _Shown, face: TrackedFace) -> bool:
+        """Crop a face; False, with an outcome, where it cannot be aligned or something else is in its place."""
         try:
-            cut = cut_face(shown.shot.bgr, seen.landmarks, TEMPLATE_SIDE)
+            crop = crop_face(shown.shot.bgr, face.landmarks, TEMPLATE_SIDE)
         except FrameError as error:
-            shown.notes[seen.track] = f"cannot be aligned: {error.reason}"
+            shown.outcomes[face.track] = passed_through(Cause.ALIGNMENT, error.reason)
             return False
-        look = _look(cut.aligned)
-        if not seen.held:
-            self._looks[seen.track] = look
-        elif seen.track in self._looks and not _alike(self._looks[seen.track], look):
-            shown.notes[seen.track] = LOST
+        thumbnail = _thumbnail(crop.aligned)
+        if not face.missed:
+            self._thumbnails[face.track] = thumbnail
+        elif face.track in self._thumbnails and not _alike(self._thumbnails[face.track], thumbnail):
+            shown.outcomes[face.track] = passed_through(Cause.LOST)
             return False
-        shown.cuts[seen.track] = cut
+        shown.cuts[face.track] = crop
         return True
 
-    def _enhance(self, track: int, frames: Sequence[_Shown]) -> None:
+    def _request(self, track: int, frames: Sequence[_Shown]) -> Request:
+        """The faces of one track."""
         if track not in self._streams:
-            self._streams[track] = self._idle.pop() if self._idle else _Stream(self._opened.enhancer())
-        made, said = self._streams[track].restore([shown.cuts[track].aligned for shown in frames])
-        for shown, face, note in zip(frames, made, said, strict=True):
-            shown.notes[track] = note
-            if isinstance(note, FrameNote) and note.left is None:
-                shown.pastes[track] = Paste(shown.cuts[track], face)
-
-    def _park(self, track: int) -> None:
-        self._looks.pop(track, None)
-        stream = self._streams.pop(track)
-        stream.enhancer.reset()
-        self._idle.append(stream)
-
-    def close(self) -> None:
-        """End all streams; the enhancers are kept for the next segment."""
-        for track in list(self._streams):
-            self._park(track)
-
-
-class _Stream:
-    """One face through the film."""
-
-    def __init__(self, enhancer: GFPGANEnhancer) -> None:
-        self.enhancer = enhancer
-        self._said: list[FrameNote | str] = []
-        enhancer.observe(lambda before, after, note: self._said.append(note))
-
-    def restore(self, aligned: Sequence[Image]) -> tuple[Any, list[FrameNote | str]]:
-        """The next frames restored, and what was done to each."""
-        self._said.clear()
-        points = [FFHQ_512] * len(aligned) if self.enhancer.settings.region == "mouth" else None
-        made = self.enhancer(np.stack(aligned), landmarks=points)
-        return made, list(self._said)
+            self._streams[track] = self._enhancer.stream()
+        aligned = np.stack([shown.cuts[track].aligned for shown in frames])
+        points = [FFHQ_512] * len(aligned) if self._enhancer.settings.region == "mouth" else None
+        return Request(self._streams[track], aligned, (points, None, None, None))
 
 
 class _Facts:
@@ -281,24 +252,24 @@ class _Facts:
             self._counts["frames"] += 1
             self._counts["frames_with_restored_faces"] += bool(shown.pastes)
             self._counts["faces_restored"] += len(shown.pastes)
-            self._counts["faces_held"] += sum(seen.held and seen.track in shown.pastes for seen in shown.seen)
-            for note in shown.notes.values():
-                self._count(note)
+            self._counts["faces_held"] += sum(seen.missed and seen.track in shown.pastes for seen in shown.seen)
+            for outcome in shown.outcomes.values():
+                self._count(outcome)
             main = _main_note(shown)
             self._passed.update([main["passthrough"]] if "passthrough" in main else [])
             self._notes.append(main)
 
-    def _count(self, note: FrameNote | str) -> None:
+    def _count(self, outcome: Outcome) -> None:
         """Count one face of a frame."""
         self._counts["faces"] += 1
-        self._counts["faces_failed"] += isinstance(note, str) and note.startswith(FAULTS)
-        left = note if isinstance(note, str) else note.left
-        if left is not None:
-            self._left[left] += 1
-        elif isinstance(note, FrameNote):
-            self._restored["strength"] += note.strength
-            self._restored["change"] += note.change or 0.0
-            self._partial.update([note.lowered] if note.lowered else [])
+        self._counts["faces_failed"] += outcome.failed
+        reason = outcome.reason
+        if not outcome.restored:
+            self._left[str(reason)] += 1
+            return
+        self._restored["strength"] += outcome.strength
+        self._restored["change"] += outcome.change
+        self._partial.update([reason] if reason else [])
 
     def as_dict(self) -> dict[str, Any]:
         """As plain values, ready for JSON."""
@@ -317,12 +288,11 @@ def _main_note(shown: _Shown) -> dict[str, Any]:
     if not shown.seen:
         return {"passthrough": "no face"}
 
-    def weight(seen: Seen) -> tuple[bool, float]:
+    def weight(seen: TrackedFace) -> tuple[bool, float]:
         return seen.track in shown.pastes, float(np.prod(seen.box_xyxy[2:] - seen.box_xyxy[:2]))
 
     main = max(shown.seen, key=weight)
-    note = shown.notes[main.track]
-    return {"passthrough": note} if isinstance(note, str) else note.as_dict()
+    return shown.outcomes[main.track].as_dict()
 
 
 def _read(shots: Iterator[Shot], detector: FaceDetector) -> list[_Shown]:
@@ -337,26 +307,26 @@ def _write(writer: SegmentWriter, frames: Sequence[_Shown]) -> None:
         canvas = shown.shot.bgr.copy()
         pastes = [shown.pastes[seen.track] for seen in _by_weight(shown)]
         paste_faces(canvas, pastes)
-        boxes = [box for box in (paste.cut.box() for paste in pastes) if box[0] < box[2] and box[1] < box[3]]
+        boxes = [box for box in (paste.crop.box() for paste in pastes) if box[0] < box[2] and box[1] < box[3]]
         writer.write(shown.shot, canvas if boxes else None, boxes or None)
 
 
-def _by_weight(shown: _Shown) -> list[Seen]:
+def _by_weight(shown: _Shown) -> list[TrackedFace]:
     """The restored faces, the most important first: one that was seen covers one that is taken to be there."""
     restored = [seen for seen in shown.seen if seen.track in shown.pastes]
-    return sorted(restored, key=lambda seen: (seen.held, seen.track))
+    return sorted(restored, key=lambda seen: (seen.missed, seen.track))
 
 
-def _look(aligned: Image) -> Image:
-    """A face as a few grey pixels."""
+def _thumbnail(aligned: Image) -> Image:
+    """A face as a few gray pixels."""
     import cv2
 
-    small = cv2.resize(aligned, (_LOOK_SIDE, _LOOK_SIDE), interpolation=cv2.INTER_AREA)
+    small = cv2.resize(aligned, (_THUMBNAIL_SIDE, _THUMBNAIL_SIDE), interpolation=cv2.INTER_AREA)
     return np.asarray(cv2.cvtColor(small, cv2.COLOR_BGR2GRAY), np.uint8)
 
 
-def _alike(before: Image, now: Image) -> bool:
-    """Whether two looks are of one thing, by the correlation of their pixels."""
-    a, b = (look.astype(np.float64) - look.mean() for look in (before, now))
+def _alike(first: Image, second: Image) -> bool:
+    """Whether two thumbnails show one thing, by the correlation of their pixels."""
+    a, b = (image.astype(np.float64) - image.mean() for image in (first, second))
     scale = float(np.sqrt((a * a).sum() * (b * b).sum()))
     return scale > 0 and float((a * b).sum()) >= _ALIKE * scale

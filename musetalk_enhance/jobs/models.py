@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .._version import __version__
-from ..enhancer import GFPGANEnhancer, pick_device
+from ..enhancer import GFPGANEnhancer
 from ..errors import ConfigError, LicenceError, MissingDependencyError, MissingWeightError, WeightError
 from ..restorers.catalog import AUTO_ORDER, MODELS, Choice, choose, get_model, model_names
 from ..restorers.codeformer import RECORD as CODEFORMER_RECORD
+from ..runtime.devices import pick_device
 from .options import FaceSettings
 
 if TYPE_CHECKING:
@@ -40,6 +41,7 @@ class Facts:
         threads: of the processor, for one worker.
         helpers: sha256 of the detector's, parser's and upsampler's files, by name.
         passed_over: restorers that come first and could not be loaded: name and reason.
+        forms: of torch's modulated convolutions, each of which sums in an order of its own.
         version: of this library.
     """
 
@@ -54,6 +56,7 @@ class Facts:
     threads: int
     helpers: dict[str, str | None]
     passed_over: list[list[str]]
+    forms: list[str] = field(default_factory=list)
     version: str = __version__
 
     def as_dict(self) -> dict[str, Any]:
@@ -70,8 +73,11 @@ class Facts:
 
     def same_bits(self, before: Any) -> bool:
         """Whether what ran `before`, as plain values, comes to the same bits: what was measured then is kept now."""
-        names = ("backend", "dtype", "batch_size", "threads")
-        return isinstance(before, dict) and all(before.get(name) == getattr(self, name) for name in names)
+        names = ("backend", "dtype", "batch_size", "threads", "forms")
+        if not isinstance(before, dict):
+            return False
+        then = {"forms": [], **before}  # an older version did not note them
+        return all(then.get(name) == getattr(self, name) for name in names)
 
     def decisive(self) -> dict[str, Any]:
         """What makes other pixels where it differs; what was only measured (backend, dtype, ...) is kept instead."""
@@ -89,7 +95,7 @@ class Loaded:
     passed_over: list[list[str]]
 
     def enhancer(self, **changes: Any) -> GFPGANEnhancer:
-        """An enhancer of its own stream around the one network."""
+        """An enhancer around the loaded network."""
         return GFPGANEnhancer.from_settings(self.choice.settings.replace(**changes), self.restorer)
 
 
@@ -148,25 +154,37 @@ def facts_of(
         threads=threads,
         helpers=helpers,
         passed_over=loaded.passed_over,
+        forms=list(getattr(getattr(loaded.restorer, "backend", None), "forms", ())),
     )
 
 
 def _load_one(settings: FaceSettings, name: str, pinned: Facts | None, passed_over: list[list[str]]) -> Loaded:
-    wanted = settings.enhancer(model=name, **_pinned(settings, name, pinned))
+    kept = pinned if _is_of(settings, name, pinned) else None
+    wanted = settings.enhancer(model=name, **_choices(settings, kept))
     fidelity = _fidelity(settings, wanted, name, bool(passed_over))
     choice = choose(wanted if fidelity is None else wanted.replace(fidelity=fidelity))
     if settings.commercial and not choice.model.record.commercial:  # a path, which no name told
         key = "model" if settings.model_path is None else "model_path"
         raise LicenceError(key, settings.model_path or name, CODEFORMER_RECORD.licence)
+    if kept is not None:
+        choice = dataclasses.replace(choice, forms=tuple(kept.forms))
     return Loaded(choice.load(pick_device(wanted.device)), choice, fidelity, list(passed_over))
 
 
-def _pinned(settings: FaceSettings, name: str, pinned: Facts | None) -> dict[str, Any]:
-    """What ran before, where it was the same model, for options that are left open."""
-    known = Path(settings.model_path or name).stem if "/" in (settings.model_path or name) else name
-    if pinned is None or pinned.model not in (known, MODELS.canonical(name)):
-        return {}
-    before = {"backend": pinned.backend, "dtype": pinned.dtype, "batch_size": pinned.batch_size}
+def _is_of(settings: FaceSettings, name: str, pinned: Facts | None) -> bool:
+    """Whether what ran before was this model."""
+    stem = Path(settings.model_path or name).stem if "/" in (settings.model_path or name) else name
+    return pinned is not None and pinned.model in (stem, MODELS.canonical(name))
+
+
+def _choices(settings: FaceSettings, kept: Facts | None) -> dict[str, Any]:
+    """Values of the options that are left open: what ran before, or fp32 whatever is faster.
+
+    The measurement that chooses a reduced precision for a host would make other files on another day.
+    """
+    before: dict[str, Any] = {"dtype": "fp32"}
+    if kept is not None:
+        before = {"backend": kept.backend, "dtype": kept.dtype, "batch_size": kept.batch_size}
     return {key: value for key, value in before.items() if value is not None and getattr(settings, key) == "auto"}
 
 

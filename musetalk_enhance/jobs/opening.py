@@ -9,10 +9,12 @@ from typing import Any
 import numpy as np
 
 from .. import weights
-from ..enhancer import GFPGANEnhancer, pick_device
+from ..enhancer import GFPGANEnhancer
 from ..errors import ConfigError, MissingDependencyError, WeightError
-from ..faces.detect import FaceDetector, RetinaFace, WholePicture, YuNet, make_detector
+from ..faces.detect import FaceDetector, RetinaFace, WholeImage, YuNet, make_detector
 from ..picture_restorer import PictureRestorer
+from ..pipeline.batch_planner import BatchPlanner
+from ..runtime.devices import pick_device
 from .models import Facts, Loaded, facts_of, load
 from .options import FaceSettings, ImageSettings, VideoSettings
 
@@ -67,7 +69,7 @@ def open_pictures(settings: ImageSettings, pinned: Facts | None = None) -> Opene
             opening.enter_context(closing(background))
         loaded = load(settings, pinned=pinned)
         opening.enter_context(closing(loaded.restorer))
-        whole = isinstance(detector, WholePicture)
+        whole = isinstance(detector, WholeImage)
         enhancer = open_enhancer(
             loaded, settings, output_size="upscale" if whole else "same", upscale=settings.upscale, stability=0
         )
@@ -99,21 +101,17 @@ class OpenedFilm:
 
     Attributes:
         detector: finds the faces.
-        loaded: the network that restores them.
+        enhancer: restores them, each track with a stream of its own.
         settings: of the job, its batches of one size.
         facts: what runs.
         held: closes detector and network.
     """
 
     detector: FaceDetector
-    loaded: Loaded
+    enhancer: GFPGANEnhancer
     settings: VideoSettings
     facts: Facts
     held: ExitStack = field(default_factory=ExitStack, repr=False, compare=False)
-
-    def enhancer(self) -> GFPGANEnhancer:
-        """An enhancer for the stream of one face, around the one network."""
-        return open_enhancer(self.loaded, self.settings, output_size="same")
 
     def close(self) -> None:
         """Give everything back."""
@@ -127,17 +125,20 @@ def open_film(settings: VideoSettings, pinned: Facts | None = None) -> OpenedFil
         detector = opening.enter_context(closing(open_detector(settings)))
         loaded = load(settings, pinned=pinned)
         opening.enter_context(closing(loaded.restorer))
-        enhancer = open_enhancer(loaded, settings, output_size="same")
+        enhancer = opening.enter_context(closing(open_enhancer(loaded, settings, output_size="same")))
         facts = facts_of(loaded, enhancer, settings, {"face_detector": detector_digest(settings)}, threads)
-        return OpenedFilm(detector, loaded, settings.replace(batch_size=facts.batch_size), facts, opening.pop_all())
+        return OpenedFilm(
+            detector, enhancer, settings.replace(batch_size=facts.batch_size), facts, opening.pop_all()
+        )
 
 
 def open_enhancer(loaded: Loaded, settings: FaceSettings, **changes: Any) -> GFPGANEnhancer:
-    """An enhancer of its own stream, whose batches are of one size from now on."""
+    """An enhancer around the loaded network, whose batches are of one size from now on."""
+    chosen = loaded.choice.settings
+    if settings.batch_size == "auto" and settings.mode == "batch" and chosen.batch_size == "auto":
+        restorer = loaded.restorer
+        changes["batch_size"] = BatchPlanner(chosen, restorer.request.record, restorer.device).planned
     enhancer = loaded.enhancer(**changes)
-    if settings.batch_size == "auto" and settings.mode == "batch" and enhancer.settings.batch_size == "auto":
-        size = enhancer.memory_plan()["planned"]
-        enhancer = loaded.enhancer(**changes, batch_size=size)
     backend = enhancer.backend
     if backend is not None and backend[1] != "fp32":
         warm_up(enhancer)
@@ -180,7 +181,7 @@ def open_detector(settings: FaceSettings, least_face: float = 0) -> FaceDetector
         settings.detector_path,
         device=None if device.type == "mps" else device,
         max_side=settings.detection_size,
-        least_face=least_face,
+        min_face=least_face,
         download=settings.download,
         trust_unpinned=settings.trust_unpinned,
     )

@@ -10,12 +10,12 @@ import os
 from dataclasses import MISSING, dataclass
 from typing import Any, TypeVar
 
-from .. import schema
+from ..config import schema
+from ..config.settings import EnhancerSettings, options
+from ..config.settings import options as enhancer_options
 from ..errors import ConfigError
 from ..film import PRESETS
 from ..restorers.catalog import is_path
-from ..settings import EnhancerSettings, options
-from ..settings import options as enhancer_options
 
 _ENHANCER = {option.name: option for option in options()}
 
@@ -41,6 +41,9 @@ def _maybe(check: tuple[schema.Check, str], word: str) -> tuple[schema.Check, st
         return None if raw is None or (isinstance(raw, str) and raw.lower() == word) else check[0](raw)
 
     return either, f"{word} | {check[1]}"
+
+
+_GATE_HELP = "Leave a face alone that is as sharp as a photograph already. auto: the default."
 
 
 @dataclass(frozen=True)
@@ -87,12 +90,17 @@ class FaceSettings:
     )
     device: str = borrowed("device")
     backend: str = borrowed("backend")
-    dtype: str = borrowed("dtype")
+    dtype: str = borrowed(
+        "dtype",
+        help="Arithmetic of the network. bf16 and fp16 are checked against fp32 on a fixed image and given up where "
+        "they fail. auto: fp32, so that every run makes the same files; bf16 is faster where the processor or GPU "
+        "has it.",
+    )
     provider: str = borrowed("provider")
     allow_cpu: bool = borrowed("allow_cpu")
     color_match: str | bool = borrowed("color_match")
     guard: str | bool = borrowed("guard")
-    sharpness_gate: str | bool = borrowed("sharpness_gate")
+    sharpness_gate: str | bool = borrowed("sharpness_gate", False, _GATE_HELP)
     occluder: str | None = borrowed("occluder")
     mode: str = borrowed("mode")
     batch_size: str | int = borrowed("batch_size")
@@ -132,6 +140,8 @@ class FaceSettings:
         """The settings of the enhancer that restores the faces, `changes` applied."""
         mine = {option.name for option in dataclasses.fields(self)} & {option.name for option in enhancer_options()}
         common = {name: getattr(self, name) for name in mine - {"fidelity", "upscale", "bg_upsampler"}}
+        if self.sharpness_gate == "auto":
+            common["sharpness_gate"] = type(self).sharpness_gate
         return EnhancerSettings(**{"enabled": True, **common, **changes})
 
     def decisive(self) -> dict[str, Any]:
@@ -144,7 +154,7 @@ class ImageSettings(FaceSettings):
     """The options of `restore_images`; see `FaceSettings`."""
 
     guard: str | bool = borrowed("guard", False)
-    sharpness_gate: str | bool = borrowed("sharpness_gate", False)
+    sharpness_gate: str | bool = borrowed("sharpness_gate", False, _GATE_HELP)
     upscale: int = schema.option(1, "How much larger pictures are handed back.", (schema.whole(1, 4)[0], "1 | 2 | 4"))
     face_mask: str = schema.option(
         "auto",
@@ -193,6 +203,7 @@ class VideoSettings(FaceSettings):
         "reach it are not computed. mouth: lips and chin only.",
     )
     stability: str | float = borrowed("stability")
+    sharpness_gate: str | bool = borrowed("sharpness_gate", True, _GATE_HELP)
     crf: int = schema.option(
         18, "x264's constant rate factor: 0 loses nothing, 18 hardly anything to be seen.", schema.whole(0, 51)
     )

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from .. import schema
+from ..config import schema
 from ..errors import ConfigError, MediaError
 from ..pictures import Picture, decode_picture, encode_picture, write_bytes
 from ..sheets import contact_sheet, side_by_side

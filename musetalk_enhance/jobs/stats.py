@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from .._version import __version__
-from ..stats import mean_or_none
+from ..pipeline.stats import mean_or_none
 from .manifest import State, digest
 from .models import Facts
 from .options import FaceSettings

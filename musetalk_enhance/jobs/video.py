@@ -18,7 +18,7 @@ from typing import Any
 
 from ..errors import ConfigError, MediaError
 from ..film import FilmIndex, SegmentWriter, check_target, index_film, join_film, read_segment
-from ..stats import mean_or_none
+from ..pipeline.stats import mean_or_none
 from .film_maker import CHUNK, PREROLL, OpenFilmMaker, PassUnit, WriteSegmentState
 from .local import LocalEngine
 from .manifest import (

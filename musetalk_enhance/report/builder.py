@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from .. import metrics
 from ..errors import ConfigError, FrameError, MissingDependencyError
-from ..stats import mostly_left_alone
+from ..pipeline.stats import mostly_left_alone
 from .document import Report
 from .events import Events
 from .flicker import FlickerWindows
@@ -159,7 +159,7 @@ class ReportBuilder:
         if not self.frames:
             raise FrameError("empty", "no frame", "one frame at least")
         self._flicker.close()
-        alone: Mapping[str, int] = self._events.counts.get("left alone", {})
+        alone: dict[str, int] = self._events.counts.get("left alone", {})
         warning = mostly_left_alone(self.frames, alone, {}, None, lambda name, value: f"{name}: {value}")
         return Report(
             title=self.title,

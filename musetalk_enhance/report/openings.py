@@ -14,7 +14,7 @@ Floats = NDArray[np.float32]
 
 Gauge = Callable[[Any], Any]
 """Takes RGB float32 tensors ``(N, 3, H, W)``, 0..1; gives an object with ``landmarks`` (N, 5, 2) in pixels,
-``mouth`` (N,), ``eyes`` (N, 2) and, where it has one, ``confidence`` (N,): `FaceGauge.measure`, or alike."""
+``mouth`` (N,), ``eyes`` (N, 2) and, where it has one, ``confidence`` (N,): `FaceMeter.measure`, or alike."""
 
 LEAST_CONFIDENCE = 0.5
 """Below it a crop is taken for no face, and its openings for unknown."""
@@ -41,7 +41,7 @@ class Gauger:
     """Measures crops of one size together; loads the embedded gauge when it is first asked.
 
     Args:
-        gauge: a callable of the caller's own; None takes `musetalk_enhance.faces.gauge.FaceGauge`.
+        gauge: a callable of the caller's own; None takes `musetalk_enhance.faces.meter.FaceMeter`.
     """
 
     def __init__(self, gauge: Gauge | None = None) -> None:
@@ -62,9 +62,9 @@ class Gauger:
 
     def _loaded(self) -> Gauge:
         if self._gauge is None:
-            from ..faces.gauge import FaceGauge
+            from ..faces.meter import FaceMeter
 
-            self._gauge = FaceGauge().measure
+            self._gauge = FaceMeter().measure
         return self._gauge
 
 

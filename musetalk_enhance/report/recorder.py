@@ -10,8 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..enhancer import GFPGANEnhancer
-from ..finishing import FrameNote
-from ..frames import FrameBatch
+from ..frames.batch import FrameBatch
+from ..pipeline.outcome import Outcome
 from .builder import ReportBuilder
 
 Image = NDArray[np.uint8]
@@ -60,19 +60,19 @@ class Recorder:
             logger.info("%s", verdict)
         return [Path(path) for path in report.write(folder)]
 
-    def _frame(self, given: Any, out: Any, note: FrameNote | str) -> None:
+    def _frame(self, frame: Any, result: Any, outcome: Outcome) -> None:
         """One frame; what cannot be recorded never disturbs the host."""
         if self._failed:
             return
         try:
-            before, after = self._picture(given), self._picture(out)
-            if before is not None and after is not None:
-                self.builder.add(before, after, notes=noted(note))
+            face_in, face_out = self._image(frame), self._image(result)
+            if face_in is not None and face_out is not None:
+                self.builder.add(face_in, face_out, notes=outcome.as_dict())
         except Exception as error:
             self._failed = f"{type(error).__name__}: {error}"
 
-    def _picture(self, frame: Any) -> Image | None:
-        """A frame as BGR uint8 (H, W, 3); None where it is no picture."""
+    def _image(self, frame: Any) -> Image | None:
+        """A frame as BGR uint8 (H, W, 3); None where it is no image."""
         import torch
 
         assert self._enhancer is not None
@@ -81,10 +81,5 @@ class Recorder:
         if batch.problems:
             return None
         face = batch.to_network([0], torch.device("cpu"), settings.color)[0]
-        picture = face.flip(0).mul(255).round().byte().permute(1, 2, 0).contiguous().numpy()
-        return picture if min(picture.shape[:2]) >= LEAST_SIDE else None
-
-
-def noted(note: FrameNote | str) -> dict[str, Any]:
-    """A note of the enhancer's in the words of the report."""
-    return {"passthrough": note} if isinstance(note, str) else note.as_dict()
+        image = face.flip(0).mul(255).round().byte().permute(1, 2, 0).contiguous().numpy()
+        return image if min(image.shape[:2]) >= LEAST_SIDE else None

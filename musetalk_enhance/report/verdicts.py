@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..metrics import correlation, opening_lag
-from ..stats import by_reason
+from ..pipeline.stats import by_reason
 from .events import Events
 from .flicker import FlickerWindows
 from .series import Series, mean, plain

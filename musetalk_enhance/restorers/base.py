@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     import torch
 
     from ..backends import Backend, NetworkSpec
-    from ..settings import EnhancerSettings
+    from ..config.settings import EnhancerSettings
     from ..weights import Weight
 
 
@@ -56,12 +56,14 @@ class LoadRequest:
         settings: all options, checked.
         device: where the network shall run.
         weight: the checked, trusted weight file; None for a restorer that brings its own.
+        forms: `Backend.forms` of an earlier run that is to be repeated bit for bit; None leaves the choice.
     """
 
     record: RestorerRecord
     settings: EnhancerSettings
     device: torch.device
     weight: Weight | None = None
+    forms: tuple[str, ...] | None = None
 
 
 class Restorer(ABC):
@@ -126,7 +128,7 @@ class NetworkRestorer(Restorer):
         super().__init__(request)
         from ..backends import open_backend
 
-        self.backend = open_backend(self.network(request), request.settings, request.device)
+        self.backend = open_backend(self.network(request), request.settings, request.device, request.forms)
 
     @classmethod
     @abstractmethod

@@ -13,10 +13,10 @@ from pathlib import Path
 
 from .. import weights
 from ..backends import NetworkSpec
+from ..config.settings import EnhancerSettings
 from ..errors import ConfigError, EnhanceError, RestorerError, suggest
-from ..precision import as_if_alone
 from ..registry import Registry
-from ..settings import EnhancerSettings
+from ..runtime.precision import as_if_alone
 from .base import LoadRequest, NetworkRestorer, Restorer, RestorerRecord
 from .codeformer import RECORD as CODEFORMER_RECORD
 from .gfpgan import RECORDS as GFPGAN_RECORDS
@@ -51,11 +51,15 @@ class Model:
 
 @dataclass(frozen=True)
 class Choice:
-    """What a set of options came to: a model and, where it needs one, its checked weight file."""
+    """What a set of options came to: a model and, where it needs one, its checked weight file.
+
+    `forms` are those of an earlier run that is to be repeated; see `LoadRequest`.
+    """
 
     model: Model
     settings: EnhancerSettings
     weight: weights.Weight | None = None
+    forms: tuple[str, ...] | None = None
 
     def load(self, device: object) -> Restorer:
         """Make the restorer on a `torch.device`.
@@ -86,7 +90,7 @@ class Choice:
         name = str(device)
         if name == "cuda":  # the current one, which may be another in the host's next thread
             name = f"cuda:{torch.cuda.current_device()}"
-        return LoadRequest(self.model.record, self.settings, torch.device(name), self.weight)
+        return LoadRequest(self.model.record, self.settings, torch.device(name), self.weight, self.forms)
 
     @contextmanager
     def _said_plainly(self) -> Iterator[None]:

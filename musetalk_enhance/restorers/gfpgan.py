@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..backends import NetworkSpec
 from ..errors import CheckpointError, MissingDependencyError
-from ..imaging import kept_rows
+from ..frames.resize import kept_rows
 from .base import LoadRequest, NetworkRestorer, RestorerRecord
 
 if TYPE_CHECKING:

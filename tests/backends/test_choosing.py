@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -11,10 +15,11 @@ from musetalk_enhance.backends import FakeBackend, choosing, open_backend, tunin
 from musetalk_enhance.backends.choosing import Way, possible_ways
 from musetalk_enhance.backends.forms import choose_forms
 from musetalk_enhance.backends.ops import FORMS, Modulated
+from musetalk_enhance.config.settings import EnhancerSettings
 from musetalk_enhance.errors import ConfigError, MissingDependencyError, RestorerError
-from musetalk_enhance.settings import EnhancerSettings
 from tests.backends.conftest import CPU, TinyNetwork, spec_of
 from tests.backends.test_ops import layer
+from tests.conftest import ROOT
 
 CUDA = torch.device("cuda:0")
 
@@ -282,3 +287,255 @@ def test_a_disk_that_is_full_leaves_no_file_behind(monkeypatch):
     monkeypatch.setattr(tuning.os, "replace", full)
     tuning.remember("b", {"ms": {}})
     assert sorted(tuning.path().parent.iterdir()) == before and tuning.remembered("a")
+
+
+class Clock:
+    """Stands in for opening and timing: every way takes the seconds that a test says.
+
+    Attributes:
+        seconds: by name of a way, for each time it is opened; the last one is for all later times.
+        opened: names of ways, in the order in which they were opened.
+        held: most ways that were open at once.
+    """
+
+    def __init__(self, monkeypatch, **seconds) -> None:
+        self.seconds = {name.replace("_", " "): list(values) for name, values in seconds.items()}
+        self.opened: list[str] = []
+        self.held = 0
+        self._open: list[FakeBackend] = []
+        self._runs: dict[int, int] = {}
+        monkeypatch.setattr(choosing, "open_way", self.open_way)
+        monkeypatch.setattr(choosing, "_timed", self.timed)
+        ways = [Way(*name.split()) for name in self.seconds]
+        monkeypatch.setattr(choosing, "possible_ways", lambda *_: ways)
+
+    def open_way(self, way, *_):
+        backend = FakeBackend()
+        backend.name, backend.dtype = way.backend, way.dtype
+        self.opened.append(str(way))
+        self._open = [other for other in self._open if not other.closed] + [backend]
+        self.held = max(self.held, len(self._open))
+        return backend
+
+    def timed(self, backend, faces, device):
+        """A warm-up takes a minute."""
+        name = str(backend)
+        self._runs[id(backend)] = self._runs.get(id(backend), 0) + 1
+        values = self.seconds[name]
+        took = values[min(self.opened.count(name), len(values)) - 1]
+        return 60.0 if self._runs[id(backend)] == 1 else took
+
+
+def entry_of():
+    (entry,) = json.loads(tuning.path().read_text()).values()
+    return entry
+
+
+@pytest.mark.parametrize(
+    ("bf16", "choice", "looks"),
+    [
+        ([0.5, 0.5], "ncnn bf16", 2),  # half the time, both times
+        ([0.5, 0.95], "ncnn fp32", 2),  # somebody else was at work when fp32 was measured
+        ([0.9], "ncnn fp32", 1),  # faster, but not clearly
+        ([1.5], "ncnn fp32", 1),
+    ],
+)
+def test_a_reduced_precision_is_taken_when_it_wins_clearly_twice(
+    tiny, measuring, monkeypatch, caplog, bf16, choice, looks
+):
+    caplog.set_level("INFO")
+    clock = Clock(monkeypatch, ncnn_fp32=[1.0], torch_fp32=[1.2], ncnn_bf16=bf16)
+    for _ in range(3):
+        backend = open_backend(tiny, settings(), CPU)
+        assert str(backend) == choice
+        backend.close()
+    assert entry_of()["chosen"] == choice and clock.held == 1
+    measured = ["ncnn fp32", "torch fp32", "ncnn bf16"] + ["ncnn fp32", "ncnn bf16"] * (looks - 1)
+    assert clock.opened == measured + [choice] * 3
+    assert "runs with" in caplog.text and "chosen on this machine before" in caplog.text
+
+
+def test_the_first_run_of_a_way_does_not_count(tiny, measuring, monkeypatch):
+    """Each way's first run takes a minute; with that counted, all would be as slow."""
+    Clock(monkeypatch, ncnn_fp32=[3.0], onnx_fp32=[2.0], torch_fp32=[1.0])
+    assert str(open_backend(tiny, settings(), CPU)) == "torch fp32"
+    assert entry_of()["ms"] == {"ncnn fp32": 3000.0, "onnx fp32": 2000.0, "torch fp32": 1000.0}
+
+
+def test_the_choice_is_kept_before_the_backend_is_opened(tiny, measuring, monkeypatch):
+    clock = Clock(monkeypatch, ncnn_fp32=[1.0], torch_fp32=[2.0])
+    plain, kept = clock.open_way, []
+
+    def noting(way, *rest):
+        kept.append(tuning.path().exists())
+        return plain(way, *rest)
+
+    monkeypatch.setattr(choosing, "open_way", noting)
+    open_backend(tiny, settings(), CPU)
+    assert kept == [False, False, True]
+
+
+def test_where_nothing_can_be_kept_every_run_takes_the_same(tiny, measuring, monkeypatch, tmp_path, caplog):
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("MUSETALK_ENHANCE_CACHE", str(tmp_path / "file" / "below"))
+    clock = Clock(monkeypatch, onnx_fp32=[1.0], torch_fp32=[0.1, 5.0], torch_bf16=[0.01])
+    choosing._warn_of_a_fixed_choice.cache_clear()
+    for _ in range(3):
+        assert str(open_backend(tiny, settings(), CPU)) == "onnx fp32"
+    assert clock.opened == ["onnx fp32"] * 3, "nothing is measured for nothing"
+    assert caplog.text.count("nothing is measured") == 1 and "MUSETALK_ENHANCE_CACHE" in caplog.text
+    assert str(tuning.path()) in caplog.text
+
+
+def test_a_disk_that_fills_up_while_measuring_leaves_the_usual_choice(tiny, measuring, monkeypatch, caplog):
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    Clock(monkeypatch, onnx_fp32=[1.0], torch_fp32=[0.1])
+    monkeypatch.setattr(tuning.os, "replace", full)
+    choosing._warn_of_a_fixed_choice.cache_clear()
+    assert str(open_backend(tiny, settings(), CPU)) == "onnx fp32"
+    assert "No space left on device" in caplog.text
+    assert choosing.tune(tiny, settings(), CPU) == {"onnx fp32": 1000.0, "torch fp32": 100.0}
+    assert "decides nothing" in caplog.text
+
+
+def test_another_process_that_never_ends_is_not_waited_for_without_end(tiny, measuring, monkeypatch, caplog):
+    from filelock import FileLock
+
+    caplog.set_level("INFO")
+    Clock(monkeypatch, onnx_fp32=[1.0], torch_fp32=[0.1])
+    monkeypatch.setattr(tuning, "PATIENCE", 0.2)
+    key = tuning.key_of(f"{tiny.key} auto auto auto", CPU)
+    with FileLock(str(tuning.path().with_name(f".tuning-{key}.lock"))):
+        assert str(open_backend(tiny, settings(), CPU)) == "onnx fp32"
+    assert "another process is measuring" in caplog.text
+    assert str(open_backend(tiny, settings(), CPU)) == "torch fp32"
+
+
+NOISY = """
+import sys
+import time
+
+import torch
+
+from musetalk_enhance.backends import FakeBackend, choosing
+from musetalk_enhance.backends.choosing import Way
+from musetalk_enhance.config.settings import EnhancerSettings
+from tests.backends.conftest import TinyNetwork, spec_of
+
+favorite, pause = sys.argv[1], float(sys.argv[2])
+
+def open_way(way, *_):
+    backend = FakeBackend()
+    backend.name, backend.dtype = way.backend, way.dtype
+    return backend
+
+def timed(backend, *_):
+    print("measuring", flush=True)
+    time.sleep(pause)
+    return 1.0 if str(backend) == favorite else 2.0
+
+ways = [Way("ncnn", "fp32"), Way("onnx", "fp32"), Way("torch", "fp32")]
+choosing.open_way, choosing._timed, choosing.possible_ways = open_way, timed, lambda *_: ways
+settings = EnhancerSettings(enabled=True)
+print(choosing.open_backend(spec_of(TinyNetwork()), settings, torch.device("cpu")), flush=True)
+"""
+
+
+def noisy(favorite, pause):
+    """A process in which `favorite` measures fastest."""
+    command = [sys.executable, "-c", NOISY, favorite, str(pause)]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    return subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True)
+
+
+def test_processes_that_measure_at_once_take_the_same(measuring):
+    """Each would choose differently; one measures, the others wait and take what it chose."""
+    runs = [noisy(name, 0.3) for name in ("ncnn fp32", "torch fp32")]
+    outputs = [run.communicate()[0].split("\n") for run in runs]
+    assert len({lines[-2] for lines in outputs}) == 1
+    assert sorted("measuring" in lines for lines in outputs) == [False, True]
+
+
+def test_a_run_killed_while_it_measures_leaves_no_choice_and_no_lock(tiny, measuring, monkeypatch):
+    with noisy("onnx fp32", 30) as run:
+        assert run.stdout.readline() == "measuring\n"
+        os.kill(run.pid, signal.SIGKILL)
+    assert not tuning.path().exists()
+    monkeypatch.setattr(tuning, "PATIENCE", 0.0)
+    Clock(monkeypatch, onnx_fp32=[1.0], torch_fp32=[0.1])
+    assert str(open_backend(tiny, settings(), CPU)) == "torch fp32"
+    assert entry_of()["chosen"] == "torch fp32"
+
+
+@pytest.mark.parametrize("choice", [None, 3, "ncnn bf16", "none fp32"])
+def test_a_choice_that_cannot_be_read_is_the_fastest_fp32(tiny, measuring, no_bf16, choice):
+    entry = {"ms": {"ncnn fp32": 2.0, "torch fp32": 1.5, "torch bf16": 1.0}, "chosen": choice}
+    tuning.remember(tuning.key_of(f"{tiny.key} auto auto auto", CPU), entry)
+    assert str(open_backend(tiny, settings(), CPU)) == "torch fp32"
+
+
+def test_a_gpu_without_bf16_takes_fp16_first(monkeypatch):
+    monkeypatch.setattr(choosing, "_capability", lambda _: (7, 5))
+    assert ways(CUDA) == ["torch fp16", "torch bf16", "torch fp32", "onnx fp32"]
+    monkeypatch.setattr(choosing, "_capability", lambda _: (8, 6))
+    assert ways(CUDA) == ["torch bf16", "torch fp16", "torch fp32", "onnx fp32"]
+
+
+def test_a_way_that_failed_is_given_back_before_the_next_is_opened(tiny, measuring, monkeypatch):
+    clock = Clock(monkeypatch, ncnn_fp32=[1.0], onnx_fp32=[1.0], torch_fp32=[1.0])
+    plain = clock.timed
+
+    def failing_once(backend, *rest):
+        if backend.name == "ncnn":
+            raise RestorerError("not on this processor")
+        return plain(backend, *rest)
+
+    monkeypatch.setattr(choosing, "_timed", failing_once)
+    open_backend(tiny, settings(), CPU)
+    assert clock.held == 1 and set(entry_of()["ms"]) == {"onnx fp32", "torch fp32"}
+
+
+def test_a_form_must_be_clearly_faster(measuring, monkeypatch):
+    """Every form takes one tick of the clock; without a margin the noise of a clock would choose."""
+    from musetalk_enhance.backends import forms
+
+    ticks = iter(range(1000))
+    monkeypatch.setattr(forms._TimingOps, "_now", lambda self: next(ticks))
+    spec = spec_of(OneStyle(), side=8)
+    choose_forms(spec, CPU)
+    assert spec.module.layer.form == FORMS[0]
+    times = iter([0.0, 1.0, 0.0, 0.95, 0.0, 0.98])  # start and end of each form
+    monkeypatch.setattr(forms._TimingOps, "_now", lambda self: next(times))
+    tuning.forget()
+    choose_forms(spec, CPU)
+    assert spec.module.layer.form == FORMS[0]
+    times = iter([0.0, 1.0, 0.0, 0.95, 0.0, 0.5])
+    monkeypatch.setattr(forms._TimingOps, "_now", lambda self: next(times))
+    tuning.forget()
+    choose_forms(spec, CPU)
+    assert spec.module.layer.form == FORMS[2]
+
+
+def test_forms_that_cannot_be_kept_are_not_measured(measuring, monkeypatch, tmp_path):
+    from musetalk_enhance.backends import forms
+
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("MUSETALK_ENHANCE_CACHE", str(tmp_path / "file" / "below"))
+    monkeypatch.setattr(forms, "_measured_forms", lambda *_: pytest.fail("measured"))
+    spec = spec_of(OneStyle(), side=8)
+    choose_forms(spec, CPU)
+    assert spec.module.layer.form == FORMS[0]
+
+
+@pytest.mark.parametrize("enabled", ["on", "off"])
+def test_forms_of_an_earlier_run_are_repeated(monkeypatch, enabled):
+    monkeypatch.setenv(tuning.SWITCH, enabled)
+    spec = spec_of(OneStyle(), side=8)
+    tuning.remember(tuning.key_of(f"{spec.key} forms", CPU), {"forms": [FORMS[1]]})
+    backend = open_backend(spec, settings(backend="torch", dtype="fp32"), CPU, [FORMS[2]])
+    assert spec.module.layer.form == FORMS[2] and backend.forms == (FORMS[2],)
+    reduced = open_backend(spec, settings(backend="torch", dtype="bf16"), CPU, [FORMS[2]])
+    assert reduced.forms == (FORMS[2],)
+    assert FakeBackend().forms == ()

@@ -16,7 +16,7 @@ from torch import nn
 from musetalk_enhance.backends import exporting
 from musetalk_enhance.backends.ops import TORCH, Modulated
 from musetalk_enhance.errors import ConfigError, MissingDependencyError, OutOfMemoryError, RestorerError
-from musetalk_enhance.memory import is_out_of_memory
+from musetalk_enhance.runtime.memory import is_out_of_memory
 from tests.backends.conftest import spec_of
 
 

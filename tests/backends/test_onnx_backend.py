@@ -15,7 +15,7 @@ import torch
 
 from musetalk_enhance.backends.onnx_backend import OnnxBackend
 from musetalk_enhance.errors import ConfigError, MissingDependencyError, OutOfMemoryError, RestorerError
-from musetalk_enhance.memory import is_out_of_memory
+from musetalk_enhance.runtime.memory import is_out_of_memory
 from tests.backends.conftest import CPU
 
 CUDA = torch.device("cuda", 0)

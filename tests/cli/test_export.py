@@ -9,9 +9,9 @@ import torch
 
 from musetalk_enhance.backends import exporting
 from musetalk_enhance.cli import main
+from musetalk_enhance.config.settings import EnhancerSettings
 from musetalk_enhance.restorers.base import LoadRequest
 from musetalk_enhance.restorers.lite import ASSET, LiteRestorer
-from musetalk_enhance.settings import EnhancerSettings
 
 
 def lite(**options) -> torch.nn.Module:

@@ -14,8 +14,8 @@ from musetalk_enhance.cli import main
 from musetalk_enhance.cli.job import flag
 from musetalk_enhance.jobs import ImageSettings
 from musetalk_enhance.jobs.images import STATS
+from musetalk_enhance.pipeline.stats import counted
 from musetalk_enhance.restorers.catalog import AUTO_ORDER
-from musetalk_enhance.stats import counted
 from tests.jobs.conftest import ADDED, files, network, put, read  # noqa: F401 - `network` is a fixture
 
 YUNET, SMALL = "face_detection_yunet_2023mar.onnx", "detection_mobilenet0.25_Final.pth"

@@ -166,8 +166,8 @@ def test_laid_over_a_network_that_changes_nothing_changes_nothing(rng):
     faces = torch.from_numpy(rng.random((2, 3, 300, 300), np.float32))
     aligner = Aligner(256)
     aligned, alignment = aligner.warp(faces, np.stack((head(), head(roll=9))))
-    assert torch.equal(aligner.lay_over(faces, aligned, aligned, alignment), faces)
-    changed = aligner.lay_over(faces, aligned, aligned + 0.1, alignment, (600, 600))
+    assert torch.equal(aligner.composite(faces, aligned, aligned, alignment), faces)
+    changed = aligner.composite(faces, aligned, aligned + 0.1, alignment, (600, 600))
     assert changed.shape == (2, 3, 600, 600)
 
 
@@ -192,7 +192,7 @@ def test_the_input_is_not_changed():
     landmarks = torch.from_numpy(head()[None])
     aligned, alignment = Aligner().warp(faces, landmarks)
     kept = aligned.clone()
-    Aligner().lay_over(faces, aligned, aligned, alignment)
+    Aligner().composite(faces, aligned, aligned, alignment)
     assert torch.equal(faces, before) and torch.equal(aligned, kept)
 
 
@@ -268,9 +268,9 @@ def test_a_looping_avatar_is_looked_at_once(rng):
     assert detector.calls == 6
     assert all((a == first[key]).all() for a, key in zip(again, (5, 4, 3, 2, 1, 0, 1, 2), strict=True))
     track.reset(keep_cache=True)
-    assert track.knows(3)
+    assert track.is_cached(3)
     track.reset()
-    assert not track.knows(3)
+    assert not track.is_cached(3)
     assert (track.update(face_bgr=PICTURE, key=3) == frames[0].astype(np.float32)).all()
 
 
@@ -312,7 +312,7 @@ def test_the_cache_keeps_to_its_size():
     track = LandmarkTrack(cache_size=2)
     for key in "abc":
         track.update(landmarks=head(), key=key)
-    assert [track.knows(key) for key in "abc"] == [False, True, True]
+    assert [track.is_cached(key) for key in "abc"] == [False, True, True]
 
 
 def test_what_the_track_hands_out_belongs_to_the_caller():

@@ -29,13 +29,13 @@ YUNET = "face_detection_yunet_2023mar.onnx"
 class Squares(NetworkDetector):
     """Finds white squares as faces, those that keep `room` pixels to the edge; remembers the sizes it saw."""
 
-    def __init__(self, max_side=None, room=0, score=0.9, least_face=0):
-        super().__init__(max_side, 0.5, least_face)
+    def __init__(self, max_side=None, room=0, score=0.9, min_face=0):
+        super().__init__(max_side, 0.5, min_face)
         self.room, self.score, self.seen = room, score, []
 
-    def _find(self, picture_bgr, threshold):
-        self.seen.append(picture_bgr.shape[:2])
-        mask = (picture_bgr[..., 0] > 180).astype(np.uint8)
+    def _find(self, image_bgr, threshold):
+        self.seen.append(image_bgr.shape[:2])
+        mask = (image_bgr[..., 0] > 180).astype(np.uint8)
         rows = []
         for x, y, w, h, _ in cv2.connectedComponentsWithStats(mask)[2][1:]:
             inside = min(x, y, mask.shape[1] - x - w, mask.shape[0] - y - h) >= self.room
@@ -91,7 +91,7 @@ def test_a_face_that_fills_the_picture_is_found_within_a_border():
     ids=["sure and with room", "not sure", "no room", "not alone"],
 )
 def test_a_second_look_only_where_the_first_leaves_a_doubt(score, boxes, looks):
-    detector = Squares(score=score, least_face=32)
+    detector = Squares(score=score, min_face=32)
     faces = detector.detect(squares(*boxes, size_hw=(256, 256)))
     assert len(detector.seen) == looks and len(faces) == len(boxes)
 
@@ -129,7 +129,7 @@ def test_a_coarse_look_is_held_to_the_same_score():
     ids=["plain", "small faces count", "no hurry", "not sure", "not alone", "small", "none", "no room"],
 )
 def test_a_coarse_look_counts_where_it_leaves_no_doubt(least, score, boxes, sizes):
-    detector = Squares(score=score, least_face=least)
+    detector = Squares(score=score, min_face=least)
     faces = detector.detect(squares(*boxes, size_hw=(512, 512)))
     assert [max(size) for size in detector.seen] == sizes and len(faces) == len(boxes)
     for face, box in zip(faces, boxes, strict=True):
@@ -138,20 +138,20 @@ def test_a_coarse_look_counts_where_it_leaves_no_doubt(least, score, boxes, size
 
 def test_what_might_be_a_face_calls_for_a_closer_look():
     class Hinted(Squares):
-        def _find(self, picture_bgr, threshold):
-            rows = super()._find(picture_bgr, threshold)
+        def _find(self, image_bgr, threshold):
+            rows = super()._find(image_bgr, threshold)
             if len(rows) == 2:
                 rows[rows[:, 0].argmax(), 4] = 0.4  # under the threshold, over a hint
             return rows[rows[:, 4] >= threshold]
 
-    detector = Hinted(score=0.95, least_face=32)
+    detector = Hinted(score=0.95, min_face=32)
     faces = detector.detect(squares((100, 100, 300, 300), (400, 400, 440, 440), size_hw=(512, 512)))
     assert detector.seen == [(384, 384), (512, 512)] and len(faces) == 1
 
 
 @pytest.mark.shared
 def test_a_coarse_look_loses_no_face(shared, detectors):
-    quick = make_detector("yunet", shared / "weights" / YUNET, max_side=1280, least_face=32)
+    quick = make_detector("yunet", shared / "weights" / YUNET, max_side=1280, min_face=32)
     slow = make_detector("yunet", shared / "weights" / YUNET, max_side=1280)
     for name, picture in [*portraits(shared), *clip_frames(shared)]:
         found, expected = quick.detect(picture), [one for one in slow.detect(picture) if max(one.size_wh) >= 32]
@@ -168,8 +168,8 @@ def test_a_large_crop_is_reduced_before_the_border():
 
 def test_what_was_found_first_stays_where_the_border_finds_nothing():
     class Once(Squares):
-        def _find(self, picture_bgr, threshold):
-            return super()._find(picture_bgr, threshold) if not self.seen else np.empty((0, 15))
+        def _find(self, image_bgr, threshold):
+            return super()._find(image_bgr, threshold) if not self.seen else np.empty((0, 15))
 
     assert len(Once().detect(squares((4, 2, 250, 253), size_hw=(256, 256)))) == 1
 
@@ -194,7 +194,7 @@ def test_a_view_with_negative_strides_is_taken_and_not_changed():
 
 def test_answers_with_nan_or_a_low_score_are_dropped():
     class Odd(Squares):
-        def _find(self, picture_bgr, threshold):
+        def _find(self, image_bgr, threshold):
             row = np.array([10, 10, 20, 20, 0.9, *[15] * 10])
             return np.stack((row, row * np.nan, np.where(np.arange(15) == 4, 0.4, row)))
 

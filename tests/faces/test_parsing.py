@@ -1,4 +1,4 @@
-"""What of a face is pasted: facexlib's classes, blur and border, and one face at a time."""
+"""What of a face is paste_mask: facexlib's classes, blur and border, and one face at a time."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from musetalk_enhance.errors import (
     RestorerError,
     UntrustedWeightError,
 )
-from musetalk_enhance.faces.parsing import CLASSES, SIDE, FaceParser, pasted
+from musetalk_enhance.faces.parsing import CLASSES, SIDE, FaceParser, paste_mask
 
 MODULE = "facexlib.parsing.parsenet"
 LEFT_OUT = {0: "background", 14: "hat", 16: "necklace", 17: "neck", 18: "clothes"}
@@ -78,7 +78,7 @@ def test_every_class_is_pasted_or_not(tiny, number):
 def test_an_edge_is_soft_and_in_its_place():
     classes = np.zeros((SIDE, SIDE), np.uint8)
     classes[:, 256:] = 1
-    row = pasted(classes)[256]
+    row = paste_mask(classes)[256]
     assert row[255] + row[256] == pytest.approx(1, abs=1e-4) and row[220] < 0.03 and row[292] > 0.97
     assert (np.diff(row[10:-10]) >= -1e-6).all()
     slope = 1 / (11 * np.sqrt(2) * np.sqrt(2 * np.pi))  # of two blurs of sigma 11
@@ -86,7 +86,7 @@ def test_an_edge_is_soft_and_in_its_place():
 
 
 def test_the_border_is_not_pasted():
-    mask = pasted(np.ones((SIDE, SIDE), np.uint8))
+    mask = paste_mask(np.ones((SIDE, SIDE), np.uint8))
     assert mask.sum() == pytest.approx((SIDE - 20) ** 2, rel=1e-5)
     assert not mask[:10].any() and not mask[-10:].any() and not mask[:, :10].any() and not mask[:, -10:].any()
 

@@ -6,22 +6,22 @@ import numpy as np
 import pytest
 import torch
 
-from musetalk_enhance.faces.gauge import FaceGauge
-from musetalk_enhance.faces.regions import USUAL, region_mask
-from musetalk_enhance.imaging import LOWER_FROM, LOWER_FULL, kept_rows
+from musetalk_enhance.faces.meter import FaceMeter
+from musetalk_enhance.faces.regions import TYPICAL, region_mask
+from musetalk_enhance.frames.resize import LOWER_FROM, LOWER_FULL, kept_rows
 
 SIZES = [(256, 256), (512, 512), (97, 131), (300, 64), (16, 16)]
 
 
 def mouth_at(*points, size_hw=(256, 256)) -> torch.Tensor:
-    return region_mask("mouth", size_hw, [np.array(points or USUAL, np.float32)])[0, 0]
+    return region_mask("mouth", size_hw, [np.array(points or TYPICAL, np.float32)])[0, 0]
 
 
 def turned(degrees: float, centre=(0.5, 0.62)) -> np.ndarray:
     """The usual landmarks, turned around a place in the frame."""
     angle = np.radians(degrees)
     turn = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
-    return (np.array(USUAL) - centre) @ turn.T * 0.7 + centre
+    return (np.array(TYPICAL) - centre) @ turn.T * 0.7 + centre
 
 
 def test_full_is_everywhere():
@@ -45,14 +45,14 @@ def test_the_mouth_lies_in_the_lower_part(size_hw):
     mask = region_mask("mouth", size_hw)
     assert mask.shape == (1, 1, *size_hw) and mask.min() == 0 and mask.max() <= 1
     assert (mask <= region_mask("lower", size_hw)).all()
-    high = np.array(USUAL) - (0, 0.35)
+    high = np.array(TYPICAL) - (0, 0.35)
     raised = region_mask("mouth", size_hw, [high])
     assert (raised <= region_mask("lower", size_hw)).all() and (raised < mask).any()
 
 
 def test_the_mouth_is_even_inside_and_0_around():
     mask = mouth_at()
-    x, y = (256 * np.array(USUAL)[3:].mean(0)).round().astype(int)
+    x, y = (256 * np.array(TYPICAL)[3:].mean(0)).round().astype(int)
     assert (mask[y - 8 : y + 40, x - 40 : x + 40] == 1).all(), "lips and what is between them"
     assert (mask[:140] == 0).all() and (mask[:, :40] == 0).all() and (mask[:, -40:] == 0).all()
     ramp = mask[200]
@@ -60,10 +60,10 @@ def test_the_mouth_is_even_inside_and_0_around():
 
 
 def test_the_mouth_follows_the_landmarks():
-    usual, moved = mouth_at(), mouth_at(*(np.array(USUAL) + (8 / 128, 2 / 128)))
+    usual, moved = mouth_at(), mouth_at(*(np.array(TYPICAL) + (8 / 128, 2 / 128)))
     low = slice(130, 250)  # where `lower` takes nothing off
     assert torch.allclose(moved[134:250, 16:], usual[130:246, :-16], atol=1e-4)
-    small = mouth_at(*((np.array(USUAL) - (0.5, 0.77)) / 2 + (0.5, 0.77)))
+    small = mouth_at(*((np.array(TYPICAL) - (0.5, 0.77)) / 2 + (0.5, 0.77)))
     assert small[low].sum() < 0.4 * usual[low].sum(), "a face of half the size has a mouth of half the size"
 
 
@@ -79,8 +79,8 @@ def test_a_turned_face_has_a_turned_region():
 
 
 def test_an_open_mouth_is_covered(take):
-    """By the gauge's own landmarks: corners, and the lips above and below the opening, are in the even part."""
-    seen = FaceGauge().measure(take)
+    """By the meter's own landmarks: corners, and the lips above and below the opening, are in the even part."""
+    seen = FaceMeter().measure(take)
     masks = region_mask("mouth", (256, 256), list((seen.landmarks / 256).numpy()))
     widest = int(seen.mouth.argmax())
     assert seen.mouth[widest] > 0.15
@@ -93,17 +93,17 @@ def test_an_open_mouth_is_covered(take):
         assert mask[int(points[0, 1]), int(points[0, 0])] == 0, "an eye is not"
 
 
-@pytest.mark.parametrize("points", [np.zeros((5, 2)), np.full((5, 2), 0.5), np.array(USUAL) * 0.1 + 0.4])
+@pytest.mark.parametrize("points", [np.zeros((5, 2)), np.full((5, 2), 0.5), np.array(TYPICAL) * 0.1 + 0.4])
 def test_collapsed_landmarks_are_none(points):
     assert torch.equal(mouth_at(*points), region_mask("mouth", (256, 256))[0, 0])
 
 
 def test_a_mouth_far_outside_leaves_the_frame_alone():
-    assert (mouth_at(*(np.array(USUAL) + 3)) == 0).all()
+    assert (mouth_at(*(np.array(TYPICAL) + 3)) == 0).all()
 
 
 def test_each_face_has_its_own_and_unknown_ones_the_usual():
-    moved = np.array(USUAL) + 0.125
+    moved = np.array(TYPICAL) + 0.125
     masks = region_mask("mouth", (128, 128), [None, moved, None])
     assert masks.shape == (3, 1, 128, 128)
     assert torch.equal(masks[0], masks[2]) and not torch.equal(masks[0], masks[1])

@@ -7,7 +7,7 @@ import pytest
 
 from musetalk_enhance.errors import ConfigError
 from musetalk_enhance.faces.detect import FFHQ_512, Face
-from musetalk_enhance.faces.tracks import HOLD, KEPT, FaceTracks
+from musetalk_enhance.faces.tracks import MAX_MISSED, SIZE_HYSTERESIS, FaceTracker
 
 SIZE = (640, 360)
 
@@ -22,16 +22,16 @@ def face(x: float, y: float = 180, side: float = 80, turn: float = 0.0) -> Face:
 
 def followed(frames, **options) -> list[dict[int, float]]:
     """For each frame: number to the middle of the landmarks, from left to right."""
-    tracks = FaceTracks(25.0, **options)
+    tracks = FaceTracker(25.0, **options)
     return [{seen.track: seen.landmarks[:, 0].mean() for seen in tracks.update(each, SIZE)} for each in frames]
 
 
 def test_a_face_keeps_its_number_and_is_new_once():
-    tracks = FaceTracks(25.0)
+    tracks = FaceTracker(25.0)
     seen = [tracks.update([face(100 + 4 * at)], SIZE)[0] for at in range(20)]
     assert {each.track for each in seen} == {0}
     assert [each.first for each in seen] == [True] + [False] * 19
-    assert not any(each.held for each in seen)
+    assert not any(each.missed for each in seen)
     for at, each in enumerate(seen):
         assert np.array_equal(each.box_xyxy, face(100 + 4 * at).box_xyxy)
         assert np.abs(each.landmarks - face(100 + 4 * at).landmarks).max() < 4, "smoothed, not left behind"
@@ -39,7 +39,7 @@ def test_a_face_keeps_its_number_and_is_new_once():
 
 def test_landmarks_of_a_face_at_rest_shake_less():
     noise = np.random.default_rng(3).normal(0, 1.0, (60, 2))
-    tracks = FaceTracks(25.0)
+    tracks = FaceTracker(25.0)
     steady = [tracks.update([face(300 + x, 180 + y)], SIZE)[0].landmarks.mean(axis=0) for x, y in noise]
     assert np.diff(steady[5:], axis=0).std() < 0.4 * np.diff(noise[5:], axis=0).std()
 
@@ -65,22 +65,22 @@ def test_crossing_while_one_hides_the_other():
     assert found[-1][goes_right] > 400 and found[-1][1 - goes_right] < 240
 
 
-@pytest.mark.parametrize("missed", [1, 2, HOLD])
+@pytest.mark.parametrize("missed", [1, 2, MAX_MISSED])
 def test_a_missed_face_is_held_where_it_was(missed):
-    tracks = FaceTracks(25.0)
+    tracks = FaceTracker(25.0)
     before = [tracks.update([face(200)], SIZE)[0] for _ in range(5)][-1]
     held = [tracks.update([], SIZE) for _ in range(missed)]
-    assert all(len(each) == 1 and each[0].held and each[0].track == 0 and not each[0].first for each in held)
+    assert all(len(each) == 1 and each[0].missed and each[0].track == 0 and not each[0].first for each in held)
     assert all(np.array_equal(each[0].landmarks, before.landmarks) for each in held)
     assert all(np.array_equal(each[0].box_xyxy, before.box_xyxy) for each in held)
     again = tracks.update([face(203)], SIZE)
-    assert [(each.track, each.held, each.first) for each in again] == [(0, False, False)]
+    assert [(each.track, each.missed, each.first) for each in again] == [(0, False, False)]
 
 
 def test_a_face_that_is_missed_for_longer_is_gone_and_comes_back_as_another():
-    tracks = FaceTracks(25.0)
+    tracks = FaceTracker(25.0)
     tracks.update([face(200)], SIZE)
-    assert [len(tracks.update([], SIZE)) for _ in range(HOLD + 3)] == [1] * HOLD + [0] * 3
+    assert [len(tracks.update([], SIZE)) for _ in range(MAX_MISSED + 3)] == [1] * MAX_MISSED + [0] * 3
     again = tracks.update([face(200)], SIZE)
     assert [(each.track, each.first) for each in again] == [(1, True)]
 
@@ -90,11 +90,12 @@ def test_one_leaves_and_comes_back_while_another_stays():
     found = followed(frames)
     stays = next(number for number, x in found[0].items() if x < 300)
     assert all(stays in each and each[stays] < 300 for each in found)
-    assert [set(each) - {stays} for each in found] == [{1 - stays}] * (5 + HOLD) + [set()] * (10 - HOLD) + [{2}] * 5
+    others = [{1 - stays}] * (5 + MAX_MISSED) + [set()] * (10 - MAX_MISSED) + [{2}] * 5
+    assert [set(each) - {stays} for each in found] == others
 
 
 def test_numbers_are_never_used_twice():
-    rng, tracks, seen_first, alive = np.random.default_rng(0), FaceTracks(25.0), [], set()
+    rng, tracks, seen_first, alive = np.random.default_rng(0), FaceTracker(25.0), [], set()
     for _ in range(300):
         some = [
             face(*rng.uniform((40, 40), (600, 320)), side=rng.uniform(20, 120)) for _ in range(rng.integers(0, 4))
@@ -109,7 +110,7 @@ def test_numbers_are_never_used_twice():
 
 
 def test_another_person_at_the_same_place_does_not_get_the_landmarks_of_the_last():
-    tracks = FaceTracks(25.0)
+    tracks = FaceTracker(25.0)
     for _ in range(10):
         tracks.update([face(300, side=80)], SIZE)
     other = face(318, 196, side=110, turn=0.1)
@@ -118,11 +119,11 @@ def test_another_person_at_the_same_place_does_not_get_the_landmarks_of_the_last
 
 
 def test_a_cut_to_another_place_is_another_face():
-    tracks = FaceTracks(25.0)
+    tracks = FaceTracker(25.0)
     for _ in range(5):
         tracks.update([face(100)], SIZE)
     seen = {each.track: each for each in tracks.update([face(500)], SIZE)}
-    assert seen[1].first and not seen[1].held and seen[0].held
+    assert seen[1].first and not seen[1].missed and seen[0].missed
 
 
 def test_only_center_keeps_to_one_face():
@@ -134,8 +135,8 @@ def test_only_center_keeps_to_one_face():
 
 def test_only_center_goes_to_the_next_one_when_the_first_is_gone():
     both, other = [face(300), face(520)], [face(520)]
-    found = followed([both] * 3 + [other] * (HOLD + 2) + [both] * 5, only_center=True)
-    assert [list(each) for each in found] == [[0]] * (3 + HOLD) + [[1]] * 7
+    found = followed([both] * 3 + [other] * (MAX_MISSED + 2) + [both] * 5, only_center=True)
+    assert [list(each) for each in found] == [[0]] * (3 + MAX_MISSED) + [[1]] * 7
     assert all(abs(each[1] - 520) < 20 for each in found[-7:])
 
 
@@ -144,18 +145,19 @@ def test_a_face_is_taken_up_large_and_kept_until_it_is_clearly_smaller():
         return [list(each) for each in followed([[face(300, side=side)] for side in sides], min_face=80)]
 
     assert numbers([79.9, 79, 70]) == [[], [], []]
-    assert numbers([81, 79, 81, 78, 79, 80 * KEPT + 0.5]) == [[0]] * 6, "no coming and going about the limit"
-    assert numbers([81, 80 * KEPT - 1, 79, 81]) == [[0], [], [], [1]]
+    sides = [81, 79, 81, 78, 79, 80 * SIZE_HYSTERESIS + 0.5]
+    assert numbers(sides) == [[0]] * 6, "no coming and going about the limit"
+    assert numbers([81, 80 * SIZE_HYSTERESIS - 1, 79, 81]) == [[0], [], [], [1]]
 
 
 def test_a_wide_face_is_as_large_as_its_longer_side():
     wide = Face(np.array((100.0, 100, 190, 140)), face(145, 120, 60).landmarks, 0.9)
-    assert len(FaceTracks(25.0, min_face=80).update([wide], SIZE)) == 1
-    assert len(FaceTracks(25.0, min_face=91).update([wide], SIZE)) == 0
+    assert len(FaceTracker(25.0, min_face=80).update([wide], SIZE)) == 1
+    assert len(FaceTracker(25.0, min_face=91).update([wide], SIZE)) == 0
 
 
 def test_no_faces_at_all():
-    tracks = FaceTracks(25.0)
+    tracks = FaceTracker(25.0)
     assert [tracks.update([], SIZE) for _ in range(10)] == [[]] * 10
 
 
@@ -167,13 +169,13 @@ def test_the_order_of_faces_does_not_matter():
     frames[10:12] = [frames[10][1:], frames[11][2:]]
     shuffled = [[each[index] for index in rng.permutation(len(each))] for each in frames]
     shuffled[0] = frames[0][::-1]
-    tracks, others = FaceTracks(25.0), FaceTracks(25.0)
+    tracks, others = FaceTracker(25.0), FaceTracker(25.0)
     for some, mixed in zip(frames, shuffled, strict=True):
         one, other = tracks.update(some, SIZE), others.update(mixed, SIZE)
         assert [each.track for each in one] == [each.track for each in other]
         for a, b in zip(one, other, strict=True):
             assert np.array_equal(a.landmarks, b.landmarks) and np.array_equal(a.box_xyxy, b.box_xyxy)
-            assert (a.first, a.held) == (b.first, b.held)
+            assert (a.first, a.missed) == (b.first, b.missed)
 
 
 def test_the_same_frames_give_the_same_tracks():
@@ -183,6 +185,6 @@ def test_the_same_frames_give_the_same_tracks():
 
 def test_impossible_values():
     with pytest.raises(ConfigError, match="min_face: -1"):
-        FaceTracks(25.0, min_face=-1)
+        FaceTracker(25.0, min_face=-1)
     with pytest.raises(ConfigError, match="fps"):
-        FaceTracks(0.0).update([face(100)], SIZE)
+        FaceTracker(0.0).update([face(100)], SIZE)

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from fractions import Fraction
 
 import av
+import cv2
 import numpy as np
 import pytest
 
 from musetalk_enhance.errors import ConfigError, FrameError, MediaError
 from musetalk_enhance.film import SegmentWriter, index_film, read_segment
-from musetalk_enhance.media import read_frames
+from musetalk_enhance.media import X264_PARAMS, VideoWriter, read_frames
+from tests.conftest import ROOT
 from tests.film.clips import QUARTERS, decoded, make_film, open_files, picture, planes_of, same_planes, turn
 
 
@@ -182,6 +187,55 @@ def test_same_frames_same_bytes(tmp_path):
     one, two = (rewrite(path, tmp_path / name, 18).read_bytes() for name in ("one.mp4", "two.mp4"))
     assert one == two
     assert b"threads=4" in one and b"sliced_threads=0" in one and b"open_gop=0" in one  # x264's own account
+
+
+TEXTURED = """
+import sys
+
+from musetalk_enhance import media
+from musetalk_enhance.film import SegmentWriter, index_film, read_segment
+
+path, out, media.X264_PARAMS = sys.argv[1:]
+index = index_film(path)
+with SegmentWriter(out, index) as writer:
+    for shot in read_segment(path, index, 0, len(index)):
+        writer.write(shot)
+"""
+
+
+@pytest.fixture(scope="module")
+def textured(tmp_path_factory):
+    """48 frames of 208 x 160, 13 macroblocks a row: a texture that moves, and noise."""
+    rng = np.random.default_rng(3)
+    ground = rng.integers(0, 256, (20, 30, 3), np.uint8)
+    ground = cv2.resize(ground, (320, 240), interpolation=cv2.INTER_CUBIC).astype(int)
+    path = tmp_path_factory.mktemp("textured") / "video.mp4"
+    with VideoWriter(path, 25, (208, 160), crf=1) as writer:
+        for at in range(48):
+            window = ground[at : at + 160, 2 * at : 2 * at + 208]
+            noise = rng.integers(-6, 7, (160, 208, 1))
+            writer.write(np.clip(window + noise, 0, 255).astype(np.uint8))
+    return path
+
+
+def encoded_elsewhere(path, out, params=X264_PARAMS, **environment):
+    """The bytes of `path` through one SegmentWriter in another process."""
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), **environment}
+    command = [sys.executable, "-c", TEXTURED, str(path), str(out), params]
+    subprocess.run(command, check=True, cwd=ROOT, env=environment)
+    return out.read_bytes()
+
+
+def test_same_bytes_whatever_lay_in_memory(textured, tmp_path):
+    """With this variable glibc fills new memory with a byte; other libraries ignore it."""
+    fills = ("0", "20", "85", "170", "255")
+    contents = {encoded_elsewhere(textured, tmp_path / f"{fill}.mp4", MALLOC_PERTURB_=fill) for fill in fills}
+    assert len(contents) == 1
+
+
+def test_same_bytes_with_and_without_the_instructions_of_the_processor(textured, tmp_path):
+    plain = encoded_elsewhere(textured, tmp_path / "plain.mp4", f"{X264_PARAMS}:asm=0")
+    assert encoded_elsewhere(textured, tmp_path / "auto.mp4") == plain
 
 
 def test_preset_and_crf_reach_the_encoder(tmp_path):

@@ -257,13 +257,14 @@ def test_detaching_under_somebody_elses_wrapper_is_refused():
 def made(monkeypatch) -> list[GFPGANEnhancer]:
     """Every enhancer that is loaded during the test, in order."""
     found: list[GFPGANEnhancer] = []
-    load = GFPGANEnhancer._load
+    start = GFPGANEnhancer._start
 
-    def noting(self, settings):
-        found.append(self)
-        return load(self, settings)
+    def noting(self, settings, restorer=None):
+        if settings.enabled:
+            found.append(self)
+        return start(self, settings, restorer)
 
-    monkeypatch.setattr(GFPGANEnhancer, "_load", noting)
+    monkeypatch.setattr(GFPGANEnhancer, "_start", noting)
     return found
 
 

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-from musetalk_enhance.faces.detect import FFHQ_512, Face, FaceDetector, WholePicture
+from musetalk_enhance.faces.detect import FFHQ_512, Face, FaceDetector, WholeImage
 from musetalk_enhance.jobs import ImageSettings, folder, opening
 from musetalk_enhance.jobs.manifest import FOLDER
 from musetalk_enhance.jobs.models import Loaded
@@ -72,7 +72,7 @@ def network(monkeypatch) -> Network:
     network = Network()
     monkeypatch.setattr(gc, "collect", lambda *_: 0)  # at every close, and slow beside all that the tests import
     monkeypatch.setattr(opening, "load", network.load)
-    found = {"none": WholePicture, "yunet": Middle}
+    found = {"none": WholeImage, "yunet": Middle}
     monkeypatch.setattr(opening, "make_detector", lambda name, *_, **__: found[name]())
     return network
 

@@ -16,16 +16,17 @@ import torch
 from musetalk_enhance.errors import MediaError, RestorerError
 from musetalk_enhance.faces.detect import FFHQ_512, Face, FaceDetector
 from musetalk_enhance.film import SegmentWriter, index_film, reading
-from musetalk_enhance.finishing import FrameNote
 from musetalk_enhance.jobs import VideoSettings, film_maker
-from musetalk_enhance.jobs.film_maker import CHUNK, LOST, PREROLL, FilmMaker, OpenFilmMaker
+from musetalk_enhance.jobs.film_maker import CHUNK, PREROLL, FilmMaker, OpenFilmMaker
 from musetalk_enhance.jobs.manifest import file_digest, outputs_of
 from musetalk_enhance.jobs.models import Loaded
 from musetalk_enhance.jobs.opening import OpenedFilm
 from musetalk_enhance.media import VideoWriter
+from musetalk_enhance.pipeline.engine import Restored
+from musetalk_enhance.pipeline.outcome import Cause, Outcome
+from musetalk_enhance.pipeline.stability import sharpness
 from musetalk_enhance.restorers.base import LoadRequest
 from musetalk_enhance.restorers.catalog import Choice, Model
-from musetalk_enhance.stability import sharpness
 from tests.conftest import PLAIN, RECORD, FakeRestorer
 from tests.film.clips import decoded, open_files, same_planes
 
@@ -33,7 +34,6 @@ WIDTH, HEIGHT, SQUARE, TEMPLATE = 224, 128, 36, 64
 SIDE = 128
 WHOLE = replace(RECORD, input_size=SIDE, output_size=SIDE)
 SETTINGS = VideoSettings(crf=0, preset="ultrafast", min_face=16, batch_size=4, **PLAIN)
-NOTE = FrameNote()
 
 
 @pytest.fixture(autouse=True)
@@ -90,7 +90,7 @@ def opened_with(function=None, detector=None, record=WHOLE, **options) -> Opened
     wanted = settings.enhancer(model="lite")
     restorer = FakeRestorer(LoadRequest(record, wanted, torch.device("cpu")), function)
     loaded = Loaded(restorer, Choice(Model(record, lambda: FakeRestorer), wanted), None, [])
-    return OpenedFilm(detector or Squares(), loaded, settings, facts=None)
+    return OpenedFilm(detector or Squares(), loaded.enhancer(output_size="same"), settings, facts=None)
 
 
 def make(path, folder, opened=None, first=0, stop=None, number=0):
@@ -213,89 +213,88 @@ def test_between_two_faces_nothing_changes(pair, tmp_path):
         assert not np.array_equal(one[0], other[0])
 
 
-class Recorder:
-    """In place of an enhancer: remembers which frames of which square it was shown since the last reset."""
+class RecordedStream:
+    """Remembers which frames of which square it was given."""
 
-    def __init__(self, log, fail_at=None):
-        self.settings = SimpleNamespace(region="full")
-        self.log, self.fail_at = log, fail_at
-        self.log.append([])
+    def __init__(self):
+        self.frames, self.points, self.closed = [], None, False
 
-    def observe(self, observer):
-        self.observer = observer
+    def close(self):
+        self.closed = True
 
-    def reset(self):
-        self.log.append([])
 
-    def __call__(self, frames, *, landmarks=None):
-        self.points = landmarks
-        for frame in frames:
+class RecordedEngine:
+    """In place of an enhancer and its engine: hands the frames back, and keeps every stream that was opened."""
+
+    def __init__(self, fail_at=None):
+        self.settings, self.engine = SimpleNamespace(region="full"), self
+        self.streams, self.fail_at, self.batches = [], fail_at, []
+
+    def stream(self):
+        self.streams.append(RecordedStream())
+        return self.streams[-1]
+
+    def restore(self, requests):
+        self.batches.append(len(requests))
+        return [self.restored(request) for request in requests]
+
+    def restored(self, request):
+        stream = request.stream
+        assert not stream.closed
+        stream.points = request.hints[0]
+        for frame in request.frames:
             blue, _, red = (float(value) for value in frame[SIDE // 2, SIDE // 2])
-            self.log[-1].append((round((red - 30) / 80), round(blue / 3)))
-            if len(self.log[-1]) - 1 == self.fail_at:
+            stream.frames.append((round((red - 30) / 80), round(blue / 3)))
+            if len(stream.frames) - 1 == self.fail_at:
                 raise RestorerError("the network failed")
-            self.observer(frame, frame, NOTE)
-        return np.array(frames)
+        return Restored(np.array(request.frames), [Outcome()] * len(request.frames))
 
 
-def recorded(log=None, fail_at=None, detector=None):
-    log = [] if log is None else log
-    made = []
-
-    def enhancer():
-        made.append(Recorder([], fail_at))
-        log.append(made[-1].log)
-        return made[-1]
-
-    opened = SimpleNamespace(detector=detector or Squares(), settings=SETTINGS, enhancer=enhancer, close=lambda: None)
-    return opened, log
+def recorded(fail_at=None, detector=None):
+    engine = RecordedEngine(fail_at)
+    opened = SimpleNamespace(
+        detector=detector or Squares(), settings=SETTINGS, enhancer=engine, close=lambda: None
+    )
+    return opened, engine
 
 
 def test_each_face_has_its_own_stream_in_order(pair, tmp_path):
-    opened, log = recorded()
+    opened, engine = recorded()
     make(pair, tmp_path, opened)
-    streams = sorted((stream for enhancer in log for stream in enhancer if stream), key=len)
-    assert len(streams) == 2 and len(log) == 2
-    assert streams[0][:20] == [(1, at) for at in range(10, 30)]
-    assert streams[1] == [(0, at) for at in range(36)]
+    short, long = sorted((stream.frames for stream in engine.streams), key=len)
+    assert short[:20] == [(1, at) for at in range(10, 30)]
+    assert long == [(0, at) for at in range(36)]
+    assert set(engine.batches) == {1, 2}, "both faces of a chunk are restored together"
 
 
 def test_what_runs_up_to_a_segment_comes_first_and_is_thrown_away(pair, tmp_path):
-    opened, log = recorded()
+    opened, engine = recorded()
     path, state = make(pair, tmp_path, opened, first=28, stop=36)
-    streams = sorted((stream for enhancer in log for stream in enhancer if stream), key=len)
-    assert streams[1] == [(0, at) for at in range(28 - PREROLL, 36)]
-    assert streams[0][:18] == [(1, at) for at in range(28 - PREROLL, 30)]
+    short, long = sorted((stream.frames for stream in engine.streams), key=len)
+    assert long == [(0, at) for at in range(28 - PREROLL, 36)]
+    assert short[:18] == [(1, at) for at in range(28 - PREROLL, 30)]
     assert len(decoded(path)) == 8 and len(state["items"][0]["notes"]) == 8
     assert state["items"][0]["counts"]["frames"] == 8
 
 
-def test_an_enhancer_is_used_again_only_after_a_reset(pair, tmp_path):
-    opened, log = recorded()
-    index = index_film(pair)
-    maker = FilmMaker(opened, pair, index, tmp_path)
+def test_each_segment_opens_streams_of_its_own(pair, tmp_path):
+    opened, engine = recorded()
+    maker = FilmMaker(opened, pair, index_film(pair), tmp_path)
     for number in (0, 1):
         maker.make({"id": number, "first": 18 * number, "stop": 18 * (number + 1)})
-    assert len(log) == 2, "two faces, two enhancers, over both segments"
-    for stream in (stream for enhancer in log for stream in enhancer):
-        assert len({square for square, _ in stream}) <= 1, "no stream saw two faces"
-        numbers = [at for _, at in stream]
+    assert len(engine.streams) == 4, "two faces in each of two segments"
+    for stream in engine.streams:
+        assert len({square for square, _ in stream.frames}) <= 1, "no stream was given two faces"
+        numbers = [at for _, at in stream.frames]
         assert numbers == sorted(numbers)
 
 
 def test_mouths_come_with_the_landmarks_of_the_template(moving, tmp_path):
-    opened, _ = recorded()
-    made = []
-    plain = opened.enhancer
-
-    def enhancer():
-        made.append(plain())
-        made[-1].settings.region = "mouth"
-        return made[-1]
-
-    opened.enhancer = enhancer
+    opened, engine = recorded()
+    engine.settings.region = "mouth"
     make(moving, tmp_path, opened, stop=8)
-    assert len(made[0].points) == 8 and all(np.array_equal(each, FFHQ_512) for each in made[0].points)
+    points = engine.streams[0].points
+    assert len(points) == 8 and all(np.array_equal(each, FFHQ_512) for each in points)
 
 
 @pytest.mark.parametrize("stability", [0, 0.6])
@@ -333,8 +332,8 @@ def test_a_face_is_not_held_over_a_cut(tmp_path):
     path, state = make(source, tmp_path, opened_with(lambda faces: 1 - faces))
     assert same_planes(decoded(source)[12:], decoded(path)[12:])
     item = state["items"][0]
-    assert item["left"] == {LOST: 3} and item["counts"]["faces_held"] == 0
-    assert item["notes"][12] == {"passthrough": LOST} and item["notes"][15] == {"passthrough": "no face"}
+    assert item["left"] == {Cause.LOST.value: 3} and item["counts"]["faces_held"] == 0
+    assert item["notes"][12] == {"passthrough": Cause.LOST.value} and item["notes"][15] == {"passthrough": "no face"}
 
 
 def test_another_person_at_the_same_place_is_a_cut(tmp_path):

@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 import torch
 
-from musetalk_enhance.bench.checkpoints import architecture
 from musetalk_enhance.faces.detect import YuNet
-from musetalk_enhance.faces.pasting import Paste, cut_face, paste_faces
+from musetalk_enhance.faces.paste import Paste, crop_face, paste_faces
 from musetalk_enhance.jobs import ImageSettings, VideoSettings, restore_images, restore_video
 from musetalk_enhance.media import read_frames
+from scripts.benchmarks.checkpoints import architecture
 from tests.restorers.conftest import checkpoint  # noqa: F401 - a fixture
 
 from .conftest import read
@@ -50,7 +50,7 @@ def test_a_portrait_gets_the_face_that_the_published_network_makes(shared, check
     assert result.stats["faces"]["restored"] == 1 and result.errors == 0
     expected = cv2.imread(str(source / "s5.jpg"))
     (face,) = YuNet(yunet, max_side=1280, least_face=settings.min_face).detect(expected)
-    cut = cut_face(expected, face.landmarks)
+    cut = crop_face(expected, face.landmarks)
     paste_faces(expected, [Paste(cut, published(arch, path, cut.aligned))])
     found = read(tmp_path / "out" / "restored" / "s5.png")
     off = np.abs(found.astype(int) - expected)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import sys
 from dataclasses import replace
@@ -9,14 +10,20 @@ from dataclasses import replace
 import pytest
 import torch
 
-from musetalk_enhance import weights
+from musetalk_enhance import GFPGANEnhancer, weights
+from musetalk_enhance.backends import choosing, tuning
+from musetalk_enhance.backends.ops import FORMS
 from musetalk_enhance.errors import ConfigError, LicenceError, MissingDependencyError, MissingWeightError
 from musetalk_enhance.jobs import ImageSettings, restore_images
-from musetalk_enhance.jobs.models import FIDELITY, Facts, candidates, load
+from musetalk_enhance.jobs.manifest import FOLDER, read_json
+from musetalk_enhance.jobs.models import FIDELITY, Facts, candidates, facts_of, load
 from musetalk_enhance.jobs.options import FaceSettings
+from musetalk_enhance.restorers.base import NetworkRestorer
 from musetalk_enhance.restorers.catalog import Choice
 from musetalk_enhance.restorers.codeformer import RECORD as CODEFORMER
-from tests.conftest import FakeRestorer
+from tests.backends.conftest import spec_of
+from tests.backends.test_choosing import OneStyle
+from tests.conftest import RECORD, FakeRestorer
 from tests.restorers.conftest import put_in_cache
 
 from .conftest import put
@@ -188,6 +195,105 @@ def test_what_ran_before_runs_again_where_it_is_left_open():
     assert found.choice.settings.batch_size == 5
     found = load(PLAIN.replace(model="lite", backend="torch"), pinned=facts(model="gfpgan-1.4"))
     assert found.choice.settings.batch_size == "auto"
+
+
+@pytest.fixture
+def measured(monkeypatch):
+    """measured("torch bf16"): from now on that way measures ten times as fast as all others."""
+
+    def from_now_on(name):
+        monkeypatch.delenv(tuning.SWITCH, raising=False)
+        monkeypatch.setattr(tuning, "cpu_name", lambda: "a processor avx512_bf16")
+        monkeypatch.setattr(choosing, "_timed", lambda backend, *_: 1 if str(backend) == name else 10)
+
+    return from_now_on
+
+
+@pytest.mark.parametrize("backend", ["torch", "auto"])
+def test_a_job_runs_in_fp32_whatever_is_faster(measured, backend):
+    measured("torch bf16")
+    lite = PLAIN.replace(model="lite", backend=backend)
+    enhancer = GFPGANEnhancer(model="lite", backend="torch", device="cpu")
+    assert enhancer.backend == ("torch", "bf16"), "a host's frames are no files"
+    loaded = load(lite)
+    assert loaded.enhancer().backend[1] == loaded.choice.settings.dtype == "fp32"
+    assert loaded.enhancer(dtype="fp32").settings.dtype == "fp32"
+
+
+def test_a_reduced_precision_that_was_asked_for_or_noted_stays():
+    lite = PLAIN.replace(model="lite", backend="torch")
+    assert load(lite.replace(dtype="bf16")).choice.settings.dtype == "bf16"
+    assert load(lite, pinned=facts(dtype="bf16")).choice.settings.dtype == "bf16"
+    assert load(lite.replace(dtype="fp32"), pinned=facts(dtype="bf16")).choice.settings.dtype == "fp32"
+    other = facts(model="gfpgan-1.4", dtype="bf16")
+    assert load(lite, pinned=other).choice.settings.dtype == "fp32"
+
+
+class Styled(NetworkRestorer):
+    """One modulated convolution in torch."""
+
+    record = RECORD
+
+    @classmethod
+    def network(cls, request):
+        return spec_of(OneStyle(), side=8)
+
+
+def test_forms_of_convolutions_are_noted_and_kept(monkeypatch):
+    monkeypatch.setattr(Choice, "load", lambda choice, device: Styled(choice._request(torch.device("cpu"))))
+    lite = PLAIN.replace(model="lite", backend="torch", batch_size=1)
+    first = load(lite)
+    noted = facts_of(first, first.enhancer(), lite, {}, 2)
+    assert noted.forms == [FORMS[0]]
+    kept = dataclasses.replace(noted, model="lite", forms=[FORMS[2]])
+    assert load(lite, pinned=kept).restorer.backend.forms == (FORMS[2],)
+    other = dataclasses.replace(kept, model="gfpgan-1.4")
+    assert load(lite, pinned=other).restorer.backend.forms == (FORMS[0],)
+    assert kept.same_bits(kept.as_dict()) and not kept.same_bits(noted.as_dict())
+    older = {name: value for name, value in noted.as_dict().items() if name != "forms"}
+    assert Facts.of(older).forms == [] and not noted.same_bits(older)
+    assert facts().same_bits({k: v for k, v in facts().as_dict().items() if k != "forms"})
+
+
+def test_a_job_that_was_stopped_keeps_its_backend_though_another_measures_faster(
+    measured, tmp_path, caplog, monkeypatch
+):
+    """The tuning file is lost in between, and the next measurement would choose differently."""
+    put(tmp_path / "in", *(f"{at}.png" for at in range(20)))
+    lite = PLAIN.replace(model="lite")
+    measured("ncnn fp32")
+    whole = restore_images(tmp_path / "in", tmp_path / "whole", lite)
+    assert whole.stats["model_that_ran"]["backend"] == "ncnn"
+
+    def stop(done, total):
+        assert tuning.path().exists() and read_json(manifest)["facts"]["backend"] == "ncnn"
+        if done:
+            raise KeyboardInterrupt
+
+    manifest = tmp_path / "out" / FOLDER / "manifest.json"
+    with pytest.raises(KeyboardInterrupt):
+        restore_images(tmp_path / "in", tmp_path / "out", lite, progress=stop)
+    measured("torch fp32")
+    tuning.forget()
+    again = restore_images(tmp_path / "in", tmp_path / "out", lite)
+    assert again.resumed and again.stats["model_that_ran"]["backend"] == "ncnn"
+    for path in sorted((tmp_path / "whole" / "restored").iterdir()):
+        assert path.read_bytes() == (tmp_path / "out" / "restored" / path.name).read_bytes()
+    assert not tuning.path().exists(), "what is noted is not measured again"
+
+
+def test_where_nothing_can_be_kept_two_jobs_make_the_same_files(measured, tmp_path, monkeypatch):
+    put(tmp_path / "in", "a.png")
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("MUSETALK_ENHANCE_CACHE", str(tmp_path / "file" / "below"))
+    backends = []
+    for name in ("torch fp32", "onnx fp32"):
+        measured(name)
+        result = restore_images(tmp_path / "in", tmp_path / name, PLAIN.replace(model="lite"))
+        backends.append(result.stats["model_that_ran"]["backend"])
+    assert backends == ["ncnn", "ncnn"]
+    one, two = (tmp_path / name / "restored" / "a.png" for name in ("torch fp32", "onnx fp32"))
+    assert one.read_bytes() == two.read_bytes()
 
 
 def test_only_what_makes_other_pixels_is_decisive():

@@ -6,9 +6,9 @@ import dataclasses
 
 import pytest
 
+from musetalk_enhance.config.settings import EnhancerSettings
 from musetalk_enhance.errors import ConfigError
 from musetalk_enhance.jobs.options import FaceSettings, ImageSettings, option_named
-from musetalk_enhance.settings import EnhancerSettings
 
 
 def test_defaults_are_the_issue_s():

@@ -6,6 +6,7 @@ import hashlib
 import os
 import signal
 import socket
+import subprocess
 import sys
 import threading
 import time
@@ -40,7 +41,7 @@ def kept():
     pytest.importorskip("ray.data")
     with RayEngine(workers=2) as engine:
         yield engine
-    assert rays() == []
+    assert holds_soon(lambda: rays() == [])
 
 
 def rays(name: str = "ra") -> list:
@@ -62,7 +63,18 @@ def is_gone(process) -> bool:
     """Whether it has ended, be it that nobody has asked for its exit code yet."""
     import psutil
 
-    return not process.is_running() or process.status() == psutil.STATUS_ZOMBIE
+    try:
+        return not process.is_running() or process.status() == psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:  # it ended between the two questions
+        return True
+
+
+def holds_soon(condition, seconds: float = 60) -> bool:
+    """Whether `condition()` becomes true: a signal is sent, not delivered, when `kill` returns."""
+    end = time.monotonic() + seconds
+    while not (holds := condition()) and time.monotonic() < end:
+        time.sleep(0.1)
+    return holds
 
 
 MAKERS = "ray::MapWorker(MapBatches(MakeStep)"
@@ -155,10 +167,7 @@ def test_an_error_stops_the_work_and_arrives_as_it_was(kept, tmp_path):
     assert caught.value.path == tmp_path / "x.png"
     assert isinstance(caught.value.__cause__, ElsewhereError) and "in write" in str(caught.value.__cause__)
     assert len(states) < len(units)
-    end = time.monotonic() + 20
-    while rays(MAKERS) and time.monotonic() < end:
-        time.sleep(0.2)
-    assert rays(MAKERS) == []
+    assert holds_soon(lambda: rays(MAKERS) == [])
 
 
 def test_a_unit_that_kills_every_worker_is_given_up(kept, tmp_path):
@@ -221,7 +230,7 @@ def test_pictures_come_out_as_on_this_machine_alone(kept, tmp_path, rng, monkeyp
 
     restore_images("in", "alone", settings, engine=LocalEngine())
     result = restore_images("in", "cluster", settings, engine=kept, progress=kill_one)
-    assert killed and is_gone(killed[0])
+    assert killed and holds_soon(lambda: is_gone(killed[0]))
     assert result.stats["pictures"]["with_restored_faces"] == 40 and result.errors == 1
     assert len(digests(tmp_path / "alone")) == 40 * 2 + 1
     assert digests(tmp_path / "cluster") == digests(tmp_path / "alone")
@@ -245,6 +254,17 @@ def test_an_address_where_nobody_answers(monkeypatch):
     with pytest.raises(ConfigError, match="Nobody answers there"):
         RayEngine(f"127.0.0.1:{port}").facts(refuse)
     assert time.monotonic() - start < 10
+
+
+def test_a_process_that_takes_its_time_to_end_is_waited_for():
+    import psutil
+
+    command = [sys.executable, "-c", "import time; time.sleep(1.5)"]
+    with subprocess.Popen(command) as child:
+        process = psutil.Process(child.pid)
+        assert not is_gone(process) and not holds_soon(lambda: is_gone(process), 0.1)
+        assert holds_soon(lambda: is_gone(process))
+    assert is_gone(process)  # also when its exit code was asked for
 
 
 def test_no_workers_are_refused():

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from musetalk_enhance.errors import ConfigError, FrameError, MediaError, MissingDependencyError
+from musetalk_enhance.pipeline.stats import EnhancerStats
 from musetalk_enhance.report import Limits, Report, ReportBuilder
-from musetalk_enhance.stats import EnhancerStats
 from tests.report.conftest import plain_gauge
 
 

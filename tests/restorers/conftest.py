@@ -14,10 +14,10 @@ import torch
 from torch.nn.functional import interpolate
 
 from musetalk_enhance import official, weights
-from musetalk_enhance.bench.checkpoints import random_gfpgan, random_helpers, shapes
+from musetalk_enhance.config.settings import EnhancerSettings
 from musetalk_enhance.errors import MissingDependencyError
 from musetalk_enhance.restorers.base import LoadRequest, Restorer
-from musetalk_enhance.settings import EnhancerSettings
+from scripts.benchmarks.checkpoints import random_gfpgan, random_helpers, shapes
 
 CPU = torch.device("cpu")
 

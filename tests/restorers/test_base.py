@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from musetalk_enhance.backends import NetworkSpec
+from musetalk_enhance.config.settings import EnhancerSettings
 from musetalk_enhance.restorers.base import LoadRequest, NetworkRestorer
-from musetalk_enhance.settings import EnhancerSettings
 from tests.conftest import RECORD
 
 from .conftest import CPU

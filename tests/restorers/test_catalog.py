@@ -11,6 +11,7 @@ import torch
 from safetensors.torch import save_file
 
 from musetalk_enhance import GFPGANEnhancer, weights
+from musetalk_enhance.config.settings import EnhancerSettings
 from musetalk_enhance.errors import (
     CheckpointError,
     ConfigError,
@@ -21,7 +22,6 @@ from musetalk_enhance.errors import (
 )
 from musetalk_enhance.restorers import catalog
 from musetalk_enhance.restorers.lite import ASSET
-from musetalk_enhance.settings import EnhancerSettings
 from tests.conftest import PLAIN, RECORD, FakeRestorer
 
 
@@ -128,7 +128,7 @@ def test_a_path_to_a_network_like_lite(tmp_path):
     path = tmp_path / "mine.safetensors"
     path.write_bytes(ASSET.read_bytes())
     enhancer = GFPGANEnhancer(model=str(path), **PLAIN)
-    assert enhancer.model_name == "mine" and enhancer._record.input_size == 256
+    assert enhancer.model_name == "mine" and enhancer.engine.model.record.input_size == 256
 
 
 def test_a_published_file_at_a_path_keeps_its_licence(tmp_path, monkeypatch):

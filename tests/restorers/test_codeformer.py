@@ -11,12 +11,12 @@ import torch
 
 from musetalk_enhance import weights
 from musetalk_enhance.backends import exporting
+from musetalk_enhance.config.settings import EnhancerSettings
 from musetalk_enhance.errors import CheckpointError, ConfigError, MissingDependencyError
 from musetalk_enhance.restorers import catalog, codeformer, convert
 from musetalk_enhance.restorers.base import LoadRequest
 from musetalk_enhance.restorers.codeformer import RECORD, CodeFormerRestorer
 from musetalk_enhance.restorers.codeformer_network import BySize, Codebook
-from musetalk_enhance.settings import EnhancerSettings
 
 from .conftest import CPU, spread
 

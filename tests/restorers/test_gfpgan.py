@@ -9,10 +9,10 @@ import pytest
 import torch
 
 from musetalk_enhance import official, weights
+from musetalk_enhance.config.settings import EnhancerSettings
 from musetalk_enhance.errors import CheckpointError, CorruptWeightError, MissingDependencyError
 from musetalk_enhance.restorers.base import LoadRequest
 from musetalk_enhance.restorers.gfpgan import GEOMETRY, RECORDS, GFPGANRestorer
-from musetalk_enhance.settings import EnhancerSettings
 
 from .conftest import CPU, spread, to_bgr
 

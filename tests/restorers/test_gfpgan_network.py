@@ -9,7 +9,7 @@ from spandrel.architectures.GFPGAN import GFPGAN
 from musetalk_enhance.backends import NetworkSpec
 from musetalk_enhance.backends.ncnn_backend import NcnnBackend
 from musetalk_enhance.backends.ops import FORMS, Modulated
-from musetalk_enhance.imaging import kept_rows
+from musetalk_enhance.frames.resize import kept_rows
 from musetalk_enhance.restorers.gfpgan import CALL, GEOMETRY
 from musetalk_enhance.restorers.gfpgan_network import GFPGANNetwork, first_rows
 

@@ -7,10 +7,10 @@ import torch
 from torch.nn.functional import interpolate
 
 from musetalk_enhance.backends.ncnn_backend import NcnnBackend
-from musetalk_enhance.imaging import kept_rows, lower_weights, resize
+from musetalk_enhance.config.settings import EnhancerSettings
+from musetalk_enhance.frames.resize import kept_rows, lower_weights, resize
 from musetalk_enhance.restorers.base import LoadRequest
 from musetalk_enhance.restorers.lite import ASSET, LiteRestorer, _network, operator
-from musetalk_enhance.settings import EnhancerSettings
 from musetalk_enhance.weights import open_file
 
 CPU = torch.device("cpu")

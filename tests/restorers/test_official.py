@@ -14,6 +14,7 @@ import pytest
 import torch
 
 from musetalk_enhance import official, weights
+from musetalk_enhance.config.settings import EnhancerSettings
 from musetalk_enhance.errors import (
     CheckpointError,
     MissingDependencyError,
@@ -23,7 +24,6 @@ from musetalk_enhance.errors import (
 )
 from musetalk_enhance.restorers.base import LoadRequest
 from musetalk_enhance.restorers.official import RECORD, OfficialRestorer
-from musetalk_enhance.settings import EnhancerSettings
 
 from .conftest import CPU, pictures, put_in_cache, to_bgr
 

@@ -6,10 +6,10 @@ import pytest
 import torch
 
 from musetalk_enhance import weights
+from musetalk_enhance.config.settings import EnhancerSettings
 from musetalk_enhance.errors import CheckpointError
 from musetalk_enhance.restorers.base import LoadRequest
 from musetalk_enhance.restorers.restoreformer import RECORD, RestoreFormerRestorer
-from musetalk_enhance.settings import EnhancerSettings
 
 from .conftest import CPU, random_restoreformer, spread
 

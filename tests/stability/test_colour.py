@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from musetalk_enhance.pipeline.stability.colour import blurred, without_tint
 
 from musetalk_enhance.faces.regions import region_mask
-from musetalk_enhance.stability.colour import blurred, without_tint
 from tests.stability.conftest import to_frames
 
 ONLY = {"color_match": True}

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 import torch
 
-from musetalk_enhance.stability.motion import LONGEST, SHORTEST, MotionFinder, working_size
-from musetalk_enhance.stability.temporal import moved
+from musetalk_enhance.pipeline.stability.motion import LONGEST, SHORTEST, MotionFinder, working_size
+from musetalk_enhance.pipeline.stability.temporal import moved
 from tests.stability.conftest import to_frames
 
 
@@ -89,7 +89,7 @@ def test_moved_fetches_what_the_flow_points_at():
 @pytest.mark.parametrize("scale", [1, 2])
 def test_moved_is_the_same_on_the_cpu_as_elsewhere(scale, monkeypatch):
     """OpenCV does it on the CPU, torch on a GPU."""
-    from musetalk_enhance.stability import temporal
+    from musetalk_enhance.pipeline.stability import temporal
 
     rng = torch.Generator().manual_seed(2)
     picture = torch.nn.functional.interpolate(torch.rand(1, 3, 16, 16, generator=rng), (128, 128), mode="bicubic")

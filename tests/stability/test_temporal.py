@@ -5,10 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-
 from musetalk_enhance.finishing import Finisher
-from musetalk_enhance.stability.motion import MotionFinder
-from musetalk_enhance.stability.temporal import Held, hold, moved
+
+from musetalk_enhance.pipeline.stability.motion import MotionFinder
+from musetalk_enhance.pipeline.stability.temporal import Held, hold, moved
 from tests.stability.conftest import to_faces, to_frames
 
 PLAIN = {"color_match": False, "guard": False, "sharpness_gate": False}
@@ -113,7 +113,7 @@ def test_reset_forgets(make_enhancer, take, given):
     enhancer = make_enhancer(Flickering(take), stability=1, **PLAIN)
     enhancer(given[:6])
     enhancer.reset()
-    enhancer._restorer.backend.function = Flickering(take[6:])
+    enhancer.engine.model.restorer.backend.function = Flickering(take[6:])
     fresh = make_enhancer(Flickering(take[6:]), stability=1, **PLAIN)
     assert np.array_equal(enhancer(given[6:12]), fresh(given[6:12]))
 
@@ -131,10 +131,10 @@ def test_two_streams_know_nothing_of_each_other(make_enhancer, take, given):
 
 def test_lips_that_move_are_not_dragged(make_enhancer, take, given):
     """With a perfect restorer holding still can only spoil: the mouth must stay as open as it is."""
-    from musetalk_enhance.faces.gauge import FaceGauge
+    from musetalk_enhance.faces.meter import FaceMeter
 
     out = make_enhancer(Flickering(take, 0.0), stability=1, **PLAIN)(given)
-    gauge = FaceGauge()
+    gauge = FaceMeter()
     truth, ours = gauge.measure(take).mouth.numpy(), gauge.measure(to_faces(out)).mouth.numpy()
     assert np.corrcoef(truth, ours)[0, 1] > 0.99 and np.abs(truth - ours).max() < 0.03
 

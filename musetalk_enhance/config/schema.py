@@ -1,0 +1,168 @@
+"""How an option is declared: its default, its check, what is allowed, and its help, in one place.
+
+A settings class is a frozen dataclass whose fields are made with `option`; flags, YAML, documents and errors are all
+made from them. Each function here gives a check and, in words, what it allows.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Callable
+from dataclasses import field
+from pathlib import Path
+from typing import Any
+
+from ..errors import ConfigError, suggest
+
+_SIZE_UNITS = {"B": 1, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30, "KB": 10**3, "MB": 10**6, "GB": 10**9}
+
+Check = Callable[[Any], Any]
+"""Takes a raw value (also the text of a flag), returns the checked one, raises ValueError."""
+
+
+def choice(*values: str) -> tuple[Check, str]:
+    """One of `values`, in any case."""
+    folded = {value.lower(): value for value in values}
+
+    def check(raw: Any) -> str:
+        word = raw.lower() if isinstance(raw, str) else None
+        if word not in folded:
+            raise ValueError(suggest(raw, values) if isinstance(raw, str) else "")
+        return folded[word]
+
+    return check, " | ".join(values)
+
+
+def number(low: float, high: float) -> tuple[Check, str]:
+    """A number from `low` to `high`, also as text."""
+
+    def check(raw: Any) -> float:
+        if isinstance(raw, bool) or not isinstance(raw, (int, float, str)):
+            raise ValueError
+        number = float(raw)
+        if not low <= number <= high:  # also refuses NaN
+            raise ValueError
+        return number
+
+    return check, f"a number from {low:g} to {high:g}"
+
+
+def whole(low: int, high: int, *words: str) -> tuple[Check, str]:
+    """A whole number from `low` to `high`, also as text; or one of `words`."""
+
+    def check(raw: Any) -> int | str:
+        if isinstance(raw, str) and raw.lower() in words:
+            return raw.lower()
+        if isinstance(raw, bool) or not isinstance(raw, (int, str)) or not low <= int(raw) <= high:
+            raise ValueError
+        return int(raw)
+
+    return check, " | ".join([*words, f"a whole number from {low} to {high}"])
+
+
+def switch() -> tuple[Check, str]:
+    """True or false, also as yes, no, on, off."""
+    words = {"true": True, "yes": True, "on": True, "false": False, "no": False, "off": False}
+
+    def check(raw: Any) -> bool:
+        if isinstance(raw, str) and raw.lower() in words:
+            return words[raw.lower()]
+        if not isinstance(raw, bool):
+            raise ValueError
+        return raw
+
+    return check, "true | false"
+
+
+def auto(check: tuple[Check, str]) -> tuple[Check, str]:
+    """`check`, or the word auto."""
+
+    def either(raw: Any) -> Any:
+        return "auto" if isinstance(raw, str) and raw.lower() == "auto" else check[0](raw)
+
+    return either, f"auto | {check[1]}"
+
+
+def text(allowed: str, none: str | None = None) -> tuple[Check, str]:
+    """Text; null means `none`."""
+
+    def check(raw: Any) -> str | None:
+        if raw is None:
+            return none
+        if not isinstance(raw, (str, Path)) or not str(raw).strip():
+            raise ValueError
+        return str(raw)
+
+    return check, allowed
+
+
+def device() -> tuple[Check, str]:
+    """Where a network runs; None is auto."""
+
+    def check(raw: Any) -> str:
+        if raw is None:
+            return "auto"
+        word = str(raw).lower()  # a torch.device prints as "cuda:0"
+        if not re.fullmatch(r"auto|(cpu|mps)(:0)?|cuda(:[0-9]+)?", word):
+            raise ValueError
+        return word if word.startswith("cuda") else word.partition(":")[0]
+
+    return check, "auto | cpu | cuda | cuda:N | mps"
+
+
+def memory() -> tuple[Check, str]:
+    """Bytes, a size with a unit, or a share of what is free."""
+
+    def check(raw: Any) -> str | int | float:
+        if isinstance(raw, str):
+            text = raw.strip().upper()
+            if text == "AUTO":
+                return "auto"
+            digits = text.rstrip("KMGIB ")
+            unit = text[len(digits) :].strip()
+            if unit:
+                raw = int(float(digits) * _SIZE_UNITS.get(unit, 0))
+            else:
+                raw = float(digits) if "." in digits else int(digits)
+        if isinstance(raw, bool) or not isinstance(raw, (int, float)):
+            raise ValueError
+        if isinstance(raw, float) and not 0 < raw <= 1:
+            raise ValueError
+        if isinstance(raw, int) and raw < 2**20:
+            raise ValueError
+        return raw
+
+    return (
+        check,
+        'auto | bytes (1048576 at least) | a size such as "2GiB" | a share of what is free, over 0.0 up to 1.0',
+    )
+
+
+def anything() -> tuple[Check, str]:
+    """No check at all."""
+    return (lambda raw: raw), "an object"
+
+
+def option(default: Any, help: str, check: tuple[Check, str], *, flag: bool = True) -> Any:
+    """A field of a settings class. With `flag` false it cannot be said on the command line."""
+    return field(
+        default=default,
+        metadata={"help": help, "check": check[0], "allowed": check[1], "flag": flag},
+    )
+
+
+def checked(option: dataclasses.Field[Any], raw: Any, key: str) -> Any:
+    """The checked value of `raw` for `option`.
+
+    Raises:
+        ConfigError: naming `key`, as the user wrote it.
+    """
+    if type(raw).__module__ == "numpy" and getattr(raw, "shape", None) == ():
+        raw = raw.item()  # a number of numpy's is a number
+    try:
+        return option.metadata["check"](raw)
+    except (ValueError, TypeError, OverflowError) as error:
+        hint = str(error) if isinstance(error, ValueError) else ""
+        hint = f" {hint.strip()}" if "mean" in hint else ""
+        raise ConfigError(key, raw, option.metadata["allowed"], hint) from None

@@ -1,0 +1,1 @@
+"""A host's frames: checked, taken apart, resized and put together again."""

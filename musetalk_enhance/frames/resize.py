@@ -1,0 +1,185 @@
+"""Sizes of faces and of the rows that may change. float32 (N, 3, H, W), 0..1, in and out."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ..errors import FrameError
+from .batch import is_tensor
+
+if TYPE_CHECKING:
+    import torch
+
+LOWER_FROM, LOWER_FULL = 7 / 16, 15 / 32
+"""``region: lower`` as shares of a frame's height: nothing changes above the first, all may change below the
+second, with a ramp between. MuseTalk keeps what is below 1/2 and blurs that edge by up to 0.0375."""
+
+
+def kept_rows(region: str, height: int) -> range:
+    """Rows of a frame of `height` pixels that `region` may change; ``mouth`` lies within ``lower``."""
+    return range(0 if region == "full" else int(height * LOWER_FROM), height)
+
+
+def lower_weights(height: int) -> list[float]:
+    """How much of the restored face each row gets with ``region: lower``, 0..1."""
+    start, full = height * LOWER_FROM, height * LOWER_FULL
+    return [min(1.0, max(0.0, (row + 0.5 - start) / (full - start))) for row in range(height)]
+
+
+def resize(faces: torch.Tensor, size_hw: tuple[int, int], enlarge: str = "bicubic") -> torch.Tensor:
+    """Bring faces to `size_hw` (height, width).
+
+    Shrinking averages areas (exactly the box average where the factor is whole, an antialiased bicubic
+    elsewhere). Enlarging is bilinear or bicubic, pixel centres at half, as OpenCV's INTER_LINEAR.
+
+    Args:
+        faces: float32 (N, 3, H, W).
+        size_hw: height and width wanted, in pixels.
+        enlarge: ``"bilinear"`` or ``"bicubic"``.
+    """
+    from torch.nn.functional import interpolate
+
+    height, width = faces.shape[2:]
+    target_h, target_w = size_hw
+    if (height, width) == (target_h, target_w):
+        return faces
+    if target_h <= height and target_w <= width:
+        if height % target_h == 0 and width % target_w == 0:
+            return pooled(faces, size_hw)
+        return interpolate(faces, size=size_hw, mode="bicubic", align_corners=False, antialias=True)
+    antialias = target_h < height or target_w < width
+    mode = "bicubic" if antialias else enlarge
+    return interpolate(faces, size=size_hw, mode=mode, align_corners=False, antialias=antialias)
+
+
+def pooled(values: torch.Tensor, cells: tuple[int, int]) -> torch.Tensor:
+    """Means over a grid of `cells` (rows, columns) of (N, C, H, W); quick where the grid divides the picture."""
+    from torch.nn.functional import adaptive_avg_pool2d, avg_pool2d
+
+    rows, columns = cells
+    if values.shape[2] % rows or values.shape[3] % columns:
+        return adaptive_avg_pool2d(values, cells)
+    down, across = values.shape[2] // rows, values.shape[3] // columns
+    share = 1.0
+    while values.device.type == "cpu" and not (down % 2 or across % 2):  # several times quicker there than a pool
+        values = values[:, :, ::2] + values[:, :, 1::2]
+        values = values[..., ::2] + values[..., 1::2]
+        down, across, share = down // 2, across // 2, share / 4
+    if share < 1:
+        values = values * share
+    return values if down == across == 1 else avg_pool2d(values, (down, across))
+
+
+def residual_of(
+    faces: torch.Tensor,
+    inputs: torch.Tensor,
+    restored: torch.Tensor,
+    size_hw: tuple[int, int],
+    base: torch.Tensor,
+    first_row: int = 0,
+) -> torch.Tensor:
+    """What a restorer adds to the host's frames, at the size that is handed back, from `first_row` down.
+
+    Detail of a frame that is larger than the network's input is lost on the way; what shrinking took off is no
+    part of the difference.
+
+    Args:
+        faces: the host's frames, (N, 3, H, W).
+        inputs: what the network was given, (N, 3, S, S).
+        restored: what it made, (N, 3, T, T).
+        size_hw: height and width to hand back.
+        base: `faces` in that size.
+    """
+    result = resize(restored, size_hw)[:, :, first_row:]
+    height, width = faces.shape[2:]
+    if inputs.shape[2] < height or inputs.shape[3] < width:
+        result = result + resize(faces - resize(inputs, (height, width)), size_hw)[:, :, first_row:]
+    return result - base[:, :, first_row:]
+
+
+def mean_change(
+    before: torch.Tensor, after: torch.Tensor, allowed: torch.Tensor | None = None
+) -> torch.Tensor:
+    """How much each face differs from what it was, in levels of 8 bits.
+
+    Both are rounded as a host's uint8 frames are, so 0 means that not one value changes.
+
+    Args:
+        before: float32 (N, 3, H, W), 0..1.
+        after: the same faces, restored; equal to `before` outside `allowed`.
+        allowed: bool (1 or N, 1, H, W): the pixels that may change. None: all.
+
+    Returns:
+        float32 (N,): mean absolute difference over the pixels that may change, 0..255.
+    """
+    import torch
+
+    if after.device.type == "cpu":  # what stays in the caches takes half the time
+        one_by_one = (slice(index, index + 1) for index in range(len(after)))
+        total = torch.cat([_total_change(before[one], after[one]) for one in one_by_one])
+    else:
+        total = _total_change(before, after)
+    if allowed is None:
+        return total / after[0].numel()
+    return total / (allowed.sum(dim=(1, 2, 3)).clamp(min=1) * after.shape[1])
+
+
+def _total_change(before: torch.Tensor, after: torch.Tensor) -> torch.Tensor:
+    import torch
+
+    levels = after.clamp(0, 1).mul_(255).round_()
+    levels.sub_(before.clamp(0, 1).mul_(255).round_())
+    total: torch.Tensor = torch.linalg.vector_norm(levels, 1, dim=(1, 2, 3))
+    return total
+
+
+def resize_image(image: Any, size_wh: tuple[int, int]) -> Any:
+    """Bring an image to (width, height) with OpenCV: area when shrinking, Lanczos when enlarging.
+
+    Args:
+        image: (H, W, 1 to 4) uint8 or float array, or (1 to 4, H, W) tensor.
+        size_wh: (width, height) in pixels.
+
+    Returns:
+        An array or tensor of the same dtype and on the same device, C-contiguous.
+
+    Raises:
+        FrameError: `image` is neither, or empty; or a side is below 1.
+    """
+    width, height = (int(side) for side in size_wh)
+    if width < 1 or height < 1:
+        raise FrameError("size", f"a size of {width}x{height}", "(width, height) in pixels, 1 at least")
+    if not is_tensor(image):
+        return _resized_array(image, (width, height))
+    if image.is_floating_point() and image.element_size() < 4:
+        return resize_image(image.float(), size_wh).to(image.dtype)
+    if image.ndim != 3:
+        raise FrameError("shape", f"shape {tuple(image.shape)}", "a (3, H, W) tensor")
+    import torch
+
+    resized = _resized_array(image.detach().permute(1, 2, 0).cpu().numpy(), (width, height))
+    return torch.from_numpy(resized).permute(2, 0, 1).contiguous().to(image.device)
+
+
+def _resized_array(image: Any, size_wh: tuple[int, int]) -> np.ndarray:
+    import cv2
+
+    if not isinstance(image, np.ndarray) or image.ndim != 3:
+        actual = str(getattr(image, "shape", type(image).__name__))
+        raise FrameError("shape", actual, "an (H, W, 3) array or a (3, H, W) tensor")
+    if not image.size or image.shape[2] > 4:
+        raise FrameError("shape", f"shape {image.shape}", "a image of 1 to 4 channels that is not empty")
+    if image.dtype.newbyteorder("=") not in (np.uint8, np.float16, np.float32, np.float64):
+        raise FrameError("dtype", f"values of type {image.dtype}", "uint8 or float of 64 bits at most")
+    width, height = size_wh
+    if image.shape[:2] == (height, width):
+        return np.ascontiguousarray(image)
+    dtype = image.dtype.newbyteorder("=") if image.dtype.itemsize != 2 else np.dtype(np.float32)
+    shrinks = height <= image.shape[0] and width <= image.shape[1]
+    mode = cv2.INTER_AREA if shrinks else cv2.INTER_LANCZOS4
+    resized = cv2.resize(np.ascontiguousarray(image, dtype), size_wh, interpolation=mode)
+    if image.dtype.kind == "f":  # Lanczos overshoots; a host's own conversion to bytes would wrap around
+        resized = np.clip(resized, image.min(), image.max())
+    return resized.reshape(height, width, image.shape[2]).astype(image.dtype, copy=False)

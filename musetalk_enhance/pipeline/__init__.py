@@ -1,0 +1,1 @@
+"""From a host's frames to restored ones: prepare, network, compose."""

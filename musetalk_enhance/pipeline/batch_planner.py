@@ -1,0 +1,165 @@
+"""How many faces go through the network at once."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from ..runtime import memory
+from . import costs
+
+if TYPE_CHECKING:
+    import torch
+
+    from ..config.settings import EnhancerSettings
+    from ..restorers.base import RestorerRecord
+
+MOST_ON_CPU, MOST_ON_GPU = 8, 32
+"""Faces beyond which a larger batch brings nothing."""
+QUIET_BATCHES = 32
+"""Batches without trouble after which a halved batch may grow again."""
+
+
+@dataclass
+class WatchedBatch:
+    """A batch that is watched.
+
+    Attributes:
+        faces: that went through the network.
+    """
+
+    faces: int
+
+
+class BatchPlanner:
+    """Says how large the next batch may be, and learns from what batches took and from memory that ran out.
+
+    With ``mode="memory"`` the first batch is one face and the second two; both are measured, and from then on
+    the plan is the most faces whose measured cost stays within the budget. A batch larger than every one before
+    is measured as well, and is at most four times the largest before. Where the largest is why no more are planned,
+    it runs and is measured once more, also when it took more than the budget: by all that was known, it fitted.
+    With ``mode="batch"`` nothing is measured.
+
+    Attributes:
+        size: faces in a batch for now.
+        planned: what `size` grows to.
+        budget: bytes that a batch may take over the loaded state; None with ``mode="batch"``.
+        costs: what batches take.
+    """
+
+    def __init__(
+        self,
+        settings: EnhancerSettings,
+        record: RestorerRecord,
+        device: torch.device,
+        known: BatchPlanner | None = None,
+    ) -> None:
+        """Plan for `record` on `device` with ``settings.mode``, ``batch_size`` and ``memory_budget``.
+
+        Args:
+            settings: all options.
+            record: the model; its ``bytes_per_face`` counts until something was measured.
+            device: where it runs.
+            known: what has been learnt of the same network on the same device with other settings.
+        """
+        self._settings, self._record = settings, record
+        self.start(device, known)
+
+    def start(self, device: torch.device, known: BatchPlanner | None = None) -> None:
+        """Plan anew, on `device`: nothing was learnt yet but what `known` has."""
+        settings, record = self._settings, self._record
+        self._device = device
+        self.costs: costs.CostModel = known.costs if known else costs.CostModel(record.bytes_per_face)
+        most = MOST_ON_GPU if device.type == "cuda" else MOST_ON_CPU
+        if settings.mode == "memory":
+            self.budget: int | None = budget_bytes(settings.memory_budget, device)
+        else:
+            self.budget = None
+            most = max(1, min(most, memory.free_bytes(device) // 2 // record.bytes_per_face))
+        wanted = settings.batch_size if isinstance(settings.batch_size, int) else most
+        self._most = min(wanted, record.batch_limit or wanted)
+        self._ceiling: int | None = known._ceiling if known else None
+        self._quiet = 0
+        self._plan()
+
+    def _plan(self) -> None:
+        self.planned = self.size = self._most
+        if self.budget is not None:
+            self.planned = self.size = max(1, self.costs.fitting(self.budget, self._most))
+            if costs.measurable(self._device):
+                self.size = min(self.size, self.costs.next_step)
+        if self._ceiling is not None:
+            self.size = min(self.size, self._ceiling)
+
+    def next(self, left: int) -> int:
+        """Faces of the next batch, of `left` that wait."""
+        again = self.costs.largest
+        if self._doubtful and again <= left and self._ceiling is None:
+            return again
+        return min(left, self.size)
+
+    @contextmanager
+    def watched(self, faces: int) -> Iterator[WatchedBatch]:
+        """Run a batch of `faces` inside; it is measured where that says something new.
+
+        Yields:
+            What ran: `faces` unless the caller says that it was fewer.
+        """
+        batch = WatchedBatch(faces)
+        if not self._says_more(faces):
+            yield batch
+            return
+        with costs.watch(self._device) as peak:
+            yield batch
+        if batch.faces:
+            self.costs.add(batch.faces, peak)
+            self._plan()
+
+    def _says_more(self, faces: int) -> bool:
+        """Whether measuring a batch of `faces` says something new."""
+        if self.budget is None or not costs.measurable(self._device):
+            return False
+        return faces > self.costs.largest or (faces == self.costs.largest and self._doubtful)
+
+    @property
+    def _doubtful(self) -> bool:
+        """Whether the largest measured batch is why no more are planned, though it was measured only once."""
+        largest = self.costs.largest
+        limits = self.planned <= largest <= self._most and self.planned < self._most
+        return limits and not self.costs.sure(largest)
+
+    def over_budget(self, faces: int) -> bool:
+        """Whether a batch of `faces` takes more than the budget, by all that is known."""
+        measured = self.costs.largest > 0
+        return self.budget is not None and measured and self.costs.bytes_for(faces) > self.budget
+
+    def succeeded(self) -> None:
+        """A batch went through; after a quiet while a halved size doubles, up to the plan."""
+        if self._ceiling is not None:
+            self._quiet += 1
+            if self._quiet >= QUIET_BATCHES:
+                self._quiet = 0
+                self._ceiling *= 2
+                if self._ceiling >= self.planned:
+                    self._ceiling = None
+        self._plan()  # a planner that shares the costs may have learnt something
+
+    def ran_out(self, tried: int) -> bool:
+        """Memory ran out with `tried` faces. Halves the size; False when it was one face already."""
+        self._quiet = 0
+        self.costs.believe(tried)
+        if tried <= 1:
+            return False
+        self._ceiling = tried // 2
+        self._plan()
+        return True
+
+
+def budget_bytes(budget: str | int | float, device: torch.device) -> int:
+    """``memory_budget`` in bytes: ``"auto"`` is half of what is free, a float a share of it."""
+    if isinstance(budget, int):
+        return budget
+    share = 0.5 if isinstance(budget, str) else budget
+    return int(memory.free_bytes(device) * share)

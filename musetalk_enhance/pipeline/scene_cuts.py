@@ -1,0 +1,55 @@
+"""Where a scene begins: told from two small pictures, whatever else is switched off.
+
+Between neighboring frames of 22 talking heads (softened to 96 px) the mean difference of the thumbnails is 0.29
+of their contrast at most, and their correlation 0.76 at least; between two people in the same box 0.36 at least,
+and 0.70 at most where the difference is under 0.40. Motion compensation, used before, missed 9 of these 462 cuts,
+because it draws one face out of the other.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from ..frames.resize import resize
+
+if TYPE_CHECKING:
+    import torch
+
+SIDE = 32
+"""Side of a thumbnail, in pixels."""
+MOST_DIFFERENCE = 0.34
+"""Mean absolute difference of two thumbnails, as a share of their contrast, above which they are two scenes."""
+LEAST_CORRELATION = 0.7
+"""Correlation of their gray values below which they are."""
+
+
+def thumbnails(faces: torch.Tensor) -> torch.Tensor:
+    """float32 (N, 3, H, W), 0..1 to (N, 3, `SIDE`, `SIDE`)."""
+    return resize(faces, (SIDE, SIDE))
+
+
+def scene_cuts(small: torch.Tensor, previous: torch.Tensor | None) -> torch.Tensor:
+    """Whether each frame is another scene than the one before it.
+
+    Args:
+        small: thumbnails of frames that follow one another, float32 (N, 3, `SIDE`, `SIDE`).
+        previous: that of the frame before the first, (1, 3, `SIDE`, `SIDE`); None at the beginning of a stream.
+
+    Returns:
+        bool (N,); False for a first frame.
+    """
+    import torch
+
+    earlier = torch.cat([small[:1] if previous is None else previous, small[:-1]])
+    difference = (small - earlier).abs().mean((1, 2, 3))
+    contrast = (small.std((1, 2, 3)) + earlier.std((1, 2, 3))) / 2 + 0.02
+    gray, gray_earlier = (_centered(each) for each in (small, earlier))
+    scale = (gray.square().sum((1, 2)) * gray_earlier.square().sum((1, 2)) + 1e-9).sqrt()
+    correlation = (gray * gray_earlier).sum((1, 2)) / scale
+    flat = scale < 1e-3  # of pictures without contrast a correlation says nothing
+    return (difference > MOST_DIFFERENCE * contrast) | ((correlation < LEAST_CORRELATION) & ~flat)
+
+
+def _centered(small: torch.Tensor) -> torch.Tensor:
+    gray = small.mean(1)
+    return gray - gray.mean((1, 2), keepdim=True)

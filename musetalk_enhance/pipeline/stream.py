@@ -1,0 +1,153 @@
+"""One sequence of faces: its memory, its counters, its observers. The network is the engine's."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+from ..frames.batch import Extent
+from ..frames.hints import Hints
+from .outcome import Outcome
+from .stats import EnhancerStats
+
+if TYPE_CHECKING:
+    import numpy as np
+    import torch
+    from numpy.typing import NDArray
+
+    from ..config.settings import EnhancerSettings
+    from ..faces.align import LandmarkTrack
+    from .engine import Engine
+    from .stability.temporal import TemporalState
+
+logger = logging.getLogger("musetalk_enhance")
+
+Observer = Callable[[Any, Any, Outcome], None]
+
+
+@dataclass(frozen=True)
+class StreamState:
+    """What is remembered of a stream, all of it of the last frame that was composed.
+
+    Attributes:
+        size_hw: height and width of the frame, in pixels.
+        thumbnail: of it, (1, 3, 32, 32), on the CPU; see `scene_cuts`.
+        motion_image: as its motion is measured, uint8 (h, w, 3), RGB.
+        temporal: its restored detail.
+        sharpness: how sharp the faces have been; see `stability.sharpness`.
+        guard: how much of the restorer it got.
+    """
+
+    size_hw: tuple[int, int] | None = None
+    thumbnail: torch.Tensor | None = None
+    motion_image: NDArray[np.uint8] | None = None
+    temporal: TemporalState | None = None
+    sharpness: float | None = None
+    guard: float = 1.0
+
+    def to(self, device: torch.device) -> StreamState:
+        """The same on another device: a stream outlives the network's move to the CPU."""
+        return self if self.temporal is None else replace(self, temporal=self.temporal.to(device))
+
+
+@dataclass(frozen=True)
+class LastFrame:
+    """The last frame of a stream and what became of it, as copies.
+
+    Attributes:
+        frame: as it came.
+        result: as it was handed back.
+        hints: of it, as the caller gave them.
+        outcome: what became of it.
+    """
+
+    frame: Any
+    result: Any
+    hints: Hints
+    outcome: Outcome
+
+
+class Stream:
+    """One sequence of faces over an engine's network; `GFPGANEnhancer.stream` makes one.
+
+    A stream may be used from any thread, by one at a time. It costs nothing but what it remembers, so it may simply
+    be dropped; `close` gives that back at once.
+
+    Attributes:
+        settings: the engine's, with what this stream has of its own.
+        stats: counters of this stream.
+        value_range: lowest and highest value of its float frames, once they have shown it.
+    """
+
+    def __init__(self, engine: Engine, settings: EnhancerSettings) -> None:
+        self.engine, self.settings = engine, settings
+        self.stats = EnhancerStats()
+        self.value_range: Extent | None = None
+        self.state = StreamState()
+        self.last: LastFrame | None = None
+        self.landmark_track: LandmarkTrack | None = None
+        self.observers: list[Observer] = []
+        self.warned: set[str] = set()
+        self.closed = False
+
+    def __call__(
+        self, frames: Any, *, landmarks: Any = None, occlusion: Any = None, keys: Any = None, cuts: Any = None
+    ) -> Any:
+        """Restore the next frames of this stream; see `GFPGANEnhancer.__call__`."""
+        from .engine import Request
+
+        request = Request(self, frames, (landmarks, occlusion, keys, cuts), self.settings.output_size)
+        return self.engine.restore([request])[0].frames
+
+    def observe(self, observer: Observer) -> None:
+        """Have `observer` called with every frame from now on, in order.
+
+        Args:
+            observer: called with the frame as it came, the frame as it goes back, and its `Outcome`. It must change
+                nothing. One that raises is not called again, with a warning; with ``on_error="raise"`` its error
+                reaches the host.
+        """
+        self.observers.append(observer)
+
+    def notify(self, frame: Any, result: Any, outcome: Outcome) -> None:
+        """Call the observers; one that fails is removed, because that is no reason to lose a host's frame."""
+        for observer in list(self.observers):
+            try:
+                observer(frame, result, outcome)
+            except Exception:
+                if self.settings.on_error == "raise":
+                    raise
+                self.observers.remove(observer)
+                logger.warning("an observer failed and is not called again", exc_info=True)
+
+    def warn_once(self, key: str, text: str, *values: Any) -> None:
+        """Log a warning the first time that `key` is used in this stream."""
+        if key not in self.warned:
+            self.warned.add(key)
+            logger.warning(text, *values)
+
+    def reset(self) -> None:
+        """Forget what was learned of the frames so far; call it between clips."""
+        with self.engine.lock:
+            self.value_range = None
+            self.begin_again()
+            self.last = None
+            if self.landmark_track is not None:
+                self.landmark_track.reset()
+
+    def begin_again(self) -> None:
+        """Forget the frame before, because the next one does not continue it."""
+        self.state = StreamState()
+
+    def close(self) -> None:
+        """Give back what is remembered; later calls raise `RestorerError`. The engine goes on."""
+        self.reset()
+        self.closed = True
+
+    def __enter__(self) -> Stream:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()

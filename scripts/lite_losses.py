@@ -1,0 +1,137 @@
+"""Losses of the lite sharpener: fidelity first, then what brings back detail that is truly lost.
+
+Differences and pictures are float (N,3,H,W), RGB, 0..1, H and W multiples of 8.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.utils.parametrizations import spectral_norm
+
+LUMA = (0.299, 0.587, 0.114)
+
+
+def luma(x: Tensor) -> Tensor:
+    """Rec. 601 luma ``(N,1,H,W)``."""
+    return (x * x.new_tensor(LUMA).view(1, 3, 1, 1)).sum(1, keepdim=True)
+
+
+def charbonnier(difference: Tensor, epsilon: float = 1e-3) -> Tensor:
+    """Mean of ``sqrt(d^2 + epsilon^2)``."""
+    return (difference * difference + epsilon * epsilon).sqrt().mean()
+
+
+def pyramid_loss(difference: Tensor) -> Tensor:
+    """Charbonnier over the band-pass levels of a Laplacian pyramid, finest level first."""
+    total = difference.new_zeros(())
+    for weight in (1.0, 0.7, 0.5):
+        low = F.avg_pool2d(difference, 2)
+        wide = F.interpolate(low, scale_factor=2, mode="bilinear")
+        total = total + weight * charbonnier(difference - wide)
+        difference = low
+    return total
+
+
+def spectrum_loss(difference: Tensor) -> Tensor:
+    """Mean magnitude of the FFT of the luma under a Hann window: amount and place of detail."""
+    window = torch.hann_window(difference.shape[-1], periodic=False)
+    windowed = luma(difference) * torch.outer(window, window)
+    spectrum: Tensor = torch.fft.rfft2(windowed, norm="ortho")
+    return spectrum.abs().mean()
+
+
+def drift_loss(difference: Tensor) -> Tensor:
+    """L1 between 16 px means: no shift of color or brightness."""
+    return F.avg_pool2d(difference, 16).abs().mean()
+
+
+def subbands(x: Tensor) -> Tensor:
+    """High-frequency subbands ``(N,6,H,W)`` of the luma: two levels of a stationary Haar transform.
+
+    Scaled so that faces have about unit variance in them.
+    """
+    low, bands = luma(x), []
+    for level in (1, 2):
+        for dimension in (2, 3):
+            padding = (0, 0, 0, level) if dimension == 2 else (0, level, 0, 0)
+            size = low.shape[dimension]
+            padded = F.pad(low, padding, mode="replicate")
+            moved = padded.narrow(dimension, level, size)
+            if dimension == 2:
+                mean_rows, rows = (low + moved) / 2, (low - moved) / 2
+                low = mean_rows
+            else:
+                padded = F.pad(rows, padding, mode="replicate")
+                moved_rows = padded.narrow(dimension, level, size)
+                bands += [(low - moved) / 2, (rows + moved_rows) / 2, (rows - moved_rows) / 2]
+                low = (low + moved) / 2
+    scale = low.new_tensor([40.0, 40.0, 100.0, 20.0, 20.0, 50.0]).view(1, 6, 1, 1)
+    return torch.cat(bands, 1) * scale
+
+
+class Critic(nn.Module):
+    """Tells restored from original by high-frequency subbands alone (arXiv 2402.19215).
+
+    It also sees the subbands of the bicubic enlargement, so that it judges what was added to them.
+    """
+
+    def __init__(self, width: int = 32) -> None:
+        super().__init__()
+        shapes = (
+            (48, width, 1),
+            (width, 2 * width, 2),
+            (2 * width, 2 * width, 1),
+            (2 * width, 1, 1),
+        )
+        self.layers = nn.ModuleList(
+            spectral_norm(nn.Conv2d(inputs, outputs, 3, stride, 1))
+            for inputs, outputs, stride in shapes
+        )
+
+    def forward(self, picture: Tensor, bicubic: Tensor) -> Tensor:
+        """float (N, 3, H, W) twice, to scores (N, 1, H/4, W/4): higher for originals."""
+        x = F.pixel_unshuffle(torch.cat([subbands(picture), subbands(bicubic)], 1), 2)
+        for index, layer in enumerate(self.layers):
+            x = layer(x if index == 0 else F.leaky_relu(x, 0.2))
+        return 3 * x.float()
+
+
+def critic_loss(original: Tensor, restored: Tensor) -> Tensor:
+    """Relativistic: the original's score above that of what was restored of it, place by place."""
+    return F.softplus(restored - original).mean()
+
+
+def artifact_map(out: Tensor, smooth: Tensor, target: Tensor, size: int = 7) -> Tensor:
+    """Weights ``(N,1,H,W)`` of pixels that look like artifacts (LDL, arXiv 2203.09195).
+
+    Local variance of the residual, where the averaged network (``smooth``) is nearer to the target.
+    """
+    residual = (target - out).abs().sum(1, keepdim=True)
+    steady = (target - smooth).abs().sum(1, keepdim=True)
+    mean = F.avg_pool2d(residual, size, 1, size // 2, count_include_pad=False)
+    square = F.avg_pool2d(residual * residual, size, 1, size // 2, count_include_pad=False)
+    local = (square - mean * mean).clamp_min(0)
+    overall = residual.var((1, 2, 3), keepdim=True).clamp_min(1e-12) ** 0.2
+    return torch.where(residual < steady, torch.zeros_like(local), overall * local)
+
+
+def energy_loss(out: Tensor, target: Tensor, cell: int = 32) -> Tensor:
+    """How far the strength of fine detail is off, as a mean ``|log ratio|`` over cells.
+
+    Strength alone, not place: with little weight beside the rest, or it pays for faint textures.
+    """
+    kernel = out.new_tensor([[1.0, 2, 1], [2, -12, 2], [1, 2, 1]]).view(1, 1, 3, 3) / 12
+    strengths = [
+        F.avg_pool2d(F.conv2d(luma(x), kernel, padding=1).square(), cell, cell // 2)
+        for x in (out, target)
+    ]
+    floor = 1e-6  # a quarter of a grey level
+    return ((strengths[0] + floor) / (strengths[1] + floor)).log().abs().mean()
+
+
+def flicker_loss(difference: Tensor) -> Tensor:
+    """How much the error changes between frames; the second half of the batch follows the first."""
+    first, second = difference.chunk(2)
+    return charbonnier(second - first)

@@ -1,0 +1,138 @@
+"""Enhancing beside a host's loop: order, errors, streams, and the old import path."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import sys
+import threading
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+
+from musetalk_enhance.hosts.overlap import overlapped
+
+
+def test_results_come_in_order_from_one_other_thread():
+    threads = set()
+
+    def enhance(batch):
+        threads.add(threading.get_ident())
+        return batch * 2
+
+    assert list(overlapped(enhance, iter(range(7)))) == [0, 2, 4, 6, 8, 10, 12]
+    assert len(threads) == 1 and threading.get_ident() not in threads
+    assert list(overlapped(enhance, [])) == []
+
+
+@pytest.mark.parametrize("depth", [1, 3])
+def test_the_host_is_never_more_than_depth_ahead(depth):
+    made = []
+
+    def batches():
+        for number in range(6):
+            made.append(number)
+            yield number
+
+    ahead = [len(made) - 1 - done for done in overlapped(lambda batch: batch, batches(), depth)]
+    assert ahead[0] == depth and max(ahead) == depth and ahead[-1] == 0
+
+
+def test_the_next_batch_is_generated_while_one_is_enhanced():
+    """The enhancer waits for the host's second batch: in turn this would never end."""
+    second = threading.Event()
+
+    def batches():
+        yield 1
+        second.set()
+        yield 2
+
+    assert list(overlapped(lambda batch: second.wait(10), batches())) == [True, True]
+
+
+def test_an_error_comes_out():
+    def fail(batch):
+        raise ValueError(batch)
+
+    with pytest.raises(ValueError, match="1"):
+        list(overlapped(fail, [1, 2]))
+
+
+class OnGpu(torch.Tensor):
+    """A tensor that says it lies on a second GPU and notes which streams it is kept for."""
+
+    is_cuda = True
+    device = torch.device("cuda:1")
+
+    def record_stream(self, stream):
+        kept.append((float(self.flatten()[0]), stream))
+
+
+kept: list = []
+
+
+@pytest.fixture
+def second_gpu(monkeypatch):
+    """torch.cuda whose current device is 1 in this thread and, as ever, 0 in any other."""
+    notes = SimpleNamespace(waits=[], streams=[], synchronised=0)
+    main = threading.get_ident()
+
+    class Side:
+        def __init__(self, index):
+            notes.streams.append(index)
+
+        def wait_event(self, event):
+            notes.waits.append(event)
+
+        def synchronize(self):
+            notes.synchronised += 1
+
+    fakes = {
+        "is_available": lambda: True,
+        "current_device": lambda: int(threading.get_ident() == main),
+        "Stream": Side,
+        "stream": lambda _: contextlib.nullcontext(),
+        "current_stream": lambda device: SimpleNamespace(
+            record_event=lambda: f"ready {device}", host=threading.get_ident() == main
+        ),
+    }
+    for name, fake in fakes.items():
+        monkeypatch.setattr(torch.cuda, name, fake)
+    monkeypatch.setattr("musetalk_enhance.hosts.overlap._STREAMS", {})
+    kept.clear()
+    return notes
+
+
+def on_gpu(value):
+    return torch.full((1, 3, 2, 2), float(value)).as_subclass(OnGpu)
+
+
+@pytest.mark.parametrize("wrap", [lambda tensor: tensor, lambda tensor: [tensor, tensor], lambda tensor: (tensor,)])
+def test_tensors_wait_for_the_host_s_stream_and_the_host_s_for_ours(second_gpu, wrap):
+    (done,) = overlapped(lambda batch: wrap(on_gpu(5)), [wrap(on_gpu(2))])
+    assert type(done) is type(wrap(on_gpu(0)))
+    assert second_gpu.streams == [1] and second_gpu.waits == ["ready cuda:1"] and second_gpu.synchronised == 1
+    count = len(wrap(0)) if isinstance(wrap(0), (list, tuple)) else 1
+    assert [value for value, _ in kept] == [2.0] * count + [5.0] * count
+    assert all(stream.host for _, stream in kept[count:])
+
+
+def test_arrays_are_enhanced_on_the_gpu_that_is_current_for_the_host(second_gpu):
+    assert list(overlapped(lambda batch: batch, [np.zeros(1)])) == [0]
+    assert second_gpu.streams == [1] and not second_gpu.waits and not kept
+
+
+def test_the_old_names_work_with_a_warning(monkeypatch):
+    from musetalk_enhance import bench
+
+    with pytest.warns(DeprecationWarning, match="musetalk_enhance.hosts.overlap"):
+        assert bench.overlapped is overlapped
+    monkeypatch.delitem(sys.modules, "musetalk_enhance.bench.overlap", raising=False)
+    with pytest.warns(DeprecationWarning, match="musetalk_enhance.hosts.overlap"):
+        assert importlib.import_module("musetalk_enhance.bench.overlap").overlapped is overlapped
+    with pytest.raises(AttributeError, match="scripts/benchmarks"):
+        bench.Plan  # noqa: B018
+    with pytest.raises(AttributeError, match="nothing"):
+        bench.nothing  # noqa: B018
