@@ -277,7 +277,7 @@ def talking_head(
         ValueError: `size` is under 160.
     """
     if size < 160:
-        raise ValueError(f"size: got {size}; needed: 160 or more")
+        raise ValueError(f"size: got {size}; expected 160 or more")
     scale = size / (CROP_XYXY[2] - CROP_XYXY[0])
     still = make_still(scale, seed)
     for index in range(count):

@@ -1,50 +1,52 @@
 """Every error this library raises on purpose, in one tree.
 
     EnhanceError
-    ├── ConfigError             an option has an unknown name or an impossible value    (also ValueError)
-    │   └── LicenceError        a weight may not be used for what was said
-    ├── FrameError              a frame or a batch is not what the contract asks for     (also ValueError)
-    ├── MissingDependencyError  an optional package is not installed                     (also ImportError)
+    ├── ConfigError             an option has an unknown name or bad value  (ValueError)
+    │   └── LicenseError        the license of a weight forbids the requested use
+    ├── FrameError              a frame or a batch violates the contract         (ValueError)
+    ├── MissingDependencyError  an optional package is not installed             (ImportError)
     ├── WeightError             anything about a weight file
-    │   ├── MissingWeightError  it is not on this machine                                (also FileNotFoundError)
-    │   ├── CorruptWeightError  truncated, or its hash is not the published one          (also ValueError)
-    │   ├── UntrustedWeightError  an unpinned pickle, and nobody said it may be opened   (also PermissionError)
-    │   ├── CheckpointError     it opens, but holds another network                      (also ValueError)
-    │   ├── DownloadError       the network or the server said no                        (also ConnectionError)
-    │   └── CacheError          the cache folder cannot be written                       (also OSError)
-    ├── RestorerError           a network or a plug-in failed while it ran               (also RuntimeError)
-    │   ├── NoFaceError         the engine looked for a face and found none              (also LookupError)
-    │   └── OutOfMemoryError    not even one face fits                                   (also MemoryError)
-    ├── HostError               the host pipeline is not what we can hook into           (also RuntimeError)
-    └── MediaError              a video or picture cannot be read or written             (also OSError)
+    │   ├── MissingWeightError  it is not on this machine                        (FileNotFoundError)
+    │   ├── CorruptWeightError  truncated, or its hash is not the published one  (ValueError)
+    │   ├── UntrustedWeightError  a pickle that the user has not trusted         (PermissionError)
+    │   ├── CheckpointError     readable, but another network                    (ValueError)
+    │   ├── DownloadError       the network or the server failed                 (ConnectionError)
+    │   └── CacheError          the cache folder cannot be written               (OSError)
+    ├── RestorerError           a network or a plug-in failed while running      (RuntimeError)
+    │   ├── NoFaceError         the detector found no face                       (LookupError)
+    │   └── OutOfMemoryError    not even one face fits                           (MemoryError)
+    ├── HostError               the host pipeline cannot be hooked into          (RuntimeError)
+    └── MediaError              a video or an image cannot be read or written    (OSError)
 
-Each text says what came, what is allowed and what to do next; the data stays on the object.
+In brackets: the built-in that each one is as well. Each message states the actual value, what is
+expected and what to do next; the data stays on the object.
 """
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
 
-def suggest(word: str, known: Iterable[str]) -> str:
-    """Return ``" Did you mean 'x'?"`` for the known word nearest to `word`, or an empty string."""
-    folded = {name.lower(): name for name in known}
-    near = get_close_matches(str(word).lower(), list(folded), n=1, cutoff=0.6)
-    return f" Did you mean {folded[near[0]]!r}?" if near else ""
+def suggest(word: str, candidates: Iterable[str]) -> str:
+    """Return ``" Did you mean 'x'?"`` for the candidate closest to `word`, or an empty string."""
+    folded = {name.lower(): name for name in candidates}
+    matches = get_close_matches(str(word).lower(), list(folded), n=1, cutoff=0.6)
+    return f" Did you mean {folded[matches[0]]!r}?" if matches else ""
 
 
 class EnhanceError(Exception):
-    """Base of every error that musetalk_enhance raises on purpose. It can be sent to another process."""
+    """Base of every error that musetalk_enhance raises on purpose; it can be pickled."""
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _again, (type(self), self.args, self.__dict__.copy())
+        return _rebuild, (type(self), self.args, self.__dict__.copy())
 
 
-def _again(kind: type[EnhanceError], args: tuple[Any, ...], data: dict[str, Any]) -> EnhanceError:
-    """An error as it was: its text is made already, so its own ``__init__``, which takes the parts, is left out."""
+def _rebuild(kind: type[EnhanceError], args: tuple[Any, ...], data: dict[str, Any]) -> EnhanceError:
+    """Rebuild an error from its message: its ``__init__``, which takes the parts, is skipped."""
     error = kind.__new__(kind, *args)
     builtin: Any = next(base for base in kind.__mro__ if base.__module__ == "builtins")
     builtin.__init__(error, *args)
@@ -54,22 +56,24 @@ def _again(kind: type[EnhanceError], args: tuple[Any, ...], data: dict[str, Any]
 
 
 class ConfigError(EnhanceError, ValueError):
-    """An option has an unknown name or an impossible value.
+    """An option has an unknown name or an invalid value.
 
     Attributes:
         key: the option, as the user wrote it.
-        value: what was given.
-        allowed: what may be given, in words.
+        value: its value.
+        allowed: the valid values, in words.
     """
 
     def __init__(self, key: str, value: object, allowed: str, hint: str = "") -> None:
         self.key, self.value, self.allowed = key, value, allowed
-        super().__init__(f"{key}: {value!r} is not possible; allowed: {allowed}.{hint}")
+        super().__init__(f"{key}: invalid value {value!r}; expected {allowed}.{hint}")
 
     @classmethod
-    def unknown(cls, key: str, value: object, known: Iterable[str], where: str = "") -> ConfigError:
-        """An option that does not exist: names it, its value, where it stood and what there is."""
-        names = sorted(known)
+    def unknown(
+        cls, key: str, value: object, options: Iterable[str], where: str = ""
+    ) -> ConfigError:
+        """The error for an option that does not exist: its value, its place, all options."""
+        names = sorted(options)
         error = cls(key, value, ", ".join(names))
         error.args = (
             f"unknown option {key!r} (value {value!r}){where}; known options: {error.allowed}."
@@ -78,36 +82,43 @@ class ConfigError(EnhanceError, ValueError):
         return error
 
 
-class LicenceError(ConfigError):
-    """A weight may not be used for what was said. `licence` names what forbids it."""
+class LicenseError(ConfigError):
+    """The license of a weight forbids the requested use. `license` names it."""
 
-    def __init__(self, key: str, value: object, licence: str) -> None:
-        self.licence = licence
-        super().__init__(key, value, f"a model for commercial use with commercial: true, not one under {licence}")
+    def __init__(self, key: str, value: object, license: str) -> None:
+        self.license = license
+        allowed = f"a model for commercial use (commercial: true), not one under {license}"
+        super().__init__(key, value, allowed)
+
+    @property
+    def licence(self) -> str:
+        """Deprecated spelling of `license`."""
+        warn_renamed("LicenseError.licence", "LicenseError.license")
+        return self.license
 
 
 class FrameError(EnhanceError, ValueError):
-    """A frame or a batch is not what the contract asks for.
+    """A frame or a batch violates the contract.
 
     Attributes:
-        index: position of the frame in the batch, None when the batch as a whole is meant.
-        actual: what came.
-        expected: what is needed.
+        index: position of the frame in the batch, None for the batch as a whole.
+        actual: what was passed.
+        expected: what is required.
         reason: a short stable word for counting, e.g. ``"channels"``.
     """
 
     def __init__(self, reason: str, actual: str, expected: str, index: int | None = None) -> None:
         self.reason, self.actual, self.expected, self.index = reason, actual, expected, index
         where = "frames" if index is None else f"frame {index}"
-        super().__init__(f"{where}: got {actual}; needed: {expected}")
+        super().__init__(f"{where}: got {actual}; expected {expected}")
 
 
 class MissingDependencyError(EnhanceError, ImportError):
     """An optional package is not installed.
 
     Attributes:
-        package: what is missing.
-        extra: the extra of this library that brings it.
+        package: the missing package.
+        extra: the extra of this library that installs it.
     """
 
     def __init__(self, package: str, extra: str, purpose: str, cause: str = "") -> None:
@@ -130,26 +141,27 @@ class MissingWeightError(WeightError, FileNotFoundError):
         name: its name in the table.
         file: the file's name.
         sha256: its published hash.
-        folder: where a hand-copied file is looked for.
+        folder: the folder that was searched, and where a copy belongs.
+        command: the command that helps.
     """
 
     def __init__(self, name: str, file: str, sha256: str, folder: Path, note: str = "") -> None:
         self.name, self.file, self.sha256, self.folder = name, file, sha256, folder
         self.command = f"musetalk-enhance weights fetch {name}"
         super().__init__(
-            f"the weight {name} is not on this machine: no file {file} (sha256 {sha256}) in {folder}. "
-            f"Fetch it with `{self.command}`, or copy the file there by hand "
-            f"(`musetalk-enhance weights import FILE` checks it on the way).{note}"
+            f"the weight {name} is not on this machine: no file {file} (sha256 {sha256}) in "
+            f"{folder}. Fetch it with `{self.command}`, or copy it by hand: "
+            f"`musetalk-enhance weights import FILE` checks a file and copies it there.{note}"
         )
 
     @classmethod
     def at_path(cls, path: Path) -> MissingWeightError:
-        """A path of the user's own at which there is no file; `name` and `sha256` are empty."""
+        """The error for a user's own path without a file; `name` and `sha256` are empty."""
         error = cls("", path.name, "", path.parent)
         error.command = "musetalk-enhance weights list"
         error.args = (
-            f"{path}: there is no such file. Give the path of a .safetensors, .pth or .onnx file, "
-            f"or the name of a published weight (`{error.command}` shows them).",
+            f"{path}: no such file. Give the path of a .safetensors, .pth or .onnx file, or the "
+            f"name of a published weight (`{error.command}` lists them).",
         )
         return error
 
@@ -163,28 +175,28 @@ class CorruptWeightError(WeightError, ValueError):
 
 
 class UntrustedWeightError(WeightError, PermissionError):
-    """A pickle whose hash is not in the table, and nobody said that it may be opened. `path` names it."""
+    """A pickle of unknown hash that the user has not trusted. `path` names it."""
 
     def __init__(self, path: Path, sha256: str) -> None:
         self.path, self.sha256 = path, sha256
         super().__init__(
-            f"{path} (sha256 {sha256}) is no published weight that this library knows, and a .pth file is a "
-            "pickle. If you trust where it came from, say trust_unpinned: true "
-            "(flag --gfpgan_trust_unpinned, or --trust-unpinned for folders and films); it is then read by a "
-            "restricted unpickler. A .safetensors file needs no such word."
+            f"{path} (sha256 {sha256}) is not one of the published weights, and a .pth file is a "
+            "pickle, which can carry code. If you trust its source, set trust_unpinned: true "
+            "(flag --gfpgan_trust_unpinned, or --trust-unpinned for images and videos); it is then "
+            "read by a restricted unpickler. A .safetensors file does not need this."
         )
 
 
 class CheckpointError(WeightError, ValueError):
-    """A weight file opens, but holds another network than the one asked for. `path` names it."""
+    """A weight file is readable, but holds an unexpected network. `path` names it."""
 
     def __init__(self, path: Path | None, actual: str, expected: str, hint: str = "") -> None:
         self.path, self.actual, self.expected = path, actual, expected
-        super().__init__(f"{path or 'checkpoint'}: holds {actual}; needed: {expected}.{hint}")
+        super().__init__(f"{path or 'checkpoint'}: holds {actual}; expected {expected}.{hint}")
 
 
 class DownloadError(WeightError, ConnectionError):
-    """The network or the server said no. `url` names the address."""
+    """The network or the server failed. `url` names the address."""
 
     def __init__(self, url: str, what: str) -> None:
         self.url = url
@@ -197,7 +209,8 @@ class CacheError(WeightError, OSError):
     def __init__(self, path: Path, what: str) -> None:
         self.path = path
         super().__init__(
-            f"{path}: {what}. Choose another folder with the environment variable MUSETALK_ENHANCE_CACHE"
+            f"{path}: {what}. Choose another folder with the environment variable "
+            "MUSETALK_ENHANCE_CACHE"
         )
 
 
@@ -206,7 +219,7 @@ class RestorerError(EnhanceError, RuntimeError):
 
 
 class NoFaceError(RestorerError, LookupError):
-    """The engine looked for a face in a frame and found none."""
+    """The detector found no face in a frame."""
 
 
 class OutOfMemoryError(RestorerError, MemoryError):
@@ -214,12 +227,31 @@ class OutOfMemoryError(RestorerError, MemoryError):
 
 
 class HostError(EnhanceError, RuntimeError):
-    """The host pipeline is not what we can hook into."""
+    """The host pipeline cannot be hooked into."""
 
 
 class MediaError(EnhanceError, OSError):
-    """A video or a picture cannot be read or written. `path` names it."""
+    """A video or an image cannot be read or written. `path` names it."""
 
     def __init__(self, path: str | Path, what: str) -> None:
         self.path = Path(path)
         super().__init__(f"{path}: {what}")
+
+
+def warn_renamed(name: str, replacement: str, stacklevel: int = 3) -> None:
+    """Warn that `name` is deprecated; it works for one more release.
+
+    Args:
+        name: the deprecated name.
+        replacement: the current one.
+        stacklevel: as of `warnings.warn`; 3 is the caller of the deprecated function.
+    """
+    message = f"{name} is deprecated and will be removed in the next release; use {replacement}"
+    warnings.warn(message, DeprecationWarning, stacklevel=stacklevel)
+
+
+def __getattr__(name: str) -> Any:
+    if name == "LicenceError":
+        warn_renamed("errors.LicenceError", "errors.LicenseError")
+        return LicenseError
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

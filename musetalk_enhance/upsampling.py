@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .errors import ConfigError, OutOfMemoryError, RestorerError
-from .pictures import checked_picture
+from .media.arrays import as_bgr_image
 
 if TYPE_CHECKING:
     import torch
@@ -69,7 +69,7 @@ class BackgroundUpsampler:
 
         if tile != 0 and (tile < _LEAST_TILE or tile % 2):
             raise ConfigError("tile", tile, f"an even number of pixels, {_LEAST_TILE} or more, or 0 for no tiles")
-        weight = weights.own_or_published(path, self.weight_name, download=download, trust_unpinned=trust_unpinned)
+        weight = weights.resolve(path, self.weight_name, download=download, trust_unpinned=trust_unpinned)
         import torch
 
         from .official import build_realesrganer
@@ -106,7 +106,7 @@ class BackgroundUpsampler:
 
         if not SCALES[0] <= scale <= SCALES[1]:
             raise ConfigError("scale", scale, f"{SCALES[0]:g} to {SCALES[1]:g}")
-        picture_bgr = checked_picture(picture_bgr)
+        picture_bgr = as_bgr_image(picture_bgr)
         if self._upsampler is None:
             raise RestorerError("the background upsampler was closed")
         height, width = picture_bgr.shape[:2]

@@ -132,7 +132,7 @@ def pairs_of(source: Path, output: Path, stats: dict[str, Any]) -> list[Pair]:
     """Every picture that was handed back, beside what it was."""
     import cv2
 
-    from musetalk_enhance.pictures import decode_picture
+    from musetalk_enhance.media.image import decode_image
 
     pairs = []
     for item in stats["items"]:
@@ -140,9 +140,9 @@ def pairs_of(source: Path, output: Path, stats: dict[str, Any]) -> list[Pair]:
         if not all(path.is_file() for path in restored):
             continue
         for path in restored:
-            after = decode_picture(path.read_bytes(), path).bgr
+            after = decode_image(path.read_bytes(), path).bgr
             path = (source.parent if source.is_file() else source) / item["name"]
-            before = enlarged = decode_picture(path.read_bytes(), path).bgr
+            before = enlarged = decode_image(path.read_bytes(), path).bgr
             if after.shape != before.shape:
                 enlarged = cv2.resize(before, after.shape[1::-1], interpolation=cv2.INTER_LANCZOS4)
             pairs.append(Pair(item["name"], before, enlarged, after, item["faces"]))
@@ -288,7 +288,7 @@ def parsed(words: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
     parser.add_argument("--num-samples", type=int, default=3, metavar="N", help="pictures; default: %(default)s")
     args, rest = parser.parse_known_args(hyphened(words))
     if args.num_samples < 1:
-        parser.error(f"--num-samples: got {args.num_samples}; allowed: 1 or more")
+        parser.error(f"--num-samples: got {args.num_samples}; expected 1 or more")
     return args, rest
 
 

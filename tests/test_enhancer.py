@@ -279,7 +279,7 @@ def test_two_threads_lose_nothing(make_enhancer, faces):
 def test_device_that_is_not_there():
     if torch.cuda.is_available():
         pytest.skip("this machine has a GPU")
-    with pytest.raises(ConfigError, match="cuda:0.*allowed: auto, cpu"):
+    with pytest.raises(ConfigError, match="cuda:0.*expected auto, cpu"):
         GFPGANEnhancer(model="lite", device="cuda:0", **PLAIN)
 
 

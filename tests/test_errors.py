@@ -22,7 +22,7 @@ EXAMPLES = {
     errors.CheckpointError: (Path("a.pth"), "nothing", "a network", " See there."),
     errors.DownloadError: ("https://example.org", "404"),
     errors.CacheError: (Path("/cache"), "read-only"),
-    errors.LicenceError: ("model", "codeformer", "S-Lab"),
+    errors.LicenseError: ("model", "codeformer", "S-Lab"),
     errors.RestorerError: ("text",),
     errors.NoFaceError: ("text",),
     errors.OutOfMemoryError: ("text",),
@@ -38,10 +38,10 @@ def tree(kind=errors.EnhanceError):
     ]
 
 
-def check_same(error, found):
-    assert type(found) is type(error)
-    assert (str(found), found.args, vars(found)) == (str(error), error.args, vars(error))
-    assert isinstance(found, type(error).__mro__)
+def check_same(error, copied):
+    assert type(copied) is type(error)
+    assert (str(copied), copied.args, vars(copied)) == (str(error), error.args, vars(error))
+    assert isinstance(copied, type(error).__mro__)
 
 
 @pytest.mark.parametrize("kind", EXAMPLES, ids=lambda kind: kind.__name__)
@@ -76,3 +76,12 @@ class OurOwnError(errors.RestorerError):
 
 def test_an_error_of_a_plug_in_survives_too():
     check_same(error := OurOwnError("one", second="two"), pickle.loads(pickle.dumps(error)))
+
+
+def test_the_old_spelling_of_license_works_with_a_warning():
+    with pytest.warns(DeprecationWarning, match="LicenceError is deprecated.*use errors.LicenseError"):
+        assert errors.LicenceError is errors.LicenseError
+    with pytest.warns(DeprecationWarning, match="LicenseError.licence is deprecated"):
+        assert errors.LicenseError("model", "codeformer", "S-Lab").licence == "S-Lab"
+    with pytest.raises(AttributeError, match="NoSuchError"):
+        errors.NoSuchError  # noqa: B018

@@ -98,7 +98,7 @@ def test_bad_frame_is_named_at_its_index(frame, reason):
     assert list(batch.problems) == [1]
     error = batch.problems[1]
     assert error.reason == reason and error.index == 1
-    assert "frame 1: got " in str(error) and "; needed: " in str(error)
+    assert "frame 1: got " in str(error) and "; expected " in str(error)
     assert batch.groups() == [[0, 2]]
 
 

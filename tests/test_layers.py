@@ -13,10 +13,9 @@ from tests.conftest import ROOT
 PACKAGE = ROOT / "musetalk_enhance"
 LAYERS = [
     {"_version", "errors"},
-    {"registry", "schema", "files"},
-    {"settings", "frames", "imaging", "stats", "memory", "media", "metrics", "precision", "hints"}
-    | {"pictures", "sheets"},
-    {"film"},
+    {"runtime", "schema"},
+    {"media"},
+    {"settings", "frames", "imaging", "stats", "memory", "metrics", "precision", "hints"},
     {"costs"},
     {"weights"},
     {"backends"},
@@ -59,7 +58,7 @@ def imported(path) -> set[str]:
 def test_imports_only_go_down(path):
     own = path.relative_to(PACKAGE).parts[0].removesuffix(".py")
     above = {name for name in imported(path) if name != own and LEVEL[name] >= LEVEL[own]}
-    same = {name for name in above if LEVEL[name] == LEVEL[own] and own in ("imaging", "stats", "batching", "film")}
+    same = {name for name in above if LEVEL[name] == LEVEL[own] and own in ("imaging", "stats", "batching")}
     assert not above - same, f"{own} imports upward: {above}"
 
 

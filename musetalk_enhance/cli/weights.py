@@ -19,7 +19,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the commands and their options to `parser`."""
     commands = parser.add_subparsers(dest="weights_command", required=True, metavar="COMMAND")
 
-    command = commands.add_parser("list", help="every weight: state, size, licence, what it is for")
+    command = commands.add_parser("list", help="every weight: state, size, license, what it is for")
     command.add_argument("--json", action="store_true", help="as JSON, with addresses, hashes and sources")
 
     command = commands.add_parser("path", help="the cache folder, or where the file of NAME is")
@@ -68,7 +68,12 @@ def _state(entry: WeightEntry) -> str:
 def _list(args: argparse.Namespace) -> int:
     if args.json:
         rows = [
-            {**dataclasses.asdict(entry), "state": _state(entry), "path": str(cache_dir() / entry.file)}
+            {
+                **dataclasses.asdict(entry),
+                "licence": entry.license,  # the key before it was spelled "license"
+                "state": _state(entry),
+                "path": str(cache_dir() / entry.file),
+            }
             for entry in table.WEIGHTS
         ]
         print(json.dumps(rows, indent=2))
@@ -76,7 +81,7 @@ def _list(args: argparse.Namespace) -> int:
     wide = max(len(entry.name) for entry in table.WEIGHTS)
     for entry in table.WEIGHTS:
         print(f"{entry.name:{wide}}  {_state(entry):10}  {entry.size / 1e6:6.1f} MB  {entry.purpose}")
-        print(f"{'':{wide}}  licence: {entry.licence}")
+        print(f"{'':{wide}}  license: {entry.license}")
     print(f"\nfolder: {cache_dir()}")
     return 0
 
@@ -111,7 +116,7 @@ def _fetch(args: argparse.Namespace) -> int:
         except EnhanceError as error:
             failed.append(error)
         else:
-            print(f"{entry.name}: {path} (licence: {entry.licence})")
+            print(f"{entry.name}: {path} (license: {entry.license})")
     for failure in failed[:-1]:
         print(f"error: {failure}", file=sys.stderr)
     if failed:

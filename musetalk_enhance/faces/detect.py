@@ -19,8 +19,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import CheckpointError, ConfigError, RestorerError
-from ..pictures import checked_picture
-from ..registry import Registry
+from ..media.arrays import as_bgr_image
+from ..runtime.registry import Registry
 
 if TYPE_CHECKING:
     import torch
@@ -113,7 +113,7 @@ class WholeImage(FaceDetector):
 
     def detect(self, image_bgr: Image) -> list[Face]:
         """One face: the whole image, score 1; see `FaceDetector.detect`."""
-        height, width = checked_picture(image_bgr).shape[:2]
+        height, width = as_bgr_image(image_bgr).shape[:2]
         landmarks = (FFHQ_512 * (width / 512, height / 512)).astype(np.float32)
         return [Face(np.array((0.0, 0.0, width, height)), landmarks, 1.0)]
 
@@ -156,7 +156,7 @@ class NetworkDetector(FaceDetector):
 
     def detect(self, image_bgr: Image) -> list[Face]:
         """See `FaceDetector.detect`."""
-        image = checked_picture(image_bgr)
+        image = as_bgr_image(image_bgr)
         height, width = image.shape[:2]
         faces = self._coarse_pass(image)
         faces = faces or self._pass(image, self.max_side or max(height, width), 0)
@@ -248,7 +248,7 @@ class YuNet(NetworkDetector):
 
         from .. import weights
 
-        weight = weights.own_or_published(path, self.weight_name, download=download)
+        weight = weights.resolve(path, self.weight_name, download=download)
 
         side = 64
         try:
@@ -322,7 +322,7 @@ class RetinaFace(NetworkDetector):
             raise ConfigError("network", network, " | ".join(self.weight_names))
         from .. import weights
 
-        weight = weights.own_or_published(
+        weight = weights.resolve(
             path, self.weight_names[network], download=download, trust_unpinned=trust_unpinned
         )
         import torch

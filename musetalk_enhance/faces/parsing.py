@@ -33,7 +33,7 @@ class FaceParser:
     Chen et al., "Progressive Semantic-Aware Style Transformation for Blind Face Restoration", CVPR
     2021. The weight comes from this library's cache, or from `path`, and is read like every weight;
     facexlib downloads nothing. The published weight is for non-commercial use
-    (``WEIGHTS.get("ParseNet").licence``). Safe to call from several threads.
+    (``WEIGHTS.get("ParseNet").license``). Safe to call from several threads.
 
     Args:
         path: a checkpoint of the user's own; None uses ``ParseNet`` from the cache of weights.
@@ -59,7 +59,7 @@ class FaceParser:
     ) -> None:
         from .. import weights
 
-        weight = weights.own_or_published(
+        weight = weights.resolve(
             path, self.weight_name, download=download, trust_unpinned=trust_unpinned
         )
         import torch

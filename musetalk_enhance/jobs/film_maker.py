@@ -23,7 +23,7 @@ from ..faces.align import TEMPLATE_SIDE
 from ..faces.detect import FFHQ_512, Face, FaceDetector
 from ..faces.paste import FaceCrop, Image, Paste, crop_face, paste_faces
 from ..faces.tracks import FaceTracker, TrackedFace
-from ..film import FilmIndex, SegmentWriter, Shot, read_segment
+from ..media import DecodedFrame, SegmentWriter, VideoIndex, read_segment
 from ..pipeline.engine import Request
 from ..pipeline.outcome import Cause, Outcome, passed_through
 from ..pipeline.stream import Stream
@@ -44,7 +44,7 @@ _ALIKE, _THUMBNAIL_SIDE = 0.5, 32  # correlation of two pictures of one face; pi
 class _Shown:
     """A frame on its way: what was seen in it, and what became of that."""
 
-    shot: Shot
+    shot: DecodedFrame
     faces: list[Face]
     seen: list[TrackedFace] = field(default_factory=list)
     cuts: dict[int, FaceCrop] = field(default_factory=dict)
@@ -68,7 +68,7 @@ class OpenFilmMaker:
     settings: VideoSettings
     facts: Facts | None
     source: Path
-    index: FilmIndex
+    index: VideoIndex
     folder: Path
     told: Callable[[int], None] | None = None
 
@@ -114,7 +114,7 @@ class FilmMaker:
         self,
         opened: OpenedFilm,
         source: Path,
-        index: FilmIndex,
+        index: VideoIndex,
         folder: Path,
         told: Callable[[int], None] | None = None,
     ) -> None:
@@ -295,7 +295,7 @@ def _main_note(shown: _Shown) -> dict[str, Any]:
     return shown.outcomes[main.track].as_dict()
 
 
-def _read(shots: Iterator[Shot], detector: FaceDetector) -> list[_Shown]:
+def _read(shots: Iterator[DecodedFrame], detector: FaceDetector) -> list[_Shown]:
     return [_Shown(shot, detector.detect(shot.bgr)) for shot in islice(shots, CHUNK)]
 
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from ..errors import ConfigError, MediaError
-from ..pictures import PICTURE_SUFFIXES, picture_size
+from ..media import IMAGE_EXTENSIONS, image_size
 from .manifest import FOLDER
 
 logger = logging.getLogger("musetalk_enhance")
@@ -46,9 +46,9 @@ def list_pictures(
             folder is where results go: the next run would take them for inputs.
     """
     if source.is_file():
-        if source.suffix.lower() in PICTURE_SUFFIXES:
+        if source.suffix.lower() in IMAGE_EXTENSIONS:
             return [source.name]
-        raise ConfigError("INPUT_DIR", str(source), f"a folder, or a file of {', '.join(sorted(PICTURE_SUFFIXES))}")
+        raise ConfigError("INPUT_DIR", str(source), f"a folder, or a file of {', '.join(sorted(IMAGE_EXTENSIONS))}")
     if not source.is_dir():
         raise MediaError(source, "does not exist")
     left_out = {path.resolve() for path in skip}
@@ -63,10 +63,10 @@ def list_pictures(
         here, folders[:] = Path(folder), sorted(one for one in folders if not one.startswith("."))
         folders[:] = [one for one in folders if _is_new(here / one, source, left_out, linked)]
         for name in files:
-            if not name.startswith(".") and Path(name).suffix.lower() in PICTURE_SUFFIXES:
+            if not name.startswith(".") and Path(name).suffix.lower() in IMAGE_EXTENSIONS:
                 found.append((here / name).relative_to(source).as_posix())
     if not found:
-        raise ConfigError("INPUT_DIR", str(source), f"a folder with pictures ({', '.join(sorted(PICTURE_SUFFIXES))})")
+        raise ConfigError("INPUT_DIR", str(source), f"a folder with pictures ({', '.join(sorted(IMAGE_EXTENSIONS))})")
     return sorted(found)
 
 
@@ -172,7 +172,7 @@ def in_units(root: Path, pictures: Sequence[str], upscale: int) -> list[list[str
     pixels = 0
     for name in pictures:
         try:
-            width, height = picture_size(root / name)
+            width, height = image_size(root / name)
         except MediaError:
             width = height = 0
         mine = width * height * upscale**2

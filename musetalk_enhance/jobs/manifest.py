@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import ConfigError, MediaError
-from ..pictures import write_bytes
+from ..runtime.files import write_bytes
 
 FOLDER = ".musetalk_enhance"
 VERSION = 3

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from .._version import __version__
 from ..enhancer import GFPGANEnhancer
-from ..errors import ConfigError, LicenceError, MissingDependencyError, MissingWeightError, WeightError
+from ..errors import ConfigError, LicenseError, MissingDependencyError, MissingWeightError, WeightError
 from ..restorers.catalog import AUTO_ORDER, MODELS, Choice, choose, get_model, model_names
 from ..restorers.codeformer import RECORD as CODEFORMER_RECORD
 from ..runtime.devices import pick_device
@@ -126,7 +126,7 @@ def load(settings: FaceSettings, *, pinned: Facts | None = None) -> Loaded:
         try:
             _check_licence(settings, name)
             loaded = _load_one(settings, name, pinned, passed_over)
-        except (WeightError, MissingDependencyError, LicenceError) as error:
+        except (WeightError, MissingDependencyError, LicenseError) as error:
             passed_over.append([name, _short(error)])
             errors.append(error)
         else:
@@ -165,7 +165,7 @@ def _load_one(settings: FaceSettings, name: str, pinned: Facts | None, passed_ov
     choice = choose(wanted if fidelity is None else wanted.replace(fidelity=fidelity))
     if settings.commercial and not choice.model.record.commercial:  # a path, which no name told
         key = "model" if settings.model_path is None else "model_path"
-        raise LicenceError(key, settings.model_path or name, CODEFORMER_RECORD.licence)
+        raise LicenseError(key, settings.model_path or name, CODEFORMER_RECORD.licence)
     if kept is not None:
         choice = dataclasses.replace(choice, forms=tuple(kept.forms))
     return Loaded(choice.load(pick_device(wanted.device)), choice, fidelity, list(passed_over))
@@ -204,13 +204,13 @@ def _check_licence(settings: FaceSettings, name: str) -> None:
     if settings.commercial and name in model_names():
         record = get_model(name).record
         if not record.commercial:
-            raise LicenceError("model", name, record.licence)
+            raise LicenseError("model", name, record.licence)
 
 
 def _short(error: Exception) -> str:
     if isinstance(error, MissingWeightError) and error.name:
         return f"its weight is not on this machine (`{error.command}`)"
-    return "its licence is refused by commercial: true" if isinstance(error, LicenceError) else str(error)
+    return "its licence is refused by commercial: true" if isinstance(error, LicenseError) else str(error)
 
 
 def _said_of_all(error: Exception, others: list[list[str]]) -> Exception:

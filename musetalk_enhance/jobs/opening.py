@@ -209,7 +209,7 @@ def _open_parser(settings: ImageSettings, loaded: Loaded) -> Any:
     if settings.commercial and not entry.commercial:
         if auto:
             return None
-        raise ConfigError("face_mask", "parsed", f"auto | feathered with commercial: true ({entry.licence})")
+        raise ConfigError("face_mask", "parsed", f"auto | feathered with commercial: true ({entry.license})")
     if auto and (loaded.restorer.request.record.landmark_template is None or weights.find(PARSENET) is None):
         return None
     try:

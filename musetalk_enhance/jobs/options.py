@@ -14,7 +14,7 @@ from ..config import schema
 from ..config.settings import EnhancerSettings, options
 from ..config.settings import options as enhancer_options
 from ..errors import ConfigError
-from ..film import PRESETS
+from ..media import PRESETS
 from ..restorers.catalog import is_path
 
 _ENHANCER = {option.name: option for option in options()}

@@ -11,8 +11,9 @@ from typing import Any
 
 from ..config import schema
 from ..errors import ConfigError, MediaError
-from ..pictures import Picture, decode_picture, encode_picture, write_bytes
-from ..sheets import contact_sheet, side_by_side
+from ..media.contact_sheet import contact_sheet, side_by_side
+from ..media.image import StillImage, decode_image, encode_image
+from ..runtime.files import write_bytes
 from .folder import SAMPLES, SWEEP, evenly, list_pictures, root_of
 from .images import ImagesResult, Progress, restore_images
 from .manifest import sweep_parts
@@ -186,7 +187,7 @@ def _restored(result: ImagesResult, name: str) -> list[Any]:
 
 def _read(path: Path) -> Any:
     try:
-        return decode_picture(path.read_bytes(), path).bgr
+        return decode_image(path.read_bytes(), path).bgr
     except OSError as error:
         raise MediaError(path, f"cannot be read ({error.strerror or error})") from error
 
@@ -215,4 +216,4 @@ def _write_sheet(place: Path, rows: Sequence[tuple[str, Any]]) -> Path | None:
 
 def _write_jpeg(path: Path, picture_bgr: Any) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_bytes(path, encode_picture(Picture(picture_bgr), ".jpg"))
+    write_bytes(path, encode_image(StillImage(picture_bgr), ".jpg"))

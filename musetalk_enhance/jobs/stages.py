@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import FrameError, MediaError
-from ..files import open_regular
+from ..media.image import StillImage, decode_image, encode_image
 from ..picture_restorer import Item, RestoredPicture
-from ..pictures import Picture, decode_picture, encode_picture, write_bytes
+from ..runtime.files import open_regular, write_bytes
 from .folder import Names
 from .manifest import State, Unit, make_folder, write_begun, write_state
 from .models import Facts
@@ -38,7 +38,7 @@ class ReadItem:
     name: str
     data: bytes = b""
     sha256: str | None = None
-    picture: Picture | None = None
+    picture: StillImage | None = None
     error: str | None = None
     ms: float = 0.0
 
@@ -71,7 +71,7 @@ class ReadUnit:
             with open_regular(path) as file:
                 item.data = file.read()
             item.sha256 = hashlib.sha256(item.data).hexdigest()
-            item.picture = decode_picture(item.data, name)
+            item.picture = decode_image(item.data, name)
         except MediaError as error:
             item.error = str(error)
         except OSError as error:
@@ -209,11 +209,11 @@ class WriteUnit:
             if self.settings.bg_upsampler == "none":
                 return read.data
         picture = read.picture.replace_pixels(restored.bgr)
-        return encode_picture(picture, Path(name).suffix, quality=self.settings.quality)
+        return encode_image(picture, Path(name).suffix, quality=self.settings.quality)
 
     def _compared(self, read: ReadItem, restored: RestoredPicture) -> bytes:
-        from ..sheets import side_by_side
+        from ..media.contact_sheet import side_by_side
 
         assert read.picture is not None
         sheet = side_by_side([read.picture.bgr, restored.bgr], ["before", "after"])
-        return encode_picture(Picture(sheet), ".jpg", quality=self.settings.quality)
+        return encode_image(StillImage(sheet), ".jpg", quality=self.settings.quality)

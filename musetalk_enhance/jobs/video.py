@@ -17,7 +17,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from ..errors import ConfigError, MediaError
-from ..film import FilmIndex, SegmentWriter, check_target, index_film, join_film, read_segment
+from ..media import SegmentWriter, VideoIndex, check_output, concat_segments, index_video, read_segment
 from ..pipeline.stats import mean_or_none
 from .film_maker import CHUNK, PREROLL, OpenFilmMaker, PassUnit, WriteSegmentState
 from .local import LocalEngine
@@ -110,8 +110,8 @@ def restore_video(
     began = time.perf_counter()
     if source.resolve() == output.resolve():
         raise ConfigError("OUT", str(output), "another file than IN")
-    index = index_film(source, start, end)
-    check_target(index, source, output)
+    index = index_video(source, start, end)
+    check_output(index, source, output)
     sha256 = file_digest(source)
     if sha256 is None:
         raise MediaError(source, "cannot be read")
@@ -135,7 +135,7 @@ def _restored(
     source: Path,
     output: Path,
     settings: VideoSettings,
-    index: FilmIndex,
+    index: VideoIndex,
     film: dict[str, Any],
     engine: Engine | None,
     progress: Progress | None,
@@ -166,7 +166,7 @@ def _restored(
     states = sorted(count.states, key=lambda state: state["unit"]["id"])
     segments = [folder / name for state in states for name in outputs_of(state)]
     whole, beside = folder / f"film{output.suffix}", folder / "film.json"  # so that a kill leaves no litter
-    join_film(segments, index, source, whole)
+    concat_segments(segments, index, source, whole)
     stats = _stats(settings, facts, index, film, states, whole, decisive)
     write_sidecar(beside, stats, _notes(manifest))
     _put(whole, output)
@@ -194,7 +194,7 @@ def _is_begun(folder: Path) -> bool:
     return any(path.name != "lock" for path in folder.rglob("*") if path.is_file())
 
 
-def segment_of(index: FilmIndex, settings: VideoSettings) -> int:
+def segment_of(index: VideoIndex, settings: VideoSettings) -> int:
     """Frames of a segment; more where every segment has to be decoded from the film's beginning."""
     return max(settings.segment, -(-len(index) // MOST_COUNTED)) if index.counted else settings.segment
 
@@ -301,7 +301,7 @@ def _manifest(
     folder: Path,
     decisive: dict[str, Any],
     facts: Facts,
-    index: FilmIndex,
+    index: VideoIndex,
     settings: VideoSettings,
 ) -> Manifest:
     if before is None and (folder / FOLDER / "manifest.json").exists():
@@ -354,7 +354,7 @@ def _is_whole(state: State) -> bool:
 def _stats(
     settings: VideoSettings,
     facts: Facts,
-    index: FilmIndex,
+    index: VideoIndex,
     film: dict[str, Any],
     states: list[State],
     output: Path,
@@ -414,11 +414,11 @@ def excerpt(source: Path, beside: Path, start: float | None, end: float | None) 
     if start is None and end is None:
         yield source
         return
-    index = index_film(source, start, end)
+    index = index_video(source, start, end)
     with TemporaryDirectory(prefix=".excerpt-", dir=beside.parent) as folder:
         part, whole = Path(folder) / "part.mp4", Path(folder) / f"excerpt{beside.suffix}"
         with SegmentWriter(part, index, crf=0, preset="ultrafast") as writer:
             for shot in read_segment(source, index, 0, len(index)):
                 writer.write(shot)
-        join_film([part], index, source, whole)
+        concat_segments([part], index, source, whole)
         yield whole

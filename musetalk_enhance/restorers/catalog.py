@@ -15,8 +15,8 @@ from .. import weights
 from ..backends import NetworkSpec
 from ..config.settings import EnhancerSettings
 from ..errors import ConfigError, EnhanceError, RestorerError, suggest
-from ..registry import Registry
 from ..runtime.precision import as_if_alone
+from ..runtime.registry import Registry
 from .base import LoadRequest, NetworkRestorer, Restorer, RestorerRecord
 from .codeformer import RECORD as CODEFORMER_RECORD
 from .gfpgan import RECORDS as GFPGAN_RECORDS
@@ -241,7 +241,7 @@ def _from_path(path: Path, settings: EnhancerSettings) -> Choice:
 
 
 def _renamed(model: Model, weight: weights.Weight) -> Model:
-    licence = weight.entry.licence if weight.entry else "the file's own"
+    licence = weight.entry.license if weight.entry else "the file's own"
     return replace(model, record=replace(model.record, name=weight.path.stem, weight=None, licence=licence))
 
 

@@ -1,11 +1,11 @@
-"""Weight files: a pinned table, one cache folder, downloads that resume, loading without running a pickle."""
+"""Weight files: a pinned table, one cache folder, resumable downloads, loading without pickles."""
 
 from __future__ import annotations
 
 from .cache import VerifyResult, cache_dir, find, verify
 from .download import fetch
-from .importing import import_file
-from .load import Weight, open_file, own_or_published, require
+from .importer import import_file
+from .load import Weight, open_file, require, resolve
 from .table import WEIGHTS, WeightEntry
 
 __all__ = [
@@ -18,7 +18,7 @@ __all__ = [
     "find",
     "import_file",
     "open_file",
-    "own_or_published",
     "require",
+    "resolve",
     "verify",
 ]

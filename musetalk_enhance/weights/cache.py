@@ -1,4 +1,4 @@
-"""The one folder that weights live in: where it is, what is in it, whether that is whole."""
+"""The cache folder of the weights: where it is, what it holds, whether its files are intact."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from .table import WeightEntry
 
 CACHE_ENV = "MUSETALK_ENHANCE_CACHE"
 OFFLINE_ENV = "MUSETALK_ENHANCE_OFFLINE"
+OFFLINE_NOTE = f" Offline mode ({OFFLINE_ENV}=1 or --offline): it was not downloaded."
 
 _BLOCK = 2**20
 _known_hashes: dict[tuple[str, int, int, int, int], str] = {}
@@ -24,13 +25,13 @@ _known_hashes: dict[tuple[str, int, int, int, int], str] = {}
 
 @dataclass(frozen=True)
 class VerifyResult:
-    """What `verify` found for one weight.
+    """The result of `verify` for one weight.
 
     Attributes:
         name: its name in the table.
-        path: where it is, or would be.
+        path: its path in the cache, whether it exists or not.
         status: ``"ok"`` (its hash is the published one), ``"missing"`` or ``"corrupt"``.
-        detail: one line in words; what to do next where it is not ok.
+        detail: one line in words, with what to do next unless the status is ok.
     """
 
     name: str
@@ -40,20 +41,21 @@ class VerifyResult:
 
 
 def cache_dir() -> Path:
-    """The folder of the weights; asking does not create it.
+    """The folder of the weights; it is not created.
 
     ``MUSETALK_ENHANCE_CACHE`` if set, else ``musetalk_enhance/weights`` in the user's cache folder
-    (``XDG_CACHE_HOME`` or ``~/.cache``; on Windows ``LOCALAPPDATA``; on a Mac ``~/Library/Caches``).
+    (``XDG_CACHE_HOME`` or ``~/.cache``; on Windows ``LOCALAPPDATA``; on a Mac
+    ``~/Library/Caches``).
 
     Raises:
         CacheError: the user has no home folder, and none of the variables is set.
     """
     try:
-        if own := os.environ.get(CACHE_ENV):
-            return Path(own).expanduser().absolute()
+        if folder := os.environ.get(CACHE_ENV):
+            return Path(folder).expanduser().absolute()
         return _user_cache_dir() / "musetalk_enhance" / "weights"
-    except RuntimeError as error:  # what pathlib raises where there is no home
-        raise CacheError(Path("~"), f"cannot tell the user's cache folder ({error})") from error
+    except RuntimeError as error:  # pathlib's error where there is no home
+        raise CacheError(Path("~"), f"cannot find the user's cache folder ({error})") from error
 
 
 def _user_cache_dir() -> Path:
@@ -64,23 +66,26 @@ def _user_cache_dir() -> Path:
     if system == "Darwin":
         return Path.home() / "Library" / "Caches"
     xdg = os.environ.get("XDG_CACHE_HOME", "")
-    return Path(xdg) if os.path.isabs(xdg) else Path.home() / ".cache"  # XDG: a relative one is ignored
+    # The XDG specification: a relative path is ignored.
+    return Path(xdg) if os.path.isabs(xdg) else Path.home() / ".cache"
 
 
 def is_offline(offline: bool | None = None) -> bool:
-    """`offline`, or where that is None whether ``MUSETALK_ENHANCE_OFFLINE`` says 1, true, yes or on."""
+    """`offline`; if None, whether ``MUSETALK_ENHANCE_OFFLINE`` is 1, true, yes or on."""
     if offline is not None:
         return offline
     return os.environ.get(OFFLINE_ENV, "").strip().lower() in ("1", "true", "yes", "on")
 
 
 def path_of(entry: WeightEntry) -> Path:
-    """Where the file of `entry` is, or would be."""
+    """The path of `entry` in the cache, whether it exists or not."""
     return cache_dir() / entry.file
 
 
 def find(name: str) -> Path | None:
-    """The file of the weight `name` if it is in the cache and has the right size; its hash is not looked at.
+    """The file of the weight `name` if it is in the cache and has the right size.
+
+    Its hash is not checked.
 
     Raises:
         ConfigError: the table has no such name.
@@ -91,7 +96,7 @@ def find(name: str) -> Path | None:
 
 
 def _size(path: Path) -> int | None:
-    """Bytes of a file, None if there is none that can be looked at."""
+    """Size of a file in bytes, None if there is no accessible regular file."""
     try:
         return path.stat().st_size if path.is_file() else None
     except OSError:
@@ -101,7 +106,8 @@ def _size(path: Path) -> int | None:
 def sha256_of(path: Path, *, remember: bool = True) -> str:
     """The sha256 of a file, 64 lower-case hex digits.
 
-    With `remember`, it is not read again in this process while its size and times of change stay as they are.
+    With `remember`, the file is read only once in this process while its size, inode and times stay
+    the same.
 
     Raises:
         CorruptWeightError: the file cannot be read.
@@ -123,27 +129,29 @@ def sha256_of(path: Path, *, remember: bool = True) -> str:
 
 
 def check(path: Path, entry: WeightEntry) -> None:
-    """Compare a file with what was published: its size, then its hash.
+    """Compare a file with the published one: its size, then its hash.
 
     Raises:
         MissingWeightError: there is no file.
-        CorruptWeightError: it is not the published file; says what came and how to fetch it anew.
+        CorruptWeightError: it is not the published file; the message has the actual size or hash
+            and the command that fetches it again.
     """
     size = _size(path)
     if size is None:
         raise missing(entry)
-    hint = f" Fetch it anew with `musetalk-enhance weights fetch {entry.name}`."
+    hint = f" Fetch it again with `musetalk-enhance weights fetch {entry.name}`."
     if size != entry.size:
-        cut = "truncated: " if size < entry.size else ""
-        what = f"{cut}has {size} bytes, the published {entry.name} {entry.size}"
+        label = "truncated: " if size < entry.size else ""
+        what = f"{label}has {size} bytes, the published {entry.name} has {entry.size}"
         raise CorruptWeightError(path, what, hint)
-    found = sha256_of(path)
-    if found != entry.sha256:
-        raise CorruptWeightError(path, f"has sha256 {found}, the published {entry.name} {entry.sha256}", hint)
+    digest = sha256_of(path)
+    if digest != entry.sha256:
+        what = f"has sha256 {digest}, the published {entry.name} has {entry.sha256}"
+        raise CorruptWeightError(path, what, hint)
 
 
-def is_good(path: Path, entry: WeightEntry) -> bool:
-    """Whether the file is there and is the published one, hash and all."""
+def is_intact(path: Path, entry: WeightEntry) -> bool:
+    """Whether the file exists and is the published one, by size and hash."""
     try:
         check(path, entry)
     except (MissingWeightError, CorruptWeightError):
@@ -157,7 +165,10 @@ def missing(entry: WeightEntry, note: str = "") -> MissingWeightError:
 
 
 def verify(names: Iterable[str] | None = None) -> list[VerifyResult]:
-    """Hash what is in the cache. `names`: which weights, None for every one in the table.
+    """Check the files in the cache, hashes included.
+
+    Args:
+        names: the weights to check, None for all weights in the table.
 
     Raises:
         ConfigError: the table has no such name.
@@ -171,14 +182,15 @@ def _verify(entry: WeightEntry) -> VerifyResult:
     try:
         check(path, entry)
     except MissingWeightError as error:
-        return VerifyResult(entry.name, path, "missing", f"not there; fetch it with `{error.command}`")
+        detail = f"missing; fetch it with `{error.command}`"
+        return VerifyResult(entry.name, path, "missing", detail)
     except CorruptWeightError as error:
         return VerifyResult(entry.name, path, "corrupt", str(error).removeprefix(f"{path}: "))
     return VerifyResult(entry.name, path, "ok", f"{entry.size} bytes, sha256 {entry.sha256}")
 
 
 def make_cache_dir() -> Path:
-    """The cache folder, created if need be.
+    """The cache folder, created if it does not exist.
 
     Raises:
         CacheError: it cannot be created.
@@ -191,14 +203,14 @@ def make_cache_dir() -> Path:
     return folder
 
 
-def cache_error(path: Path, doing: str, error: OSError) -> CacheError:
-    """Translate what the operating system said while we were `doing` something to `path`."""
+def cache_error(path: Path, action: str, error: OSError) -> CacheError:
+    """The `CacheError` for an operating system error during `action` on `path`."""
     if error.errno in (errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC)):
         why = "the disk is full"
     elif error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
-        why = "it may not be written to"
+        why = "permission denied"
     elif error.errno in (errno.ENOTDIR, errno.EEXIST):
-        why = "a file stands where a folder is needed"
+        why = "a file is in the place of a folder"
     else:
-        why = "the system says no"
-    return CacheError(path, f"cannot {doing}: {why} ({error.strerror or error})")
+        why = "the operating system refused"
+    return CacheError(path, f"cannot {action}: {why} ({error.strerror or error})")

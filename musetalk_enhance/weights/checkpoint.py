@@ -1,4 +1,4 @@
-"""Tensors out of a file, without executing a pickle."""
+"""Reading tensors from a file without executing a pickle."""
 
 from __future__ import annotations
 
@@ -18,16 +18,17 @@ if TYPE_CHECKING:
 PLAIN_SUFFIXES = (".safetensors", ".onnx")
 """Formats that cannot carry code."""
 PICKLE_SUFFIXES = (".pth", ".pt", ".ckpt")
-"""Formats that can, and are read by a restricted unpickler."""
+"""Formats that can carry code and are read by a restricted unpickler."""
 
-_WRAPPERS = ("params_ema", "params", "state_dict")  # best first: GFPGAN files hold both of the first two
-_PREFIX = "module."  # what torch's DataParallel puts before every name
-_WANTED = "a checkpoint of named tensors"
-_HINT = " Save its state dict alone, best as .safetensors."
+# Best first: GFPGAN's files have both of the first two.
+_WRAPPERS = ("params_ema", "params", "state_dict")
+_PREFIX = "module."  # torch's DataParallel puts this before every name
+_EXPECTED = "a checkpoint of named tensors"
+_HINT = " Save only its state dict, preferably as .safetensors."
 
 
-def look(path: Path) -> None:
-    """Tell by its first bytes a file that is no weight at all.
+def check_header(path: Path) -> None:
+    """Refuse a file whose first bytes show that it is not a weight.
 
     Raises:
         CorruptWeightError: it is empty, an HTML page or a git-lfs pointer, or cannot be read.
@@ -42,30 +43,38 @@ def look(path: Path) -> None:
         raise CorruptWeightError(path, "is empty (0 bytes)", " Copy or download it again.")
     if re.match(rb"<(!doctype|html|head|\?xml)", head, re.IGNORECASE):
         what = f"is a web page of {size} bytes, not a weight"
-        raise CorruptWeightError(path, what, " A server's error page was saved; download it again.")
+        raise CorruptWeightError(path, what, " It is a server's error page; download it again.")
     if head.startswith(b"version https://git-lfs"):
         what = "is a git-lfs pointer, not the file it points to"
-        raise CorruptWeightError(path, what, " Run `git lfs pull` where it came from.")
+        raise CorruptWeightError(path, what, " Run `git lfs pull` in its repository.")
 
 
 def read_state_dict(path: Path) -> dict[str, torch.Tensor]:
     """The named tensors of a checkpoint, on the CPU.
 
-    ``params_ema``, ``params`` or ``state_dict`` around them and ``module.`` before their names are taken off.
+    The wrappers ``params_ema``, ``params`` and ``state_dict`` around them and the prefix
+    ``module.`` of their names are removed.
 
     Raises:
-        CorruptWeightError: the file is empty, truncated or no checkpoint.
+        CorruptWeightError: the file is empty, truncated or not a checkpoint.
         CheckpointError: it holds no tensors, or more than tensors; an ONNX graph; TorchScript.
     """
-    look(path)
+    check_header(path)
     suffix = path.suffix.lower()
     if suffix == ".safetensors":
-        return _unwrapped(_read_safetensors(path), path)
+        return _unwrap(_read_safetensors(path), path)
     if suffix in PICKLE_SUFFIXES:
         _refuse_torchscript(path)
-        return _unwrapped(_read_pickle(path), path)
-    actual = "an ONNX graph" if suffix == ".onnx" else f"a {suffix or 'nameless'} file"
-    raise CheckpointError(path, actual, f"{_WANTED} ({', '.join(('.safetensors', *PICKLE_SUFFIXES))})")
+        return _unwrap(_read_pickle(path), path)
+    actual = "an ONNX graph" if suffix == ".onnx" else describe_extension(path)
+    formats = ", ".join((".safetensors", *PICKLE_SUFFIXES))
+    raise CheckpointError(path, actual, f"{_EXPECTED} ({formats})")
+
+
+def describe_extension(path: Path) -> str:
+    """``"a .bin file"`` or ``"a file without an extension"``, for error messages."""
+    suffix = path.suffix.lower()
+    return f"a {suffix} file" if suffix else "a file without an extension"
 
 
 def _read_safetensors(path: Path) -> Any:
@@ -75,15 +84,15 @@ def _read_safetensors(path: Path) -> Any:
     try:
         return load_file(path, device="cpu")
     except (SafetensorError, OSError, ValueError) as error:
-        raise _broken(path, "a .safetensors file", error) from error
+        raise _unreadable(path, "a .safetensors file", error) from error
 
 
 def _read_pickle(path: Path) -> Any:
-    """torch.load with spandrel's unpickler, which builds tensors and ordered dicts and knows nothing else.
+    """torch.load with spandrel's unpickler, which builds only tensors and ordered dicts.
 
-    torch's own ``weights_only=True`` is no guard below torch 2.6 (CVE-2025-32434), and spandrel's
-    ``load_state_dict_from_file`` tries TorchScript on .pt files and takes ``state_dict`` before
-    ``params_ema``; so its unpickler is used by itself.
+    torch's own ``weights_only=True`` is no protection below torch 2.6 (CVE-2025-32434), and
+    spandrel's ``load_state_dict_from_file`` tries TorchScript on .pt files and prefers
+    ``state_dict`` to ``params_ema``; so only its unpickler is used.
     """
     import torch
     from spandrel.__helpers.unpickler import RestrictedUnpickle
@@ -95,44 +104,48 @@ def _read_pickle(path: Path) -> Any:
         return torch.load(path, map_location="cpu", **guard)
     except MemoryError:
         raise
-    except Exception as error:  # torch, zipfile and pickle have a dozen ways to say that a file is broken
-        said = re.search(r"(Global '\S+' is forbidden|GLOBAL \S+ was not an allowed)", str(error))
-        if isinstance(error, pickle.UnpicklingError) and said:
-            actual = f"a pickle with more than tensors in it, which is not run ({said[0]})"
-            raise CheckpointError(path, actual, _WANTED, _HINT) from error
-        raise _broken(path, "a torch checkpoint", error) from error
+    except Exception as error:  # torch, zipfile and pickle raise a dozen classes for a broken file
+        pattern = r"(Global '\S+' is forbidden|GLOBAL \S+ was not an allowed)"
+        forbidden = re.search(pattern, str(error))
+        if isinstance(error, pickle.UnpicklingError) and forbidden:
+            actual = f"a pickle with more than tensors, which is not executed ({forbidden[0]})"
+            raise CheckpointError(path, actual, _EXPECTED, _HINT) from error
+        raise _unreadable(path, "a torch checkpoint", error) from error
 
 
-def _broken(path: Path, what: str, error: Exception) -> CorruptWeightError:
-    said = (str(error).strip() or type(error).__name__).splitlines()[0]
+def _unreadable(path: Path, format_name: str, error: Exception) -> CorruptWeightError:
+    reason = (str(error).strip() or type(error).__name__).splitlines()[0]
     size = path.stat().st_size if path.exists() else 0
-    what = f"cannot be read as {what} ({said}); it has {size} bytes, and is truncated or something else"
+    what = (
+        f"cannot be read as {format_name} ({reason}); "
+        f"it has {size} bytes and is truncated or another kind of file"
+    )
     return CorruptWeightError(path, what, " Copy or download it again.")
 
 
 def _refuse_torchscript(path: Path) -> None:
-    """torch.load would hand a TorchScript archive, which is a program, to torch.jit.load."""
+    """torch.load would pass a TorchScript archive, which is a program, to torch.jit.load."""
     if not zipfile.is_zipfile(path):
         return
     try:
         with zipfile.ZipFile(path) as archive:
             names = archive.namelist()
     except (zipfile.BadZipFile, OSError, NotImplementedError, UnicodeDecodeError) as error:
-        raise _broken(path, "a torch checkpoint", error) from error
+        raise _unreadable(path, "a torch checkpoint", error) from error
     if any(name.rpartition("/")[2] == "constants.pkl" for name in names):
-        raise CheckpointError(path, "a TorchScript archive, which is a program", _WANTED, _HINT)
+        raise CheckpointError(path, "a TorchScript archive, which is a program", _EXPECTED, _HINT)
 
 
-def _unwrapped(tree: Any, path: Path) -> dict[str, torch.Tensor]:
+def _unwrap(tree: Any, path: Path) -> dict[str, torch.Tensor]:
     import torch
 
     if not isinstance(tree, Mapping):
-        raise CheckpointError(path, f"a {type(tree).__name__}", _WANTED, _HINT)
+        raise CheckpointError(path, f"a {type(tree).__name__}", _EXPECTED, _HINT)
     inner = next((tree[key] for key in _WRAPPERS if isinstance(tree.get(key), Mapping)), tree)
     tensors = {key: value for key, value in inner.items() if isinstance(value, torch.Tensor)}
     if not tensors:
         keys = ", ".join(repr(key) for key in list(inner)[:5]) or "no keys"
-        raise CheckpointError(path, f"no tensors ({keys})", _WANTED, _HINT)
+        raise CheckpointError(path, f"no tensors ({keys})", _EXPECTED, _HINT)
     if all(str(key).startswith(_PREFIX) for key in tensors):
         return {str(key)[len(_PREFIX) :]: value for key, value in tensors.items()}
     return {str(key): value for key, value in tensors.items()}

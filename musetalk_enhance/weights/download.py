@@ -1,4 +1,4 @@
-"""Fetch a published weight: mirrors first, resumed, checked, renamed into place."""
+"""Downloading a published weight: mirrors first, resumed, checked, moved into place."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from urllib.parse import quote, urlsplit
-from uuid import uuid4
 
 from ..errors import CacheError, ConfigError, DownloadError, EnhanceError
+from ..runtime.files import temporary_path
 from . import cache, table
 from .table import WeightEntry
-from .transport import Broken, Refused, stream
+from .transport import PermanentError, TransientError, continue_download
 
 MIRROR_ENV = "MUSETALK_ENHANCE_MIRROR"
 RETRIES = 4
-"""How often one address is asked again after a broken connection that brought less than `PROGRESS` bytes."""
+"""Retries of one address after a connection that transferred less than `PROGRESS` bytes."""
 PROGRESS = 2**20
 PAUSE_S = 0.5
-"""Seconds before the first retry; doubled for each further one."""
+"""Seconds before a retry after progress; doubled for each retry without."""
 
 _log = logging.getLogger(__name__)
 
@@ -38,42 +38,42 @@ def fetch(
     progress: bool = True,
     force: bool = False,
 ) -> Path:
-    """The published weight `name` in the cache folder, downloaded unless it is there already.
+    """The published weight `name` in the cache folder, downloaded unless it is already there.
 
-    The file grows as ``<file>.part``, which is kept when the run is stopped and gone on with in the next
-    one; it gets its name only after its sha256 has been checked. Two processes that fetch the same file take
-    turns, and the second finds it done.
+    The download is written to ``<file>.part``, which stays after an interruption and is resumed by
+    the next run; it is moved to its name only after its sha256 has been checked. Processes that
+    fetch the same file take turns, and only the first one downloads it.
 
     Args:
-        name: a name or alias of the table.
-        offline: True never connects; None asks ``MUSETALK_ENHANCE_OFFLINE``.
-        mirrors: base addresses (http or https); ``<base>/<file>`` is tried before the published ones, and
-            before those of ``MUSETALK_ENHANCE_MIRROR`` (separated by commas).
-        progress: whether to draw a bar on stderr.
-        force: download even if the file is there and good, and from its first byte.
+        name: a name or alias in the table.
+        offline: True never connects; None uses ``MUSETALK_ENHANCE_OFFLINE``.
+        mirrors: base addresses (http or https); ``<base>/<file>`` is tried before those of
+            ``MUSETALK_ENHANCE_MIRROR`` (separated by commas) and before the published addresses.
+        progress: whether to show a progress bar on stderr.
+        force: download even if the cache has an intact file, and from the first byte.
 
     Raises:
-        ConfigError: the table has no such name, or a mirror is no http(s) address.
-        MissingWeightError: it is not there, and we are offline.
-        DownloadError: no address gave the file; names each and says why.
+        ConfigError: the table has no such name, or a mirror is not an http(s) address.
+        MissingWeightError: the file is missing in offline mode.
+        DownloadError: no address provided the file; the message lists each with its reason.
         CacheError: the cache folder cannot be written, or the disk is full.
     """
     entry = table.WEIGHTS.get(name)
-    urls = (*_mirrored(entry, mirrors), *entry.urls)
+    urls = (*_mirror_urls(entry, mirrors), *entry.urls)
     target = cache.path_of(entry)
-    if not force and cache.is_good(target, entry):
+    if not force and cache.is_intact(target, entry):
         return target
     if cache.is_offline(offline):
-        raise cache.missing(entry, f" It was not fetched: offline ({cache.OFFLINE_ENV}=1, or --offline).")
+        raise cache.missing(entry, cache.OFFLINE_NOTE)
     cache.make_cache_dir()
-    with _exclusive(target) as part:
-        if not force and cache.is_good(target, entry):  # another process brought it while we waited
+    with _lock(target) as part:
+        if not force and cache.is_intact(target, entry):  # fetched by another process meanwhile
             return target
         try:
             if force:
                 part.unlink(missing_ok=True)
-            _check_room(part, entry)
-            _from_any(urls, entry, part, progress)
+            _check_disk_space(part, entry)
+            _download_from_any(urls, entry, part, progress)
             os.replace(part, target)
         except OSError as error:
             if isinstance(error, EnhanceError):
@@ -82,11 +82,11 @@ def fetch(
     return target
 
 
-def _mirrored(entry: WeightEntry, mirrors: Iterable[str]) -> list[str]:
-    """Addresses of the file on the given mirrors, then on those of the environment.
+def _mirror_urls(entry: WeightEntry, mirrors: Iterable[str]) -> list[str]:
+    """Addresses of the file on `mirrors`, then on those of the environment.
 
     Raises:
-        ConfigError: a mirror is no http(s) address.
+        ConfigError: a mirror is not an http(s) address.
     """
     bases = [*mirrors, *os.environ.get(MIRROR_ENV, "").split(",")]
     urls = []
@@ -97,16 +97,17 @@ def _mirrored(entry: WeightEntry, mirrors: Iterable[str]) -> list[str]:
         except ValueError:
             usable = False
         if not usable:
-            raise ConfigError("mirror", base, "the http:// or https:// address of a folder with the files")
+            allowed = "the http:// or https:// address of a folder with the files"
+            raise ConfigError("mirror", base, allowed)
         urls.append(f"{base.rstrip('/')}/{quote(entry.file)}")
     return urls
 
 
 @contextmanager
-def _exclusive(target: Path) -> Iterator[Path]:
-    """The path to download to, ours alone: other processes and threads wait until we are done.
+def _lock(target: Path) -> Iterator[Path]:
+    """The path to download to, locked: other processes and threads wait until the block ends.
 
-    Where the file system knows no locks, the path is this call's own, and nothing is resumed.
+    On a file system without locks the path is unique to this call, and nothing is resumed.
     """
     from filelock import FileLock, Timeout  # in every environment that has torch 2
 
@@ -116,10 +117,10 @@ def _exclusive(target: Path) -> Iterator[Path]:
         try:
             lock.acquire(timeout=0)
         except Timeout:
-            _log.warning("another process is fetching %s; waiting for it", target.name)
+            _log.warning("waiting for another process that is fetching %s", target.name)
             lock.acquire()
     except NotImplementedError:
-        part = target.with_name(f"{target.name}.{uuid4().hex}.part")
+        part = temporary_path(target)
         try:
             yield part
         finally:
@@ -133,83 +134,83 @@ def _exclusive(target: Path) -> Iterator[Path]:
         lock.release()
 
 
-def _check_room(part: Path, entry: WeightEntry) -> None:
-    needed = entry.size - _length(part)
+def _check_disk_space(part: Path, entry: WeightEntry) -> None:
+    needed = entry.size - _size(part)
     free = shutil.disk_usage(part.parent).free
     if free < needed:
-        raise CacheError(
-            part.parent,
-            f"the disk is full: {entry.file} needs {needed / 1e6:.1f} MB more, {free / 1e6:.1f} MB are free",
-        )
+        what = f"{entry.file} needs {needed / 1e6:.1f} MB more, {free / 1e6:.1f} MB are free"
+        raise CacheError(part.parent, f"the disk is full: {what}")
 
 
-def _from_any(urls: Iterable[str], entry: WeightEntry, part: Path, progress: bool) -> None:
-    """Bring `part` to the published bytes from the first address that has them.
+def _download_from_any(urls: Iterable[str], entry: WeightEntry, part: Path, progress: bool) -> None:
+    """Complete `part` from the first address that has the published file.
 
     Raises:
-        DownloadError: none has.
+        DownloadError: none of them has it.
     """
-    tried: list[tuple[str, str]] = []
-    with _bar(entry, progress) as report:
+    failures: list[tuple[str, str]] = []
+    with _progress_bar(entry, progress) as report:
         for url in urls:
             try:
-                return _from_one(url, entry, part, report)
-            except (Refused, Broken) as error:
-                tried.append((url, str(error)))
+                return _download_from(url, entry, part, report)
+            except (PermanentError, TransientError) as error:
+                failures.append((url, str(error)))
                 _log.info("%s: %s", url, error)
-    listed = "".join(f"\n  {url}: {why}" for url, why in tried)
+    listing = "".join(f"\n  {url}: {reason}" for url, reason in failures)
     raise DownloadError(
-        tried[0][0] if tried else entry.name,
-        f"no address gave {entry.file} ({entry.size} bytes, sha256 {entry.sha256}). Tried:{listed}\n"
-        f"Run the command again to go on where it stopped, name a mirror (--mirror URL, {MIRROR_ENV}), or "
-        f"copy the file here and run `musetalk-enhance weights import FILE`.",
+        failures[0][0] if failures else entry.name,
+        f"no address provides {entry.file} ({entry.size} bytes, sha256 {entry.sha256}). "
+        f"Tried:{listing}\n"
+        f"Run the command again to resume, give a mirror (--mirror URL, {MIRROR_ENV}), or copy the "
+        "file to this machine and run `musetalk-enhance weights import FILE`.",
     )
 
 
-def _from_one(url: str, entry: WeightEntry, part: Path, report: Report) -> None:
-    """Complete `part` from one address and check it.
+def _download_from(url: str, entry: WeightEntry, part: Path, report: Report) -> None:
+    """Complete `part` from one address and check its hash.
 
-    Bytes left by an earlier run or another address may be at fault when the hash is wrong; the address is
-    then asked for the whole file before it is blamed.
+    A wrong hash may be the fault of bytes from an earlier run or another address; then the whole
+    file is requested before the address is rejected.
     """
-    mixed = _length(part) > 0
+    resumed = _size(part) > 0
     while True:
         _complete(url, entry, part, report)
-        found = cache.sha256_of(part, remember=False)
-        if found == entry.sha256:
+        digest = cache.sha256_of(part, remember=False)
+        if digest == entry.sha256:
             return
         part.unlink()
-        if not mixed:
-            raise Refused(f"has a file with sha256 {found}, the published one has {entry.sha256}")
-        mixed = False
+        if not resumed:
+            what = f"has a file with sha256 {digest}, the published one has {entry.sha256}"
+            raise PermanentError(what)
+        resumed = False
 
 
 def _complete(url: str, entry: WeightEntry, part: Path, report: Report) -> None:
-    """Bring `part` to its full length, connecting again when the connection breaks."""
+    """Bring `part` to its full size, with a new connection where one breaks."""
     retries = 0
-    while (before := _length(part)) != entry.size:
-        if before > entry.size:
+    while (size := _size(part)) != entry.size:
+        if size > entry.size:
             part.unlink()
             continue
         try:
-            stream(url, part, entry.size, report)
-        except Broken:
-            retries = 0 if _length(part) - before >= PROGRESS else retries + 1
+            continue_download(url, part, entry.size, report)
+        except TransientError:
+            retries = 0 if _size(part) - size >= PROGRESS else retries + 1
             if retries > RETRIES:
                 raise
             time.sleep(PAUSE_S * 2**retries)
 
 
-def _length(part: Path) -> int:
+def _size(part: Path) -> int:
     return part.stat().st_size if part.exists() else 0
 
 
 @contextmanager
-def _bar(entry: WeightEntry, progress: bool) -> Iterator[Report]:
-    """A bar on stderr; yields what to call with the bytes that are there. Seldom redrawn in a log file."""
+def _progress_bar(entry: WeightEntry, progress: bool) -> Iterator[Report]:
+    """A bar on stderr, rarely updated in a log file; yields a callable for the bytes so far."""
     from tqdm import tqdm
 
-    progress = progress and sys.stderr is not None  # there is none under pythonw or in some services
+    progress = progress and sys.stderr is not None  # None under pythonw and in some services
     interval = 0.1 if progress and sys.stderr.isatty() else 10.0
     with tqdm(
         total=entry.size,
@@ -220,4 +221,4 @@ def _bar(entry: WeightEntry, progress: bool) -> Iterator[Report]:
         disable=not progress,
         mininterval=interval,
     ) as bar:
-        yield lambda got: bar.update(got - bar.n)
+        yield lambda size: bar.update(size - bar.n)

@@ -1,17 +1,18 @@
-"""The table of published weights: name, file, addresses, size, sha256, licence, and who says so.
+"""The table of published weights: name, file, addresses, size, sha256, license and sources.
 
-Every hash is stated by at least two public repositories of different owners; they stand in
-`WeightEntry.sources` as ``owner/repository: path @commit (what it states)``. "git-lfs pointer" is the text
-that git keeps in place of a large file and holds the file's sha256 and size. "AUR" is the Arch Linux user
-repository, whose PKGBUILD files state a hash for each release address; those cited as "AUR <package>" were
-read as a copy, told by the name and version in their own header.
+Every hash is stated by at least two public repositories of different owners, cited in
+`WeightEntry.sources` as ``owner/repository: path @commit (what it states)``. A "git-lfs pointer" is
+the text that git stores in place of a large file, with the file's sha256 and size. "AUR" is the
+Arch Linux user repository, whose PKGBUILD files state a hash for each release address; those cited
+as "AUR <package>" were read as a copy, identified by the name and version in its header.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-from ..registry import Registry
+from ..errors import warn_renamed
+from ..runtime.registry import Registry
 
 _GFPGAN = "https://github.com/TencentARC/GFPGAN/releases/download"
 _CODEFORMER = "https://github.com/sczhou/CodeFormer/releases/download/v0.1.0"
@@ -19,11 +20,13 @@ _FACEXLIB = "https://github.com/xinntao/facexlib/releases/download"
 _REACTOR = "https://huggingface.co/datasets/Gourieff/ReActor/resolve/main/models/facerestore_models"
 _OPENCV_ZOO = "models/face_detection_yunet/face_detection_yunet_2023mar.onnx"
 
-_GFPGAN_LICENCE = "Apache-2.0 (names StyleGAN2 and DFDNet parts: non-commercial)"
+_GFPGAN_LICENSE = "Apache-2.0 (names StyleGAN2 and DFDNet parts: non-commercial)"
 _CLIBDEV_GFPGAN = "clibdev/GFPGAN-onnxruntime-demo: README.md @29e885155095 (sha256)"
 _CLIBDEV_RETINAFACE = "clibdev/Pytorch_Retinaface: README.md @2cb7bafb0d00 (sha256)"
 _SENTINEL = "dsameendra/sentinel-eye: app/enhance_models.py @01e56532b042 (sha256, size)"
-_STUDIO = "xhinoo97-svg/ConservativeFaceStudio: app/optional_heavy_models.py @2767513f95dd (sha256, size)"
+_STUDIO = (
+    "xhinoo97-svg/ConservativeFaceStudio: app/optional_heavy_models.py @2767513f95dd (sha256, size)"
+)
 _SWARM = "Quaggles/SwarmUI-FaceTools: Utils.cs @65d5e30a89f0 (sha256)"
 _AUR_FACEXLIB = "AUR python-facexlib 0.2.5-1: PKGBUILD (sha256 for the facexlib release address)"
 _PIXELUP = "nao7sep/pixelup: src/pixelup"
@@ -34,16 +37,16 @@ class WeightEntry:
     """One published weight file.
 
     Attributes:
-        name: what users call it.
-        file: its name in the cache folder, as the publisher calls it.
+        name: its name for users.
+        file: its file name at the publisher and in the cache folder.
         urls: full http(s) addresses, tried in this order after any mirrors.
-        size: bytes, exactly.
+        size: in bytes, exact.
         sha256: 64 lower-case hex digits.
-        licence: SPDX name, or the licence's own name; a doubt stands in brackets.
-        sources: who states the hash and the size, one per line.
-        purpose: what it is for, one line.
-        commercial: False where the licence, or that of the work the weight comes from, allows non-commercial use
-            only.
+        license: SPDX identifier or the license's name; doubts are in brackets.
+        sources: where the hash and the size are stated.
+        purpose: its use, in one line.
+        commercial: False where the license, or that of the work it is based on, allows only
+            non-commercial use.
     """
 
     name: str
@@ -51,14 +54,20 @@ class WeightEntry:
     urls: tuple[str, ...]
     size: int
     sha256: str
-    licence: str
+    license: str
     sources: tuple[str, ...]
     purpose: str
     commercial: bool = True
 
+    @property
+    def licence(self) -> str:
+        """Deprecated spelling of `license`."""
+        warn_renamed("WeightEntry.licence", "WeightEntry.license")
+        return self.license
+
 
 WEIGHTS: Registry[WeightEntry] = Registry("weight")
-"""The published weights by name; aliases are the file name and the spellings users know."""
+"""The published weights by name; aliases are the file name and common spellings."""
 
 
 def by_sha256(sha256: str) -> WeightEntry | None:
@@ -77,13 +86,14 @@ _add(
         urls=(f"{_GFPGAN}/v0.2.0/GFPGANCleanv1-NoCE-C2.pth",),
         size=348632874,
         sha256="29e25ee90c170f4231163f4c83df6b59c968b73f3ce00cb884015ae005db083c",
-        licence=_GFPGAN_LICENCE,
+        license=_GFPGAN_LICENSE,
         sources=(
-            "noobyogi0010/gfp-gan-server: GFPGANCleanv1-NoCE-C2.pth @3a437ae821d9 (git-lfs pointer: sha256, size)",
+            "noobyogi0010/gfp-gan-server: GFPGANCleanv1-NoCE-C2.pth @3a437ae821d9 (git-lfs "
+            "pointer: sha256, size)",
             _CLIBDEV_GFPGAN,
             "archlinux/aur: python-gfpgan 0.2.1-1 PKGBUILD (sha256 for the release address)",
         ),
-        purpose="GFPGAN 1.2: sharper, at times made up",
+        purpose="GFPGAN 1.2: sharper, sometimes invented detail",
     ),
     *("GFPGANv1.2.pth", "gfpgan-1.2", "gfpgan-v1.2"),
 )
@@ -94,7 +104,7 @@ _add(
         urls=(f"{_GFPGAN}/v1.3.0/GFPGANv1.3.pth", f"{_REACTOR}/GFPGANv1.3.pth"),
         size=348632874,
         sha256="c953a88f2727c85c3d9ae72e2bd4846bbaf59fe6972ad94130e23e7017524a70",
-        licence=_GFPGAN_LICENCE,
+        license=_GFPGAN_LICENSE,
         sources=(_SWARM, _CLIBDEV_GFPGAN, _SENTINEL, _STUDIO),
         purpose="GFPGAN 1.3: more natural, not always sharp",
     ),
@@ -111,9 +121,10 @@ _add(
         ),
         size=348632874,
         sha256="e2cd4703ab14f4d01fd1383a8a8b266f9a5833dacee8e6a79d3bf21a1b6be5ad",
-        licence=_GFPGAN_LICENCE,
+        license=_GFPGAN_LICENSE,
         sources=(
-            "AbdBarho/stable-diffusion-webui-docker: services/download/checksums.sha256 @802d0bcd689e (sha256)",
+            "AbdBarho/stable-diffusion-webui-docker: services/download/checksums.sha256 "
+            "@802d0bcd689e (sha256)",
             _SWARM,
             _CLIBDEV_GFPGAN,
             _SENTINEL,
@@ -129,7 +140,7 @@ _add(
         urls=(f"{_GFPGAN}/v1.3.4/RestoreFormer.pth", f"{_GFPGAN}/v1.3.0/RestoreFormer.pth"),
         size=290785322,
         sha256="07404d446d62ca3d5ed38b1de09a947a1e77d46dbccec961a74d713a8f24ace0",
-        licence="Apache-2.0",
+        license="Apache-2.0",
         sources=(
             _SENTINEL,
             _STUDIO,
@@ -146,10 +157,10 @@ _add(
         urls=(f"{_CODEFORMER}/codeformer.pth", f"{_REACTOR}/codeformer-v0.1.0.pth"),
         size=376637898,
         sha256="1009e537e0c2a07d4cabce6355f53cb66767cd4b4297ec7a4a64ca4b8a5684b7",
-        licence="S-Lab License 1.0 (non-commercial)",
+        license="S-Lab License 1.0 (non-commercial)",
         sources=(
-            "thebiglaskowski/faceoff: weights/CodeFormer/codeformer.pth @c95312d80abc (git-lfs pointer: "
-            "sha256, size)",
+            "thebiglaskowski/faceoff: weights/CodeFormer/codeformer.pth @c95312d80abc (git-lfs "
+            "pointer: sha256, size)",
             _SWARM,
             _STUDIO,
         ),
@@ -169,10 +180,10 @@ _add(
         ),
         size=109497761,
         sha256="6d1de9c2944f2ccddca5f5e010ea5ae64a39845a86311af6fdf30841b0a5a16d",
-        licence="MIT",
+        license="MIT",
         sources=(
-            "thebiglaskowski/faceoff: gfpgan/weights/detection_Resnet50_Final.pth @1b52e8682c0d (git-lfs "
-            "pointer: sha256, size)",
+            "thebiglaskowski/faceoff: gfpgan/weights/detection_Resnet50_Final.pth @1b52e8682c0d "
+            "(git-lfs pointer: sha256, size)",
             _CLIBDEV_RETINAFACE,
             _AUR_FACEXLIB,
             f"{_PIXELUP}/models.py @027d72890114 (size)",
@@ -191,13 +202,14 @@ _add(
             "e07b738adecb69b81ac9b8750db964cee673e175/retinaface/weights/mobilenet0.25_Final.pth",
         ),
         size=1789735,
-        # Another training of the same network goes by the same name and size (sha256 ed6fa7d4..., the file
-        # weights/mobilenet0.25_Final.pth of biubug6/Face-Detector-1MB-with-landmark): it is not this one.
+        # Another training of the same network has the same name and size (sha256 ed6fa7d4..., the
+        # file weights/mobilenet0.25_Final.pth of biubug6/Face-Detector-1MB-with-landmark): it is
+        # not this one.
         sha256="2979b33ffafda5d74b6948cd7a5b9a7a62f62b949cef24e95fd15d2883a65220",
-        licence="MIT",
+        license="MIT",
         sources=(
-            "foamliu/InsightFace-v2: retinaface/weights/mobilenet0.25_Final.pth @e07b738adecb (the file "
-            "itself: sha256 and size computed)",
+            "foamliu/InsightFace-v2: retinaface/weights/mobilenet0.25_Final.pth @e07b738adecb "
+            "(the file itself: sha256 and size computed)",
             _CLIBDEV_RETINAFACE,
             _AUR_FACEXLIB,
         ),
@@ -213,10 +225,10 @@ _add(
         urls=(f"{_FACEXLIB}/v0.2.2/parsing_parsenet.pth", f"{_CODEFORMER}/parsing_parsenet.pth"),
         size=85331193,
         sha256="3d558d8d0e42c20224f13cf5a29c79eba2d59913419f945545d8cf7b72920de2",
-        licence="MIT (facexlib); PSFRGAN, where it comes from, says CC-BY-NC-SA-4.0",
+        license="MIT (facexlib); its source PSFRGAN: CC-BY-NC-SA-4.0",
         sources=(
-            "thebiglaskowski/faceoff: gfpgan/weights/parsing_parsenet.pth @1b52e8682c0d (git-lfs pointer: "
-            "sha256, size)",
+            "thebiglaskowski/faceoff: gfpgan/weights/parsing_parsenet.pth @1b52e8682c0d (git-lfs "
+            "pointer: sha256, size)",
             _AUR_FACEXLIB,
             f"{_PIXELUP}/models.py @027d72890114 (size), a later version (sha256, size)",
         ),
@@ -237,11 +249,11 @@ _add(
         ),
         size=232589,
         sha256="8f2383e4dd3cfbb4553ea8718107fc0423210dc964f9f4280604804ed2552fa4",
-        licence="MIT",
+        license="MIT",
         sources=(
             f"opencv/opencv_zoo: {_OPENCV_ZOO} @966be4cb6eef (git-lfs pointer: sha256, size)",
-            "ShiqiYu/libfacedetection.train: onnx/yunet_s_640_640.onnx @0047ac24afb1 (the file itself: "
-            "sha256 and size computed)",
+            "ShiqiYu/libfacedetection.train: onnx/yunet_s_640_640.onnx @0047ac24afb1 (the file "
+            "itself: sha256 and size computed)",
         ),
         purpose="small, quick face detector for cv2.FaceDetectorYN",
     ),
@@ -253,15 +265,17 @@ _add(
         file="RealESRGAN_x2plus.pth",
         urls=(
             "https://github.com/xinntao/Real-ESRGAN/releases/download/v0.2.1/RealESRGAN_x2plus.pth",
-            "https://huggingface.co/LykosAI/Upscalers/resolve/28a279ec60b5c47c9f39381dcaa997b9402ac09d/"
-            "RealESRGAN/RealESRGAN_x2plus.pth",
+            "https://huggingface.co/LykosAI/Upscalers/resolve/"
+            "28a279ec60b5c47c9f39381dcaa997b9402ac09d/RealESRGAN/RealESRGAN_x2plus.pth",
         ),
         size=67061725,
         sha256="49fafd45f8fd7aa8d31ab2a22d14d91b536c34494a5cfe31eb5d89c2fa266abb",
-        licence="BSD-3-Clause",
+        license="BSD-3-Clause",
         sources=(
-            "OpenModelDB/open-model-database: data/models/2x-realesrgan-x2plus.json @782aac088bd8 (sha256, size)",
-            "LykosAI/StabilityMatrix: StabilityMatrix.Core/Helper/RemoteModels.cs @c255230fb76e (sha256)",
+            "OpenModelDB/open-model-database: data/models/2x-realesrgan-x2plus.json @782aac088bd8 "
+            "(sha256, size)",
+            "LykosAI/StabilityMatrix: StabilityMatrix.Core/Helper/RemoteModels.cs @c255230fb76e "
+            "(sha256)",
             "archlinux/aur: python-realesrgan 0.3.0-1 PKGBUILD (sha256 for the release address)",
         ),
         purpose="background upsampler: images --bg-upsampler realesrgan, engine: official",

@@ -1,8 +1,9 @@
-"""One connection: the rest of a file from one http(s) address, appended to what is there already.
+"""One connection: the rest of a file from one http(s) address, appended to a partial download.
 
-The standard library on purpose. pooch, the well-kept library for pinned downloads, cannot resume and brings
-requests and platformdirs into the host's environment; huggingface_hub resumes, but only from its own server;
-torch.hub checks a hash, but starts anew after every break and knows no mirrors.
+With the standard library on purpose. pooch, the well-kept library for pinned downloads, cannot
+resume and brings requests and platformdirs into the host's environment; huggingface_hub resumes,
+but only from its own server; torch.hub checks a hash, but starts over after every interruption and
+has no mirrors.
 """
 
 from __future__ import annotations
@@ -23,23 +24,23 @@ from .._version import __version__
 from .cache import cache_error
 
 TIMEOUT_S = 30.0
-"""Seconds without a byte after which a connection counts as broken."""
+"""Seconds without data after which a connection counts as broken."""
 
 _CHUNK = 2**18
-_BUSY = (408, 425, 429, 500, 502, 503, 504)  # worth asking again
+_BUSY = (408, 425, 429, 500, 502, 503, 504)  # worth a retry
 _RANGE_REFUSED = 416
 
 
-class Refused(Exception):
-    """This address will not give the file, however often it is asked; the text says why."""
+class PermanentError(Exception):
+    """The address does not provide the file and a retry cannot help; the message says why."""
 
 
-class Broken(Exception):
-    """The connection failed or ended early; what came so far is kept. Asking again may help."""
+class TransientError(Exception):
+    """The connection failed or ended early; the bytes so far stay. A retry may help."""
 
 
-class _Reply(Protocol):
-    """What `http.client.HTTPResponse` and `urllib.error.HTTPError` have in common, as far as used here."""
+class _Response(Protocol):
+    """The common part of `http.client.HTTPResponse` and `urllib.error.HTTPError`."""
 
     status: int
     headers: http.client.HTTPMessage
@@ -48,134 +49,143 @@ class _Reply(Protocol):
     def close(self) -> None: ...
 
 
-def stream(url: str, part: Path, size: int, report: Callable[[int], object]) -> None:
-    """Bring `part` up to `size` bytes over one connection to `url`.
+def continue_download(url: str, part: Path, size: int, report: Callable[[int], object]) -> None:
+    """Extend `part` to `size` bytes over one connection to `url`.
 
-    What is in `part` is kept if the server can go on from there, and is written over if it cannot.
+    The content of `part` is kept if the server can resume from there, and is overwritten if not.
 
     Args:
         url: http or https.
-        part: the unfinished file, shorter than `size`; may be absent.
-        size: bytes of the whole file.
-        report: called with the bytes that `part` holds, after each piece.
+        part: the unfinished file, shorter than `size`; may be missing.
+        size: bytes of the complete file.
+        report: called with the size of `part` after each chunk.
 
     Raises:
-        Refused: the server has no such file, or another one.
-        Broken: the connection failed or ended early.
+        PermanentError: the server has no such file, or another one.
+        TransientError: the connection failed or ended early.
         CacheError: `part` cannot be written.
     """
     offset = part.stat().st_size if part.exists() else 0
-    with _reply(url, offset, size) as (reply, start):
+    with _response(url, offset, size) as (response, start):
         try:
             file = part.open("ab" if start else "wb", buffering=0)
         except OSError as error:
             raise cache_error(part, "write the download", error) from error
         with file:
-            _copy(reply, file, part, start, size, report)
+            _copy(response, file, part, start, size, report)
 
 
-def _copy(reply: _Reply, file: FileIO, part: Path, got: int, size: int, report: Callable[[int], object]) -> None:
-    report(got)
-    while chunk := _read(reply):
-        if got + len(chunk) > size:
-            raise Refused(f"sends more than the {size} bytes of the published file")
+def _copy(
+    response: _Response,
+    file: FileIO,
+    part: Path,
+    position: int,
+    size: int,
+    report: Callable[[int], object],
+) -> None:
+    report(position)
+    while chunk := _read(response):
+        if position + len(chunk) > size:
+            raise PermanentError(f"sends more than the {size} bytes of the published file")
         try:
             rest = memoryview(chunk)
             while rest:
                 rest = rest[file.write(rest) :]
         except OSError as error:
             raise cache_error(part, "write the download", error) from error
-        got += len(chunk)
-        report(got)
-    if got < size:
-        raise Broken(f"the connection ended after {got} of {size} bytes")
-    os.fsync(file.fileno())  # the name must not outlive a power cut that the bytes did not
+        position += len(chunk)
+        report(position)
+    if position < size:
+        raise TransientError(f"the connection ended after {position} of {size} bytes")
+    os.fsync(file.fileno())  # else a power failure could leave the file's name without its bytes
 
 
-def _read(reply: _Reply) -> bytes:
+def _read(response: _Response) -> bytes:
     try:
-        return reply.read1(_CHUNK)
+        return response.read1(_CHUNK)
     except (OSError, http.client.HTTPException) as error:
-        raise Broken(f"the connection broke ({_say(error)})") from error
+        raise TransientError(f"the connection broke ({_reason(error)})") from error
 
 
 @contextmanager
-def _reply(url: str, offset: int, size: int) -> Iterator[tuple[_Reply, int]]:
-    """The server's answer and the byte it starts at: `offset`, or 0 where it cannot go on from there."""
-    reply = _request(url, offset)
+def _response(url: str, offset: int, size: int) -> Iterator[tuple[_Response, int]]:
+    """The server's response and its first byte: `offset`, or 0 where it cannot resume."""
+    response = _request(url, offset)
     try:
-        start = _start(reply)
-        if start not in (0, offset):  # 416, or a range nobody asked for: ask for the whole
-            reply.close()
-            reply = _request(url, 0)
-            start = _start(reply)
+        start = _first_byte(response)
+        if start not in (0, offset):  # 416, or a range that was not requested: request the whole
+            response.close()
+            response = _request(url, 0)
+            start = _first_byte(response)
             if start != 0:
-                raise Refused(f"answers a request for the whole file with HTTP {reply.status}")
-        _check_headers(reply, size)
-        yield reply, start
+                what = f"answers a request for the whole file with HTTP {response.status}"
+                raise PermanentError(what)
+        _check_headers(response, size)
+        yield response, start
     finally:
-        reply.close()
+        response.close()
 
 
-def _start(reply: _Reply) -> int | None:
-    """The byte an answer starts at; None for no usable answer."""
-    if reply.status == 200:
+def _first_byte(response: _Response) -> int | None:
+    """The position of a response's first byte in the file; None if it is not usable."""
+    if response.status == 200:
         return 0
-    found = re.match(r"bytes (\d+)-", reply.headers.get("Content-Range", ""))
-    return int(found[1]) if reply.status == 206 and found else None
+    content_range = re.match(r"bytes (\d+)-", response.headers.get("Content-Range", ""))
+    return int(content_range[1]) if response.status == 206 and content_range else None
 
 
-def _check_headers(reply: _Reply, size: int) -> None:
-    """Tell another file (an error page, a login page) by its headers, before a byte of ours is lost."""
-    encoding = reply.headers.get("Content-Encoding", "identity")
+def _check_headers(response: _Response, size: int) -> None:
+    """Detect another file (an error page, a login page) before it overwrites the partial one."""
+    encoding = response.headers.get("Content-Encoding", "identity")
     if encoding not in ("", "identity"):
-        raise Refused(f"sends the file as {encoding}, which was not asked for")
-    if reply.status == 206:
-        length = reply.headers.get("Content-Range", "").rpartition("/")[2]
+        raise PermanentError(f"sends the encoding {encoding}, which was not requested")
+    if response.status == 206:
+        length = response.headers.get("Content-Range", "").rpartition("/")[2]
     else:
-        length = reply.headers.get("Content-Length", "")
+        length = response.headers.get("Content-Length", "")
     if length.isdecimal() and int(length) == size:
         return
-    if reply.headers.get_content_type() == "text/html":
-        raise Refused("answers with an HTML page, not with the file")
+    if response.headers.get_content_type() == "text/html":
+        raise PermanentError("answers with an HTML page instead of the file")
     if length.isdecimal():
-        raise Refused(f"has a file of {length} bytes, the published one has {size}")
+        raise PermanentError(f"has a file of {length} bytes, the published one has {size}")
 
 
-def _request(url: str, offset: int) -> _Reply:
+def _request(url: str, offset: int) -> _Response:
     headers = {"User-Agent": f"musetalk_enhance/{__version__}", "Accept-Encoding": "identity"}
     if offset:
         headers["Range"] = f"bytes={offset}-"
     try:
         request = urllib.request.Request(url, headers=headers)
-        reply: _Reply = _opener().open(request, timeout=TIMEOUT_S)
-        return reply
+        response: _Response = _opener().open(request, timeout=TIMEOUT_S)
+        return response
     except urllib.error.HTTPError as error:
         if error.code == _RANGE_REFUSED and offset:
-            return error  # type: ignore[return-value]  # an answer too, see _Reply
+            return error  # type: ignore[return-value]  # a response too
         error.close()
-        text = f"HTTP {error.code} {error.reason}"
-        raise (Broken if error.code in _BUSY else Refused)(text) from error
+        kind = TransientError if error.code in _BUSY else PermanentError
+        raise kind(f"HTTP {error.code} {error.reason}") from error
     except urllib.error.URLError as error:
         raise _unreachable(error.reason) from error
     except (OSError, http.client.HTTPException, ValueError) as error:
         raise _unreachable(error) from error
 
 
-def _unreachable(reason: object) -> Refused | Broken:
-    """A timeout or a connection cut short may pass; no name, no listener, no valid certificate will not."""
-    passing = (TimeoutError, ConnectionError, http.client.HTTPException, ssl.SSLError)
-    lasting = (ConnectionRefusedError, http.client.InvalidURL, ssl.SSLCertVerificationError)
-    broken = isinstance(reason, passing) and not isinstance(reason, lasting)
-    return (Broken if broken else Refused)(f"cannot be reached ({_say(reason)})")
+def _unreachable(reason: object) -> PermanentError | TransientError:
+    """Timeouts and broken connections are transient; unknown hosts and bad certificates are not."""
+    transient = (TimeoutError, ConnectionError, http.client.HTTPException, ssl.SSLError)
+    permanent = (ConnectionRefusedError, http.client.InvalidURL, ssl.SSLCertVerificationError)
+    retry = isinstance(reason, transient) and not isinstance(reason, permanent)
+    kind = TransientError if retry else PermanentError
+    return kind(f"cannot be reached ({_reason(reason)})")
 
 
-def _say(error: object) -> str:
+def _reason(error: object) -> str:
     return str(error) or type(error).__name__
 
 
 def _opener() -> urllib.request.OpenerDirector:
-    """An opener for http and https alone, also after a redirect; proxies of the environment are honoured."""
+    """An opener for only http and https, redirects included; it uses the environment's proxies."""
     opener = urllib.request.OpenerDirector()
     for handler in (
         urllib.request.ProxyHandler(),

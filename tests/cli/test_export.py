@@ -46,10 +46,10 @@ def test_a_path(tmp_path, capsys):
     [
         (["lite", "out.pth"], "ends in .onnx"),
         (["gfpgan-1.4", "out.onnx"], "weights fetch GFPGANv1.4"),
-        (["lyte", "out.onnx"], "model: 'lyte'"),
-        (["lite", "out.onnx", "--region", "nose"], "region: 'nose'"),
+        (["lyte", "out.onnx"], "model: invalid value 'lyte'"),
+        (["lite", "out.onnx", "--region", "nose"], "region: invalid value 'nose'"),
         (["lite", "out.onnx", "--fidelity", "0.9"], "only codeformer has it"),
-        (["gone.pth", "out.onnx", "--arch", "CodeFormer"], "there is no such file"),
+        (["gone.pth", "out.onnx", "--arch", "CodeFormer"], "no such file"),
     ],
 )
 def test_what_is_refused(tmp_path, monkeypatch, capsys, words, said):

@@ -12,15 +12,14 @@ import pytest
 import torch
 
 from musetalk_enhance.cli import main, video
-from musetalk_enhance.film import index_film
 from musetalk_enhance.jobs import film_maker, opening
 from musetalk_enhance.jobs.film_maker import FilmMaker
 from musetalk_enhance.jobs.models import Loaded
-from musetalk_enhance.media import VideoWriter, read_frames
+from musetalk_enhance.media import VideoWriter, index_video, read_frames
 from musetalk_enhance.restorers.base import LoadRequest
 from musetalk_enhance.restorers.catalog import Choice, Model
 from tests.conftest import RECORD, FakeRestorer
-from tests.film.clips import make_film
+from tests.media.clips import make_film
 
 PLAIN = ["--model", "lite", "--stability", "0", "--guard", "false", "--segment", "16", "--preset", "ultrafast"]
 
@@ -117,7 +116,7 @@ def test_a_report_of_a_film_of_odd_size(words, tmp_path, capsys):
     odd = make_film(tmp_path / "odd.mp4", 8, (95, 63), pix_fmt="yuv444p")
     words[1] = str(odd)
     assert main([*words, "--report", str(tmp_path / "report")]) == 0
-    assert (index_film(tmp_path / "out.mp4").width, index_film(tmp_path / "out.mp4").height) == (95, 63)
+    assert (index_video(tmp_path / "out.mp4").width, index_video(tmp_path / "out.mp4").height) == (95, 63)
 
 
 def test_3_where_the_film_cannot_be_read(words, tmp_path, capsys):
@@ -140,12 +139,12 @@ def cut_off(folder):
 
 def test_3_where_a_frame_in_the_middle_cannot_be_read(words, clip, tmp_path, capsys):
     """The packets are all there, so it is seen only when it is decoded."""
-    index, data = index_film(clip), bytearray(clip.read_bytes())
+    index, data = index_video(clip), bytearray(clip.read_bytes())
     at = data.index(b"mdat") + 4
     data[at + 3000 : at + 6000] = bytes(np.random.default_rng(0).integers(0, 256, 3000, np.uint8))
     broken = tmp_path / "broken.mp4"
     broken.write_bytes(data)
-    assert len(index_film(broken)) == len(index)
+    assert len(index_video(broken)) == len(index)
     words[1] = str(broken)
     code = main(words)
     assert (code == 3) is not (tmp_path / "out.mp4").exists(), "either the decoder conceals it, or it is told"

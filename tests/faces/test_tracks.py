@@ -184,7 +184,7 @@ def test_the_same_frames_give_the_same_tracks():
 
 
 def test_impossible_values():
-    with pytest.raises(ConfigError, match="min_face: -1"):
+    with pytest.raises(ConfigError, match="min_face: invalid value -1"):
         FaceTracker(25.0, min_face=-1)
     with pytest.raises(ConfigError, match="fps"):
         FaceTracker(0.0).update([face(100)], SIZE)

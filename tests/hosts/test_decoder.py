@@ -244,5 +244,5 @@ def test_no_memory_left_on_the_device_for_the_bytes(monkeypatch):
 
 
 def test_a_value_that_on_device_cannot_have(make_enhancer):
-    with pytest.raises(ConfigError, match="on_device: 'gpu'.*auto"):
+    with pytest.raises(ConfigError, match="on_device: invalid value 'gpu'.*auto"):
         attach(VAE(), make_enhancer(), on_device="gpu")

@@ -131,7 +131,7 @@ def test_off_means_as_if_we_were_not_there(host, capsys):
     ("words", "said"),
     [
         (["scripts/inference.py", "--inference_config", "configs/bad.yaml"], "gfpgan.upscal"),
-        (["scripts/inference.py", "--enable_gfpgan", "--gfpgan_upscale", "x"], "--gfpgan_upscale: 'x'"),
+        (["scripts/inference.py", "--enable_gfpgan", "--gfpgan_upscale", "x"], "--gfpgan_upscale: invalid value 'x'"),
         (
             ["scripts/inference.py", "--enable_gfpgan", "--gfpgan_modell", "lite"],
             "Did you mean '--gfpgan_model'?",

@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import save_file
 
 from musetalk_enhance.jobs import ImageSettings, restore_images
-from musetalk_enhance.pictures import Picture, encode_picture
+from musetalk_enhance.media.image import StillImage, encode_image
 
 pytest.importorskip("spandrel_extra_arches")
 
@@ -48,7 +48,7 @@ def test_fidelity_and_strength_change_pixels_as_the_published_network_says(tmp_p
     face = pictures(1)
     source = tmp_path / "in"
     source.mkdir()
-    (source / "a.png").write_bytes(encode_picture(Picture(to_bgr(face[0])), ".png"))
+    (source / "a.png").write_bytes(encode_image(StillImage(to_bgr(face[0])), ".png"))
 
     def made(**options) -> np.ndarray:
         output = tmp_path / "-".join(map(str, options.values()))

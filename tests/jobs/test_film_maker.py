@@ -15,20 +15,19 @@ import torch
 
 from musetalk_enhance.errors import MediaError, RestorerError
 from musetalk_enhance.faces.detect import FFHQ_512, Face, FaceDetector
-from musetalk_enhance.film import SegmentWriter, index_film, reading
 from musetalk_enhance.jobs import VideoSettings, film_maker
 from musetalk_enhance.jobs.film_maker import CHUNK, PREROLL, FilmMaker, OpenFilmMaker
 from musetalk_enhance.jobs.manifest import file_digest, outputs_of
 from musetalk_enhance.jobs.models import Loaded
 from musetalk_enhance.jobs.opening import OpenedFilm
-from musetalk_enhance.media import VideoWriter
+from musetalk_enhance.media import SegmentWriter, VideoWriter, index_video, segment_reader
 from musetalk_enhance.pipeline.engine import Restored
 from musetalk_enhance.pipeline.outcome import Cause, Outcome
 from musetalk_enhance.pipeline.stability import sharpness
 from musetalk_enhance.restorers.base import LoadRequest
 from musetalk_enhance.restorers.catalog import Choice, Model
 from tests.conftest import PLAIN, RECORD, FakeRestorer
-from tests.film.clips import decoded, open_files, same_planes
+from tests.media.clips import decoded, open_files, same_planes
 
 WIDTH, HEIGHT, SQUARE, TEMPLATE = 224, 128, 36, 64
 SIDE = 128
@@ -95,7 +94,7 @@ def opened_with(function=None, detector=None, record=WHOLE, **options) -> Opened
 
 def make(path, folder, opened=None, first=0, stop=None, number=0):
     """One segment: the path of its file and its state."""
-    index = index_film(path)
+    index = index_video(path)
     maker = FilmMaker(opened or opened_with(), path, index, folder)
     state = maker.make({"id": number, "first": first, "stop": stop or len(index)})
     return folder / next(iter(outputs_of(state))), state
@@ -279,7 +278,7 @@ def test_what_runs_up_to_a_segment_comes_first_and_is_thrown_away(pair, tmp_path
 
 def test_each_segment_opens_streams_of_its_own(pair, tmp_path):
     opened, engine = recorded()
-    maker = FilmMaker(opened, pair, index_film(pair), tmp_path)
+    maker = FilmMaker(opened, pair, index_video(pair), tmp_path)
     for number in (0, 1):
         maker.make({"id": number, "first": 18 * number, "stop": 18 * (number + 1)})
     assert len(engine.streams) == 4, "two faces in each of two segments"
@@ -303,7 +302,7 @@ def test_a_segment_does_not_depend_on_what_was_made_before(pair, tmp_path, stabi
         record = replace(RECORD, input_size=64, output_size=SIDE)
         return opened_with(lambda faces: (faces * 0.8 + 0.1) ** 1.2, record=record, stability=stability)
 
-    index, unit = index_film(pair), {"id": 1, "first": 20, "stop": 36}
+    index, unit = index_video(pair), {"id": 1, "first": 20, "stop": 36}
     states = []
     for name, before in {"alone": [], "after": [{"id": 0, "first": 0, "stop": 20}], "again": [unit, unit]}.items():
         maker = FilmMaker(opened(), pair, index, tmp_path / name)
@@ -421,7 +420,7 @@ def test_a_failure_stops_cleanly(moving, tmp_path, monkeypatch, who, at):
 def test_a_maker_goes_on_after_a_failure(moving, tmp_path):
     detector = FailsAt(11)
     opened = opened_with(detector=detector)
-    maker, unit = FilmMaker(opened, moving, index_film(moving), tmp_path), {"id": 0, "first": 0, "stop": 20}
+    maker, unit = FilmMaker(opened, moving, index_video(moving), tmp_path), {"id": 0, "first": 0, "stop": 20}
     with pytest.raises(RestorerError):
         maker.make(unit)
     detector.left = 1000
@@ -429,7 +428,7 @@ def test_a_maker_goes_on_after_a_failure(moving, tmp_path):
 
 
 def test_memory_does_not_grow_with_the_film(tmp_path, monkeypatch):
-    class Counted(reading.Shot):
+    class Counted(segment_reader.DecodedFrame):
         live = most = 0
 
         def __init__(self, *words):
@@ -440,11 +439,11 @@ def test_memory_does_not_grow_with_the_film(tmp_path, monkeypatch):
         def __del__(self):
             Counted.live -= 1
 
-    monkeypatch.setattr(reading, "Shot", Counted)
+    monkeypatch.setattr(segment_reader, "DecodedFrame", Counted)
     source = film(tmp_path / "film.mp4", [scene(at % 40, [(60 + at % 90, 64)]) for at in range(300)])
     opened, log = recorded()
     told = []
-    maker = FilmMaker(opened, source, index_film(source), tmp_path, told.append)
+    maker = FilmMaker(opened, source, index_video(source), tmp_path, told.append)
     maker.make({"id": 0, "first": 0, "stop": 300})
     assert Counted.most <= 4 * CHUNK and Counted.live == 0
     assert sum(told) == 300 and max(told) == CHUNK
@@ -458,6 +457,6 @@ def test_a_worker_opens_the_networks_with_what_ran_before(moving, tmp_path, monk
         return opened_with()
 
     monkeypatch.setattr(film_maker, "open_film", open_film)
-    maker = OpenFilmMaker(SETTINGS, "facts", moving, index_film(moving), tmp_path)()
+    maker = OpenFilmMaker(SETTINGS, "facts", moving, index_video(moving), tmp_path)()
     assert asked == [(SETTINGS, "facts")] and maker.prepare({"id": 3}) == {"id": 3}
     assert maker.finish({"unit": 1}) == {"unit": 1}

@@ -21,7 +21,7 @@ from musetalk_enhance.errors import ConfigError, MediaError, WeightError
 from musetalk_enhance.jobs import LocalEngine, images, opening, restore_images, stages
 from musetalk_enhance.jobs.images import STATS
 from musetalk_enhance.jobs.manifest import FOLDER, locked
-from musetalk_enhance.pictures import write_bytes
+from musetalk_enhance.runtime.files import write_bytes
 from tests.conftest import ROOT
 
 from .conftest import ADDED, WHOLE, files, picture, put, read
@@ -202,7 +202,7 @@ def test_a_pipe_is_listed_and_never_waited_for(network, folders):
     result = restore_images(source, output, WHOLE)
     assert result.errors == 1 and result.stats["pictures"]["with_restored_faces"] == len(NAMES)
     assert [error["error"] for error in result.stats["errors"]] == [
-        "pipe.jpg: cannot be read (it is no regular file)"
+        "pipe.jpg: cannot be read (not a regular file)"
     ]
 
 

@@ -13,7 +13,7 @@ import torch
 from musetalk_enhance import GFPGANEnhancer, weights
 from musetalk_enhance.backends import choosing, tuning
 from musetalk_enhance.backends.ops import FORMS
-from musetalk_enhance.errors import ConfigError, LicenceError, MissingDependencyError, MissingWeightError
+from musetalk_enhance.errors import ConfigError, LicenseError, MissingDependencyError, MissingWeightError
 from musetalk_enhance.jobs import ImageSettings, restore_images
 from musetalk_enhance.jobs.manifest import FOLDER, read_json
 from musetalk_enhance.jobs.models import FIDELITY, Facts, candidates, facts_of, load
@@ -143,7 +143,7 @@ def test_a_licence_is_refused_for_a_path_too(available, way, tmp_path):
     from safetensors.torch import save_file
 
     save_file({"position_emb": torch.zeros(1)}, file)
-    with pytest.raises(LicenceError, match="mine.safetensors"):
+    with pytest.raises(LicenseError, match="mine.safetensors"):
         load(PLAIN.replace(**{way: str(file), "arch": "CodeFormer", "commercial": True}))
 
 

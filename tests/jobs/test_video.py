@@ -20,19 +20,18 @@ import pytest
 import torch
 
 from musetalk_enhance.errors import ConfigError, MediaError
-from musetalk_enhance.film import SegmentWriter, index_film, join_film
 from musetalk_enhance.jobs import VideoSettings, film_maker, opening, restore_video, video
 from musetalk_enhance.jobs.film_maker import FilmMaker
 from musetalk_enhance.jobs.manifest import FOLDER, locked
 from musetalk_enhance.jobs.models import Loaded, load
 from musetalk_enhance.jobs.sidecar import read_head, sidecar_of, write_sidecar
 from musetalk_enhance.jobs.video import excerpt, folder_of, segment_of
-from musetalk_enhance.media import VideoWriter, read_frames
+from musetalk_enhance.media import SegmentWriter, VideoWriter, concat_segments, index_video, read_frames
 from musetalk_enhance.restorers.base import LoadRequest
 from musetalk_enhance.restorers.catalog import Choice, Model
 from tests.conftest import PLAIN, RECORD, ROOT, FakeRestorer
-from tests.film import clips
-from tests.film.clips import QUARTERS, decoded, make_film, same_planes, sound, times, turn
+from tests.media import clips
+from tests.media.clips import QUARTERS, decoded, make_film, same_planes, sound, times, turn
 
 COUNT, SIDE, SEGMENT = 36, 256, 16
 SMALL = replace(RECORD, input_size=64, output_size=128)
@@ -66,7 +65,7 @@ def clip(shared, small, tmp_path_factory):
     with VideoWriter(folder / "silent.mp4", Fraction(30), (SIDE, SIDE), crf=10) as writer:
         for frame in small:
             writer.write(frame)
-    join_film([folder / "silent.mp4"], index_film(source, end=COUNT / 30), source, folder / "clip.mp4")
+    concat_segments([folder / "silent.mp4"], index_video(source, end=COUNT / 30), source, folder / "clip.mp4")
     return folder / "clip.mp4"
 
 
@@ -171,7 +170,7 @@ def stopped(clip, out, settings, monkeypatch, name="write", owner=SegmentWriter,
 def test_everything_but_the_face_is_kept(clip, settings, lite, tmp_path):
     out = tmp_path / "out.mp4"
     out.write_bytes(lite[0])
-    index, after = index_film(clip), index_film(out)
+    index, after = index_video(clip), index_video(out)
     assert sound(out) == sound(clip) and len(sound(clip)) > 50
     assert times(out) == times(clip) and len(times(clip)) == COUNT
     kept = (
@@ -238,7 +237,7 @@ POINTS = {
     "first segment": ("write", SegmentWriter, 3, 0),
     "third segment": ("write", SegmentWriter, 2 * SEGMENT + 2, 2 * SEGMENT),
     "state of the second": ("write_state", film_maker, 1, SEGMENT),
-    "join": ("join_film", video, 0, COUNT),
+    "join": ("concat_segments", video, 0, COUNT),
     "sidecar": ("_stats", video, 0, COUNT),
     "film in place": ("_put", video, 1, COUNT),
 }
@@ -406,8 +405,8 @@ def test_a_turned_film_stays_turned(small, settings, tmp_path):
             writer.write(np.ascontiguousarray(np.rot90(frame, -1)))
     turn(source, QUARTERS[90])
     done = restore_video(source, out, settings)
-    assert index_film(out).rotation == index_film(source).rotation == 90
-    assert index_film(out).display_matrix == index_film(source).display_matrix
+    assert index_video(out).rotation == index_video(source).rotation == 90
+    assert index_video(out).display_matrix == index_video(source).display_matrix
     assert done.stats["totals"]["restored"] == 8, "faces are looked for in the upright picture"
     with pytest.raises(MediaError, match="rotation"):
         restore_video(source, tmp_path / "out.mkv", settings)
@@ -420,7 +419,7 @@ def test_no_sound_and_uneven_times(small, settings, tmp_path, monkeypatch, suffi
     source = make_film(tmp_path / f"in{suffix}", 10, (SIDE, SIDE), pts=uneven, time_base=Fraction(1, 1000))
     done = restore_video(source, tmp_path / f"out{suffix}", settings)
     assert times(done.output) == [Fraction(at, 1000) for at in uneven] and done.stats["totals"]["restored"] == 10
-    assert not index_film(done.output).audio
+    assert not index_video(done.output).audio
 
 
 def test_what_is_refused(clip, settings, tmp_path, made):
@@ -434,7 +433,7 @@ def test_what_is_refused(clip, settings, tmp_path, made):
         restore_video(inside, tmp_path / "out.webm", settings)
     if hasattr(os, "mkfifo"):
         os.mkfifo(tmp_path / "pipe.mp4")
-        with pytest.raises(MediaError, match="no regular file"):
+        with pytest.raises(MediaError, match="not a regular file"):
             restore_video(tmp_path / "pipe.mp4", tmp_path / "out.mp4", settings)
         (tmp_path / "pipe.mp4").unlink()
     with pytest.raises(MediaError, match="folder does not exist"):
@@ -462,7 +461,7 @@ def test_two_runs_at_once_are_refused(clip, settings, tmp_path):
 
 
 def test_a_film_without_times_is_cut_into_few_segments(tmp_path):
-    index = index_film(make_film(tmp_path / "film.mp4", 200, (32, 32)))
+    index = index_video(make_film(tmp_path / "film.mp4", 200, (32, 32)))
     counted = replace(index, counted=True)
     assert segment_of(index, VideoSettings(segment=16)) == 16
     assert segment_of(counted, VideoSettings(segment=16)) == 25 and segment_of(counted, VideoSettings()) == 240

@@ -53,7 +53,7 @@ def test_names():
 
 def test_records_point_to_weights_that_exist():
     for model in catalog.MODELS:
-        assert model.record.weight is None or weights.WEIGHTS.get(model.record.weight).licence
+        assert model.record.weight is None or weights.WEIGHTS.get(model.record.weight).license
 
 
 @pytest.mark.parametrize(
@@ -138,7 +138,7 @@ def test_a_published_file_at_a_path_keeps_its_licence(tmp_path, monkeypatch):
     monkeypatch.setattr(weights, "open_file", lambda path, **_: weight)
     monkeypatch.setattr(weights.Weight, "state_dict", lambda self: {})
     record = choose(model=str(weight.path), arch="CodeFormer").model.record
-    assert (record.name, record.licence) == ("mine", entry.licence)
+    assert (record.name, record.licence) == ("mine", entry.license)
 
 
 def test_files_that_are_no_checkpoint(tmp_path):

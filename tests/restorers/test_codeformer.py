@@ -120,7 +120,7 @@ def test_a_checkpoint_is_told():
 def test_another_network_is_refused_in_words(load, tmp_path):
     path = tmp_path / "foreign.pth"
     torch.save({"params_ema": {"conv_body_first.weight": torch.zeros(32, 3, 1, 1)}}, path)
-    with pytest.raises(CheckpointError, match=r"needed: arch CodeFormer\. Say arch: clean"):
+    with pytest.raises(CheckpointError, match=r"expected arch CodeFormer\. Say arch: clean"):
         load(CodeFormerRestorer, path, arch="CodeFormer")
 
 
@@ -168,6 +168,6 @@ def test_options_that_it_cannot_honour(options, said, monkeypatch):
 
 
 def test_record():
-    assert weights.WEIGHTS.get(RECORD.weight).licence == RECORD.licence
+    assert weights.WEIGHTS.get(RECORD.weight).license == RECORD.licence
     assert "non-commercial" in RECORD.licence and RECORD.has_fidelity
     assert (RECORD.input_size, RECORD.output_size, RECORD.value_range) == (512, 512, (-1.0, 1.0))

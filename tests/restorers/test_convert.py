@@ -77,7 +77,7 @@ def test_the_option_that_fits_is_said(held, wanted, hint):
     with pytest.raises(CheckpointError) as caught:
         convert.check(meta(*held), *wanted)
     assert hint in str(caught.value)
-    assert f"needed: arch {wanted[0]}" in str(caught.value)
+    assert f"expected arch {wanted[0]}" in str(caught.value)
 
 
 def test_both_options_are_said_where_the_file_does_not_tell(official_stack):

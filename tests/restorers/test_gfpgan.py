@@ -156,5 +156,5 @@ def test_records(name):
     record = RECORDS[name]
     assert record.name == name
     assert record.weight in weights.WEIGHTS
-    assert record.licence == weights.WEIGHTS.get(record.weight).licence
+    assert record.licence == weights.WEIGHTS.get(record.weight).license
     assert (record.input_size, record.output_size, record.value_range) == (512, 512, (-1.0, 1.0))

@@ -60,5 +60,5 @@ def test_no_weight_at_all():
 
 
 def test_record():
-    assert weights.WEIGHTS.get(RECORD.weight).licence == RECORD.licence
+    assert weights.WEIGHTS.get(RECORD.weight).license == RECORD.licence
     assert (RECORD.input_size, RECORD.output_size, RECORD.value_range) == (512, 512, (-1.0, 1.0))

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from weights_server import DATA, Server
 
-from musetalk_enhance.registry import Registry
+from musetalk_enhance.runtime.registry import Registry
 from musetalk_enhance.weights import WeightEntry, cache, download, table
 
 

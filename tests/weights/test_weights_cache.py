@@ -199,7 +199,7 @@ def test_a_cache_path_that_is_a_file_or_below_one(
     with pytest.raises(CacheError, match=r"cannot create the cache folder.*MUSETALK_ENHANCE_CACHE") as caught:
         fetch("tiny")
     assert isinstance(caught.value, OSError)
-    assert "a file stands where a folder is needed" in str(caught.value)
+    assert "a file is in the place of a folder" in str(caught.value)
 
 
 def test_a_file_changed_behind_its_time_is_read_again(tmp_path):

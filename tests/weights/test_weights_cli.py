@@ -68,7 +68,7 @@ def test_fetch(server: Server, add: Add, capsys: pytest.CaptureFixture[str], cac
     add(server.add("/tiny.pth", DATA))
     assert run("fetch", "tiny", "--quiet") == 0
     out, err = capsys.readouterr()
-    assert out == f"Tiny: {cache_folder / 'tiny.pth'} (licence: MIT)\n"
+    assert out == f"Tiny: {cache_folder / 'tiny.pth'} (license: MIT)\n"
     assert err == ""
     assert run("fetch", "tiny") == 0
     assert len(server.log) == 1
@@ -113,7 +113,7 @@ def test_fetch_stops_at_a_cache_that_cannot_be_written(
 def test_unknown_names_are_refused_before_anything_is_fetched(server: Server, add: Add) -> None:
     add(server.add("/tiny.pth", DATA))
     for words in (("fetch", "tiny", "tinny"), ("path", "tinny"), ("verify", "tinny")):
-        with pytest.raises(ConfigError, match=r"'tinny' is not possible; allowed: Tiny.*Did you mean 'tiny'"):
+        with pytest.raises(ConfigError, match=r"invalid value 'tinny'; expected one of Tiny.*Did you mean 'tiny'"):
             run(*words)
     assert server.log == []
 

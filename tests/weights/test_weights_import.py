@@ -13,7 +13,7 @@ from weights_server import DATA, OTHER
 
 from musetalk_enhance.errors import CacheError, CheckpointError, CorruptWeightError, MissingWeightError
 from musetalk_enhance.weights import WeightEntry, cache, import_file, require
-from musetalk_enhance.weights.importing import suggested
+from musetalk_enhance.weights.importer import entry_by_file_name
 
 Add = Callable[..., WeightEntry]
 
@@ -59,7 +59,7 @@ def test_an_unknown_file_is_told_what_is_known(add: Add, tmp_path: Path, cache_f
     path = tmp_path / "mine.pth"
     path.write_bytes(OTHER)
     words = (
-        rf"102400 bytes with sha256 (?!{entry.sha256}).*no published weight.*one of Tiny \(sha256 {entry.sha256}\)"
+        rf"102400 bytes with sha256 (?!{entry.sha256}).*not a published weight.*one of Tiny \(sha256 {entry.sha256}\)"
     )
     with pytest.raises(CheckpointError, match=words):
         import_file(path)
@@ -77,9 +77,9 @@ def test_a_bad_copy_is_told_what_its_name_promises(name: str, add: Add, tmp_path
 
 def test_names_that_users_have() -> None:
     for name in ("GFPGANv1.4.pth", "GFPGANv1.4 (1).pth", "gfpgan-1.4.pth", "GFPGANv1.4.pth.crdownload"):
-        entry = suggested(Path(name))
+        entry = entry_by_file_name(Path(name))
         assert entry is not None and entry.name == "GFPGANv1.4"
-    assert suggested(Path("mine.pth")) is None
+    assert entry_by_file_name(Path("mine.pth")) is None
 
 
 def test_a_near_name_is_suggested(tmp_path: Path) -> None:
@@ -90,7 +90,7 @@ def test_a_near_name_is_suggested(tmp_path: Path) -> None:
 
 
 def test_paths_that_are_no_file(tmp_path: Path) -> None:
-    with pytest.raises(MissingWeightError, match="there is no such file"):
+    with pytest.raises(MissingWeightError, match="no such file"):
         import_file(tmp_path / "gone.pth")
     with pytest.raises(CheckpointError, match="holds a folder"):
         import_file(tmp_path)

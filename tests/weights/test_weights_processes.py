@@ -36,7 +36,7 @@ def test_threads_take_turns_and_download_once(server: Server, add: Add) -> None:
 SCRIPT = """
 import signal, sys
 signal.signal(signal.SIGINT, signal.default_int_handler)
-from musetalk_enhance.registry import Registry
+from musetalk_enhance.runtime.registry import Registry
 from musetalk_enhance.weights import WeightEntry, fetch, table
 url, size, sha256 = sys.argv[1:]
 table.WEIGHTS = Registry("weight")

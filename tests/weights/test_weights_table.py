@@ -40,15 +40,15 @@ def test_every_entry_is_complete(entry: WeightEntry) -> None:
     assert entry.urls and all(url.startswith("https://") for url in entry.urls)
     assert len(set(entry.urls)) == len(entry.urls)
     assert re.fullmatch(r"[\w.-]+\.(pth|onnx|safetensors)", entry.file)
-    assert entry.licence and entry.purpose and "\n" not in entry.purpose
-    assert "non-commercial" in WEIGHTS.get("codeformer").licence
+    assert entry.license and entry.purpose and "\n" not in entry.purpose
+    assert "non-commercial" in WEIGHTS.get("codeformer").license
 
 
-def test_commercial_use_is_what_the_licence_says() -> None:
+def test_commercial_use_is_what_the_license_says() -> None:
     assert [entry.name for entry in WEIGHTS if not entry.commercial] == ["CodeFormer", "ParseNet"]
     for entry in WEIGHTS:
-        said = re.search(r"\(non-commercial\)|CC-BY-NC", entry.licence)  # of the whole, not of some parts
-        assert entry.commercial == (said is None), entry.name
+        restriction = re.search(r"\(non-commercial\)|CC-BY-NC", entry.license)  # of the whole, not of some parts
+        assert entry.commercial == (restriction is None), entry.name
 
 
 @pytest.mark.parametrize("entry", list(WEIGHTS), ids=lambda entry: entry.name)
@@ -85,7 +85,7 @@ def test_spellings(spelling: str, name: str) -> None:
 
 
 def test_an_unknown_name_lists_what_there_is_and_suggests() -> None:
-    with pytest.raises(ConfigError, match=r"weight: 'GFPGANv1.5' is not possible.*RestoreFormer.*Did you mean"):
+    with pytest.raises(ConfigError, match=r"weight: invalid value 'GFPGANv1.5'.*RestoreFormer.*Did you mean"):
         weights.find("GFPGANv1.5")
 
 
@@ -120,3 +120,9 @@ print([name for name in ("torch", "safetensors", "spandrel", "tqdm", "numpy", "f
         check=True,
     )
     assert done.stdout.strip() == "[]"
+
+
+def test_the_old_spelling_of_license_works_with_a_warning() -> None:
+    entry = WEIGHTS.get("YuNet")
+    with pytest.warns(DeprecationWarning, match="WeightEntry.licence is deprecated"):
+        assert entry.licence == entry.license

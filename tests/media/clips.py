@@ -10,7 +10,7 @@ import av
 import numpy as np
 import psutil
 
-from musetalk_enhance.film import SegmentWriter, index_film, join_film, read_segment
+from musetalk_enhance.media import SegmentWriter, concat_segments, index_video, read_segment
 
 NTSC = Fraction(30000, 1001)
 QUARTERS = {
@@ -112,14 +112,14 @@ def turn(path: Path, matrix) -> Path:
 
 def copied(path: Path, out: Path, size: int = 10, crf: int = 0, change=None, start=None, end=None) -> Path:
     """`path` through index, segments of `size` frames and join; `change(shot)` gives (bgr, box_xyxy)."""
-    index = index_film(path, start, end)
+    index = index_video(path, start, end)
     segments = []
     for first in range(0, len(index), size):
         segments.append(out.with_name(f"{out.stem}-{first:04}.mp4"))
         with SegmentWriter(segments[-1], index, crf, "ultrafast" if crf == 0 else "medium") as writer:
             for shot in read_segment(path, index, first, min(first + size, len(index))):
                 writer.write(shot, *(change(shot) if change else ()))
-    join_film(segments, index, path, out)
+    concat_segments(segments, index, path, out)
     for segment in segments:
         segment.unlink()
     return out

@@ -13,15 +13,15 @@ import numpy as np
 import pytest
 
 from musetalk_enhance.errors import ConfigError, FrameError, MediaError
-from musetalk_enhance.film import SegmentWriter, index_film, read_segment
-from musetalk_enhance.media import X264_PARAMS, VideoWriter, read_frames
+from musetalk_enhance.media import SegmentWriter, VideoWriter, index_video, read_frames, read_segment
+from musetalk_enhance.media.writer import X264_PARAMS
 from tests.conftest import ROOT
-from tests.film.clips import QUARTERS, decoded, make_film, open_files, picture, planes_of, same_planes, turn
+from tests.media.clips import QUARTERS, decoded, make_film, open_files, picture, planes_of, same_planes, turn
 
 
 def rewrite(path, out, crf=0, change=None, **options):
     """All frames of `path` through one SegmentWriter; `change(shot)` gives (bgr, box_xyxy)."""
-    index = index_film(path)
+    index = index_video(path)
     with SegmentWriter(out, index, crf, **options) as writer:
         for shot in read_segment(path, index, 0, len(index)):
             writer.write(shot, *(change(shot) if change else ()))
@@ -84,7 +84,7 @@ BOXES = [(10, 6, 40, 30), (11, 7, 40, 31), (-20, -5, 9, 9), (80, 50, 200, 200), 
 def test_only_the_box_changes(tmp_path, pix_fmt, box):
     path = make_film(tmp_path / "film.mp4", 3, pix_fmt=pix_fmt)
     out = rewrite(path, tmp_path / "out.mp4", change=lambda shot: (255 - shot.bgr, box))
-    index = index_film(path)
+    index = index_video(path)
     across, down = index.chroma_grid
     left, top = max(box[0], 0) // across * across, max(box[1], 0) // down * down
     right, bottom = min(-(-box[2] // across) * across, 96), min(-(-box[3] // down) * down, 64)
@@ -102,7 +102,7 @@ def test_only_the_box_changes(tmp_path, pix_fmt, box):
 def test_boxes_of_turned_films_are_upright(tmp_path, matrix):
     path = turn(make_film(tmp_path / "film.mp4", 2), matrix)
     left, top, right, bottom = box = (8, 10, 38, 50)
-    shots = list(read_segment(path, index_film(path), 0, 2))
+    shots = list(read_segment(path, index_video(path), 0, 2))
 
     def painted(shot):
         image = np.full_like(shot.bgr, 255)
@@ -130,7 +130,7 @@ def test_a_lossy_copy_is_close(tmp_path, crf):
 @pytest.mark.parametrize("changed", [False, True])
 def test_odd_sizes_are_continued_not_cut(tmp_path, changed, caplog):
     path = make_film(tmp_path / "film.webm", 3, (33, 17), codec="libvpx-vp9", options={"lossless": "1"})
-    index = index_film(path)
+    index = index_video(path)
     assert index.coded_wh == (34, 18) and (index.width, index.height) == (33, 17)
     assert "its 33 x 17 pixels become 34 x 18" in caplog.text
     change = (lambda shot: (picture(9, (33, 17)), (0, 0, 33, 17))) if changed else None
@@ -164,14 +164,14 @@ def test_pictures_without_yuv_become_yuv(tmp_path):
 
 def test_pixel_shape_is_kept(tmp_path):
     path = make_film(tmp_path / "film.mp4", 2, options={"aspect": "4:3"})
-    assert index_film(path).sample_aspect_ratio == Fraction(4, 3)
+    assert index_video(path).sample_aspect_ratio == Fraction(4, 3)
     out = rewrite(path, tmp_path / "out.mp4")
-    assert index_film(out).sample_aspect_ratio == Fraction(4, 3)
+    assert index_video(out).sample_aspect_ratio == Fraction(4, 3)
 
 
 def test_a_segment_can_be_played_alone_and_counts_from_zero(tmp_path):
     path = make_film(tmp_path / "film.mp4", 30, fps=Fraction(30000, 1001))
-    index = index_film(path)
+    index = index_video(path)
     with SegmentWriter(tmp_path / "part.mp4", index) as writer:
         for shot in read_segment(path, index, 11, 25):
             writer.write(shot)
@@ -192,11 +192,10 @@ def test_same_frames_same_bytes(tmp_path):
 TEXTURED = """
 import sys
 
-from musetalk_enhance import media
-from musetalk_enhance.film import SegmentWriter, index_film, read_segment
+from musetalk_enhance.media import SegmentWriter, index_video, read_segment, writer as encoder
 
-path, out, media.X264_PARAMS = sys.argv[1:]
-index = index_film(path)
+path, out, encoder.X264_PARAMS = sys.argv[1:]
+index = index_video(path)
 with SegmentWriter(out, index) as writer:
     for shot in read_segment(path, index, 0, len(index)):
         writer.write(shot)
@@ -246,7 +245,7 @@ def test_preset_and_crf_reach_the_encoder(tmp_path):
 
 @pytest.mark.parametrize(("options", "key"), [({"crf": 52}, "crf"), ({"preset": "quick"}, "preset")])
 def test_impossible_options(tmp_path, options, key):
-    index = index_film(make_film(tmp_path / "film.mp4", 2))
+    index = index_video(make_film(tmp_path / "film.mp4", 2))
     with pytest.raises(ConfigError) as caught:
         SegmentWriter(tmp_path / "out.mp4", index, **options)
     assert caught.value.key == key
@@ -254,7 +253,7 @@ def test_impossible_options(tmp_path, options, key):
 
 def test_what_does_not_fit_is_named_and_nothing_is_left(tmp_path):
     path = make_film(tmp_path / "film.mp4", 5)
-    index = index_film(path)
+    index = index_video(path)
     shots = list(read_segment(path, index, 0, 5))
     bad = [
         ((shots[1], shots[1].bgr[:10]), "size"),
@@ -273,7 +272,7 @@ def test_what_does_not_fit_is_named_and_nothing_is_left(tmp_path):
 
 def test_neither_shot_nor_picture_is_modified(tmp_path):
     path = make_film(tmp_path / "film.mp4", 2)
-    index = index_film(path)
+    index = index_video(path)
     shots = list(read_segment(path, index, 0, 2))
     planes, new = [planes_of(shot.frame) for shot in shots], picture(5)[:, ::-1]
     kept = new.copy()
@@ -286,7 +285,7 @@ def test_neither_shot_nor_picture_is_modified(tmp_path):
 def test_stopping_early_leaves_an_older_file_alone(tmp_path):
     path = make_film(tmp_path / "film.mp4", 9)
     out = rewrite(path, tmp_path / "out.mp4")
-    older, index = out.read_bytes(), index_film(path)
+    older, index = out.read_bytes(), index_video(path)
     with pytest.raises(KeyboardInterrupt), SegmentWriter(out, index) as writer:
         for shot in read_segment(path, index, 0, 9):
             writer.write(shot)

@@ -1,4 +1,4 @@
-"""A registry that is an object: named things, added once, listed by pattern, never overwritten."""
+"""A registry of named items: each name is added once, listed by pattern, and never overwritten."""
 
 from __future__ import annotations
 
@@ -6,38 +6,38 @@ from collections.abc import Iterator, Mapping
 from fnmatch import fnmatchcase
 from typing import Generic, TypeVar
 
-from .errors import ConfigError, suggest
+from ..errors import ConfigError, suggest
 
 T = TypeVar("T")
 
 
 class Registry(Generic[T]):
-    """Names to things of one kind.
+    """Items of one kind by name.
 
-    Names are matched without regard to case. `aliases` of a thing are found by `get` but not listed.
+    Names are case-insensitive. `get` accepts the aliases of an item; `names` does not list them.
 
-    >>> colours = Registry[int]("colour")
-    >>> colours.add("red", 1, aliases=("crimson",))
-    >>> colours.get("Crimson"), colours.names("r*")
+    >>> colors = Registry[int]("color")
+    >>> colors.add("red", 1, aliases=("crimson",))
+    >>> colors.get("Crimson"), colors.names("r*")
     (1, ['red'])
     """
 
     def __init__(self, kind: str) -> None:
-        """`kind`: what the things are, in one word, for the error texts."""
+        """`kind`: what the items are, in one word, for error messages."""
         self.kind = kind
         self._items: dict[str, T] = {}
         self._canonical: dict[str, str] = {}
 
     def add(self, name: str, item: T, aliases: tuple[str, ...] = ()) -> None:
-        """Add `item`, wholly or not at all.
+        """Add `item` with all its aliases, or nothing at all.
 
         Raises:
-            ValueError: `name` or an alias is taken.
+            ValueError: `name` or an alias is already registered.
         """
         keys = {key.lower() for key in (name, *aliases)}
-        taken = sorted(keys & self._canonical.keys())
-        if taken:
-            raise ValueError(f"{self.kind} {taken[0]!r} is registered already")
+        duplicates = sorted(keys & self._canonical.keys())
+        if duplicates:
+            raise ValueError(f"{self.kind} {duplicates[0]!r} is already registered")
         self._items[name] = item
         self._canonical.update(dict.fromkeys(keys, name))
 
@@ -47,22 +47,23 @@ class Registry(Generic[T]):
             self.add(name, item)
 
     def canonical(self, name: str) -> str | None:
-        """The listed name behind `name` (any case, or an alias); None if there is none."""
+        """The listed name that `name` (any case, or an alias) refers to, None without one."""
         return self._canonical.get(name.lower())
 
     def get(self, name: str) -> T:
-        """The thing called `name`.
+        """The item called `name`.
 
         Raises:
-            ConfigError: there is none; the text lists the names and suggests the nearest.
+            ConfigError: there is none; the message lists the names and suggests the closest one.
         """
         key = self.canonical(name)
         if key is None:
-            raise ConfigError(self.kind, name, ", ".join(self.names()), suggest(name, self._canonical))
+            allowed = f"one of {', '.join(self.names())}"
+            raise ConfigError(self.kind, name, allowed, suggest(name, self._canonical))
         return self._items[key]
 
     def names(self, pattern: str = "*") -> list[str]:
-        """The names that match the shell `pattern`, without regard to case, in the order of adding."""
+        """The names that match the shell `pattern`, case-insensitive, in the order of addition."""
         return [name for name in self._items if fnmatchcase(name.lower(), pattern.lower())]
 
     def __contains__(self, name: object) -> bool:

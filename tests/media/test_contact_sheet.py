@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from musetalk_enhance.errors import ConfigError, FrameError
-from musetalk_enhance.sheets import GAP, LINE_GAP, MAX_HEIGHT, MIN_CELL, contact_sheet, side_by_side
+from musetalk_enhance.media.contact_sheet import GAP, LINE_GAP, MAX_HEIGHT, MIN_CELL, contact_sheet, side_by_side
 
 PAPER = 24
 
@@ -183,9 +183,9 @@ def test_only_the_high_ones_shrink():
 def test_impossible_wishes_are_named(rng):
     one = noise(rng, 8, 8)
     for sheet in (side_by_side, contact_sheet):
-        with pytest.raises(FrameError, match="no picture"):
+        with pytest.raises(FrameError, match="no images"):
             sheet([], [])
-        with pytest.raises(FrameError, match="1 labels; needed: one for each of 2"):
+        with pytest.raises(FrameError, match="1 labels; expected one for each of 2 images"):
             sheet([one, one], ["a"])
         for wrong in (one[..., 0], one.astype(np.float32), one[:0]):
             with pytest.raises(FrameError, match=r"frame 1: .*uint8 \(H, W, 3\)"):
@@ -194,9 +194,9 @@ def test_impossible_wishes_are_named(rng):
         side_by_side([one], ["a"], max_side=255)
     with pytest.raises(ConfigError, match="columns"):
         contact_sheet([one], ["a"], columns=0)
-    with pytest.raises(ConfigError, match="width: 195 .*196 pixels or more for 2 columns"):
+    with pytest.raises(ConfigError, match="width: invalid value 195; .*196 pixels or more for 2 columns"):
         contact_sheet([one], ["a"], width=195, columns=2)
-    with pytest.raises(FrameError, match="9000 pictures; needed: fewer"):
+    with pytest.raises(FrameError, match="9000 images; expected fewer"):
         contact_sheet([one.repeat(4, 0)] * 9000, ["a"] * 9000)
 
 

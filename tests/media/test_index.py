@@ -10,20 +10,19 @@ from fractions import Fraction
 import pytest
 
 from musetalk_enhance.errors import ConfigError, MediaError
-from musetalk_enhance.film import index_film
-from musetalk_enhance.media import probe
-from tests.film.clips import NTSC, QUARTERS, make_film, open_files, remuxed, times, turn
+from musetalk_enhance.media import index_video, probe
+from tests.media.clips import NTSC, QUARTERS, make_film, open_files, remuxed, times, turn
 
 
 def test_a_film_is_listed_frame_by_frame(tmp_path):
     path = make_film(tmp_path / "film.mp4", 24, fps=NTSC, sound=0.5, options={"bf": "3"})
-    index = index_film(path)
-    assert len(index) == 24 and index.whole and not index.counted
+    index = index_video(path)
+    assert len(index) == 24 and index.complete and not index.counted
     assert [pts * index.time_base for pts in index.pts] == times(path)
     assert index.fps == NTSC and index.duration == 24 / NTSC
     assert (index.width, index.height, index.source_wh, index.coded_wh) == (96, 64, (96, 64), (96, 64))
     assert (index.pix_fmt, index.out_pix_fmt, index.bit_depth, index.codec) == ("yuv420p", "yuv420p", 8, "h264")
-    assert (index.rotation, index.mirrored, index.display_matrix or None) in [(0, False, None)]
+    assert (index.rotation, index.flipped, index.display_matrix or None) in [(0, False, None)]
     (tone,) = index.audio
     assert (tone.codec, tone.rate, tone.channels, tone.language) == ("aac", 16000, 1, "deu")
     assert tone.start == pytest.approx(0.5, abs=0.1) and tone.duration == pytest.approx(24 / NTSC, abs=0.2)
@@ -34,8 +33,8 @@ def test_a_film_is_listed_frame_by_frame(tmp_path):
 @pytest.mark.parametrize("degrees", QUARTERS)
 def test_rotation_is_the_one_a_player_applies(tmp_path, degrees):
     path = turn(make_film(tmp_path / "film.mp4", 2), QUARTERS[degrees])
-    index, info = index_film(path), probe(path)
-    assert index.rotation == degrees and index.display_matrix == QUARTERS[degrees] and not index.mirrored
+    index, info = index_video(path), probe(path)
+    assert index.rotation == degrees and index.display_matrix == QUARTERS[degrees] and not index.flipped
     assert (index.width, index.height) == (info.width, info.height) and index.coded_wh == (96, 64)
 
 
@@ -52,15 +51,15 @@ def test_rotation_is_the_one_a_player_applies(tmp_path, degrees):
 )
 def test_start_and_end_are_seconds_from_the_first_frame(tmp_path, start, end, expected):
     path = make_film(tmp_path / "film.mp4", 24)
-    whole, index = index_film(path), index_film(path, start, end)
+    whole, index = index_video(path), index_video(path, start, end)
     assert index.pts == tuple(whole.pts[at] for at in expected)
     assert index.stop_pts == (*whole.pts, whole.stop_pts)[expected.stop]
-    assert index.left_out == expected.start and index.whole == (len(expected) == 24)
+    assert index.skipped == expected.start and index.complete == (len(expected) == 24)
 
 
 def test_a_written_tenth_is_a_tenth(tmp_path):
-    index = index_film(make_film(tmp_path / "film.mp4", 12, fps=Fraction(10)), 0.1, 0.3)
-    assert index.left_out == 1 and len(index) == 2
+    index = index_video(make_film(tmp_path / "film.mp4", 12, fps=Fraction(10)), 0.1, 0.3)
+    assert index.skipped == 1 and len(index) == 2
 
 
 @pytest.mark.parametrize(
@@ -69,7 +68,7 @@ def test_a_written_tenth_is_a_tenth(tmp_path):
 )
 def test_impossible_times(tmp_path, start, end, key):
     with pytest.raises(ConfigError) as caught:
-        index_film(tmp_path / "film.mp4", start, end)
+        index_video(tmp_path / "film.mp4", start, end)
     assert caught.value.key == key
 
 
@@ -80,21 +79,21 @@ def test_impossible_times(tmp_path, start, end, key):
 def test_a_stretch_without_a_frame(tmp_path, start, end, key):
     path = make_film(tmp_path / "film.mp4", 5)
     with pytest.raises(ConfigError, match=r"film.mp4 is 0.200 s long") as caught:
-        index_film(path, start, end)
+        index_video(path, start, end)
     assert caught.value.key == key
 
 
 def test_raw_streams_and_old_files_are_counted(tmp_path):
-    raw = index_film(make_film(tmp_path / "film.h264", 24, options={"bf": "2"}))
+    raw = index_video(make_film(tmp_path / "film.h264", 24, options={"bf": "2"}))
     assert raw.counted and raw.pts == tuple(range(24)) and raw.time_base == 1 / raw.fps
-    avi = index_film(make_film(tmp_path / "film.avi", 24, codec="mpeg4"))
+    avi = index_video(make_film(tmp_path / "film.avi", 24, codec="mpeg4"))
     assert len(avi) == 24 and avi.fps == 25 and avi.duration == Fraction(24, 25)
 
 
 def test_frames_before_an_edit_list_are_left_out(tmp_path):
     path = tmp_path / "film.mp4"
     make_film(path, 24, pts=[at - 5 for at in range(24)])
-    index = index_film(path)
+    index = index_video(path)
     assert [pts * index.time_base for pts in index.pts] == times(path)
     assert index.pts[0] >= 0 and 19 <= len(index) < 24
 
@@ -108,7 +107,7 @@ def test_hidden_frames_of_vp8_are_not_counted(tmp_path):
         return bytes(data)
 
     remuxed(path, hidden, hide)
-    index = index_film(hidden)
+    index = index_video(hidden)
     assert len(index) == 19 and [pts * index.time_base for pts in index.pts] == times(hidden)
 
 
@@ -116,15 +115,15 @@ def test_hidden_frames_of_vp8_are_not_counted(tmp_path):
 def test_hdr_is_refused(tmp_path, trc, name):
     path = make_film(tmp_path / "film.mp4", 2, options={"color_trc": trc})
     with pytest.raises(MediaError, match=f"HDR, {name}.*SDR"):
-        index_film(path)
+        index_video(path)
 
 
 def test_ten_bits_become_eight_and_a_warning_says_so(tmp_path, caplog):
     path = make_film(tmp_path / "film.mp4", 2, pix_fmt="yuv422p10le")
     with caplog.at_level(logging.WARNING, "musetalk_enhance"):
-        index = index_film(path)
+        index = index_video(path)
     assert (index.pix_fmt, index.out_pix_fmt, index.bit_depth) == ("yuv422p10le", "yuv422p", 10)
-    assert "10 bits per colour become 8" in caplog.text
+    assert "10 bits per color become 8" in caplog.text
 
 
 def test_what_cannot_be_read_is_named(tmp_path):
@@ -135,7 +134,7 @@ def test_what_cannot_be_read_is_named(tmp_path):
         file.writeframes(bytes(3200))
     for name in ("missing.mp4", "text.mp4", "empty.mp4", "sound.wav"):
         with pytest.raises(MediaError, match=name) as caught:
-            index_film(tmp_path / name)
+            index_video(tmp_path / name)
         assert caught.value.path == tmp_path / name
     assert not open_files(tmp_path)
 
@@ -145,5 +144,5 @@ def test_a_cut_off_file_is_refused(tmp_path, part):
     path = remuxed(make_film(tmp_path / "whole.mp4", 60, sound=0.0), tmp_path / "film.mp4")
     data = path.read_bytes()
     path.write_bytes(data[: int(len(data) * part)])
-    with pytest.raises(MediaError, match="cut off|damaged"):
-        index_film(path)
+    with pytest.raises(MediaError, match="truncated|damaged"):
+        index_video(path)

@@ -15,9 +15,18 @@ import numpy as np
 import pytest
 
 from musetalk_enhance.errors import MediaError
-from musetalk_enhance.film import SegmentWriter, check_target, index_film, join_film, joining, read_segment
-from musetalk_enhance.media import disposition, probe, read_frames
-from tests.film.clips import (
+from musetalk_enhance.media import (
+    SegmentWriter,
+    check_output,
+    concat,
+    concat_segments,
+    index_video,
+    probe,
+    read_frames,
+    read_segment,
+)
+from musetalk_enhance.media.container import disposition
+from tests.media.clips import (
     NTSC,
     QUARTERS,
     copied,
@@ -65,7 +74,7 @@ def test_rate_and_length_are_exact(tmp_path, fps):
     out = copied(path, tmp_path / "out.mp4")
     assert probe(out).fps == probe(path).fps == fps and probe(out).frames == 33
     assert probe(out).duration == pytest.approx(float(33 / fps), abs=1e-4)
-    assert index_film(out).pts == index_film(path).pts and index_film(out).time_base == index_film(path).time_base
+    assert index_video(out).pts == index_video(path).pts and index_video(out).time_base == index_video(path).time_base
 
 
 @pytest.mark.parametrize("suffix", [".mp4", ".mkv"])
@@ -127,7 +136,7 @@ def test_rotation_survives(tmp_path, degrees, suffix):
     with_sound = turn(make_film(tmp_path / "sound.mp4", 12, sound=0.0), QUARTERS[degrees])
     for source in (path, with_sound):
         out = copied(source, tmp_path / f"out{suffix}")
-        index = index_film(out)
+        index = index_video(out)
         assert index.display_matrix == QUARTERS[degrees] and index.rotation == degrees
         for before, after in zip(read_frames(source), read_frames(out), strict=True):
             assert np.array_equal(before, after)
@@ -135,7 +144,7 @@ def test_rotation_survives(tmp_path, degrees, suffix):
 
 def test_rotation_needs_mp4_or_mov(tmp_path):
     path = turn(make_film(tmp_path / "film.mp4", 5), QUARTERS[90])
-    for action in (lambda out: check_target(index_film(path), path, out), lambda out: copied(path, out)):
+    for action in (lambda out: check_output(index_video(path), path, out), lambda out: copied(path, out)):
         with pytest.raises(MediaError, match="rotation by 90 degrees; choose .mp4"):
             action(tmp_path / "out.mkv")
 
@@ -144,43 +153,43 @@ def test_colours_and_pixel_shape_survive(tmp_path):
     colours = {"colorspace": "bt709", "color_primaries": "bt709", "color_trc": "bt709", "color_range": "pc"}
     path = make_film(tmp_path / "film.mp4", 12, pix_fmt="yuvj420p", options={**colours, "aspect": "4:3"})
     for suffix in (".mp4", ".mkv"):
-        one, two = index_film(path), index_film(copied(path, tmp_path / f"out{suffix}"))
+        one, two = index_video(path), index_video(copied(path, tmp_path / f"out{suffix}"))
         for name in "colorspace color_range color_primaries color_trc sample_aspect_ratio pix_fmt fps".split():
             assert getattr(one, name) == getattr(two, name), name
 
 
 def test_sound_that_fits_nowhere_is_named(tmp_path):
     path = make_film(tmp_path / "film.avi", 25, sound=0.0, sound_codec="wmav2")
-    for suffix, advice in ((".mp4", "choose .mkv"), (".mkv", "convert the sound first")):
-        with pytest.raises(MediaError, match=f"{suffix} cannot hold the source's wmav2 sound.*{advice}"):
-            check_target(index_film(path), path, tmp_path / f"out{suffix}")
+    for suffix, advice in ((".mp4", "choose .mkv"), (".mkv", "convert the audio first")):
+        with pytest.raises(MediaError, match=f"{suffix} cannot hold the source's wmav2 audio.*{advice}"):
+            check_output(index_video(path), path, tmp_path / f"out{suffix}")
 
 
 def test_sound_that_does_not_fit_is_named_before_the_work(tmp_path, codec="pcm_s16le"):
     path = make_film(tmp_path / "film.mkv", 25, sound=0.0, sound_codec=codec)
-    with pytest.raises(MediaError, match=f"mp4 cannot hold the source's {codec} sound.*choose .mkv"):
-        check_target(index_film(path), path, tmp_path / "out.mp4")
+    with pytest.raises(MediaError, match=f"mp4 cannot hold the source's {codec} audio.*choose .mkv"):
+        check_output(index_video(path), path, tmp_path / "out.mp4")
     with pytest.raises(MediaError, match=codec):
         copied(path, tmp_path / "out.mp4")
     assert not (tmp_path / "out.mp4").exists()
-    check_target(index_film(path), path, tmp_path / "out.mkv")
+    check_output(index_video(path), path, tmp_path / "out.mkv")
     assert [data for _, data in sound(copied(path, tmp_path / "out.mkv"))] == [data for _, data in sound(path)]
 
 
 @pytest.mark.parametrize("version", ["14.0.1", "14.1.0"])
 def test_a_pyav_that_spoils_copies_is_named_before_the_work(tmp_path, monkeypatch, version):
     path = make_film(tmp_path / "film.mp4", 4)
-    index = index_film(path)
+    index = index_video(path)
     monkeypatch.setattr(av, "__version__", version)
     with pytest.raises(MediaError, match=f"PyAV {version}"):
-        check_target(index, path, tmp_path / "out.mp4")
+        check_output(index, path, tmp_path / "out.mp4")
 
 
 def test_streams_are_copied_not_encoded():
     """Without ``opaque``, PyAV 14 takes the stream for an encoder's, and the film does not play."""
     asked = []
     output = SimpleNamespace(add_stream_from_template=lambda template, **options: asked.append((template, options)))
-    joining._copy_of(output, "stream")
+    concat._copy_stream(output, "stream")
     assert asked == [("stream", {"opaque": True})]
 
 
@@ -207,9 +216,9 @@ def test_the_sound_that_is_played_by_default_stays_so(tmp_path):
 @pytest.mark.parametrize("codec", ["flac", "libopus"])
 def test_sound_that_a_header_refuses_is_named_before_the_work(tmp_path, codec):
     path = make_film(tmp_path / "film.mkv", 25, sound=0.0, sound_codec=codec)
-    with pytest.raises(MediaError, match=f"cannot hold the source's {codec[-4:]} sound; choose .mkv"):
-        check_target(index_film(path), path, tmp_path / "out.mov")
-    check_target(index_film(path), path, tmp_path / "out.mkv")
+    with pytest.raises(MediaError, match=f"cannot hold the source's {codec[-4:]} audio; choose .mkv"):
+        check_output(index_video(path), path, tmp_path / "out.mov")
+    check_output(index_video(path), path, tmp_path / "out.mkv")
     assert [each.name for each in tmp_path.iterdir()] == ["film.mkv"]
 
 
@@ -236,7 +245,7 @@ def test_subtitles_go_along_where_they_can(tmp_path, caplog):
         out = copied(path, tmp_path / "out.mp4")
     with av.open(str(out)) as container:
         assert not container.streams.subtitles
-    assert "left out the subrip subtitles" in caplog.text or "left out the srt subtitles" in caplog.text
+    assert "dropped the subrip subtitles" in caplog.text or "dropped the srt subtitles" in caplog.text
 
 
 @pytest.mark.parametrize("suffix", [".mp4", ".mkv"])
@@ -246,7 +255,7 @@ def test_same_film_same_bytes(tmp_path, suffix):
     one, two = (copied(path, tmp_path / f"{name}{suffix}", crf=18).read_bytes() for name in ("one", "two"))
     assert one == two
     code = (
-        "import sys, pathlib; from tests.film.clips import copied; "
+        "import sys, pathlib; from tests.media.clips import copied; "
         "copied(pathlib.Path(sys.argv[1]), pathlib.Path(sys.argv[2]), crf=18)"
     )
     out = tmp_path / f"three{suffix}"
@@ -255,7 +264,7 @@ def test_same_film_same_bytes(tmp_path, suffix):
 
 
 def segments_of(path, folder, sizes, crf=0):
-    index, first, made = index_film(path), 0, []
+    index, first, made = index_video(path), 0, []
     for size in sizes:
         made.append(folder / f"{first}.mp4")
         with SegmentWriter(made[-1], index, crf) as writer:
@@ -269,19 +278,19 @@ def test_segments_that_do_not_make_the_film_are_refused(tmp_path):
     path = make_film(tmp_path / "film.mp4", 12)
     index, made = segments_of(path, tmp_path, [5, 4])
     out = tmp_path / "out.mp4"
-    with pytest.raises(MediaError, match="hold 9 frames, not the film's 12"):
-        join_film(made, index, path, out)
+    with pytest.raises(MediaError, match="have 9 frames, the video has 12"):
+        concat_segments(made, index, path, out)
     (tmp_path / "other").mkdir()
     other = segments_of(make_film(tmp_path / "small.mp4", 12, (64, 64)), tmp_path / "other", [3])[1]
     with pytest.raises(MediaError, match="other settings than 0.mp4"):
-        join_film([*made, *other], index, path, out)
+        concat_segments([*made, *other], index, path, out)
     with pytest.raises(MediaError, match="3.mp4: does not exist"):
-        join_film([*made, tmp_path / "3.mp4"], index, path, out)
+        concat_segments([*made, tmp_path / "3.mp4"], index, path, out)
     late = remuxed(made[0], tmp_path / "late.mkv")
     data = late.read_bytes()
     late.write_bytes(data[: len(data) * 6 // 10])
     with pytest.raises(MediaError, match="late.mkv|frames"):
-        join_film([late, made[1]], index, path, out)
+        concat_segments([late, made[1]], index, path, out)
     assert not out.exists() and not list(tmp_path.glob(".*")) and not open_files(tmp_path)
 
 
@@ -294,9 +303,9 @@ def test_a_failure_leaves_the_older_file(tmp_path, monkeypatch):
     def refuse(*names):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("musetalk_enhance.film.joining.os.replace", refuse)
+    monkeypatch.setattr("os.replace", refuse)
     with pytest.raises(MediaError, match="No space left"):
-        join_film(made, index, path, out)
+        concat_segments(made, index, path, out)
     assert out.read_bytes() == b"older" and not list(tmp_path.glob(".*")) and not open_files(tmp_path)
 
 
@@ -304,7 +313,7 @@ def test_a_failure_leaves_the_older_file(tmp_path, monkeypatch):
 def test_a_place_that_cannot_be_written_is_named(tmp_path, name):
     path = make_film(tmp_path / "film.mp4", 3)
     with pytest.raises(MediaError, match="folder|choose .mp4, .mov or .mkv") as caught:
-        check_target(index_film(path), path, tmp_path / name)
+        check_output(index_video(path), path, tmp_path / name)
     assert caught.value.path == tmp_path / name
     assert [file.name for file in tmp_path.iterdir()] == ["film.mp4"]
 
@@ -314,15 +323,15 @@ def test_a_place_that_cannot_be_written_is_named(tmp_path, name):
 def test_real_clips_come_back(tmp_path, shared, name):
     path = shared / "data" / "clips" / name
     out = copied(path, tmp_path / "out.mp4", 30, start=1, end=3)
-    index = index_film(path, 1, 3)
+    index = index_video(path, 1, 3)
     with av.open(str(path)) as container:
         frames = [frame for frame in container.decode(video=0) if frame.pts in set(index.pts)]
-    assert len(frames) == len(index) == len(index_film(out))
+    assert len(frames) == len(index) == len(index_video(out))
     for frame, back in zip(frames, decoded(out), strict=True):
         assert np.array_equal(
             np.frombuffer(frame.planes[0], np.uint8).reshape(-1, frame.planes[0].line_size)[:, : frame.width], back[0]
         )
-    assert index_film(out).sample_aspect_ratio == index.sample_aspect_ratio
+    assert index_video(out).sample_aspect_ratio == index.sample_aspect_ratio
     assert hashlib.md5(b"".join(data for _, data in sound(out))).digest() in _runs(sound(path))
 
 
@@ -391,4 +400,4 @@ def test_chapters_that_cannot_be_read_do_not_cost_the_film(tmp_path, caplog):
         out = copied(path, tmp_path / "out.mp4")
     with av.open(str(out)) as film:
         assert film.chapters() == []
-    assert times(out) == times(path) and "left out the chapters" in caplog.text
+    assert times(out) == times(path) and "dropped the chapters" in caplog.text

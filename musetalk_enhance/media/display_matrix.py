@@ -1,0 +1,108 @@
+"""The display matrix of a video: how a player rotates and flips its frames.
+
+It is read from decoded frames. In an .mp4 or .mov file it is overwritten in place, because PyAV
+before 18 cannot write it. Layout: ISO/IEC 14496-12, sections 8.3.2 (tkhd) and 8.4.3 (hdlr).
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+
+from ..errors import MediaError
+
+_MATRIX_OFFSET = {0: 40, 1: 52}  # bytes of a tkhd box's body before the matrix, by its version
+_HANDLER_OFFSET = 8  # bytes of an hdlr box's body before the four letters
+
+
+def read_display_matrix(frame: Any) -> tuple[int, ...] | None:
+    """The nine numbers of a decoded frame's display matrix, as in the file; None without one.
+
+    Not through ``frame.side_data``: it makes frame and side data refer to each other, and the image
+    stays in memory until Python's cycle collector runs, hundreds of frames later.
+    """
+    try:
+        from av.sidedata.sidedata import SideDataContainer
+
+        side_data: Any = SideDataContainer(frame)  # type: ignore[call-arg]
+    except (ImportError, TypeError):  # its module is not documented
+        side_data = frame.side_data
+    matrix = side_data.get("DISPLAYMATRIX")
+    return None if matrix is None else tuple(map(int, np.frombuffer(bytes(matrix), np.int32)))
+
+
+def orientation(frame: Any) -> tuple[int, bool]:
+    """The rotation and flip that bring a decoded frame upright, from its display matrix.
+
+    A flipped frame is flipped from left to right first, then rotated. The angle is that of FFmpeg's
+    ``av_display_rotation_get``; PyAV's own ``rotation`` is missing before 14.1.
+
+    Returns:
+        (quarter turns counterclockwise, whether it is flipped).
+    """
+    matrix = read_display_matrix(frame)
+    if matrix is None:
+        return 0, False
+    a, b, _, c, d = map(float, matrix[:5])
+    flipped = a * d - b * c < 0
+    angle = np.degrees(np.arctan2(-b, -a) if flipped else np.arctan2(b, a))
+    return round(-float(angle) / 90) % 4, flipped
+
+
+def write_display_matrix(path: Path, matrix: Sequence[int]) -> None:
+    """Overwrite the matrix of a file's video track, in place.
+
+    Args:
+        path: an .mp4 or .mov file.
+        matrix: nine integers in the file's order: a b u, c d v, x y w; u, v, w have 30 fractional
+            bits, the others 16.
+
+    Raises:
+        MediaError: the file has no video track.
+    """
+    with path.open("r+b") as file:
+        for name, track in _boxes(file, *_find_box(file, [b"moov"])):
+            if name != b"trak":
+                continue
+            handler = _read_box(file, track, [b"mdia", b"hdlr"])
+            if handler[_HANDLER_OFFSET:][:4] != b"vide":
+                continue
+            begin, _ = _find_box(file, [b"tkhd"], *track)
+            file.seek(begin)
+            file.seek(begin + _MATRIX_OFFSET[file.read(1)[0]])
+            file.write(struct.pack(">9i", *matrix))
+            return
+    raise MediaError(path, "has no video track")
+
+
+def _boxes(file: BinaryIO, begin: int, end: int) -> Iterator[tuple[bytes, tuple[int, int]]]:
+    """The boxes from `begin` to `end`: the name of each, and where its body begins and ends."""
+    while begin + 8 <= end:
+        file.seek(begin)
+        size, name = struct.unpack(">I4s", file.read(8))
+        header = 8
+        if size == 1:
+            size, header = struct.unpack(">Q", file.read(8))[0], 16
+        stop = begin + size if size >= header else end
+        yield name, (begin + header, stop)
+        begin = stop
+
+
+def _find_box(
+    file: BinaryIO, names: Sequence[bytes], begin: int = 0, end: int | None = None
+) -> tuple[int, int]:
+    """Where the body of a box begins and ends, given the path of names that leads to it."""
+    span = (begin, file.seek(0, 2) if end is None else end)
+    for box_name in names:
+        span = next((body for name, body in _boxes(file, *span) if name == box_name), (0, 0))
+    return span
+
+
+def _read_box(file: BinaryIO, span: tuple[int, int], names: Sequence[bytes]) -> bytes:
+    begin, end = _find_box(file, names, *span)
+    file.seek(begin)
+    return file.read(end - begin)

@@ -1,0 +1,108 @@
+"""Color conversion between decoded frames and BGR images, through FFmpeg's swscale."""
+
+from __future__ import annotations
+
+from fractions import Fraction
+from typing import Any
+
+import numpy as np
+
+from .arrays import Image
+from .display_matrix import orientation
+
+# AVCOL_SPC_BT709, _UNSPECIFIED, _BT470BG; AVCOL_RANGE_JPEG
+_BT709, _UNSPECIFIED, _BT601, _FULL_RANGE = 1, 2, 5, 2
+_MATRICES = {_BT709: "bt709", 4: "fcc", 7: "smpte240m", 9: "bt2020", 10: "bt2020"}
+_ANY_TIME = Fraction(1, 1000)  # a filter graph needs a clock; nothing here reads it
+
+
+def matrix_and_range(
+    colorspace: int, color_range: int, pix_fmt: str, height: int
+) -> tuple[str, str]:
+    """swscale's names of a YUV matrix (``"bt709"``) and range (``"tv"`` or ``"pc"``).
+
+    Where the stream states no matrix, BT.709 is assumed from 720 coded lines on and BT.601 below.
+
+    Args:
+        colorspace: FFmpeg's number, ``AVCOL_SPC_*``.
+        color_range: FFmpeg's number, ``AVCOL_RANGE_*``.
+        pix_fmt: FFmpeg's name of the pixel format.
+        height: coded lines.
+    """
+    default = _BT709 if height >= 720 else _BT601
+    space = default if colorspace == _UNSPECIFIED else colorspace
+    full = color_range == _FULL_RANGE or pix_fmt.startswith("yuvj")
+    return _MATRICES.get(space, "bt601"), "pc" if full else "tv"
+
+
+class PixelConverter:
+    """Color conversion with accurate rounding; swscale's default is off by up to 4/255.
+
+    It holds one filter graph, which is rebuilt when the size, format or color of the frames
+    changes. Not thread-safe. An input frame loses its timestamp.
+    """
+
+    _EXACT = "flags=bicubic+accurate_rnd+full_chroma_int+full_chroma_inp"
+
+    def __init__(self) -> None:
+        self._graph: Any = None
+        self._key: tuple[Any, ...] = ()
+
+    def to_bgr(self, frame: Any) -> Image:
+        """A decoded frame as BGR uint8 ``(H, W, 3)``, upright, C-contiguous."""
+        matrix, color_range = matrix_and_range(
+            int(frame.colorspace), int(frame.color_range), frame.format.name, frame.height
+        )
+        options = f"in_color_matrix={matrix}:in_range={color_range}:out_range=pc"
+        image = self._run(frame, options, "bgr24").to_ndarray()
+        quarter_turns, flipped = orientation(frame)
+        return np.ascontiguousarray(np.rot90(image[:, ::-1] if flipped else image, quarter_turns))
+
+    def to_yuv(
+        self,
+        image_bgr: Image,
+        matrix: str = "bt709",
+        color_range: str = "tv",
+        pix_fmt: str = "yuv420p",
+    ) -> Any:
+        """A BGR image as a frame of format `pix_fmt`, whose chroma grid its size must fit.
+
+        For a ``yuvj`` format the result has the plain one with the same values: FFmpeg 7.0 accepts
+        no matrix for the others.
+        """
+        import av
+
+        frame = av.VideoFrame.from_ndarray(image_bgr, format="bgr24")
+        options = f"out_color_matrix={matrix}:out_range={color_range}"
+        return self._run(frame, options, pix_fmt.replace("yuvj", "yuv"))
+
+    def to_format(self, frame: Any, matrix: str, color_range: str, pix_fmt: str) -> Any:
+        """A decoded frame in another pixel format, with the same matrix and range."""
+        options = f"in_color_matrix={matrix}:in_range={color_range}"
+        options += f":out_color_matrix={matrix}:out_range={color_range}"
+        return self._run(frame, options, pix_fmt)
+
+    def _run(self, frame: Any, options: str, pix_fmt: str) -> Any:
+        key = (frame.width, frame.height, frame.format.name, options, pix_fmt)
+        if key != self._key:
+            self._graph, self._key = self._build(frame, options, pix_fmt), key
+        frame.pts, frame.time_base = None, _ANY_TIME
+        self._graph.push(frame)
+        return self._graph.pull()
+
+    def _build(self, frame: Any, options: str, pix_fmt: str) -> Any:
+        from av.filter import Graph
+
+        graph: Any = Graph()
+        nodes = [
+            graph.add_buffer(
+                width=frame.width, height=frame.height, format=frame.format, time_base=_ANY_TIME
+            ),
+            graph.add("scale", f"{options}:{self._EXACT}"),
+            graph.add("format", f"pix_fmts={pix_fmt}"),
+            graph.add("buffersink"),
+        ]
+        for source, sink in zip(nodes, nodes[1:], strict=False):
+            source.link_to(sink)
+        graph.configure()
+        return graph

@@ -1,0 +1,111 @@
+"""Files on disk: only regular ones are read, and a file is written completely or not at all."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import stat
+from pathlib import Path
+from types import TracebackType
+from typing import BinaryIO
+from uuid import uuid4
+
+from ..errors import MediaError
+
+PathLike = str | Path
+
+
+def open_regular(path: PathLike) -> BinaryIO:
+    """Open a regular file for reading. Pipes and devices, which may never end, are refused.
+
+    Raises:
+        OSError: it is not a regular file, or cannot be opened.
+    """
+    if not stat.S_ISREG(os.stat(path).st_mode):
+        raise OSError(errno.EINVAL, "not a regular file", str(path))
+    return open(path, "rb")
+
+
+def temporary_path(target: Path, *, keep_extension: bool = False) -> Path:
+    """A path beside `target` that nobody else uses.
+
+    Args:
+        target: the path of the finished file.
+        keep_extension: False gives ``.<32 hex digits>.part``, however long the target's name is;
+            True gives ``.<stem>.part-<32 hex digits><extension>``, for programs that take the
+            format from the extension.
+    """
+    unique = uuid4().hex  # not the process id: threads share it
+    if keep_extension:
+        return target.with_name(f".{target.stem}.part-{unique}{target.suffix}")
+    return target.with_name(f".{unique}.part")
+
+
+class AtomicFile:
+    """A file that gets its name only when it is complete.
+
+    As a context manager it gives the temporary path to write to. The file is moved to `target`
+    when the block ends normally; after an exception the temporary file is removed and an existing
+    `target` is unchanged.
+
+    >>> with AtomicFile(Path("settings.json")) as path:  # doctest: +SKIP
+    ...     path.write_text("{}")
+
+    Args:
+        target: the path of the finished file.
+        keep_extension: see `temporary_path`.
+
+    Attributes:
+        target: the path of the finished file.
+        path: the temporary path, in the same folder.
+
+    Raises:
+        OSError: on leaving the block, `target` cannot be replaced.
+    """
+
+    def __init__(self, target: Path, *, keep_extension: bool = False) -> None:
+        self.target = target
+        self.path = temporary_path(target, keep_extension=keep_extension)
+
+    def commit(self) -> None:
+        """Move the temporary file to `target`.
+
+        Raises:
+            OSError: `target` cannot be replaced; the temporary file is still there.
+        """
+        os.replace(self.path, self.target)
+
+    def discard(self) -> None:
+        """Remove the temporary file if it exists; after `commit` there is none."""
+        with contextlib.suppress(OSError):
+            self.path.unlink(missing_ok=True)
+
+    def __enter__(self) -> Path:
+        return self.path
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        try:
+            if kind is None:
+                self.commit()
+        finally:
+            self.discard()
+
+
+def write_bytes(path: PathLike, data: bytes) -> None:
+    """Write a file completely or not at all, through an `AtomicFile`.
+
+    Raises:
+        MediaError: it cannot be written; an existing file is unchanged.
+    """
+    try:
+        with AtomicFile(Path(path)) as part, open(part, "xb") as stream:
+            stream.write(data)
+            stream.flush()
+    except OSError as error:
+        raise MediaError(path, f"cannot be written ({error.strerror or error})") from error
