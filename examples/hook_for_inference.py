@@ -40,6 +40,9 @@ def main() -> None:
         recon = enhancer(recon)  # the one line after the decode
         print(f"batch {batch}: {recon.shape} {recon.dtype}")
     print(enhancer.stats.summary())
+    warning = enhancer.stats.warning()  # where most faces were left alone: why, and which option changes it
+    if warning is not None:
+        print(warning)
 
 
 if __name__ == "__main__":

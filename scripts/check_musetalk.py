@@ -50,8 +50,9 @@ HOOK = """
 import os, runpy, shutil, sys
 remove = shutil.rmtree
 def keep_then_remove(path, *args, **kwargs):
-    if os.path.isdir(path) and os.path.basename(str(path).rstrip("/")) in {names!r}:
-        shutil.copytree(path, {kept!r}, dirs_exist_ok=True)
+    target = {kept!r}.get(os.path.basename(str(path).rstrip("/")))
+    if target is not None and os.path.isdir(path):
+        shutil.copytree(path, target, dirs_exist_ok=True)
     return remove(path, *args, **kwargs)
 shutil.rmtree = keep_then_remove
 import torch
@@ -97,6 +98,7 @@ class HostRun:
 
     Attributes:
         frames: BGR uint8 (H, W, 3), as blended.
+        sources: the frames of the clip as the host read them: its two scripts decode color differently.
         video: the host's own file.
         boxes: of the face in each frame of the clip, left, top, right, bottom in pixels.
         seconds: that it took.
@@ -104,6 +106,7 @@ class HostRun:
     """
 
     frames: list[np.ndarray]
+    sources: list[np.ndarray]
     video: Path
     boxes: list[Box]
     seconds: float
@@ -134,11 +137,17 @@ def run_host(args: argparse.Namespace, case: Case, name: str) -> HostRun:
             folder = args.musetalk / "results" / "v15" / "avatars" / avatar
             shutil.copy(folder / "vid_output" / "audio_0.mp4", video)
             shutil.copy(folder / "coords.pkl", coords)
+            shutil.copytree(folder / "full_imgs", out / "sources")
         seconds_file.write_text(f"{seconds:.1f}", encoding="utf-8")
     boxes = pickle.loads(coords.read_bytes())  # our own run wrote it a moment ago
     margin = 10 if case.script == "inference" else 0  # the realtime script keeps it in the box
+    frames, sources = (
+        [cv2.imread(str(path)) for path in sorted((out / name).glob("*.png"))]
+        for name in ("frames", "sources")
+    )
     return HostRun(
-        [cv2.imread(str(path)) for path in sorted((out / "frames").glob("*.png"))],
+        frames,
+        sources,
         video,
         [(int(x1), int(y1), int(x2), int(y2) + margin) for x1, y1, x2, y2 in boxes],
         float(seconds_file.read_text(encoding="utf-8")),
@@ -152,12 +161,11 @@ def _command(
     """Write the task and the hook of a run; the command that starts it."""
     out, enhanced = case.out / name, name == "enhanced"
     config, hook = out / "task.yaml", out / "hook.py"
-    hook.write_text(
-        HOOK.format(
-            names=(frames_folder,), kept=str(out / "frames"), enhanced=enhanced, flags=args.flags
-        ),
-        encoding="utf-8",
-    )
+    kept = {frames_folder: str(out / "frames")}
+    if case.script == "inference":
+        kept[case.clip.stem] = str(out / "sources")
+    text = HOOK.format(kept=kept, enhanced=enhanced, flags=args.flags)
+    hook.write_text(text, encoding="utf-8")
     if case.script == "inference":
         task = f'task_0:\n  video_path: "{case.clip}"\n  audio_path: "{case.wav}"\n'
         words = ["scripts/inference.py", "--result_dir", str(out / "results"), "--saved_coord"]
@@ -216,8 +224,7 @@ def mouths(faces: list[np.ndarray]) -> list[tuple[slice, slice]]:
 
 def compare(case: Case, plain: HostRun, ours: HostRun) -> dict[str, Any]:
     """Figures of both runs, and what holds."""
-    clip = list(read_frames(case.clip))
-    cycle, boxes = clip + clip[::-1], plain.boxes
+    cycle, boxes = plain.sources + plain.sources[::-1], plain.boxes
     boxes = boxes + boxes[::-1] if case.script == "inference" else boxes
     rows: dict[str, list[float]] = {}
     builder, crops, outside = ReportBuilder(float(probe(case.clip).fps)), [], 0
@@ -293,9 +300,8 @@ def holds(figures: dict[str, Any]) -> dict[str, bool]:
 def write_picture(case: Case, plain: HostRun, ours: HostRun) -> None:
     """Write the face of a frame in the middle: without us, with us, and of the clip."""
     index = len(ours.frames) // 2
-    clip = list(read_frames(case.clip))
     x1, y1, x2, y2 = plain.boxes[index % len(plain.boxes)]
-    three = (plain.frames[index], ours.frames[index], (clip + clip[::-1])[index % (2 * len(clip))])
+    three = (plain.frames[index], ours.frames[index], plain.sources[index % len(plain.sources)])
     panels = [cv2.resize(frame[max(0, y1) : y2, max(0, x1) : x2], (512, 512)) for frame in three]
     write_image(case.out / "before_after_clip.png", np.hstack(panels))
 

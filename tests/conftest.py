@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import sys
 from collections.abc import Callable, Iterator
@@ -98,6 +99,26 @@ def shared() -> Path:
     if not (folder / "data").is_dir():
         pytest.skip("no data folder beside the checkout (set MUSETALK_ENHANCE_TEST_DATA)")
     return folder
+
+
+@pytest.fixture(scope="session")
+def latent_decoder(shared: Path) -> Callable[..., torch.Tensor]:
+    """``decoder_soft(crops, blend, noise=0, generator=None)``: crops through a real, tiny latent autoencoder.
+
+    Crops are float (N, 3, H, W), RGB, 0..1, sides multiples of 8. `blend` 0..0.55 blurs the latents, `noise`
+    is a share of their spread.
+    """
+    tool = shared / "tools" / "tiny_autoencoder.py"
+    weights = [shared / "weights" / f"taef2_{part}.pth" for part in ("encoder", "decoder")]
+    missing = [path.name for path in (tool, *weights) if not path.is_file()]
+    if missing:
+        pytest.skip(f"no latent autoencoder in the data folder ({', '.join(missing)})")
+    spec = importlib.util.spec_from_file_location("tiny_autoencoder", tool)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    soften: Callable[..., torch.Tensor] = module.decoder_soft
+    return soften
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -6,6 +6,7 @@ import json
 import sys
 from fractions import Fraction
 
+import cv2
 import numpy as np
 import pytest
 import torch
@@ -14,12 +15,14 @@ from musetalk_enhance.enhancer import GFPGANEnhancer
 from musetalk_enhance.media import probe, read_frames, read_image
 from musetalk_enhance.metrics import color_drift, laplacian_energy, psnr
 from tests.conftest import RECORD, ROOT
+from tests.pictures import to_faces, to_frames
 
 pytest.importorskip("skimage", reason="the demo animates scikit-image's portrait: pip install -e '.[demo]'")
 pytestmark = pytest.mark.filterwarnings("error")
 
 sys.path.insert(0, str(ROOT / "examples"))
 import demo  # noqa: E402
+import latent_softness  # noqa: E402
 import talking_head  # noqa: E402
 
 FPS = Fraction(30000, 1001)
@@ -97,13 +100,43 @@ def test_a_frame_size_that_is_too_small():
         next(talking_head.talking_head(1, 159))
 
 
-def test_softening_loses_detail_and_keeps_colour(take):
-    face = demo.crop_face(*take[0])
+def test_softening_loses_detail_and_keeps_color():
+    face = demo.crop_face(*next(talking_head.talking_head(1, 640)))
     soft = demo.soften(face, 3)
     assert soft.shape == (256, 256, 3) and soft.dtype == np.uint8
-    assert laplacian_energy(soft) < 0.5 * laplacian_energy(face)
-    assert color_drift(soft, face) < 0.2
-    assert np.array_equal(soft, demo.soften(face, 3))
+    assert laplacian_energy(soft) < 0.7 * laplacian_energy(face)
+    assert color_drift(soft, face) < 1.5
+    assert np.array_equal(soft, demo.soften(face, 3)) and not np.array_equal(soft, demo.soften(face, 4))
+
+
+def test_the_transform_of_the_softening_is_its_own_inverse(rng):
+    plane = rng.random((64, 80), np.float32) * 255
+    latents = latent_softness._transform(plane)
+    assert latents.shape == (9, 11, 16, 16)
+    assert np.abs(latent_softness._inverse(latents) - plane).max() < 1e-3
+
+
+def test_softening_keeps_edges_and_smears_fine_detail():
+    """What a latent decoder does and a resize does not."""
+    edge = np.full((64, 64, 3), 60, np.uint8)
+    edge[:, 35:] = 200
+    soft_edge = demo.soften(edge)[..., 1].astype(float)
+    step = np.abs(np.diff(soft_edge.mean(0))).max()
+    assert step > 0.7 * 140, "a resize to 96 px leaves a third"
+    grain = np.random.default_rng(0).normal(128, 6, (64, 64, 1)).repeat(3, 2).astype(np.uint8)
+    assert demo.soften(grain).std() < 0.65 * grain.std()
+
+
+@pytest.mark.shared
+def test_softening_is_nearer_to_a_latent_decoder_than_a_resize(latent_decoder):
+    face = demo.crop_face(*next(talking_head.talking_head(1, 640)))
+    soft = to_frames(latent_decoder(to_faces(face[None]), 0.35, 0.1, torch.Generator().manual_seed(0)))[0]
+    small = cv2.resize(face, (96, 96), interpolation=cv2.INTER_AREA)
+    plain = cv2.resize(small, (256, 256), interpolation=cv2.INTER_CUBIC)
+    assert psnr(demo.soften(face), soft) > psnr(plain, soft) + 1
+    share = laplacian_energy(soft) / laplacian_energy(face)
+    assert abs(laplacian_energy(demo.soften(face)) / laplacian_energy(face) - share) < 0.3
+    assert laplacian_energy(plain) / laplacian_energy(face) < share - 0.3
 
 
 def test_blending_changes_the_lower_half_of_the_box_only(take):
@@ -133,20 +166,23 @@ def test_the_demo_writes_all_it_promises(tmp_path, capsys, with_restorer):
     for name, count in report["frames_in_files"].items():
         info = probe(tmp_path / f"{name}.mp4")
         assert (info.frames, count, info.fps) == (12, 12, FPS)
-        assert (info.width, info.height) == ((640, 320) if name == "side_by_side" else (320, 320))
+        assert (info.width, info.height) == ((960, 320) if name == "side_by_side" else (320, 320))
     assert report["problems"] == [] and report["fps"] == "30000/1001" and report["frames"] == 12
     assert report["sharpness"]["before"] < report["sharpness"]["after"]
-    assert report["sharpness"]["before"] < 0.4 * report["sharpness"]["source"]
+    assert report["sharpness"]["before"] < 0.7 * report["sharpness"]["source"]
     assert 20 < report["psnr_db"]["before"] < 60
-    assert max(report["color_drift"].values()) < 1
+    assert max(report["color_drift"].values()) < 2
     assert report["stats"]["restored"] == 12 and report["model"] == "fake" and report["device"] == "cpu"
     assert {"restore", "host: blend"} <= report["seconds"].keys()
     assert report["faces_per_second"] > 0 < report["frames_per_second"]
     assert {"python", "torch", "av", "musetalk_enhance"} <= report["versions"].keys()
-    picture = read_image(tmp_path / "before_after.png")  # before on the left, the mouths at the bottom
-    assert laplacian_energy(picture[-320:, :640]) < laplacian_energy(picture[-320:, -640:])
+    picture = read_image(tmp_path / "before_after.png")  # before, after, source; the mouths at the bottom
+    assert picture.shape == (512 + 6 + 256, 3 * 512 + 12, 3)
+    before, after, source = (laplacian_energy(picture[-256:, x : x + 512]) for x in (0, 518, 1036))
+    assert before < after and before < source
     frame = next(read_frames(tmp_path / "side_by_side.mp4"))
-    assert laplacian_energy(frame[160:, :320]) < laplacian_energy(frame[160:, 320:])
+    before, after, source = (laplacian_energy(frame[160:, x : x + 320]) for x in (0, 320, 640))
+    assert before < after and before < source
     printed = capsys.readouterr()
     for word in ("frames", "sharpness", "PSNR", "faces/s", "report.json", "before_after.png"):
         assert word in printed.out
@@ -205,6 +241,6 @@ def test_the_embedded_model_makes_the_clip_sharper_and_nearer_to_the_source(tmp_
     assert demo.main(["--out", str(tmp_path), "--seconds", "0.24", "--size", "640"]) == 0
     report = json.loads((tmp_path / "report.json").read_text())
     assert report["model"] == "lite" and report["stats"]["passed_through"] == {}
-    assert report["sharpness"]["after"] > 1.5 * report["sharpness"]["before"]
+    assert report["sharpness"]["after"] > 1.3 * report["sharpness"]["before"]
     assert report["psnr_db"]["after"] > report["psnr_db"]["before"]
-    assert report["color_drift"]["after"] < 1
+    assert report["color_drift"]["after"] < 2

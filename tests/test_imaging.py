@@ -11,6 +11,7 @@ from musetalk_enhance.frames.resize import (
     LOWER_FULL,
     kept_rows,
     lower_weights,
+    mean_change,
     pooled,
     residual_of,
     resize,
@@ -33,6 +34,21 @@ def test_lower_rises_from_nothing_to_all(height):
 def test_the_residual_is_what_leads_from_the_frame_to_the_restored_one():
     faces, restored = torch.rand(2, 3, 64, 64), torch.ones(2, 3, 128, 128)
     assert torch.allclose(faces + residual_of(faces, faces, restored, (64, 64), faces), torch.ones(2, 3, 64, 64))
+
+
+def test_the_mean_change_is_that_of_8_bits_where_it_is_allowed():
+    before = torch.full((3, 3, 8, 8), 0.5)
+    after = before.clone()
+    after[0, :, 4:] += 10 / 255
+    after[1] += 0.2 / 255
+    after[2, 0, 0, 0] = 7
+    assert mean_change(before, after).tolist() == pytest.approx([5, 0, 127 / 192])
+    lower = torch.zeros(1, 1, 8, 8, dtype=torch.bool)
+    lower[..., 4:, :] = True
+    assert mean_change(before, after, lower)[:2].tolist() == pytest.approx([10, 0])
+    each = torch.cat([lower, lower, torch.zeros_like(lower)])
+    assert mean_change(before, before, each).tolist() == [0, 0, 0]
+    assert mean_change(torch.full((1, 3, 8, 8), 1.2), torch.full((1, 3, 8, 8), 1.5)).tolist() == [0], "white is white"
 
 
 def test_the_host_keeps_nothing_of_the_ramp():

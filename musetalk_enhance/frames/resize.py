@@ -116,12 +116,23 @@ def mean_change(
     """
     import torch
 
+    if after.device.type == "cpu":  # what stays in the caches takes half the time
+        one_by_one = (slice(index, index + 1) for index in range(len(after)))
+        total = torch.cat([_total_change(before[one], after[one]) for one in one_by_one])
+    else:
+        total = _total_change(before, after)
+    if allowed is None:
+        return total / after[0].numel()
+    return total / (allowed.sum(dim=(1, 2, 3)).clamp(min=1) * after.shape[1])
+
+
+def _total_change(before: torch.Tensor, after: torch.Tensor) -> torch.Tensor:
+    import torch
+
     levels = after.clamp(0, 1).mul_(255).round_()
     levels.sub_(before.clamp(0, 1).mul_(255).round_())
     total: torch.Tensor = torch.linalg.vector_norm(levels, 1, dim=(1, 2, 3))
-    if allowed is None:
-        return total / levels[0].numel()
-    return total / (allowed.sum(dim=(1, 2, 3)).clamp(min=1) * levels.shape[1])
+    return total
 
 
 def resize_image(image: Any, size_wh: tuple[int, int]) -> Any:

@@ -50,10 +50,22 @@ def test_a_folder_is_restored_and_said_so(network, folders, capsys):  # noqa: F8
     assert whole(folders) == 0
     said = capsys.readouterr()
     assert "2 faces in 2 pictures restored by fake" in said.out
+    assert "of 255 at strength 1.00 in the mean" in said.out and "left alone" not in said.out + said.err
     assert set(files(folders[1])) == {STATS, "restored/a.png", "restored/sub/b.jpg"}
     assert "2/2" in said.err  # the bar
     assert whole(folders) == 0
     assert "2 pictures done before" in capsys.readouterr().out
+
+
+def test_faces_that_are_left_alone_are_not_said_to_be_restored(network, folders, capsys):  # noqa: F811
+    assert whole(folders, "--strength", "0") == 0
+    printed = capsys.readouterr()
+    assert "0 faces in 2 pictures restored by fake; left alone: 2 strength 0;" in printed.out
+    assert "2 of 2 faces left alone (2 strength 0); to restore more, set --strength 1" in printed.err
+    assert (folders[1] / "restored/a.png").read_bytes() == (folders[0] / "a.png").read_bytes()
+    stats = json.loads((folders[1] / STATS).read_text())
+    assert stats["faces"]["restored"] == 0 and stats["faces"]["left"] == {"strength 0": 2}
+    assert stats["faces"]["mean_strength"] is stats["faces"]["mean_change"] is None
 
 
 def test_json_alone_is_on_stdout(network, folders, capsys):  # noqa: F811

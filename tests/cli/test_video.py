@@ -64,12 +64,22 @@ def test_one_line_for_a_person_and_none_when_it_is_done(words, tmp_path, capsys,
     assert main(words) == 0
     printed = capsys.readouterr()
     assert f"{tmp_path / 'out.mp4'}: 16 faces in 16 of 16 frames restored by fake" in printed.out
+    assert " of 255 at strength " in printed.out
     assert "16/16" in printed.err and "frame/s" in printed.err, "a bar with rate"
     monkeypatch.setattr(FilmMaker, "make", None)
     assert main([*words, "--quiet"]) == 0
     printed = capsys.readouterr()
     assert "16 frames done before" in printed.out and "done already" in printed.err
     assert "frame/s" not in printed.err
+
+
+def test_faces_that_are_left_alone_are_not_said_to_be_restored(words, tmp_path, capsys):
+    assert main([*words, "--strength", "0"]) == 0
+    printed = capsys.readouterr()
+    assert "0 faces in 0 of 16 frames restored by fake; left alone: 16 strength 0;" in printed.out
+    assert "16 of 16 faces left alone (16 strength 0); to restore more, set --strength 1" in printed.err
+    totals = json.loads((tmp_path / "out.mp4.json").read_text())["totals"]
+    assert totals["faces"] == 16 and totals["faces_restored"] == 0 and totals["mean_change"] is None
 
 
 def test_json_is_all_there_is_on_stdout(words, tmp_path, capsys):

@@ -154,6 +154,36 @@ def test_wrong_calls_end_before_the_host_starts(host, capsys, words, said):
     assert said in capsys.readouterr().err
 
 
+def test_the_closing_line_counts_faces_that_changed(host, capsys):
+    striped = VAE.replace("frames[..., 2] = 40", "frames[:, ::16] //= 2")  # a plain ramp stays the same
+    (host / "musetalk/models/vae.py").write_text(striped)
+    words = ["scripts/inference.py", "--enable_gfpgan", "--gfpgan_model", "lite", "--gfpgan_sharpness_gate", "false"]
+    assert run(*words)[0] == 0
+    printed = capsys.readouterr().err
+    assert "2 of 2 faces restored, by " in printed and "; 0 left alone; 0 handed back" in printed
+    assert "most of the restoration" not in printed
+
+
+def test_a_run_that_leaves_its_faces_alone_says_so_and_how_to_change_it(host, capsys):
+    words = ["scripts/inference.py", "--enable_gfpgan", "--gfpgan_model", "lite", "--gfpgan_strength", "0"]
+    assert run(*words)[0] == 0
+    printed = capsys.readouterr().err
+    assert "0 of 2 faces restored; 2 left alone (2 strength 0); 0 handed back as they came" in printed
+    assert "2 of 2 faces left alone (2 strength 0); to restore more, set --gfpgan_strength 1" in printed
+
+
+def test_attach_warns_at_its_end_where_faces_were_left_alone(caplog):
+    class Black:
+        def decode_latents(self, latents):
+            return np.zeros((2, 64, 64, 3), np.uint8)
+
+    vae, enhancer = Black(), GFPGANEnhancer(model="lite", device="cpu", backend="torch", strength=0)
+    with caplog.at_level(logging.WARNING, "musetalk_enhance"), attach(vae, enhancer):
+        vae.decode_latents(None)
+        assert not caplog.records
+    assert "2 of 2 faces left alone (2 strength 0); to restore more, set strength: 1" in caplog.text
+
+
 def test_the_scripts_exit_code_is_ours(host):
     assert run("scripts/inference.py", "--fail", "7", "--enable_gfpgan", "--gfpgan_model", "lite")[0] == 7
 

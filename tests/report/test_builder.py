@@ -42,6 +42,36 @@ def test_the_numbers_are_json(rings, gauge):
     assert {"key", "label", "value", "limit", "allowed", "state", "text", "hint"} == found["verdicts"][0].keys()
 
 
+def test_the_report_counts_frames_that_changed(rings, gauge, tmp_path):
+    """Of twelve frames eight changed, three came back as they were, one was handed back."""
+    notes = [{"strength": 0.5, "change": 2.0, "left alone": None}] * 8
+    notes += [{"strength": 1.0, "change": 0.0, "left alone": "unchanged"}] * 3 + [{"passthrough": "NaN"}]
+    builder = ReportBuilder(25, gauge=gauge)
+    for index, note in enumerate(notes):
+        builder.add(rings, np.maximum(rings, 40 * (index < 8)).astype(np.uint8), notes=note)
+    report = builder.finish({"restored": 8, "processed": 11, "mean_change": None, "ms": {"network": 22.0}})
+    found = report.verdict("restored")
+    assert found.value == pytest.approx(8 / 12, abs=1e-3) and found.state == "info"
+    assert found.text == (
+        "8 of 12 frames, at strength 0.50 and by 2.00 of 255 in the mean; left alone: 3 unchanged; handed back: 1 NaN"
+    )
+    assert "over the 8 of 12 frames" in report.verdict("sharpness").text and not report.notes
+    page = report.html()
+    assert "left alone, frames" in page and "unchanged: 3 (frames 8–10)" in page and "2.0 ms a face" in page
+
+
+def test_a_report_on_faces_that_were_left_alone_begins_with_that(rings, gauge):
+    builder = ReportBuilder(25, gauge=gauge)
+    for index in range(4):
+        left = "sharp already" if index else None
+        builder.add(rings, rings, notes={"strength": 0.0 if left else 1.0, "change": 1.0, "left alone": left})
+    (note,) = builder.finish().notes
+    assert note == (
+        "Most of the restoration is not in the result: 3 of 4 faces left alone (3 sharp already)"
+        "; to restore more, set sharpness_gate: false."
+    )
+
+
 def test_the_page_stands_alone(rings, gauge, tmp_path):
     report = made(rings, gauge, after=lambda face, index: np.clip(face.astype(int) + 6, 0, 255).astype(np.uint8))
     paths = report.write(tmp_path / "new" / "folder")
