@@ -18,7 +18,7 @@ from musetalk_enhance.enhancer import GFPGANEnhancer as Enhancer
 from musetalk_enhance.hosts import musetalk
 from musetalk_enhance.media import read_frames, read_image
 from musetalk_enhance.metrics import laplacian_energy
-from musetalk_enhance.stats import EnhancerStats
+from musetalk_enhance.pipeline.stats import EnhancerStats
 from tests.pictures import to_faces, to_frames
 
 pytestmark = [
