@@ -39,5 +39,5 @@ def _dest(name: str) -> str:
 
 def given_flags(args: argparse.Namespace) -> dict[str, Any]:
     """The options that were given as flags, by option name."""
-    found = {option.name: getattr(args, _dest(option.name), None) for option in options()}
-    return {name: value for name, value in found.items() if value is not None}
+    values = {option.name: getattr(args, _dest(option.name), None) for option in options()}
+    return {name: value for name, value in values.items() if value is not None}

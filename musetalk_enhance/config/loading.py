@@ -79,8 +79,8 @@ def alone(cfg: Any) -> dict[str, Any]:
         ConfigError: it looks like a host's tree: sections, and not one option.
     """
     section = plain(cfg)
-    known = {option.name for option in options()}
-    if not known & set(section) and any(isinstance(value, (dict, list)) for value in section.values()):
+    names = {option.name for option in options()}
+    if not names & set(section) and any(isinstance(value, (dict, list)) for value in section.values()):
         allowed = f"a configuration with a section {SECTION}:, or the options themselves"
         raise ConfigError("configuration", ", ".join(section), allowed)
     return section
@@ -94,15 +94,15 @@ def merge(section: Mapping[str, Any] | None, flags: Mapping[str, Any] | None = N
     """
     from omegaconf import OmegaConf
 
-    known = {option.name: option for option in options()}
+    known_options = {option.name: option for option in options()}
     layers: list[dict[str, Any]] = []
     for layer, prefix in ((section or {}, f"{SECTION}."), (flags or {}, "")):
         values = {}
         for name, value in layer.items():
-            if name not in known:
-                raise ConfigError.unknown(f"{prefix}{name}", value, known)
+            if name not in known_options:
+                raise ConfigError.unknown(f"{prefix}{name}", value, known_options)
             key = f"{prefix}{name}" if prefix else flag_of(name)
-            values[name] = checked(known[name], value, key)
+            values[name] = checked(known_options[name], value, key)
         layers.append(values)
     objects = {name: layer.pop(name) for layer in layers for name in ("bg_upsampler",) if name in layer}
     merged = OmegaConf.to_container(OmegaConf.merge(*(OmegaConf.create(layer) for layer in layers)))

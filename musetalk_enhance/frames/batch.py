@@ -116,13 +116,13 @@ class FrameBatch:
 
     def warn(self, warn_once: Callable[..., None]) -> None:
         """Say, once a stream, what is odd about frames that are restored all the same."""
-        before, now = self.previous_range, self.value_range
-        if before is not None and now is not None and before != now:
+        previous, current = self.previous_range, self.value_range
+        if previous is not None and current is not None and previous != current:
             warn_once(
-                f"range {now}",
+                f"range {current}",
                 "float frames were in %g..%g and are now in %g..%g; set value_range to the right one",
-                *before,
-                *now,
+                *previous,
+                *current,
             )
         sizes = {self.size_hw(index) for index in range(len(self)) if index not in self.problems}
         for height, width in sizes:

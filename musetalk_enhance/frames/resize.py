@@ -100,15 +100,15 @@ def residual_of(
 
 
 def mean_change(
-    before: torch.Tensor, after: torch.Tensor, allowed: torch.Tensor | None = None
+    faces: torch.Tensor, restored: torch.Tensor, allowed: torch.Tensor | None = None
 ) -> torch.Tensor:
     """How much each face differs from what it was, in levels of 8 bits.
 
     Both are rounded as a host's uint8 frames are, so 0 means that not one value changes.
 
     Args:
-        before: float32 (N, 3, H, W), 0..1.
-        after: the same faces, restored; equal to `before` outside `allowed`.
+        faces: float32 (N, 3, H, W), 0..1.
+        restored: the same faces, restored; equal to `faces` outside `allowed`.
         allowed: bool (1 or N, 1, H, W): the pixels that may change. None: all.
 
     Returns:
@@ -116,21 +116,21 @@ def mean_change(
     """
     import torch
 
-    if after.device.type == "cpu":  # what stays in the caches takes half the time
-        one_by_one = (slice(index, index + 1) for index in range(len(after)))
-        total = torch.cat([_total_change(before[one], after[one]) for one in one_by_one])
+    if restored.device.type == "cpu":  # what stays in the caches takes half the time
+        one_by_one = (slice(index, index + 1) for index in range(len(restored)))
+        total = torch.cat([_total_change(faces[one], restored[one]) for one in one_by_one])
     else:
-        total = _total_change(before, after)
+        total = _total_change(faces, restored)
     if allowed is None:
-        return total / after[0].numel()
-    return total / (allowed.sum(dim=(1, 2, 3)).clamp(min=1) * after.shape[1])
+        return total / restored[0].numel()
+    return total / (allowed.sum(dim=(1, 2, 3)).clamp(min=1) * restored.shape[1])
 
 
-def _total_change(before: torch.Tensor, after: torch.Tensor) -> torch.Tensor:
+def _total_change(faces: torch.Tensor, restored: torch.Tensor) -> torch.Tensor:
     import torch
 
-    levels = after.clamp(0, 1).mul_(255).round_()
-    levels.sub_(before.clamp(0, 1).mul_(255).round_())
+    levels = restored.clamp(0, 1).mul_(255).round_()
+    levels.sub_(faces.clamp(0, 1).mul_(255).round_())
     total: torch.Tensor = torch.linalg.vector_norm(levels, 1, dim=(1, 2, 3))
     return total
 

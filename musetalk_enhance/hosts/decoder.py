@@ -57,8 +57,8 @@ class Decoder:
         with _recorded(self.vae.vae) as calls:
             frames = original(latents)
         try:
-            ((given, image),) = calls  # fmt: skip - one call, or this is no decoder of MuseTalk's
-            same = torch.equal(given, self._scaled(latents)) and np.array_equal(to_array(host_frames(image)), frames)
+            ((scaled, image),) = calls  # fmt: skip - one call, or this is no decoder of MuseTalk's
+            same = torch.equal(scaled, self._scaled(latents)) and np.array_equal(to_array(host_frames(image)), frames)
         except Exception:  # whatever else it is, MuseTalk's it is not
             return frames, None
         return frames, image.device.type if same else None
@@ -68,7 +68,7 @@ class Decoder:
 def _recorded(inner: Any) -> Iterator[list[tuple[Any, Any]]]:
     """While inside, ``inner.decode`` notes what it was given and the tensor it made."""
     calls: list[tuple[Any, Any]] = []
-    own = vars(inner).get("decode")
+    original = vars(inner).get("decode")
     decode = inner.decode
 
     def noting(latents: Any, *args: Any, **kwargs: Any) -> Any:
@@ -80,10 +80,10 @@ def _recorded(inner: Any) -> Iterator[list[tuple[Any, Any]]]:
     try:
         yield calls
     finally:
-        if own is None:
+        if original is None:
             del inner.decode
         else:
-            inner.decode = own
+            inner.decode = original
 
 
 def host_frames(image: torch.Tensor) -> torch.Tensor:

@@ -23,7 +23,7 @@ from typing import Any
 from weakref import WeakKeyDictionary
 
 from ..config.loading import merge, section_of
-from ..config.settings import SECTION
+from ..config.settings import SECTION, EnhancerSettings
 from ..enhancer import GFPGANEnhancer
 from ..errors import ConfigError, HostError
 from .decoder import Decoder, to_array
@@ -32,6 +32,10 @@ logger = logging.getLogger("musetalk_enhance")
 
 VAE_MODULE = "musetalk.models.vae"
 METHOD = "decode_latents"
+ENCODE = "get_latents_for_unet"
+"""Method of the VAE that a host calls for the frames of a new clip or avatar, before it decodes any of them."""
+AUDIO_MODULE, AUDIO_METHOD = "musetalk.utils.audio_processor", "get_audio_feature"
+"""Class ``AudioProcessor`` and the method that a script calls once at the beginning of each task."""
 CONFIG_FLAG = "--inference_config"
 
 
@@ -48,6 +52,8 @@ class Attachment:
         """Wrap ``owner.decode_latents``; `attach` is the public way."""
         self.owner, self.enhancer, self.on_device = owner, enhancer, on_device
         self._own = vars(owner).get(METHOD)
+        self._own_encode = vars(owner).get(ENCODE)
+        self._task_begins = False
         self._verdicts: WeakKeyDictionary[Any, bool] = WeakKeyDictionary()
         original = getattr(owner, METHOD)
 
@@ -57,10 +63,32 @@ class Attachment:
         decode_latents.__wrapped__ = original  # type: ignore[attr-defined]
         self._wrapper: Callable[..., Any] | None = decode_latents
         setattr(owner, METHOD, decode_latents)
+        self._encode_wrapper = self._wrapped_encode(getattr(owner, ENCODE, None))
+
+    def _wrapped_encode(self, original: Any) -> Any:
+        """Wrap the method that encodes the frames of a clip: the frames decoded next begin a new stream."""
+        if not callable(original):
+            return None
+
+        def get_latents_for_unet(*args: Any, **kwargs: Any) -> Any:
+            self.begin_task()
+            return original(*args, **kwargs)
+
+        setattr(self.owner, ENCODE, get_latents_for_unet)
+        return get_latents_for_unet
+
+    def begin_task(self) -> None:
+        """Restore the next frames without anything of the previous ones: a new clip, avatar or audio begins."""
+        self._task_begins = True
 
     def _decode(self, original: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """Decode and restore: on the decoder's device where that is wanted and known to be the same."""
+        """Decode and restore: on the decoder's device where that is asked for and gives the same bytes."""
+        if self._task_begins:
+            self._task_begins = False
+            getattr(self.enhancer, "reset", lambda: None)()
         vae, latents = (args[0], args[1:]) if isinstance(self.owner, type) and args else (self.owner, args)
+        if isinstance(self.enhancer, LazyEnhancer):
+            self.enhancer.use_device_of(vae)
         plain = bool(kwargs) or len(latents) != 1 or self.on_device is False or not _takes_tensors(self.enhancer)
         if plain or not Decoder.fits(vae):
             return self.enhancer(original(*args, **kwargs))
@@ -99,6 +127,11 @@ class Attachment:
         else:
             delattr(self.owner, METHOD)
         self._wrapper = None
+        if self._encode_wrapper is not None and vars(self.owner).get(ENCODE) is self._encode_wrapper:
+            if self._own_encode is not None:
+                setattr(self.owner, ENCODE, self._own_encode)
+            else:
+                delattr(self.owner, ENCODE)
         if isinstance(self.enhancer, GFPGANEnhancer):
             warning = self.enhancer.stats.warning()
             if warning is not None:
@@ -115,7 +148,7 @@ class Attachment:
 
 def _takes_tensors(enhancer: Any) -> bool:
     """Whether `enhancer` is one of ours and on: anything else is given what the host makes."""
-    if isinstance(enhancer, _LateEnhancer):
+    if isinstance(enhancer, LazyEnhancer):
         enhancer = enhancer.ready()
     return isinstance(enhancer, GFPGANEnhancer) and enhancer.enabled
 
@@ -149,43 +182,79 @@ def attach(vae: Any, enhancer: Callable[[Any], Any], on_device: str | bool = "au
     return Attachment(vae, enhancer, on_device)
 
 
-class _LateEnhancer:
-    """Stands in for the enhancer until flags and YAML are known, which is before the first frame."""
+class LazyEnhancer:
+    """Stands in for the enhancer until flags and YAML are read, which is before the first frame.
 
-    def __init__(self, flags: dict[str, Any], made: Callable[[GFPGANEnhancer], None] | None = None) -> None:
-        self.flags, self.settings, self.made = flags, merge(None, flags), made
+    Args:
+        flags: options by name; they win over the YAML section.
+        on_load: called with each enhancer that is loaded.
+    """
+
+    def __init__(
+        self, flags: dict[str, Any], on_load: Callable[[GFPGANEnhancer], None] | None = None
+    ) -> None:
+        self.flags, self.settings, self._on_load = flags, merge(None, flags), on_load
         self.enhancer: GFPGANEnhancer | None = None
         self.calls = 0
+        self._device: str | None = None
 
     def check(self) -> None:
-        """See whether the model that the flags name is there, without loading it: a YAML may add options yet."""
+        """Raise for a model of the flags that is missing, without loading it: a YAML may still add options."""
+        if {"model", "model_path"} & set(self.flags):
+            self._check()
+
+    def _check(self) -> None:
         from ..restorers.catalog import choose
 
-        if self.settings.enabled and {"model", "model_path"} & set(self.flags):
+        if self.settings.enabled:
             choose(self.settings)
 
-    def make(self, section: dict[str, Any] | None) -> None:
-        """The enhancer that a YAML section and the flags mean, in place of one made for another section."""
+    def configure(self, section: dict[str, Any] | None) -> None:
+        """Take the options of a YAML section; an enhancer that was loaded with others is replaced.
+
+        It is loaded at once, so that what is missing is reported before the host loads gigabytes; where a GPU
+        could be chosen, only when the host's VAE tells which one it uses.
+        """
         self.settings = merge(section, self.flags)
         if self.enhancer is not None:
-            if self.enhancer.settings == self.settings:
+            if self.enhancer.settings == self._on_device(self.settings):
                 return
             self.enhancer.close()
-        self.enhancer = GFPGANEnhancer.from_settings(self.settings)
-        if self.made is not None:
-            self.made(self.enhancer)
-        if self.enhancer.enabled:
-            logger.info("faces are restored with %s on %s", self.enhancer.model_name, self.enhancer.device)
+            self.enhancer = None
+        if self.settings.enabled and self.settings.device == "auto" and self._device is None and _has_gpu():
+            self._check()
+        else:
+            self._load()
+
+    def _load(self) -> GFPGANEnhancer:
+        enhancer = self.enhancer = GFPGANEnhancer.from_settings(self._on_device(self.settings))
+        if self._on_load is not None:
+            self._on_load(enhancer)
+        if enhancer.enabled:
+            logger.info("faces are restored with %s on %s", enhancer.model_name, enhancer.device)
+        return enhancer
+
+    def _on_device(self, settings: EnhancerSettings) -> EnhancerSettings:
+        if settings.device != "auto" or self._device is None:
+            return settings
+        return settings.replace(device=self._device)
+
+    def use_device_of(self, vae: Any) -> None:
+        """Run on the device of the host's VAE where the options leave the device open."""
+        if self.enhancer is None and self._device is None:
+            self._device = _device_of(vae)
 
     def ready(self) -> GFPGANEnhancer:
-        """The enhancer, made from the flags alone where no YAML was read."""
-        if self.enhancer is None:
-            self.make(None)
-        assert self.enhancer is not None
-        return self.enhancer
+        """The enhancer, loaded from the flags alone where no YAML was read."""
+        return self._load() if self.enhancer is None else self.enhancer
+
+    def reset(self) -> None:
+        """Begin a new stream of frames."""
+        if self.enhancer is not None:
+            self.enhancer.reset()
 
     def close(self) -> None:
-        """Give back what the enhancer holds, where there is one."""
+        """Give back what the enhancer holds."""
         if self.enhancer is not None:
             self.enhancer.close()
 
@@ -194,9 +263,22 @@ class _LateEnhancer:
         return self.ready()(frames)
 
 
+def _has_gpu() -> bool:
+    import torch
+
+    return torch.cuda.is_available()
+
+
+def _device_of(vae: Any) -> str | None:
+    """The device of MuseTalk's VAE; None where it is not one that an enhancer can use."""
+    device = getattr(vae, "device", None) or getattr(getattr(vae, "vae", None), "device", None)
+    name = str(device) if device is not None else ""
+    return name if name == "cpu" or name.startswith("cuda") else None
+
+
 @contextmanager
-def _config_without_section(late: _LateEnhancer) -> Iterator[None]:
-    """While inside, ``OmegaConf.load`` hands out configurations without ``gfpgan:`` and `late` learns of it."""
+def _config_without_section(lazy: LazyEnhancer) -> Iterator[None]:
+    """While inside, ``OmegaConf.load`` hands out configurations without ``gfpgan:`` and `lazy` learns of it."""
     from omegaconf import DictConfig, OmegaConf
 
     original = OmegaConf.load
@@ -206,7 +288,7 @@ def _config_without_section(late: _LateEnhancer) -> Iterator[None]:
         if isinstance(config, DictConfig) and SECTION in config:
             section = section_of(config)
             del config[SECTION]
-            late.make(section)
+            lazy.configure(section)
         return config
 
     OmegaConf.load = staticmethod(load)  # type: ignore[method-assign, assignment]
@@ -221,22 +303,22 @@ def _config_path(arguments: Sequence[str]) -> str | None:
 
     A beginning of the flag counts as well (argparse takes one that is unique); it is three letters at least.
     """
-    found = None
+    path = None
     for position, word in enumerate(arguments):
         if word == "--":
             break
         flag, equals, value = word.partition("=")
         if CONFIG_FLAG.startswith(flag) and len(flag) >= len("--inf"):
-            found = value if equals else next(iter(arguments[position + 1 : position + 2]), found)
-    return found
+            path = value if equals else next(iter(arguments[position + 1 : position + 2]), path)
+    return path
 
 
 @contextmanager
-def _attached(owner: Any, late: _LateEnhancer) -> Iterator[None]:
-    """Attach `late` while inside. A wrapper that the host put over ours is left with it: its run is over."""
-    attachment = attach(owner, late)
+def _attached(owner: Any, lazy: LazyEnhancer) -> Iterator[Attachment]:
+    """Attach `lazy` while inside. A wrapper that the host put over ours is left with it: its run is over."""
+    attachment = attach(owner, lazy)
     try:
-        yield
+        yield attachment
     finally:
         try:
             attachment.detach()
@@ -253,11 +335,32 @@ def _vae_class() -> Any:
         ) from error
 
 
+@contextmanager
+def _tasks_begin(attachment: Attachment) -> Iterator[None]:
+    """While inside, each audio that MuseTalk's scripts read begins a task: one clip, or one answer of an avatar."""
+    try:
+        owner = importlib.import_module(AUDIO_MODULE).AudioProcessor
+        original = getattr(owner, AUDIO_METHOD)
+    except (ImportError, AttributeError):  # an older MuseTalk
+        yield
+        return
+
+    def get_audio_feature(*args: Any, **kwargs: Any) -> Any:
+        attachment.begin_task()
+        return original(*args, **kwargs)
+
+    setattr(owner, AUDIO_METHOD, get_audio_feature)
+    try:
+        yield
+    finally:
+        setattr(owner, AUDIO_METHOD, original)
+
+
 def run_script(
     script: str,
     arguments: Sequence[str],
     flags: dict[str, Any],
-    made: Callable[[GFPGANEnhancer], None] | None = None,
+    on_load: Callable[[GFPGANEnhancer], None] | None = None,
 ) -> GFPGANEnhancer:
     """Run a script of MuseTalk's, unmodified, with its faces restored.
 
@@ -265,7 +368,7 @@ def run_script(
         script: its path, for example ``scripts/inference.py``; the working directory is MuseTalk's folder.
         arguments: the script's own arguments.
         flags: our options, by name, that win over the YAML section.
-        made: called with the enhancer before its first frame, for example to `observe` it.
+        on_load: called with the enhancer before its first frame, for example to `observe` it.
 
     Returns:
         The enhancer that ran, closed, with its counts in ``stats``.
@@ -277,30 +380,31 @@ def run_script(
     """
     if not os.path.isfile(script):
         raise HostError(f"no script {script!r} in {os.getcwd()}; give MuseTalk's own, such as scripts/inference.py")
-    late = _LateEnhancer(flags, made)
+    lazy = LazyEnhancer(flags, on_load)
     config = _config_path(arguments)
-    # Told before the host loads gigabytes; a missing file is the host's own error to report.
+    # before the host loads gigabytes; a missing file is the host's own error to report
     if config is not None and os.path.isfile(config):
-        late.make(section_of(config))
+        lazy.configure(section_of(config))
     else:
-        late.check()
+        lazy.check()
     argv, path = sys.argv, list(sys.path)
     with ExitStack() as stack:
-        stack.callback(late.close)
+        stack.callback(lazy.close)
         stack.callback(setattr, sys, "argv", argv)
         stack.callback(sys.path.__setitem__, slice(None), path)
         sys.argv = [script, *arguments]
         sys.path[:0] = [os.getcwd(), os.path.dirname(os.path.abspath(script))]
-        stack.enter_context(_config_without_section(late))
-        stack.enter_context(_attached(_vae_class(), late))
+        stack.enter_context(_config_without_section(lazy))
+        attachment = stack.enter_context(_attached(_vae_class(), lazy))
+        stack.enter_context(_tasks_begin(attachment))
         try:
             runpy.run_path(script, run_name="__main__")
         except SystemExit as stop:
             if stop.code not in (None, 0) or {"-h", "--help"} & set(arguments):
                 raise
-    if late.settings.enabled and not late.calls:
+    if lazy.settings.enabled and not lazy.calls:
         raise HostError(f"{script} ended without decoding a single frame; its own messages above say why")
-    return late.enhancer or GFPGANEnhancer.from_settings(late.settings.replace(enabled=False))
+    return lazy.enhancer or GFPGANEnhancer.from_settings(lazy.settings.replace(enabled=False))
 
 
 __all__ = ["Attachment", "attach", "run_script"]

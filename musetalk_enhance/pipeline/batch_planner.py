@@ -54,7 +54,7 @@ class BatchPlanner:
         settings: EnhancerSettings,
         record: RestorerRecord,
         device: torch.device,
-        known: BatchPlanner | None = None,
+        learned: BatchPlanner | None = None,
     ) -> None:
         """Plan for `record` on `device` with ``settings.mode``, ``batch_size`` and ``memory_budget``.
 
@@ -62,25 +62,25 @@ class BatchPlanner:
             settings: all options.
             record: the model; its ``bytes_per_face`` counts until something was measured.
             device: where it runs.
-            known: what has been learnt of the same network on the same device with other settings.
+            learned: what has been learnt of the same network on the same device with other settings.
         """
         self._settings, self._record = settings, record
-        self.start(device, known)
+        self.start(device, learned)
 
-    def start(self, device: torch.device, known: BatchPlanner | None = None) -> None:
-        """Plan anew, on `device`: nothing was learnt yet but what `known` has."""
+    def start(self, device: torch.device, learned: BatchPlanner | None = None) -> None:
+        """Plan anew, on `device`: nothing was learnt yet but what `learned` has."""
         settings, record = self._settings, self._record
         self._device = device
-        self.costs: costs.CostModel = known.costs if known else costs.CostModel(record.bytes_per_face)
-        most = MOST_ON_GPU if device.type == "cuda" else MOST_ON_CPU
+        self.costs: costs.CostModel = learned.costs if learned else costs.CostModel(record.bytes_per_face)
+        limit = MOST_ON_GPU if device.type == "cuda" else MOST_ON_CPU
         if settings.mode == "memory":
             self.budget: int | None = budget_bytes(settings.memory_budget, device)
         else:
             self.budget = None
-            most = max(1, min(most, memory.free_bytes(device) // 2 // record.bytes_per_face))
-        wanted = settings.batch_size if isinstance(settings.batch_size, int) else most
-        self._most = min(wanted, record.batch_limit or wanted)
-        self._ceiling: int | None = known._ceiling if known else None
+            limit = max(1, min(limit, memory.free_bytes(device) // 2 // record.bytes_per_face))
+        requested = settings.batch_size if isinstance(settings.batch_size, int) else limit
+        self._most = min(requested, record.batch_limit or requested)
+        self._ceiling: int | None = learned._ceiling if learned else None
         self._quiet = 0
         self._plan()
 
@@ -95,9 +95,9 @@ class BatchPlanner:
 
     def next(self, left: int) -> int:
         """Faces of the next batch, of `left` that wait."""
-        again = self.costs.largest
-        if self._doubtful and again <= left and self._ceiling is None:
-            return again
+        largest = self.costs.largest
+        if self._doubtful and largest <= left and self._ceiling is None:
+            return largest
         return min(left, self.size)
 
     @contextmanager

@@ -131,15 +131,15 @@ class Compositor:
         if settings.guard_on:
             residual, weights, causes, state = self._guarded(residual, batch, base, first_row, weights, causes, state)
         outcomes = self._outcomes(batch, weights, causes)
-        before = base[:, :, first_row:]
-        after = before + residual
+        rows = base[:, :, first_row:]
+        restored_rows = rows + residual
         touched = None if mask is None else mask > 0
-        changes = mean_change(before, after, touched)
+        changes = mean_change(rows, restored_rows, touched)
         if min(weights) <= 0:
             touched = _only(touched, [weight > 0 for weight in weights], residual)
         if first_row and tuple(batch.faces.shape[2:]) != batch.size_hw:
-            return Composed(_whole(base, after, first_row), 0, None, state, outcomes, changes)
-        return Composed(after, first_row, touched, state, outcomes, changes)
+            return Composed(_whole(base, restored_rows, first_row), 0, None, state, outcomes, changes)
+        return Composed(restored_rows, first_row, touched, state, outcomes, changes)
 
     def _outcomes(
         self, batch: ComposeInput, weights: Sequence[float], causes: Sequence[Cause | None]

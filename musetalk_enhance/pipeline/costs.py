@@ -96,8 +96,8 @@ class CostModel:
         faces, need = points[-1]
         per_face = need // faces
         if len(points) > 1:
-            before, need_before = points[-2]
-            per_face = (need - need_before) // (faces - before) or per_face
+            smaller, need_before = points[-2]
+            per_face = (need - need_before) // (faces - smaller) or per_face
         return max(0, need - per_face * faces), per_face
 
     def bytes_for(self, faces: int) -> int:
@@ -113,9 +113,9 @@ class CostModel:
             return upper[1]
         return lower[1] + (upper[1] - lower[1]) * (faces - lower[0]) // (upper[0] - lower[0])
 
-    def fitting(self, budget: int, most: int) -> int:
-        """The most faces, up to `most`, that stay within `budget` bytes every time; 0 when not even one does."""
-        return next(n for n in count() if n == most or self.bytes_for(n + 1) * SPREAD > budget)
+    def fitting(self, budget: int, limit: int) -> int:
+        """The most faces, up to `limit`, that stay within `budget` bytes every time; 0 when not even one does."""
+        return next(n for n in count() if n == limit or self.bytes_for(n + 1) * SPREAD > budget)
 
     def _points(self) -> list[tuple[int, int]]:
         """The measured batches by size; a larger one is never taken to be cheaper than a smaller one."""
@@ -199,13 +199,13 @@ def _highest_resident() -> Iterator[_Highest]:
 
 @contextmanager
 def _sampling(highest: _Highest) -> Iterator[None]:
-    done = threading.Event()
+    stop = threading.Event()
 
     def look() -> None:
         highest.bytes = max(highest.bytes, memory.resident_bytes())
 
     def look_often() -> None:
-        while not done.wait(SAMPLING_S):
+        while not stop.wait(SAMPLING_S):
             look()
 
     thread = threading.Thread(target=look_often, daemon=True)
@@ -213,6 +213,6 @@ def _sampling(highest: _Highest) -> Iterator[None]:
     try:
         yield
     finally:
-        done.set()
+        stop.set()
         thread.join()
         look()

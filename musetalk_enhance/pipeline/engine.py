@@ -369,7 +369,7 @@ class Engine:
         return parts, None
 
     def _prepare_round(
-        self, pending: list[_Part], size: int, parts: list[_Part], most: int
+        self, pending: list[_Part], size: int, parts: list[_Part], limit: int
     ) -> list[_PreparedPart]:
         """Prepare frames until `size` of them need the network; `parts` collects what was taken."""
         prepared: list[_PreparedPart] = []
@@ -377,8 +377,8 @@ class Engine:
         active = total = 0
         for waiting in pending:
             start = 0
-            while start < len(waiting.indices) and active < size and total < most:
-                stop = start + min(size - active, most - total)
+            while start < len(waiting.indices) and active < size and total < limit:
+                stop = start + min(size - active, limit - total)
                 part = _Part(waiting.work, waiting.indices[start:stop])
                 parts.append(part)
                 each = self._prepare(part, states, parts[:-1])
@@ -499,7 +499,7 @@ class Engine:
 
     def _commit(self, prepared: list[_PreparedPart], composed: Sequence[Composed | None]) -> None:
         """Hand the results of a round to their requests, and go on with the streams: all of it worked."""
-        taken: list[tuple[_PreparedPart, Composed | None, Any, list[Outcome]]] = []
+        finished: list[tuple[_PreparedPart, Composed | None, Any, list[Outcome]]] = []
         for each, result in zip(prepared, composed, strict=True):
             work, rows, outcomes = each.part.work, None, list[Outcome]()
             if result is not None:
@@ -509,9 +509,9 @@ class Engine:
                         result.rows, indices, work.color, result.touched, result.first_row
                     )
                     outcomes = result.finished_outcomes()
-            taken.append((each, result, rows, outcomes))
+            finished.append((each, result, rows, outcomes))
         restorer = self.model.restorer
-        for each, result, rows, outcomes in taken:
+        for each, result, rows, outcomes in finished:
             work, stream = each.part.work, each.part.work.stream
             places = {place: position for position, place in enumerate(each.active)}
             for place, index in enumerate(each.part.indices):
@@ -657,10 +657,10 @@ def _without(pending: list[_Part], number: int) -> list[_Part]:
     """What is left after the first `number` frames."""
     rest: list[_Part] = []
     for part in pending:
-        done = min(number, len(part.indices))
-        number -= done
-        if done < len(part.indices):
-            rest.append(_Part(part.work, part.indices[done:]))
+        number_of = min(number, len(part.indices))
+        number -= number_of
+        if number_of < len(part.indices):
+            rest.append(_Part(part.work, part.indices[number_of:]))
     return rest
 
 

@@ -100,8 +100,8 @@ class Preparer:
         """
         small = thumbnails(faces).cpu()
         cuts = [
-            bool(cut) or told
-            for cut, told in zip(scene_cuts(small, state.thumbnail).tolist(), hints.cuts, strict=True)
+            bool(cut) or declared
+            for cut, declared in zip(scene_cuts(small, state.thumbnail).tolist(), hints.cuts, strict=True)
         ]
         visible = visibility(hints.occlusion, faces, self.occluder)
         left_alone: list[Cause | None] = [None] * len(faces)

@@ -18,7 +18,7 @@ from musetalk_enhance import attach
 from musetalk_enhance.errors import ConfigError
 from musetalk_enhance.hosts import decoder
 from musetalk_enhance.hosts.decoder import Decoder, host_frames, to_array
-from musetalk_enhance.hosts.musetalk import _LateEnhancer
+from musetalk_enhance.hosts.musetalk import LazyEnhancer
 
 
 class AutoencoderKL(torch.nn.Module):
@@ -191,7 +191,7 @@ def test_every_vae_of_a_class_is_looked_at_by_itself(make_enhancer, latents):
 
 
 def test_the_enhancer_of_a_run_takes_tensors_too(latents):
-    late = _LateEnhancer({"enabled": True, "model": "lite"})
+    late = LazyEnhancer({"enabled": True, "model": "lite"})
     plain, vae = VAE(), VAE()
     with attach(vae, late, on_device=True):
         outs = [vae.decode_latents(batch) for batch in latents]

@@ -6,9 +6,11 @@ import json
 import logging
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
 
 from musetalk_enhance import GFPGANEnhancer, attach
 from musetalk_enhance.cli import main
@@ -335,3 +337,68 @@ def test_logging_is_left_to_the_host(host, capsys, monkeypatch):
     said = capsys.readouterr().err
     assert "HOST hello" in said and said.count("faces are restored with lite") == 1
     assert (list(ours.handlers), ours.level, ours.propagate) == before
+
+
+class EncodingDecoder(Decoder):
+    """A VAE that also encodes the frames of a clip, as MuseTalk's does before it decodes any."""
+
+    def get_latents_for_unet(self, image):
+        return image
+
+
+def test_a_task_does_not_depend_on_the_ones_before_it(make_enhancer):
+    """Encoding the frames of another clip begins a new stream: the same bytes as in a run of its own."""
+    rng = np.random.default_rng(3)
+    ground = rng.integers(60, 190, (64, 64, 3))  # two clips of one face: nothing that looks like a cut
+    clips = [(ground + rng.integers(-6, 7, (4, 64, 64, 3))).astype(np.uint8) for _ in range(2)]
+
+    def decoded(numbers, encodes=True):
+        calls = iter([clips[number] for number in numbers])
+        vae = EncodingDecoder()
+        vae.decode_latents = lambda latents: next(calls)
+        enhancer = make_enhancer(lambda batch: 1.5 * batch - 0.5 * torch.roll(batch, 1, 2), stability=1)
+        out = []
+        with attach(vae, enhancer):
+            for _ in numbers:
+                if encodes:
+                    vae.get_latents_for_unet(None)
+                out.append(vae.decode_latents(None))
+        assert "get_latents_for_unet" not in vars(vae), "put back"
+        return out
+
+    assert np.array_equal(decoded([0, 1])[1], decoded([1])[0])
+    assert not np.array_equal(decoded([0, 1], encodes=False)[1], decoded([1])[0]), "else it would"
+
+
+def test_within_a_task_the_stream_goes_on(make_enhancer):
+    vae, enhancer = EncodingDecoder(), make_enhancer(stability=1)
+    resets = []
+    enhancer.reset = lambda: resets.append(1)
+    with attach(vae, enhancer):
+        vae.get_latents_for_unet(None)
+        vae.get_latents_for_unet(None)
+        assert not resets, "nothing was decoded yet"
+        vae.decode_latents([0])
+        vae.decode_latents([0])
+    assert resets == [1]
+
+
+@pytest.mark.parametrize(
+    ("device", "expected"), [("cuda:1", "cuda:1"), ("cpu", "cpu"), ("meta", "auto"), (None, "auto")]
+)
+def test_the_device_is_that_of_the_hosts_vae(monkeypatch, device, expected):
+    """With ``--gpu_id 1`` the VAE is on cuda:1, whatever torch's current device is."""
+    from musetalk_enhance.hosts import musetalk
+
+    used = []
+    monkeypatch.setattr(musetalk, "_has_gpu", lambda: True)
+    monkeypatch.setattr(
+        GFPGANEnhancer, "from_settings", lambda settings: used.append(settings.device) or GFPGANEnhancer(model="lite")
+    )
+    lazy = musetalk.LazyEnhancer({"enabled": True, "model": "lite"})
+    lazy.configure({"strength": 0.5})
+    assert lazy.enhancer is None and not used, "it waits for the VAE"
+    lazy.use_device_of(SimpleNamespace(device=device))
+    lazy.ready()
+    assert used == [expected]
+    lazy.close()

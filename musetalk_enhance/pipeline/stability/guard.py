@@ -100,10 +100,10 @@ class Guard:
             cuts: whether a scene begins with a frame: the previous one is no reason to hold it back. Empty: none
                 does.
         """
-        given = resize(faces, (MEASURED_SIDE, MEASURED_SIDE))
-        restored = _restored(given, residual, first_row, int(faces.shape[2]))
+        originals = resize(faces, (MEASURED_SIDE, MEASURED_SIDE))
+        restored = _restored(originals, residual, first_row, int(faces.shape[2]))
         side = min(faces.shape[2:])
-        allowed = strength_allowed(self.meter, given, restored).tolist() if side >= LEAST_SIDE else []
+        allowed = strength_allowed(self.meter, originals, restored).tolist() if side >= LEAST_SIDE else []
         weights: list[float] = []
         reasons: list[str | None] = []
         for index in range(len(faces)):
@@ -115,26 +115,26 @@ class Guard:
         return GuardResult(weights, reasons, [(row[0], row[1], row[2]) for row in allowed])
 
 
-def _restored(given: torch.Tensor, residual: torch.Tensor, first_row: int, height: int) -> torch.Tensor:
+def _restored(faces: torch.Tensor, residual: torch.Tensor, first_row: int, height: int) -> torch.Tensor:
     """What would be handed back, at the size that is measured: resizing is linear, so the residual is resized."""
     start = round(first_row * MEASURED_SIDE / height)
-    restored = given.clone()
+    restored = faces.clone()
     restored[:, :, start:] += resize(residual, (MEASURED_SIDE - start, MEASURED_SIDE))
     return restored.clamp_(0, 1)
 
 
-def strength_allowed(meter: FaceMeter, given: torch.Tensor, restored: torch.Tensor) -> torch.Tensor:
+def strength_allowed(meter: FaceMeter, originals: torch.Tensor, restored: torch.Tensor) -> torch.Tensor:
     """Strength that mouth, eyes and identity of each face leave, each by itself; float32 (N, 3), 0..1.
 
     Args:
         meter: on the device of the faces.
-        given: float32 (N, 3, `MEASURED_SIDE`, `MEASURED_SIDE`), RGB, 0..1.
+        originals: float32 (N, 3, `MEASURED_SIDE`, `MEASURED_SIDE`), RGB, 0..1.
         restored: the same form.
     """
     import torch
 
-    count = len(given)
-    measured = meter.measure(torch.cat([given, restored]))
+    count = len(originals)
+    measured = meter.measure(torch.cat([originals, restored]))
     landmarks, moved = measured.landmarks[:count], measured.landmarks[count:]
     faces = (measured.confidence > CONFIDENT).float()
     confident = faces[:count] * faces[count:]
@@ -145,7 +145,7 @@ def strength_allowed(meter: FaceMeter, given: torch.Tensor, restored: torch.Tens
     eyes = (measured.eyes[count:] - measured.eyes[:count]).abs().amax(1) / EYES_LIMIT
     eyes = torch.maximum(eyes, shift[:, :2].amax(1)) * confident
 
-    change = structure_change(given, restored)
+    change = structure_change(originals, restored)
     at_mouth = _greatest_at_mouth(change, measured, count) * faces[:count]
     believed = torch.maximum(_ramp(mouth, 1, 2), _ramp(at_mouth, *MOUTH_STRUCTURE))
     return torch.stack(
@@ -158,7 +158,7 @@ def strength_allowed(meter: FaceMeter, given: torch.Tensor, restored: torch.Tens
     )
 
 
-def structure_change(given: torch.Tensor, restored: torch.Tensor) -> torch.Tensor:
+def structure_change(originals: torch.Tensor, restored: torch.Tensor) -> torch.Tensor:
     """How much the coarse structure of a face has changed, window by window; float32 (N, 29, 29).
 
     Both are shrunk to 64 pixels, where a soft face has all it ever had and a restored one must have the same. In
@@ -166,13 +166,13 @@ def structure_change(given: torch.Tensor, restored: torch.Tensor) -> torch.Tenso
     given. A brightness that moves as a whole counts too.
 
     Args:
-        given: float32 (N, 3, H, W), 0..1.
+        originals: float32 (N, 3, H, W), 0..1.
         restored: the same form.
     """
     from torch.nn.functional import avg_pool2d
 
     size = (STRUCTURE_SIDE, STRUCTURE_SIDE)
-    gray, restored_gray = (resize(each, size).mean(1, keepdim=True) for each in (given, restored))
+    gray, restored_gray = (resize(each, size).mean(1, keepdim=True) for each in (originals, restored))
     change = avg_pool2d((restored_gray - gray).square(), _WINDOW, _STEP).sqrt()
     mean = avg_pool2d(gray, _WINDOW, _STEP)
     contrast = (avg_pool2d(gray.square(), _WINDOW, _STEP) - mean.square()).clamp(min=0).sqrt()

@@ -101,9 +101,9 @@ def _rigid(flow: Floats) -> Floats:
         weights = 1 / (1 + np.square(residual).sum(1, keepdims=True) / 0.09)
     difference = small - _affine_flow(affine, height, width)
     # not cv2.magnitude: with OpenCV 5 its last bit depends on where the array lies in memory
-    own = np.sqrt(np.square(difference[..., 0]) + np.square(difference[..., 1]))
-    own = cv2.GaussianBlur(own, (0, 0), max(0.5, 4 / _CELL / float(unit)))
-    return np.asarray(1 - np.clip((own - LIPS_FROM) / (LIPS_FULL - LIPS_FROM), 0, 1), np.float32)
+    deviation = np.sqrt(np.square(difference[..., 0]) + np.square(difference[..., 1]))
+    deviation = cv2.GaussianBlur(deviation, (0, 0), max(0.5, 4 / _CELL / float(unit)))
+    return np.asarray(1 - np.clip((deviation - LIPS_FROM) / (LIPS_FULL - LIPS_FROM), 0, 1), np.float32)
 
 
 def _weighted_fit(places: Any, values: Any, weights: Any) -> Any:

@@ -141,11 +141,11 @@ def _steady_on_cpu(
         error, rigid = _kept_rows(motion.error, rows), _kept_rows(motion.rigid, rows)
         coarse_wh = (max(1, error.shape[1] // _CELL), max(1, error.shape[0] // _CELL))
         moved = _moved(state.residual, motion.flow, rows)
-        apart = moved - current
+        difference = moved - current
         allowed = state.share * (np.sqrt(_energy(error, coarse_wh)) + np.float32(QUIET))
-        differs = np.sqrt(_energy(apart, coarse_wh)) + np.float32(1e-6)
-        kept = np.clip(1 - allowed / differs, 0, MOST) * cv2.resize(rigid, coarse_wh) * np.float32(amount)
-        result = current + apart * cv2.resize(kept.astype(np.float32), size_wh)[..., None]
+        differs = np.sqrt(_energy(difference, coarse_wh)) + np.float32(1e-6)
+        share_kept = np.clip(1 - allowed / differs, 0, MOST) * cv2.resize(rigid, coarse_wh) * np.float32(amount)
+        result = current + difference * cv2.resize(share_kept.astype(np.float32), size_wh)[..., None]
         strength = (_energy(current, coarse_wh) + _FLOOR) / (_energy(result, coarse_wh) + _FLOOR)
         revival = np.clip(np.sqrt(strength), 1, REVIVED).astype(np.float32)
         result *= cv2.resize(revival, size_wh)[..., None]
@@ -181,12 +181,12 @@ def _moved(residual: Floats, flow: Floats, rows: tuple[float, float]) -> Floats:
     from .motion import pixels
 
     height, width = residual.shape[:2]
-    kept = _kept_rows(flow, rows)
-    scale = np.array([width / kept.shape[1], height / kept.shape[0]], np.float32)
-    if kept.shape[:2] != (height, width):
-        kept = cv2.resize(kept, (width, height)) * scale
+    field = _kept_rows(flow, rows)
+    scale = np.array([width / field.shape[1], height / field.shape[0]], np.float32)
+    if field.shape[:2] != (height, width):
+        field = cv2.resize(field, (width, height)) * scale
     columns, lines = pixels(height, width)
-    places = columns + kept[..., 0], lines + kept[..., 1]
+    places = columns + field[..., 0], lines + field[..., 1]
     moved = cv2.remap(residual, *places, cv2.INTER_CUBIC, borderMode=cv2.BORDER_REPLICATE)
     return np.asarray(moved, np.float32)
 
@@ -214,11 +214,11 @@ def _steady_on_gpu(
             flow, error, rigid = fields
             coarse = (max(1, error.shape[2] // _CELL), max(1, error.shape[3] // _CELL))
             moved = _sampled(state.residual, flow)
-            apart = moved - current
+            difference = moved - current
             allowed = state.share * (_mean_square(error, coarse).sqrt() + QUIET)
-            differs = _mean_square(apart, coarse).sqrt() + 1e-6
-            kept = (1 - allowed / differs).clamp(0, MOST) * resize(rigid, coarse, enlarge="bilinear") * amount
-            result = torch.addcmul(current, resize(kept, size, enlarge="bilinear"), apart)
+            differs = _mean_square(difference, coarse).sqrt() + 1e-6
+            share_kept = (1 - allowed / differs).clamp(0, MOST) * resize(rigid, coarse, enlarge="bilinear") * amount
+            result = torch.addcmul(current, resize(share_kept, size, enlarge="bilinear"), difference)
             strength = (_mean_square(current, coarse) + _FLOOR) / (_mean_square(result, coarse) + _FLOOR)
             result = result * resize(strength.sqrt().clamp(1, REVIVED), size, enlarge="bilinear")
             mask = None if support is None else support[index % len(support)][None]
