@@ -1,4 +1,4 @@
-"""How the page looks: the reader's own choice of light or dark, one column on a phone."""
+"""Style sheet of the page: light or dark as the reader prefers, one column on a phone."""
 
 from __future__ import annotations
 
