@@ -1,4 +1,4 @@
-"""The report: how restoration changed a clip, in numbers, plots and images, checked against limits."""
+"""The report: how restoration changed a clip, in numbers, plots and images, against limits."""
 
 from __future__ import annotations
 

@@ -62,7 +62,9 @@ class FlickerWindows:
         """Clip name to the energy per pixel, summed over windows, 0 where not still."""
         self.reason = ""
         if not fps / 2 > OVER_HZ:
-            self.reason = f"changes of {OVER_HZ:g} Hz cannot be measured at {fps:g} frames per second"
+            self.reason = (
+                f"changes of {OVER_HZ:g} Hz cannot be measured at {fps:g} frames per second"
+            )
         self._frames: list[dict[str, Floats]] = []
         self._speeds: list[Floats] = []
         self._first = 0
@@ -89,7 +91,11 @@ class FlickerWindows:
         if len(self._frames) == self.length:
             self._measure()
             half = self.length // 2
-            self._frames, self._speeds, self._first = self._frames[half:], self._speeds[half:], self._first + half
+            self._frames, self._speeds, self._first = (
+                self._frames[half:],
+                self._speeds[half:],
+                self._first + half,
+            )
 
     def close(self) -> None:
         """Measure the buffered frames if their scene is shorter than a window."""

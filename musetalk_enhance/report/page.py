@@ -22,16 +22,19 @@ _CHIPS = {PASS: "pass", FAIL: "fail", UNMEASURED: "n/a"}
 
 def render(report: Report) -> str:
     """The page as text."""
+    heading = escape(report.title or "Face restoration report")
     body = [
-        f"<header><h1>{escape(report.title or 'Face restoration report')}</h1>{_facts(report)}</header>",
+        f"<header><h1>{heading}</h1>{_facts(report)}</header>",
         *(f'<p class="note">{escape(note)}</p>' for note in report.notes),
         _summary(report),
         *(_section(report, section) for section in sections(report)),
         _enhancer(report),
         f"<footer>{escape(str(report.as_dict()['made_by']))}</footer>",
     ]
-    head = '<meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">'
-    title = f"<title>{escape(report.title or 'Face restoration report')}</title>"
+    head = (
+        '<meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">'
+    )
+    title = f"<title>{heading}</title>"
     page = "\n".join(part for part in body if part)
     head += f"{title}<style>{STYLE}</style>"
     return f'<!doctype html>\n<html lang="en"><head>{head}</head>\n<body>{page}</body></html>\n'
@@ -40,28 +43,37 @@ def render(report: Report) -> str:
 def _facts(report: Report) -> str:
     seconds = report.frames / report.fps
     cuts = f", {len(report.cuts)} cut{'s' * (len(report.cuts) > 1)}" if report.cuts else ""
-    return f"<p>{report.frames} frames, {seconds:.1f} s at {report.fps:.5g} frames per second{cuts}</p>"
+    rate = f"{report.fps:.5g} frames per second"
+    return f"<p>{report.frames} frames, {seconds:.1f} s at {rate}{cuts}</p>"
 
 
 def _summary(report: Report) -> str:
     judged = [verdict for verdict in report.verdicts if verdict.state in (PASS, FAIL)]
     good = len(judged) - len(report.failed)
-    word = "All checks pass" if not report.failed else f"{len(report.failed)} of {len(judged)} checks fail"
+    word = (
+        "All checks pass"
+        if not report.failed
+        else f"{len(report.failed)} of {len(judged)} checks fail"
+    )
     state = PASS if not report.failed else FAIL
     words = {"in": "in: before restoration", "out": "out: after it", "ref": "reference"}
     if "sharpness_ref" not in report.series:
         del words["ref"]
     keys = "".join(f'<span class="key {clip}"></span>{text} ' for clip, text in words.items())
     rows = "".join(_row(verdict) for verdict in report.verdicts)
-    lead = f'<p class="overall {state}">{word}<small>{good} of {len(judged)} within their limits</small></p>'
-    return f'<section>{lead}<div class="verdicts">{rows}</div><p class="legend">{keys}</p></section>'
+    count = f"<small>{good} of {len(judged)} within their limits</small>"
+    lead = f'<p class="overall {state}">{word}{count}</p>'
+    return (
+        f'<section>{lead}<div class="verdicts">{rows}</div><p class="legend">{keys}</p></section>'
+    )
 
 
 def _row(verdict: Verdict) -> str:
     chip = _CHIPS.get(verdict.state, "info")
     return (
         f'<a class="row {verdict.state}" href="#{verdict.kind}"><b class="chip">{chip}</b>'
-        f'<span class="label">{escape(verdict.label)}</span><span class="value">{_value(verdict)}</span>'
+        f'<span class="label">{escape(verdict.label)}</span>'
+        f'<span class="value">{_value(verdict)}</span>'
         f'<span class="limit">{_limit(verdict)}</span><span class="text">'
         f"{escape(verdict.text)}{_hint(verdict)}</span></a>"
     )
@@ -69,9 +81,15 @@ def _row(verdict: Verdict) -> str:
 
 def _section(report: Report, section: Section) -> str:
     frames = report.worst.of(section.kind)
-    heat = _panels(heat_maps(report.flicker), "where it flickers") if section.kind == "flicker" else ""
+    heat = (
+        _panels(heat_maps(report.flicker), "where it flickers") if section.kind == "flicker" else ""
+    )
     failed = any(verdict.state == FAIL for verdict in section.verdicts)
-    plots = "".join(f"<figure>{svg(plot, report.fps, report.cuts)}</figure>" for plot in section.plots if plot.curves)
+    plots = "".join(
+        f"<figure>{svg(plot, report.fps, report.cuts)}</figure>"
+        for plot in section.plots
+        if plot.curves
+    )
     if not plots and not frames:
         return ""
     images = heat + "".join(_worst_frame(report, frame) for frame in frames)
@@ -82,7 +100,8 @@ def _section(report: Report, section: Section) -> str:
     state = FAIL if failed else PASS
     return (
         f'<section id="{section.kind}" class="{state}"><h2>{escape(section.title)}{mark}</h2>'
-        f'<p>{escape(section.lead)}</p><div class="plots">{plots}{_side(section)}</div>{images}</section>'
+        f'<p>{escape(section.lead)}</p><div class="plots">{plots}{_side(section)}</div>'
+        f"{images}</section>"
     )
 
 
@@ -98,7 +117,7 @@ def _side(section: Section) -> str:
 
 
 def _hint(verdict: Verdict) -> str:
-    return f"<em>Try: {escape(verdict.hint)}</em>" if verdict.hint else ""
+    return f"<em>What may help: {escape(verdict.hint)}</em>" if verdict.hint else ""
 
 
 def _value(verdict: Verdict) -> str:
@@ -128,19 +147,30 @@ def _panels(panels: Sequence[tuple[str, bytes]], title: str) -> str:
 def _enhancer(report: Report) -> str:
     """The enhancer's own counters: guard actions, passthroughs, milliseconds per stage."""
     rows = [*_event_rows(report), *_total_rows(jsonable(report.totals))]
-    plots = "".join(f"<figure>{svg(plot, report.fps, report.cuts)}</figure>" for plot in enhancer_plots(report))
+    plots = "".join(
+        f"<figure>{svg(plot, report.fps, report.cuts)}</figure>" for plot in enhancer_plots(report)
+    )
     if not rows and not plots:
         return ""
-    cells = "".join(f"<tr><th>{escape(name)}</th><td>{escape(value)}</td></tr>" for name, value in rows)
+    cells = "".join(
+        f"<tr><th>{escape(name)}</th><td>{escape(value)}</td></tr>" for name, value in rows
+    )
     table = f"<table>{cells}</table>" if cells else ""
-    return f'<section id="enhancer"><h2>What the enhancer did</h2>{table}<div class="plots">{plots}</div></section>'
+    return (
+        f'<section id="enhancer"><h2>What the enhancer did</h2>{table}'
+        f'<div class="plots">{plots}</div></section>'
+    )
 
 
 def _event_rows(report: Report) -> Iterable[tuple[str, str]]:
     for name, counts in report.events.counts.items():
-        words = ", ".join(f"{word}: {count}" if word != "yes" else str(count) for word, count in counts.items())
+        words = ", ".join(
+            f"{word}: {count}" if word != "yes" else str(count) for word, count in counts.items()
+        )
         runs = report.events.runs(name)
-        where = ", ".join(f"{first}" if first == last else f"{first}–{last}" for first, last, _ in runs[:8])
+        where = ", ".join(
+            f"{first}" if first == last else f"{first}–{last}" for first, last, _ in runs[:8]
+        )
         yield f"{name}, frames", f"{words} (frames {where}{', …' if len(runs) > 8 else ''})"
 
 
@@ -153,7 +183,10 @@ def _total_rows(totals: dict[str, Any]) -> Iterable[tuple[str, str]]:
                 per_face = f", {_number(elapsed_ms) / faces:.1f} ms per face" if faces else ""
                 yield f"{stage}", f"{_number(elapsed_ms):.0f} ms{per_face}"
         elif isinstance(value, dict):
-            yield name.replace("_", " "), ", ".join(f"{word}: {count}" for word, count in value.items()) or "0"
+            yield (
+                name.replace("_", " "),
+                ", ".join(f"{word}: {count}" for word, count in value.items()) or "0",
+            )
         else:
             yield name.replace("_", " "), "–" if value is None else str(value)
 

@@ -68,8 +68,15 @@ def svg(plot: Plot, fps: float, cuts: Sequence[int] = ()) -> str:
         from matplotlib.backends.backend_svg import FigureCanvasSVG
         from matplotlib.figure import Figure
     except ImportError as error:
-        raise MissingDependencyError("matplotlib", "report", "the report's plots", str(error)) from error
-    style: Any = {"svg.fonttype": "none", "svg.hashsalt": plot.title, "font.family": "sans-serif", "font.size": 9}
+        raise MissingDependencyError(
+            "matplotlib", "report", "the report's plots", str(error)
+        ) from error
+    style: Any = {
+        "svg.fonttype": "none",
+        "svg.hashsalt": plot.title,
+        "font.family": "sans-serif",
+        "font.size": 9,
+    }
     with rc_context(style):
         figure = Figure(figsize=(5.2, 2.3), layout="constrained", facecolor="none")
         FigureCanvasSVG(figure)

@@ -76,7 +76,9 @@ def _plots(report: Report) -> dict[str, list[Plot]]:
         "eyes": [_by_clip(report, "eyes", "opening of the eyes")],
         "colour": [_drifts(report), change],
         "seam": [Plot("step at the seam, gray levels", seam, _levels(limit["seam"]))],
-        "structure": [_by_part(report, "structure", "structural similarity at 64 px", limit["structure"])],
+        "structure": [
+            _by_part(report, "structure", "structural similarity at 64 px", limit["structure"])
+        ],
         "movement": [_by_part(report, "moved", "moved, 1/256 of the crop", limit["movement"])],
         "likeness": [_by_clip(report, "psnr", "PSNR, dB"), _by_clip(report, "ssim", "SSIM")],
     }
@@ -133,7 +135,9 @@ def enhancer_plots(report: Report) -> list[Plot]:
     """The enhancer's own curves (strength, stability), with the frames it acted on shaded."""
     names = [name for name in report.series.names() if name.startswith("note_")]
     spans = [
-        (first, last) for event in ("guard", "passthrough") for first, last, _ in report.events.runs(event)[:200]
+        (first, last)
+        for event in ("guard", "passthrough")
+        for first, last, _ in report.events.runs(event)[:200]
     ]
     return [
         Plot(

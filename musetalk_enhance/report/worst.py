@@ -50,7 +50,7 @@ class WorstFrames:
         self._by_kind: dict[str, list[WorstFrame]] = {}
 
     def offer(self, kind: str, index: int, score: float, panels: Callable[[], Panels]) -> None:
-        """Offer a frame; `panels` is called, and its images encoded, only if the frame is stored."""
+        """Offer a frame; `panels` is called and its images encoded only if it is stored."""
         if not score > 0:
             return
         stored = self._by_kind.setdefault(kind, [])
@@ -91,7 +91,9 @@ def heat_maps(flicker: FlickerWindows) -> list[tuple[str, bytes]]:
     maps = []
     for name, total in flicker.maps.items():
         levels = np.sqrt(total / len(flicker.windows))
-        heat = cv2.applyColorMap(np.clip(levels * 85, 0, 255).astype(np.uint8), cv2.COLORMAP_INFERNO)
+        heat = cv2.applyColorMap(
+            np.clip(levels * 85, 0, 255).astype(np.uint8), cv2.COLORMAP_INFERNO
+        )
         larger = cv2.resize(heat, None, fx=2, fy=2, interpolation=cv2.INTER_LINEAR)
         caption = f"{names.get(name, name)}: changes over 5 Hz"
         maps.append((caption, jpeg(np.asarray(larger, np.uint8))))
