@@ -12,7 +12,7 @@ from ..pipeline.stats import by_reason, counted, restored_words
 from .job import (
     UNREADABLE,
     add_options,
-    add_running,
+    add_execution_options,
     engine_from,
     left_alone_warning,
     progress_bar,
@@ -52,7 +52,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "example: fidelity=0.5,0.7,0.9",
     )
     add_options(parser, ImageSettings)
-    add_running(parser)
+    add_execution_options(parser)
 
 
 def run(args: argparse.Namespace) -> int:

@@ -15,7 +15,7 @@ from ..pipeline.stats import by_reason, counted, restored_words
 from .job import (
     UNREADABLE,
     add_options,
-    add_running,
+    add_execution_options,
     engine_from,
     left_alone_warning,
     progress_bar,
@@ -55,7 +55,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="write report.json and report.html on the restored faces to this folder",
     )
     add_options(parser, VideoSettings)
-    add_running(parser)
+    add_execution_options(parser)
 
 
 def run(args: argparse.Namespace) -> int:
