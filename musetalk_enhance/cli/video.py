@@ -14,8 +14,8 @@ from ..errors import MediaError
 from ..pipeline.stats import by_reason, counted, restored_words
 from .job import (
     UNREADABLE,
-    add_options,
     add_execution_options,
+    add_options,
     engine_from,
     left_alone_warning,
     progress_bar,

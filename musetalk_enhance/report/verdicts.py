@@ -224,7 +224,8 @@ def _flicker(flicker: FlickerWindows, limits: Limits) -> Verdict:
     if np.isnan(energy_in):
         why = flicker.reason or "no part of the face is still for long enough; see the warping error"
         return line("flicker", label, "flicker", float("nan"), limits.flicker, why)
-    yardstick, text = energy_in, f"energy in still regions, gray levels squared; the input has {energy_in:.3g}"
+    yardstick = energy_in
+    text = f"energy in still regions, gray levels squared; the input has {energy_in:.3g}"
     if "ref" in flicker.maps:
         energy_ref = flicker.mean("ref")
         yardstick = max(energy_in, energy_ref)
@@ -246,14 +247,18 @@ def _openings(series: Series, part: str, min_correlation: float, limits: Limits)
     lines = [line(f"{part}_opening", f"{owner}: opening kept", part, difference, limits.opening_difference, text)]
     if np.std(opening_in[measured]) < limits.least_opening_change:
         why = f"hardly moves in the input (standard deviation {np.std(opening_in[measured]):.3g})"
-        moves = line(f"{part}_correlation", f"{owner}: moves as before", part, nan, min_correlation, why, at_most=False)
+        moves = line(
+            f"{part}_correlation", f"{owner}: moves as before", part, nan, min_correlation, why, at_most=False
+        )
         return [moves, *lines]
     lag, best = opening_lag(opening_in, opening_out)
     text = f"correlation of the opening, out and in, at no lag; {best:.3f} at best"
     if f"{part}_ref" in series:
         text += f"; with the reference {correlation(series[f'{part}_ref'], opening_out):.3f}"
     same = correlation(opening_in, opening_out)
-    moves = line(f"{part}_correlation", f"{owner}: moves as before", part, same, min_correlation, text, at_most=False)
+    moves = line(
+        f"{part}_correlation", f"{owner}: moves as before", part, same, min_correlation, text, at_most=False
+    )
     late = line(f"{part}_lag", f"{owner}: in time", part, abs(lag), 0, _lag_text(lag))
     return [moves, late, *lines]
 

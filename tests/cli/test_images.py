@@ -16,7 +16,7 @@ from musetalk_enhance.jobs import ImageSettings
 from musetalk_enhance.jobs.images import STATS
 from musetalk_enhance.pipeline.stats import counted
 from musetalk_enhance.restorers.catalog import AUTO_ORDER
-from tests.jobs.conftest import ADDED, files, network, put, read  # noqa: F401 - `network` is a fixture
+from tests.jobs.conftest import ADDED, files, network, put, read  # noqa: F401 - a fixture
 
 YUNET, SMALL = "face_detection_yunet_2023mar.onnx", "detection_mobilenet0.25_Final.pth"
 LITE = ["--model", "lite", "--backend", "torch"]
@@ -70,7 +70,7 @@ def test_a_folder_is_restored_and_summarized(network, folders, capsys):  # noqa:
     assert "2 images restored by an earlier run" in capsys.readouterr().out
 
 
-def test_faces_that_are_left_alone_are_not_counted_as_restored(network, folders, capsys):  # noqa: F811
+def test_faces_left_alone_are_not_counted_as_restored(network, folders, capsys):  # noqa: F811
     assert whole(folders, "--strength", "0") == 0
     printed = capsys.readouterr()
     assert "0 faces in 2 images restored by fake; left alone: 2 strength 0;" in printed.out

@@ -1,4 +1,4 @@
-"""A talking head as a host sees it: sharp crops, and the same softened; and a meter that needs no network."""
+"""A talking head as a host has it: sharp and softened crops; a meter without a network."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def rings() -> np.ndarray:
 
 
 def plain_meter(faces: torch.Tensor) -> SimpleNamespace:
-    """Landmarks where a host has them; openings are the brightness of the crop, so that a test can set them."""
+    """Landmarks at their usual position; a crop's openings are its brightness, set by tests."""
     count, _, height, width = faces.shape
     places = torch.tensor([[0.3, 0.35], [0.7, 0.35], [0.5, 0.55], [0.35, 0.78], [0.65, 0.78]])
     level = faces.mean((1, 2, 3))

@@ -73,7 +73,8 @@ def test_the_report_counts_frames_that_changed(rings, meter, tmp_path):
     verdict = report.verdict("restored")
     assert verdict.value == pytest.approx(8 / 12, abs=1e-3) and verdict.state == "info"
     assert verdict.text == (
-        "8 of 12 frames, at strength 0.50 and by 2.00 of 255 in the mean; left alone: 3 unchanged; handed back: 1 NaN"
+        "8 of 12 frames, at strength 0.50 and by 2.00 of 255 in the mean; "
+        "left alone: 3 unchanged; handed back: 1 NaN"
     )
     assert "over the 8 of 12 frames" in report.verdict("sharpness").text and not report.notes
     page = report.html()

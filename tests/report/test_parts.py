@@ -14,7 +14,7 @@ from musetalk_enhance.report.events import Events
 from musetalk_enhance.report.flicker import FlickerWindows, stillness
 from musetalk_enhance.report.measurements import ChangedRegion, FrameCrops, Sizes, resize
 from musetalk_enhance.report.openings import OpeningMeter, Openings, parts_of
-from musetalk_enhance.report.plots import Curve, Plot, svg, decimate
+from musetalk_enhance.report.plots import Curve, Plot, decimate, svg
 from musetalk_enhance.report.series import Series
 from musetalk_enhance.report.worst import WorstFrames, difference, jpeg
 
@@ -171,7 +171,7 @@ def test_sizes_are_those_of_the_first_output(rings):
     assert resize(rings, (64, 64)) is rings
 
 
-def test_the_changed_region_is_found_over_time(rings, gauge):
+def test_the_changed_region_is_found_over_time(rings):
     brighter = rings.copy()
     brighter[32:] = np.clip(brighter[32:].astype(int) + 8, 0, 255)
     changed = ChangedRegion()

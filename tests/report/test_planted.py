@@ -1,4 +1,4 @@
-"""Restorers that do harm, on the frames of the talking head: each is shown by a failed line, the right one."""
+"""Harmful restorers on the frames of the talking head: each one fails the right check."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A real clip, softened as a host softens it: the original and the embedded model, judged by the embedded meter."""
+"""A real clip, softened as by a host: the original and the embedded model are measured."""
 
 from __future__ import annotations
 

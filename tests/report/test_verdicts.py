@@ -1,4 +1,4 @@
-"""The verdicts, each from curves made by hand."""
+"""The verdicts, each on synthetic curves."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ COUNT = 40
 
 
 def curves(**changes) -> Series:
-    """Forty frames of a clip that is all well, with some curves changed; a number is the same in every frame."""
+    """Forty frames of a flawless clip, with some curves changed; a number fills its curve."""
     wave = 0.1 + 0.1 * np.sin(np.arange(COUNT) / 3)
     values_by_name = {
         **{f"sharpness_{clip}": 10.0 for clip in ("in", "out")},
