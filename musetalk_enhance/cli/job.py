@@ -67,7 +67,7 @@ def add_options(parser: argparse.ArgumentParser, settings: type[FaceSettings]) -
 
 
 class _Switch(argparse.Action):
-    """``--guard``, ``--guard true``, ``--guard=false`` ``--no-guard``: an optional value."""
+    """A switch: ``--guard``, ``--guard true``, ``--guard=false`` or ``--no-guard``."""
 
     def __init__(self, option_strings: list[str], dest: str, **common: Any) -> None:
         names = [*option_strings, *(f"--no-{name[2:]}" for name in option_strings)]
