@@ -41,7 +41,7 @@ import numpy as np
 from musetalk_enhance.media import VideoWriter, probe, read_frames, write_image
 from musetalk_enhance.metrics import laplacian_energy, psnr
 from musetalk_enhance.report import ReportBuilder
-from musetalk_enhance.report.openings import Gauger, parts_of
+from musetalk_enhance.report.openings import OpeningMeter, parts_of
 
 SECTION = "gfpgan:\n  enabled: true\n  model: lite\n  output_size: native\n  region: lower\n"
 SOFTNESS = {"area": "area 96 px", "0.35,0.1": "decoder 0.35/0.1"}
@@ -214,9 +214,9 @@ def lower_face(frame: np.ndarray, box: Box) -> np.ndarray:
 
 def mouths(faces: list[np.ndarray]) -> list[tuple[slice, slice]]:
     """Rows and columns of the mouth in each crop, by the gauge on the clip's own face."""
-    gauger = Gauger()
+    meter = OpeningMeter()
     sized = [cv2.resize(face, (256, 256), interpolation=cv2.INTER_AREA) for face in faces]
-    openings = [gauger.measure([face])[0] for face in sized]
+    openings = [meter.measure([face])[0] for face in sized]
     return [
         parts_of(one, face.shape[:2])["mouth"] for one, face in zip(openings, faces, strict=True)
     ]

@@ -1,8 +1,7 @@
 """The command line: ``musetalk-enhance`` and ``python -m musetalk_enhance``.
 
-Exit codes: 0 fine, 1 a check failed, 2 a wrong call or a typed error, 3 done but for inputs that could not be read
-or restored, 130 interrupted; ``run`` hands on the
-host script's own.
+Exit codes: 0 success, 1 a check failed, 2 a usage error or an error of the library, 3 some inputs
+could not be read or restored, 130 interrupted. ``run`` returns the host script's exit code.
 """
 
 from __future__ import annotations
@@ -18,7 +17,7 @@ from .._version import __version__
 from ..errors import EnhanceError
 
 COMMANDS = ("run", "images", "video", "report", "models", "weights", "export", "bench")
-"""Sub-commands; each is a module here with HELP, add_arguments(parser) and run(args) -> exit code."""
+"""Subcommands: modules of this package with HELP, add_arguments(parser), run(args) -> exit code."""
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -31,7 +30,9 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for name in COMMANDS:
         module = import_module(f".{name}", __name__)
-        sub = commands.add_parser(name, help=module.HELP, description=module.HELP, allow_abbrev=False)
+        sub = commands.add_parser(
+            name, help=module.HELP, description=module.HELP, allow_abbrev=False
+        )
         module.add_arguments(sub)
         sub.set_defaults(run=module.run)
     return parser
@@ -41,18 +42,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run a command and return its exit code.
 
     Args:
-        argv: arguments without the program's name; None takes ``sys.argv``.
+        argv: arguments without the program's name; None uses ``sys.argv``.
     """
     words = list(sys.argv[1:] if argv is None else argv)
-    with _said_on_stderr():
+    with _log_to_stderr():
         return _main(words)
 
 
 @contextmanager
-def _said_on_stderr() -> Iterator[None]:
-    """While inside, what the library logs goes to stderr; the root logger is left to the host's script."""
+def _log_to_stderr() -> Iterator[None]:
+    """Send the library's log to stderr inside the context; the root logger stays untouched."""
     logger = logging.getLogger("musetalk_enhance")
-    if any(isinstance(handler, _StderrHandler) for handler in logger.handlers):  # a command within a command
+    # a command within a command
+    if any(isinstance(handler, _StderrHandler) for handler in logger.handlers):
         yield
         return
     handler, level, propagate = _StderrHandler(sys.stderr), logger.level, logger.propagate
@@ -69,13 +71,13 @@ def _said_on_stderr() -> Iterator[None]:
 
 
 class _StderrHandler(logging.StreamHandler):  # type: ignore[type-arg]
-    """The command line's own handler."""
+    """The handler of the command line."""
 
 
 def _main(words: list[str]) -> int:
     try:
         if words[:1] == ["run"] and words[1:] not in (["-h"], ["--help"]):
-            from .run import run_words  # the script's own arguments are none of argparse's business
+            from .run import run_words  # argparse must not parse the script's own arguments
 
             return run_words(words[1:])
         args = _parser().parse_args(words)

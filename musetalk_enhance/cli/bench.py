@@ -86,7 +86,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--tune",
         action="store_true",
-        help="measure again what backend: auto and dtype: auto select on this machine",
+        help="measure which execution backend: auto and dtype: auto select on this machine",
     )
     for flag in ("--random", "--no-reference", "--host-loop"):
         parser.add_argument(flag, nargs=0, action=_Moved, help=argparse.SUPPRESS)
@@ -95,7 +95,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 class _Moved(argparse.Action):
-    """A flag of earlier releases that is the benchmark rig's now."""
+    """A flag of earlier releases that moved to the benchmark rig."""
 
     def __call__(
         self,
@@ -149,7 +149,7 @@ def _tune(args: argparse.Namespace, name: str, device: torch.device) -> int:
         )
         ms = tune(choose(settings).network(), settings, device)
         for execution in sorted(ms, key=lambda key: ms[key]):
-            print(f"{name} {region:<6} {execution:<14} {ms[execution]:9.1f} ms a face")
+            print(f"{name} {region:<6} {execution:<14} {ms[execution]:9.1f} ms per face")
     return 0
 
 
@@ -163,7 +163,7 @@ def _measured(args: argparse.Namespace, row: Row, device: torch.device) -> Row:
     from ..backends.torch_backend import is_emulated
 
     if device.type == "cpu" and row["backend"] == "torch" and is_emulated(row["dtype"]):
-        reason = f"this CPU has no {row['dtype']} instructions: a face takes torch minutes"
+        reason = f"this CPU has no {row['dtype']} instructions: torch needs minutes per face"
         return {"reason": reason}
     faces = args.faces or (2 if args.quick else 8)
     frames = moving_frames(-(-faces // row["batch"]) * row["batch"])
@@ -178,7 +178,7 @@ def _measured(args: argparse.Namespace, row: Row, device: torch.device) -> Row:
     }
     try:
         return _timed(options, frames, args.rounds or (1 if args.quick else 3), device)
-    except Exception as error:  # a runtime's own errors are a row of the table, too
+    except Exception as error:  # any error of a runtime becomes a row of the table
         return {"reason": " ".join(str(error).split()) or type(error).__name__}
 
 
@@ -264,7 +264,7 @@ def table(report: Row) -> list[str]:
     return [
         *lines,
         f"{report['model']} on {report['device']}, all defaults on. ms/face: median of the rounds.",
-        f"spread: slowest over fastest round. {', '.join(_STAGES)}: ms a face.",
+        f"spread: slowest over fastest round. {', '.join(_STAGES)}: ms per face.",
         "MiB: peak memory of loading and of a run.",
         text[0],
         "-" * max(len(line) for line in text),

@@ -1,4 +1,4 @@
-"""``musetalk-enhance export NAME_OR_PATH OUT.onnx``: a model as an ONNX file, for other runtimes."""
+"""``musetalk-enhance export NAME_OR_PATH OUT.onnx``: write a model as an ONNX file."""
 
 from __future__ import annotations
 
@@ -7,28 +7,36 @@ from pathlib import Path
 
 from ..config.settings import options
 
-HELP = "write a model as an ONNX file, and check that it computes what torch does"
+HELP = "write a model as an ONNX file and compare its output with torch"
 
-PASSED = ("arch", "channel_multiplier", "region", "fidelity")
-"""Options of the enhancer that change what is written; they are flags here under their own names."""
+MODEL_OPTIONS = ("arch", "channel_multiplier", "region", "fidelity")
+"""Options of the enhancer that change the exported network; the flags have the same names."""
 SWITCHES = ("trust_unpinned", "download")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The model, the file, and the options that say which network it is."""
-    parser.add_argument("model", metavar="NAME_OR_PATH", help="a name of `musetalk-enhance models`, or a checkpoint")
-    parser.add_argument("out", metavar="OUT.onnx", help="the file to write; replaced when the new one is checked")
-    known = {option.name: option for option in options()}
-    for name in PASSED:
-        metadata = known[name].metadata
-        text = f"{metadata['help']} One of: {metadata['allowed']}. Default: {known[name].default}."
+    """Add the model, the output file, and the options that select the network."""
+    parser.add_argument(
+        "model",
+        metavar="NAME_OR_PATH",
+        help="a name listed by `musetalk-enhance models`, or a checkpoint",
+    )
+    parser.add_argument(
+        "out", metavar="OUT.onnx", help="output file; an existing one is replaced after the check"
+    )
+    enhancer_options = {option.name: option for option in options()}
+    for name in MODEL_OPTIONS:
+        option = enhancer_options[name]
+        allowed = option.metadata["allowed"]
+        text = f"{option.metadata['help']} One of: {allowed}. Default: {option.default}."
         parser.add_argument(f"--{name}", metavar=name.upper(), help=text.replace("%", "%%"))
     for name in SWITCHES:
-        parser.add_argument(f"--{name}", action="store_true", help=known[name].metadata["help"])
+        text = enhancer_options[name].metadata["help"]
+        parser.add_argument(f"--{name}", action="store_true", help=text)
 
 
 def run(args: argparse.Namespace) -> int:
-    """Write the file and print what it takes and how far it is from torch.
+    """Write the file; print its input, output and largest difference from torch.
 
     Raises:
         EnhanceError: the model cannot be loaded or written, or its file differs from torch.
@@ -37,14 +45,16 @@ def run(args: argparse.Namespace) -> int:
     from ..config.settings import EnhancerSettings
     from ..restorers.catalog import choose
 
-    given = {name: getattr(args, name) for name in (*PASSED, *SWITCHES) if getattr(args, name) is not None}
-    choice = choose(EnhancerSettings(enabled=True, model=args.model, **given))
-    licence = choice.model.record.licence
+    flags = {name: getattr(args, name) for name in (*MODEL_OPTIONS, *SWITCHES)}
+    flags = {name: value for name, value in flags.items() if value is not None}
+    choice = choose(EnhancerSettings(enabled=True, model=args.model, **flags))
+    license = choice.model.record.licence
     spec = choice.network()
-    found = export(spec, args.out, facts={"licence": licence})
+    difference = export(spec, args.out, facts={"licence": license})
     low, high = spec.value_range
     shape = ", ".join(str(size) for size in (BATCH, *spec.input_shape))
-    print(f"{args.out}: {spec.name}, {Path(args.out).expanduser().stat().st_size / 1e6:.1f} MB, licence: {licence}")
-    print(f"takes {INPUT}, float32 ({shape}), RGB, {low:g}..{high:g}; makes {OUTPUT}, in the same range")
-    print(f"largest difference from torch: {found:.1e} (at most {MOST_DIFFERENCE:.0e} is allowed)")
+    megabytes = Path(args.out).expanduser().stat().st_size / 1e6
+    print(f"{args.out}: {spec.name}, {megabytes:.1f} MB, license: {license}")
+    print(f"input {INPUT}: float32 ({shape}), RGB, {low:g}..{high:g}; output {OUTPUT}: same range")
+    print(f"largest difference from torch: {difference:.1e} (allowed: {MOST_DIFFERENCE:.0e})")
     return 0

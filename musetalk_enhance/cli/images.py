@@ -1,4 +1,4 @@
-"""``musetalk-enhance images INPUT_DIR --output-dir OUT``: the faces of a folder of pictures."""
+"""``musetalk-enhance images INPUT_DIR --output-dir OUT``: restore the faces in images."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 from ..pipeline.stats import by_reason, counted, restored_words
 from .job import (
     UNREADABLE,
+    add_execution_options,
     add_options,
-    add_running,
     engine_from,
     left_alone_warning,
     progress_bar,
@@ -23,87 +23,105 @@ if TYPE_CHECKING:
     from ..jobs import ImagesResult
     from ..jobs.sampling import Tried
 
-HELP = "restore the faces of every picture in a folder; goes on where it was stopped"
+HELP = "restore the faces in every image of a folder; an interrupted run resumes"
 
 logger = logging.getLogger("musetalk_enhance")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Input, output, what to try first, and every option of `ImageSettings`."""
+    """Add input, output, sampling, and every option of `ImageSettings`."""
     from ..jobs.options import ImageSettings
 
-    parser.add_argument("source", metavar="INPUT_DIR", type=Path, help="a folder with pictures, or one picture")
-    parser.add_argument("--output-dir", metavar="OUT", type=Path, required=True, help="folder for the results")
-    trying = parser.add_argument_group("trying first")
-    trying.add_argument(
-        "--num-samples", type=int, metavar="N", help="only N pictures, spread over the folder, in OUT/samples"
+    parser.add_argument(
+        "source", metavar="INPUT_DIR", type=Path, help="a folder with images, or one image"
     )
-    trying.add_argument(
+    parser.add_argument(
+        "--output-dir", metavar="OUT", type=Path, required=True, help="folder for the results"
+    )
+    samples = parser.add_argument_group("samples")
+    samples.add_argument(
+        "--num-samples",
+        type=int,
+        metavar="N",
+        help="restore only N images, spread over the folder, in OUT/samples",
+    )
+    samples.add_argument(
         "--sweep",
         metavar="OPTION=V,V,...",
-        help="every picture once for each value, side by side in OUT/sweep, such as fidelity=0.5,0.7,0.9",
+        help="restore every image once per value, side by side in OUT/sweep; "
+        "example: fidelity=0.5,0.7,0.9",
     )
     add_options(parser, ImageSettings)
-    add_running(parser)
+    add_execution_options(parser)
 
 
 def run(args: argparse.Namespace) -> int:
-    """Restore; 3 where pictures could not be read or restored.
+    """Restore; 3 if images could not be read or restored.
 
     Raises:
-        EnhanceError: the work cannot begin or go on.
+        EnhanceError: the job cannot start or continue.
     """
     from ..jobs import ImageSettings, restore_images
     from ..jobs.sampling import Sweep, restore_samples, restore_sweep
 
-    settings, sweep = settings_from(args, ImageSettings), None if args.sweep is None else Sweep.parse(args.sweep)
-    engine = engine_from(args)
-    with progress_bar("picture", args.quiet) as progress:
+    settings = settings_from(args, ImageSettings)
+    sweep = None if args.sweep is None else Sweep.parse(args.sweep)
+    engine, paths = engine_from(args), (args.source, args.output_dir)
+    with progress_bar("image", args.quiet) as progress:
         common: dict[str, Any] = {"engine": engine, "progress": progress}
-        made: ImagesResult | Tried
+        result: ImagesResult | Tried
         if sweep is not None:
-            made = restore_sweep(args.source, args.output_dir, settings, sweep, args.num_samples, **common)
+            result = restore_sweep(*paths, settings, sweep, args.num_samples, **common)
         elif args.num_samples is not None:
-            made = restore_samples(args.source, args.output_dir, settings, args.num_samples, **common)
+            result = restore_samples(*paths, settings, args.num_samples, **common)
         else:
-            made = restore_images(args.source, args.output_dir, settings, **common)
-    _say(made, args)
-    return UNREADABLE if made.errors else 0
+            result = restore_images(*paths, settings, **common)
+    _print(result, args)
+    return UNREADABLE if result.errors else 0
 
 
-def _say(made: ImagesResult | Tried, args: argparse.Namespace) -> None:
+def _print(result: ImagesResult | Tried, args: argparse.Namespace) -> None:
     from ..jobs import ImagesResult
 
-    results = (made,) if isinstance(made, ImagesResult) else made.results
-    for said in dict.fromkeys(error["error"] for one in results for error in one.stats["errors"]):
-        logger.warning("%s", said)
+    results = (result,) if isinstance(result, ImagesResult) else result.results
+    errors = (error["error"] for one in results for error in one.stats["errors"])
+    for message in dict.fromkeys(errors):
+        logger.warning("%s", message)
     for one in results:
         faces, strength = one.stats["faces"], one.stats["settings"]["strength"]
         warning = left_alone_warning(faces["found"], faces["left"], faces, strength)
         if warning is not None:
             logger.warning("%s: %s", one.output, warning)
     if args.json:
-        rows = [{"output": str(one.output), "seconds": round(one.seconds, 2), **one.stats} for one in results]
-        print(json.dumps(rows[0] if isinstance(made, ImagesResult) else rows, indent=1))
+        rows = [
+            {"output": str(one.output), "seconds": round(one.seconds, 2), **one.stats}
+            for one in results
+        ]
+        print(json.dumps(rows[0] if isinstance(result, ImagesResult) else rows, indent=1))
         return
     for one in results:
         print(summary(one))
-    if not isinstance(made, ImagesResult) and made.sheet is not None:
-        print(f"written: {made.sheet}")
+    if not isinstance(result, ImagesResult) and result.sheet is not None:
+        print(f"wrote {result.sheet}")
 
 
 def summary(result: ImagesResult) -> str:
-    """One line for a person."""
-    pictures, faces, ran = (result.stats[name] for name in ("pictures", "faces", "model_that_ran"))
+    """One line on the result, for a terminal."""
+    images, faces, model = (result.stats[name] for name in ("pictures", "faces", "model_that_ran"))
     left = by_reason(faces["left"])
     changed = restored_words(faces["mean_strength"], faces["mean_change"], faces["partial"])
-    bad = pictures["unreadable"] + pictures["failed"]
-    fidelity = "" if ran["fidelity"] is None else f" at fidelity {ran['fidelity']:g}"
-    before = counted(result.resumed, "picture")
-    return (
-        f"{result.output}: {counted(faces['restored'], 'face')} in {counted(pictures['all'], 'picture')} restored by "
-        f"{ran['model']}{fidelity}{changed}{f'; left alone: {left}' if left else ''}; "
-        f"{counted(pictures['without_restored_face'], 'picture')} without a face"
-        f"{f'; {bad} could not be read or restored' if bad else ''}; {result.seconds:.1f} s"
-        f"{f', {before} done before' if result.resumed else ''}"
+    failed = images["unreadable"] + images["failed"]
+    fidelity = "" if model["fidelity"] is None else f" at fidelity {model['fidelity']:g}"
+    text = (
+        f"{result.output}: {counted(faces['restored'], 'face')} in "
+        f"{counted(images['all'], 'image')} restored by {model['model']}{fidelity}{changed}"
     )
+    if left:
+        text += f"; left alone: {left}"
+    text += f"; {counted(images['without_restored_face'], 'image')} without a restored face"
+    if failed:
+        text += f"; {failed} could not be read or restored"
+    text += f"; {result.seconds:.1f} s"
+    if result.resumed:
+        text += f", {counted(result.resumed, 'image')} restored by an earlier run"
+    return text

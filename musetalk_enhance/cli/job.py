@@ -1,4 +1,4 @@
-"""What the commands for folders and videos share: options made from their settings, engines, a progress bar."""
+"""Shared by the commands for folders and videos: flags from settings, engines, a progress bar."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 Settings = TypeVar("Settings", bound="FaceSettings")
 
 UNREADABLE = 3
-"""Exit code where inputs could not be read or restored; everything else was done."""
+"""Exit code if inputs could not be read or restored; all others were."""
 
 
 def flag(name: str) -> str:
@@ -31,13 +31,13 @@ def flag(name: str) -> str:
 def left_alone_warning(
     faces: int, left: Mapping[str, int], totals: Mapping[str, Any], strength: float
 ) -> str | None:
-    """What to tell the user of a job where most of the restoration is not in the result.
+    """A warning for a job whose result lacks most of the restoration; None otherwise.
 
     Args:
-        faces: that were detected.
-        left: reason to number of faces that were left as they came.
-        totals: of the job, with ``partial`` and ``mean_strength``.
-        strength: the option.
+        faces: number of detected faces.
+        left: reason to the number of faces that were left unchanged.
+        totals: the job's totals, with ``partial`` and ``mean_strength``.
+        strength: the option ``strength``.
     """
     restored, mean = faces - sum(left.values()), totals["mean_strength"]
     share = None if mean is None or not strength else restored * mean / strength / faces
@@ -47,12 +47,16 @@ def left_alone_warning(
 
 
 def add_options(parser: argparse.ArgumentParser, settings: type[FaceSettings]) -> None:
-    """A flag for every option of a job; one that is not given leaves no trace in the namespace."""
-    group = parser.add_argument_group("what is restored, and how")
+    """Add a flag for every option of a job; an absent flag sets no attribute of the namespace."""
+    group = parser.add_argument_group("restoration options")
     for option in dataclasses.fields(settings):
         default = "" if option.default is None else f" Default: {str(option.default).lower()}."
-        text = f"{option.metadata['help']} One of: {option.metadata['allowed']}.{default}".replace("%", "%%")
-        common: dict[str, Any] = {"dest": f"job_{option.name}", "default": argparse.SUPPRESS, "help": text}
+        text = f"{option.metadata['help']} One of: {option.metadata['allowed']}.{default}"
+        common: dict[str, Any] = {
+            "dest": f"job_{option.name}",
+            "default": argparse.SUPPRESS,
+            "help": text.replace("%", "%%"),
+        }
         words = [flag(option.name)]
         if not option.metadata["flag"]:
             continue
@@ -63,13 +67,15 @@ def add_options(parser: argparse.ArgumentParser, settings: type[FaceSettings]) -
 
 
 class _Switch(argparse.Action):
-    """``--guard``, ``--guard true``, ``--guard=false`` and ``--no-guard``: a word may follow, and need not."""
+    """A switch: ``--guard``, ``--guard true``, ``--guard=false`` or ``--no-guard``."""
 
     def __init__(self, option_strings: list[str], dest: str, **common: Any) -> None:
         names = [*option_strings, *(f"--no-{name[2:]}" for name in option_strings)]
         super().__init__(names, dest, nargs="?", **common)
 
-    def __call__(self, parser: Any, namespace: Any, values: Any, option_string: str | None = None) -> None:
+    def __call__(
+        self, parser: Any, namespace: Any, values: Any, option_string: str | None = None
+    ) -> None:
         negated = bool(option_string and option_string.startswith("--no-"))
         if negated and values is not None:
             parser.error(f"{option_string} takes no value, got {values!r}")
@@ -77,35 +83,42 @@ class _Switch(argparse.Action):
 
 
 def settings_from(args: argparse.Namespace, settings: type[Settings]) -> Settings:
-    """The settings that the flags mean.
+    """The settings that the flags select.
 
     Raises:
-        ConfigError: an impossible value, named as the user wrote it.
+        ConfigError: an invalid value; the error names the flag.
     """
-    given = {}
+    values = {}
     for option in dataclasses.fields(settings):
         if hasattr(args, f"job_{option.name}"):
-            given[option.name] = checked(option, getattr(args, f"job_{option.name}"), flag(option.name))
-    return settings(**given)
+            value = getattr(args, f"job_{option.name}")
+            values[option.name] = checked(option, value, flag(option.name))
+    return settings(**values)
 
 
-def add_running(parser: argparse.ArgumentParser) -> None:
-    """Where the work is done, and what is said meanwhile."""
-    group = parser.add_argument_group("where it runs, and what it says")
-    group.add_argument("--engine", choices=("local", "ray"), default="local", help="default: %(default)s")
+def add_execution_options(parser: argparse.ArgumentParser) -> None:
+    """Add the flags for the engine and the output."""
+    group = parser.add_argument_group("execution and output")
     group.add_argument(
-        "--address", metavar="ADDRESS", help="of a running Ray cluster, or auto; without it one is started here"
+        "--engine", choices=("local", "ray"), default="local", help="default: %(default)s"
     )
-    group.add_argument("--workers", type=int, metavar="N", help="with --engine ray: how many work side by side")
+    group.add_argument(
+        "--address",
+        metavar="ADDRESS",
+        help="address of a running Ray cluster, or auto; default: start a local one",
+    )
+    group.add_argument(
+        "--workers", type=int, metavar="N", help="number of parallel workers with --engine ray"
+    )
     group.add_argument("--quiet", action="store_true", help="no progress bar")
-    group.add_argument("--json", action="store_true", help="print what was done as JSON")
+    group.add_argument("--json", action="store_true", help="print the results as JSON")
 
 
 def engine_from(args: argparse.Namespace) -> Engine | None:
-    """The engine that the flags mean; None: here.
+    """The engine that the flags select; None runs the job in this process.
 
     Raises:
-        ConfigError: flags of another engine were given.
+        ConfigError: a flag belongs to another engine.
         MissingDependencyError: Ray is not installed.
     """
     if args.engine == "ray":
@@ -120,25 +133,33 @@ def engine_from(args: argparse.Namespace) -> Engine | None:
 
 @contextmanager
 def progress_bar(unit: str, quiet: bool) -> Iterator[Callable[[int, int], None]]:
-    """A bar with rate and time left on stderr, as a function of what is done and what there is.
+    """A progress bar with rate and remaining time on stderr.
 
-    What an earlier run had done does not count for the rate. Where stderr is no terminal, a line comes every ten
-    seconds.
+    Items of an earlier run do not count for the rate. If stderr is not a terminal, the bar is
+    printed every ten seconds.
+
+    Args:
+        unit: name of an item.
+        quiet: show nothing.
+
+    Yields:
+        A function ``update(finished, total)``.
     """
     from tqdm import tqdm
 
-    seldom = 0.1 if sys.stderr.isatty() else 10.0
+    interval = 0.1 if sys.stderr.isatty() else 10.0
     bars: list[Any] = []
 
-    def told(done: int, total: int) -> None:
-        if bars and (bars[0].total != total or done < bars[0].n):
+    def update(finished: int, total: int) -> None:
+        if bars and (bars[0].total != total or finished < bars[0].n):
             bars.pop().close()
         if not bars:
-            bars.append(tqdm(total=total, initial=done, unit=f" {unit}", mininterval=seldom, disable=quiet))
-        bars[0].update(done - bars[0].n)
+            options: Any = {"unit": f" {unit}", "mininterval": interval, "disable": quiet}
+            bars.append(tqdm(total=total, initial=finished, **options))
+        bars[0].update(finished - bars[0].n)
 
     try:
-        yield told
+        yield update
     finally:
         for bar in bars:
             bar.close()

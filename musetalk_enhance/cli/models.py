@@ -1,4 +1,4 @@
-"""``musetalk-enhance models``: the restorers there are."""
+"""``musetalk-enhance models``: list the restorers."""
 
 from __future__ import annotations
 
@@ -6,17 +6,19 @@ import argparse
 import json
 from typing import Any
 
-HELP = "list the restorers, plug-ins included, and whether their weight is here"
+HELP = "list the restorers, including plug-ins, and whether their weights are installed"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """A shell pattern and ``--json``."""
-    parser.add_argument("pattern", nargs="?", default="*", help="shell pattern, for example 'gfpgan*'")
+    """Add a shell pattern and ``--json``."""
+    parser.add_argument(
+        "pattern", nargs="?", default="*", help="shell pattern, for example 'gfpgan*'"
+    )
     parser.add_argument("--json", action="store_true", help="print JSON")
 
 
 def run(args: argparse.Namespace) -> int:
-    """Print the list; 1 when nothing matches."""
+    """Print the list; 1 if nothing matches."""
     rows = [_row(name) for name in _names(args.pattern)]
     if args.json:
         print(json.dumps(rows, indent=2))
@@ -40,11 +42,17 @@ def _row(name: str) -> dict[str, Any]:
     try:
         record = get_model(name).record
     except RestorerError as error:  # a broken plug-in is reported and breaks nothing else
-        return {"name": name, "status": "broken", "summary": str(error), "licence": None, "weight": None}
-    here = record.weight is None or weights.find(record.weight) is not None
+        return {
+            "name": name,
+            "status": "broken",
+            "summary": str(error),
+            "licence": None,
+            "weight": None,
+        }
+    installed = record.weight is None or weights.find(record.weight) is not None
     return {
         "name": name,
-        "status": "ready" if here else "no weight",
+        "status": "ready" if installed else "no weight",
         "summary": record.summary,
         "licence": record.licence,
         "weight": record.weight,

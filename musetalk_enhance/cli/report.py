@@ -1,4 +1,4 @@
-"""``musetalk-enhance report IN OUT``: what restoring did to a clip, as JSON and as a page."""
+"""``musetalk-enhance report IN OUT``: how restoration changed a clip, as JSON and as a page."""
 
 from __future__ import annotations
 
@@ -11,44 +11,58 @@ from typing import Any
 
 from ..errors import ConfigError
 
-HELP = "compare a clip with its restored version: figures, plots, worst frames, and a verdict on each line"
+HELP = "compare a clip with its restored version: metrics, plots, worst frames, and checks"
 
 logger = logging.getLogger("musetalk_enhance")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The clips, where the face is, and where the report goes."""
+    """Add the clips, the face's position, and the output folder."""
     parser.add_argument("before", metavar="IN", type=Path, help="the host's video, with soft faces")
-    parser.add_argument("after", metavar="OUT", type=Path, help="the same video with restored faces")
-    parser.add_argument("--reference", metavar="SRC", type=Path, help="the unsoftened original, where there is one")
-    parser.add_argument("--out", metavar="FOLDER", type=Path, default=Path("out/report"), help="default: %(default)s")
+    parser.add_argument(
+        "after", metavar="OUT", type=Path, help="the same video with restored faces"
+    )
+    parser.add_argument(
+        "--reference", metavar="SRC", type=Path, help="the unsoftened original, if available"
+    )
+    parser.add_argument(
+        "--out",
+        metavar="FOLDER",
+        type=Path,
+        default=Path("out/report"),
+        help="default: %(default)s",
+    )
     parser.add_argument(
         "--box",
         type=_box,
         metavar="X1,Y1,X2,Y2",
-        help="where the face is, in pixels; default: where IN and OUT differ, grown to a face",
+        help="the face's box in pixels; default: where IN and OUT differ, grown to a face",
     )
     parser.add_argument(
         "--sidecar",
         type=Path,
         metavar="FILE",
-        help="JSON with what the enhancer did: totals, and notes for each frame; default: OUT's name and .json",
+        help="JSON from the enhancer: totals, and notes on each frame; default: OUT.json",
     )
-    parser.add_argument("--title", default="", help="heading of the page; default: the names of both files")
-    parser.add_argument("--strict", action="store_true", help="exit code 1 if a line fails")
-    parser.add_argument("--json", action="store_true", help="print the verdicts as JSON instead of lines")
+    parser.add_argument(
+        "--title", default="", help="heading of the page; default: the names of both files"
+    )
+    parser.add_argument("--strict", action="store_true", help="exit code 1 if a check fails")
+    parser.add_argument(
+        "--json", action="store_true", help="print the verdicts as JSON instead of lines"
+    )
 
 
 def run(args: argparse.Namespace) -> int:
-    """Write the report and print its lines; 1 with ``--strict`` where one fails.
+    """Write the report and print its verdicts; 1 with ``--strict`` if one fails.
 
     Raises:
-        EnhanceError: a clip cannot be read, the clips do not belong together, or a package is missing.
+        EnhanceError: a clip cannot be read, the clips do not match, or a package is missing.
     """
     from ..report import compare
 
     notes, totals = read_sidecar(args.sidecar, args.after)
-    made = compare(
+    report = compare(
         args.before,
         args.after,
         args.reference,
@@ -58,26 +72,29 @@ def run(args: argparse.Namespace) -> int:
         totals=totals,
         title=args.title,
     )
-    files = made.write(args.out)
-    for note in made.notes:
+    files = report.write(args.out)
+    for note in report.notes:
         logger.info("%s", note)
-    print(
-        json.dumps([verdict.as_dict() for verdict in made.verdicts], indent=1) if args.json else _text(made.lines())
-    )
-    logger.info("written: %s", ", ".join(str(path) for path in files))
-    return 1 if args.strict and made.failed else 0
+    if args.json:
+        print(json.dumps([verdict.as_dict() for verdict in report.verdicts], indent=1))
+    else:
+        print("\n".join(report.lines()))
+    logger.info("wrote %s", ", ".join(str(path) for path in files))
+    return 1 if args.strict and report.failed else 0
 
 
 def find_locator(path: str | Path | None = None) -> Any:
-    """A face detector whose weight is on this machine, as `report.region.Locate`; None where there is none.
+    """A YuNet face detector as `report.region.Locate`; None if its weight is not installed.
 
-    `path` is a weight of YuNet of the user's own; one of another detector is looked past.
+    Args:
+        path: the user's own weight of YuNet; a weight of another detector is ignored.
     """
     from ..errors import MissingWeightError
     from ..faces.detect import make_detector
 
     try:
-        detector = make_detector("yunet", path if path is not None and str(path).endswith(".onnx") else None)
+        is_yunet = path is not None and str(path).endswith(".onnx")
+        detector = make_detector("yunet", path if is_yunet else None)
     except MissingWeightError:
         return None
 
@@ -88,34 +105,43 @@ def find_locator(path: str | Path | None = None) -> Any:
     return locate
 
 
-def read_sidecar(given: Path | None, after: Path) -> tuple[Sequence[Mapping[str, Any]], Mapping[str, Any]]:
-    """Notes for each frame and totals from ``{"notes": [{...}, ...], "totals": {...}}``; empty where none is there.
+def read_sidecar(
+    sidecar: Path | None, video: Path
+) -> tuple[Sequence[Mapping[str, Any]], Mapping[str, Any]]:
+    """Notes on each frame and totals from ``{"notes": [{...}, ...], "totals": {...}}``.
+
+    Args:
+        sidecar: the file; None reads `video`'s name plus ``.json``, and returns empty notes and
+            totals if there is no such file.
+        video: the restored video.
 
     Raises:
-        ConfigError: the file that was named is missing, or it is of another form.
+        ConfigError: `sidecar` is missing, or the file has another structure.
     """
-    path = given or after.with_name(f"{after.name}.json")
-    if given is None and not path.is_file():
+    path = sidecar or video.with_name(f"{video.name}.json")
+    if sidecar is None and not path.is_file():
         return (), {}
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise ConfigError("--sidecar", str(path), f"a JSON file that can be read ({error})") from error
-    notes, totals = (found.get("notes", []), found.get("totals", {})) if isinstance(found, dict) else (None, None)
-    if not isinstance(notes, list) or not isinstance(totals, dict) or not all(isinstance(one, dict) for one in notes):
-        raise ConfigError("--sidecar", str(path), '{"notes": [{...} for each frame], "totals": {...}}')
+        raise ConfigError("--sidecar", str(path), f"a readable JSON file ({error})") from error
+    notes, totals = None, None
+    if isinstance(content, dict):
+        notes, totals = content.get("notes", []), content.get("totals", {})
+    is_list = isinstance(notes, list) and all(isinstance(note, dict) for note in notes)
+    if notes is None or not is_list or not isinstance(totals, dict):
+        structure = '{"notes": [{...} for each frame], "totals": {...}}'
+        raise ConfigError("--sidecar", str(path), structure)
     return notes, totals
-
-
-def _text(lines: Sequence[str]) -> str:
-    return "\n".join(lines)
 
 
 def _box(text: str) -> tuple[int, int, int, int]:
     try:
         left, top, right, bottom = (int(word) for word in text.split(","))
     except ValueError:
-        raise argparse.ArgumentTypeError(f"{text!r} is not four whole numbers: X1,Y1,X2,Y2") from None
+        message = f"invalid value {text!r}; expected four integers: X1,Y1,X2,Y2"
+        raise argparse.ArgumentTypeError(message) from None
     if not (0 <= left < right and 0 <= top < bottom):
-        raise argparse.ArgumentTypeError(f"{text!r}: left before right, top before bottom, none under 0")
+        message = f"invalid value {text!r}; expected 0 <= X1 < X2 and 0 <= Y1 < Y2"
+        raise argparse.ArgumentTypeError(message)
     return left, top, right, bottom

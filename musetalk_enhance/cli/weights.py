@@ -10,7 +10,7 @@ import sys
 from ..errors import CacheError, EnhanceError
 from ..weights import WeightEntry, cache_dir, fetch, find, import_file, table, verify
 
-HELP = "Published weight files: what there is, where it lies, fetching, checking, importing."
+HELP = "list, locate, fetch, verify and import weight files"
 
 _ALL = "all"
 
@@ -19,43 +19,59 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the commands and their options to `parser`."""
     commands = parser.add_subparsers(dest="weights_command", required=True, metavar="COMMAND")
 
-    command = commands.add_parser("list", help="every weight: state, size, license, what it is for")
-    command.add_argument("--json", action="store_true", help="as JSON, with addresses, hashes and sources")
+    command = commands.add_parser("list", help="list every weight: state, size, license, purpose")
+    command.add_argument(
+        "--json", action="store_true", help="print JSON, with URLs, hashes and sources"
+    )
 
-    command = commands.add_parser("path", help="the cache folder, or where the file of NAME is")
+    command = commands.add_parser("path", help="print the cache folder, or the path of NAME")
     command.add_argument("name", nargs="?", metavar="NAME")
 
-    command = commands.add_parser("fetch", help="download, resume, check and put into the cache")
+    command = commands.add_parser(
+        "fetch", help="download weights into the cache, or resume a download"
+    )
     command.add_argument("names", nargs="+", metavar="NAME", help=f"a name of the list, or {_ALL}")
-    command.add_argument("--offline", action="store_true", help="never connect; say what is missing")
+    command.add_argument(
+        "--offline", action="store_true", help="do not connect; report missing weights"
+    )
     command.add_argument(
         "--mirror",
         action="append",
         default=[],
         metavar="URL",
-        help="address of a folder with the files, tried first; may be given again",
+        help="URL of a folder with the files, tried first; may be repeated",
     )
-    command.add_argument("--force", action="store_true", help="download again what is there already")
+    command.add_argument(
+        "--force", action="store_true", help="download weights again that are in the cache"
+    )
     command.add_argument("--quiet", action="store_true", help="no progress bar")
 
     command = commands.add_parser(
         "verify",
-        help="hash the files in the cache; without NAME, a weight never fetched is no failure, an empty cache is",
+        help="hash the files in the cache; without NAME, an empty cache or a corrupt file fails",
     )
     command.add_argument("names", nargs="*", metavar="NAME")
-    command.add_argument("--json", action="store_true", help="as JSON")
+    command.add_argument("--json", action="store_true", help="print JSON")
 
-    command = commands.add_parser("import", help="copy a file into the cache, recognised by its sha256")
+    command = commands.add_parser(
+        "import", help="copy files into the cache; their sha256 identifies them"
+    )
     command.add_argument("files", nargs="+", metavar="FILE")
 
 
 def run(args: argparse.Namespace) -> int:
-    """Run the command that was parsed. Returns 0 if all is well, 1 if a check failed or a weight is missing.
+    """Run the parsed command; 1 if a check failed or a weight is missing.
 
     Raises:
-        EnhanceError: whatever the library says.
+        EnhanceError: an error of the library.
     """
-    commands = {"list": _list, "path": _path, "fetch": _fetch, "verify": _verify, "import": _import}
+    commands = {
+        "list": _list,
+        "path": _path,
+        "fetch": _fetch,
+        "verify": _verify,
+        "import": _import,
+    }
     return commands[args.weights_command](args)
 
 
@@ -78,10 +94,11 @@ def _list(args: argparse.Namespace) -> int:
         ]
         print(json.dumps(rows, indent=2))
         return 0
-    wide = max(len(entry.name) for entry in table.WEIGHTS)
+    width = max(len(entry.name) for entry in table.WEIGHTS)
     for entry in table.WEIGHTS:
-        print(f"{entry.name:{wide}}  {_state(entry):10}  {entry.size / 1e6:6.1f} MB  {entry.purpose}")
-        print(f"{'':{wide}}  license: {entry.license}")
+        size = f"{entry.size / 1e6:6.1f} MB"
+        print(f"{entry.name:{width}}  {_state(entry):10}  {size}  {entry.purpose}")
+        print(f"{'':{width}}  license: {entry.license}")
     print(f"\nfolder: {cache_dir()}")
     return 0
 
@@ -94,13 +111,18 @@ def _path(args: argparse.Namespace) -> int:
     print(cache_dir() / entry.file)
     state = _state(entry)
     if state != "present":
-        print(f"{state}; fetch it with `musetalk-enhance weights fetch {entry.name}`", file=sys.stderr)
+        print(
+            f"{state}; fetch it with `musetalk-enhance weights fetch {entry.name}`", file=sys.stderr
+        )
     return 0 if state == "present" else 1
 
 
 def _fetch(args: argparse.Namespace) -> int:
-    """Fetch every name; a weight that fails does not keep the others back, and the last failure is raised."""
-    entries = list(table.WEIGHTS) if _ALL in args.names else [table.WEIGHTS.get(name) for name in args.names]
+    """Fetch every name; a failure does not stop the others, and the last one is raised."""
+    if _ALL in args.names:
+        entries = list(table.WEIGHTS)
+    else:
+        entries = [table.WEIGHTS.get(name) for name in args.names]
     failed: list[EnhanceError] = []
     for entry in entries:
         try:
@@ -111,7 +133,7 @@ def _fetch(args: argparse.Namespace) -> int:
                 progress=not args.quiet,
                 force=args.force,
             )
-        except CacheError:  # the next one would hit the same wall
+        except CacheError:  # the next weight would fail in the same way
             raise
         except EnhanceError as error:
             failed.append(error)
@@ -127,11 +149,12 @@ def _fetch(args: argparse.Namespace) -> int:
 def _verify(args: argparse.Namespace) -> int:
     results = verify(args.names or None)
     if args.json:
-        print(json.dumps([{**dataclasses.asdict(r), "path": str(r.path)} for r in results], indent=2))
+        rows = [{**dataclasses.asdict(r), "path": str(r.path)} for r in results]
+        print(json.dumps(rows, indent=2))
     else:
-        wide = max(len(result.name) for result in results)
+        width = max(len(result.name) for result in results)
         for result in results:
-            print(f"{result.name:{wide}}  {result.status:7}  {result.path}: {result.detail}")
+            print(f"{result.name:{width}}  {result.status:7}  {result.path}: {result.detail}")
     statuses = {result.status for result in results}
     if args.names:
         return 0 if statuses == {"ok"} else 1

@@ -1,4 +1,4 @@
-"""The report: what restoring did to a clip, in figures, plots and pictures, and whether that is within bounds."""
+"""The report: how restoration changed a clip, in numbers, plots and images, against limits."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`Report`: what was found, as numbers, as a page, as files."""
+"""`Report`: the results as numbers, as a page and as files."""
 
 from __future__ import annotations
 
@@ -16,24 +16,24 @@ from .verdicts import FAIL, Verdict
 from .worst import WorstFrames
 
 SCHEMA = 1
-"""Version of the JSON file's form."""
+"""Version of the JSON file's schema."""
 
 
 @dataclass(frozen=True)
 class Report:
-    """What was found on a clip.
+    """The results for one clip.
 
     Attributes:
-        title: its heading.
+        title: heading.
         fps: frames per second.
-        notes: sentences that stand at the top.
-        series: the numbers of every frame.
+        notes: sentences at the top of the page.
+        series: the values of every frame.
         flicker: the windows in which flicker was measured.
-        events: what the enhancer said of the frames.
-        cuts: frames at which a new scene begins.
-        worst: pictures of the worst frames.
-        totals: what the enhancer counted.
-        verdicts: one for each line, in order.
+        events: the enhancer's notes on the frames.
+        cuts: first frame of each new scene.
+        worst: images of the worst frames.
+        totals: the enhancer's counters.
+        verdicts: one for each check, in order.
     """
 
     title: str
@@ -54,14 +54,14 @@ class Report:
 
     @property
     def failed(self) -> list[Verdict]:
-        """Lines that are not as they should be."""
+        """Checks that fail."""
         return [verdict for verdict in self.verdicts if verdict.state == FAIL]
 
     def verdict(self, key: str) -> Verdict:
-        """The line of that name.
+        """The verdict with this key.
 
         Raises:
-            KeyError: there is none.
+            KeyError: no verdict has this key.
         """
         for verdict in self.verdicts:
             if verdict.key == key:
@@ -69,7 +69,7 @@ class Report:
         raise KeyError(key)
 
     def as_dict(self) -> dict[str, Any]:
-        """Everything but the pictures, ready for JSON: no NaN, five digits."""
+        """Everything except the images, ready for JSON: no NaN, five significant digits."""
         return {
             "schema": SCHEMA,
             "made_by": f"musetalk_enhance {__version__}",
@@ -80,7 +80,10 @@ class Report:
             "passed": not self.failed,
             "verdicts": [verdict.as_dict() for verdict in self.verdicts],
             "worst": {
-                kind: [{"frame": shot.index, "score": plain(shot.score)} for shot in self.worst.of(kind)]
+                kind: [
+                    {"frame": frame.index, "score": plain(frame.score)}
+                    for frame in self.worst.of(kind)
+                ]
                 for kind in self.worst.kinds()
             },
             "totals": jsonable(self.totals),
@@ -99,7 +102,7 @@ class Report:
         }
 
     def html(self) -> str:
-        """The page: one document with everything in it.
+        """The page: one self-contained document.
 
         Raises:
             MissingDependencyError: matplotlib is not installed.
@@ -109,17 +112,20 @@ class Report:
         return render(self)
 
     def lines(self) -> list[str]:
-        """The verdicts for a terminal, one a line."""
+        """The verdicts for a terminal, one per line."""
         return [terminal_line(verdict) for verdict in self.verdicts]
 
     def write(self, folder: str | Path) -> list[Path]:
-        """Write ``report.json`` and ``report.html`` into a folder, which is made; both are replaced.
+        """Write ``report.json`` and ``report.html`` to a folder; existing files are replaced.
+
+        Args:
+            folder: is created if it does not exist.
 
         Returns:
             Their paths.
 
         Raises:
-            MediaError: the folder cannot be made or written.
+            MediaError: the folder cannot be created or written to.
         """
         target = Path(folder).expanduser()
         files = {
@@ -140,6 +146,5 @@ def terminal_line(verdict: Verdict) -> str:
     value = "-" if verdict.value is None else f"{verdict.value:.4g}"
     bound = "at most" if verdict.at_most else "at least"
     limit = "" if verdict.limit is None else f" ({bound} {verdict.limit:.4g})"
-    return (
-        f"{verdict.state.upper() if verdict.state == FAIL else verdict.state:<10} {verdict.label:<28} {value}{limit}"
-    )
+    state = verdict.state.upper() if verdict.state == FAIL else verdict.state
+    return f"{state:<10} {verdict.label:<28} {value}{limit}"

@@ -1,4 +1,4 @@
-"""What the enhancer said of each frame: numbers become curves, words become runs of frames."""
+"""The enhancer's notes on each frame: numbers become curves, words become runs of frames."""
 
 from __future__ import annotations
 
@@ -10,27 +10,32 @@ from .series import simple
 
 
 class Events:
-    """Words and flags of the frames, kept as runs, so that a long clip of one kind is one entry."""
+    """Words and flags of the frames, stored as runs: a long clip of one kind is one entry."""
 
     def __init__(self) -> None:
         self.counts: dict[str, Counter[str]] = {}
         self._runs: dict[str, list[tuple[int, int, str]]] = {}
 
     def add(self, index: int, notes: Mapping[str, Any]) -> dict[str, float]:
-        """Take the notes of a frame; gives back those that are numbers, as curves ``note_NAME``.
+        """Add the notes of a frame.
 
-        False, None and empty words mean that there is nothing to say.
+        Args:
+            index: frame number.
+            notes: False, None and empty strings are ignored.
+
+        Returns:
+            The notes that are numbers, as values of the curves ``note_NAME``.
         """
         numbers: dict[str, float] = {}
-        for name, said in notes.items():
-            value = simple(said)
+        for name, note in notes.items():
+            value = simple(note)
             if isinstance(value, (int, float)) and not isinstance(value, bool):
                 numbers[f"note_{name}"] = float(value)
             elif value:
-                self._say(index, str(name), "yes" if value is True else str(value))
+                self._add_word(index, str(name), "yes" if value is True else str(value))
         return numbers
 
-    def _say(self, index: int, name: str, word: str) -> None:
+    def _add_word(self, index: int, name: str, word: str) -> None:
         self.counts.setdefault(name, Counter())[word] += 1
         runs = self._runs.setdefault(name, [])
         if runs and runs[-1][1:] == (index - 1, word):

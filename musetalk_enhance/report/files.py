@@ -1,4 +1,4 @@
-"""The report on two video files: the host's own, and the same one with restored faces."""
+"""The report on two video files: the host's video, and the same video with restored faces."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..errors import ConfigError, MediaError
+from ..errors import ConfigError, MediaError, warn_renamed
 from ..media import VideoInfo, probe, read_frames
 from .builder import ReportBuilder
 from .document import Report
-from .measuring import fit
-from .openings import Gauge
+from .measurements import resize
+from .openings import Meter
 from .region import Box, Locate, Track, find_difference, follow, grow_to_face
 from .verdicts import FAIL, PASS, Limits, Verdict
 
@@ -26,7 +26,7 @@ logger = logging.getLogger("musetalk_enhance")
 Image = NDArray[np.uint8]
 PathLike = str | Path
 
-_LOOKED_AT = 64  # frames, about, at which differences or faces are looked for
+_SAMPLES = 64  # approximate number of frames in which differences or faces are detected
 
 
 def compare(
@@ -39,140 +39,160 @@ def compare(
     notes: Sequence[Mapping[str, Any]] = (),
     totals: Mapping[str, Any] | None = None,
     title: str = "",
-    gauge: Gauge | None = None,
+    meter: Meter | None = None,
     limits: Limits | None = None,
+    gauge: Meter | None = None,
 ) -> Report:
-    """Compare a clip with its restored version; frames are streamed, twice where the face must be found.
+    """Compare a clip with its restored version.
+
+    Frames are streamed, twice where the face must be located first.
 
     >>> compare("host.mp4", "restored.mp4").write("out/report")  # doctest: +SKIP
 
     Args:
         before: the host's video, with soft faces.
-        after: the same with restored faces: same frame rate and size.
-        reference: the unsoftened original, where there is one: same frame rate; another size is brought to
-            the others'.
-        box: where the face is, left, top, right, bottom in pixels, for the whole clip.
-        locate: finds the face in a frame, see `region.Locate`; used where there is no `box`. With neither, it is
-            where the clips differ.
-        notes: what the enhancer knows of each frame, in order, see `ReportBuilder.add`.
-        totals: what the enhancer counted.
+        after: the same video with restored faces; same frame rate and size.
+        reference: the unsoftened original, if available; same frame rate, frames of another size
+            are resized.
+        box: the face's box in every frame: left, top, right, bottom in pixels.
+        locate: detects the face in a frame, see `region.Locate`; ignored with `box`. Without
+            both, the face is where the clips differ.
+        notes: the enhancer's notes on each frame, in order, see `ReportBuilder.add`.
+        totals: the enhancer's counters.
         title: heading; default: the names of both files.
-        gauge: see `ReportBuilder`.
+        meter: see `ReportBuilder`.
         limits: see `ReportBuilder`.
+        gauge: deprecated name of `meter`.
 
     Raises:
         MediaError: a file is missing or damaged, or the clips differ in size or frame rate.
         ConfigError: `box` is not inside the frames.
         MissingDependencyError: a package of the extra ``report`` is not installed.
     """
-    facts = probe(before)
+    if gauge is not None:
+        warn_renamed("compare(gauge=...)", "meter=...")
+        meter = gauge
+    info = probe(before)
     for path in (after, *(() if reference is None else (reference,))):
-        _check_alike(before, facts, path, probe(path), same_size=path is after)
-    builder = ReportBuilder(
-        float(facts.fps), title=title or f"{Path(before).name} → {Path(after).name}", gauge=gauge, limits=limits
-    )
-    track = _track(before, after, facts, box, locate, builder.notes)
-    _feed(builder, track, notes, before, after, reference)
+        _check_match(before, info, path, probe(path), same_size=path is after)
+    title = title or f"{Path(before).name} → {Path(after).name}"
+    builder = ReportBuilder(float(info.fps), title=title, meter=meter, limits=limits)
+    track = _track(before, after, info, box, locate, builder.notes)
+    _measure(builder, track, notes, before, after, reference)
     return builder.finish(totals)
 
 
-def _check_alike(first: PathLike, facts: VideoInfo, path: PathLike, other: VideoInfo, *, same_size: bool) -> None:
-    if same_size and (other.width, other.height) != (facts.width, facts.height):
-        what = f"is {other.width}x{other.height}, but {first} is {facts.width}x{facts.height}"
-        raise MediaError(path, f"{what}; a report compares clips of one size")
-    if abs(other.fps - facts.fps) > facts.fps / 1000:
-        what = f"has {float(other.fps):g} frames per second, but {first} has {float(facts.fps):g}"
-        raise MediaError(path, f"{what}; a report compares frame with frame")
+def _check_match(
+    first: PathLike, info: VideoInfo, path: PathLike, other: VideoInfo, *, same_size: bool
+) -> None:
+    if same_size and (other.width, other.height) != (info.width, info.height):
+        what = f"is {other.width}x{other.height}, but {first} is {info.width}x{info.height}"
+        raise MediaError(path, f"{what}; a report needs clips of one size")
+    if abs(other.fps - info.fps) > info.fps / 1000:
+        what = f"has {float(other.fps):g} frames per second, but {first} has {float(info.fps):g}"
+        raise MediaError(path, f"{what}; a report needs clips of one frame rate")
 
 
 def _track(
-    before: PathLike, after: PathLike, facts: VideoInfo, box: Box | None, locate: Locate | None, notes: list[str]
+    path_in: PathLike,
+    path_out: PathLike,
+    info: VideoInfo,
+    box: Box | None,
+    locate: Locate | None,
+    notes: list[str],
 ) -> Track:
-    """Where the face is, and a sentence about how that is known."""
-    frame_wh = facts.width, facts.height
+    """Locate the face, and add a sentence on how it was located to `notes`."""
+    frame_wh = info.width, info.height
     if box is not None:
         if not (0 <= box[0] < box[2] <= frame_wh[0] and 0 <= box[1] < box[3] <= frame_wh[1]):
-            raise ConfigError("box", box, f"left, top, right, bottom inside {frame_wh[0]}x{frame_wh[1]}")
-        return Track.standing(box)
-    every = max(1, (facts.frames or 8 * _LOOKED_AT) // _LOOKED_AT)
+            allowed = f"left, top, right, bottom inside {frame_wh[0]}x{frame_wh[1]}"
+            raise ConfigError("box", box, allowed)
+        return Track.fixed(box)
+    every = max(1, (info.frames or 8 * _SAMPLES) // _SAMPLES)
     with ExitStack() as stack:
-        pairs = zip(*(_opened(stack, path) for path in (before, after)), strict=False)
-        found = find_difference(islice(pairs, 0, None, every))
-    if found is None:
-        notes.append("IN and OUT do not differ beyond a codec's noise: nothing was restored.")
+        pairs = zip(*(_open(stack, path) for path in (path_in, path_out)), strict=False)
+        changed_box = find_difference(islice(pairs, 0, None, every))
+    if changed_box is None:
+        notes.append("IN and OUT differ only by compression noise: nothing was restored.")
     if locate is not None:
-        faces = _located(before, locate, every)
+        faces = _detect_faces(path_in, locate, every)
         if faces:
             return follow(faces)
-        notes.append("No face was found in IN; the region where IN and OUT differ is looked at instead.")
-    if found is None:
-        notes.append("Where the face is, is not known; the whole frame is looked at. Say it with --box.")
-        return Track.standing((0, 0, *frame_wh))
-    grown = grow_to_face(found, frame_wh)
+        notes.append("No face was found in IN; using the region where IN and OUT differ.")
+    if changed_box is None:
+        notes.append(
+            "The face's position is unknown; the whole frame is measured. Set it with --box."
+        )
+        return Track.fixed((0, 0, *frame_wh))
+    face_box = grow_to_face(changed_box, frame_wh)
     notes.append(
-        f"The face is taken to be at {', '.join(map(str, grown))} (left, top, right, bottom), from where the clips "
-        "differ. Another box can be given with --box."
+        f"The face is assumed at {', '.join(map(str, face_box))} (left, top, right, bottom), "
+        "from where the clips differ. Set another box with --box."
     )
-    return Track.standing(grown)
+    return Track.fixed(face_box)
 
 
-def _located(path: PathLike, locate: Locate, every: int) -> list[tuple[int, Sequence[float]]]:
-    """``(frame, box)`` of the frames in which a face was found."""
-    found: list[tuple[int, Sequence[float]]] = []
+def _detect_faces(path: PathLike, locate: Locate, every: int) -> list[tuple[int, Sequence[float]]]:
+    """``(frame, box)`` of each sampled frame in which a face is detected."""
+    boxes: list[tuple[int, Sequence[float]]] = []
     for index, frame in enumerate(read_frames(path)):
         box = locate(frame) if index % every == 0 else None
         if box is not None:
-            found.append((index, tuple(float(side) for side in box)))
-    return found
+            boxes.append((index, tuple(float(side) for side in box)))
+    return boxes
 
 
-def _opened(stack: ExitStack, path: PathLike) -> Iterator[Image]:
-    """The frames of a clip, whose file is closed with the stack."""
+def _open(stack: ExitStack, path: PathLike) -> Iterator[Image]:
+    """The frames of a clip; `stack` closes its file."""
     frames = read_frames(path)
     stack.callback(getattr(frames, "close", lambda: None))
     return frames
 
 
-def _feed(
+def _measure(
     builder: ReportBuilder,
     track: Track,
     notes: Sequence[Mapping[str, Any]],
-    before: PathLike,
-    after: PathLike,
+    path_in: PathLike,
+    path_out: PathLike,
     reference: PathLike | None,
 ) -> None:
-    """Hand every moment's crops to the builder; clips that end early end the comparison, and it says so."""
-    paths = [path for path in (before, after, reference) if path is not None]
+    """Add every frame's crops to the builder; the shortest clip ends the comparison."""
+    paths = [path for path in (path_in, path_out, reference) if path is not None]
     with ExitStack() as stack:
         lengths = [0] * len(paths)
-        clips = [_counted(_opened(stack, path), lengths, at) for at, path in enumerate(paths)]
+        clips = [_count(_open(stack, path), lengths, i) for i, path in enumerate(paths)]
         for frames in zip(*clips, strict=False):
             index, size_wh = builder.frames, (frames[0].shape[1], frames[0].shape[0])
             left, top, right, bottom = track.at(index, size_wh)
-            crops = [fit(frame, size_wh)[top:bottom, left:right] for frame in frames]
+            crops = [resize(frame, size_wh)[top:bottom, left:right] for frame in frames]
             builder.add(*crops, notes=notes[index] if index < len(notes) else None)
         for clip in clips:
             for _ in clip:
                 pass
-    _judge_lengths(builder, lengths)
+    _compare_lengths(builder, lengths)
 
 
-def _counted(frames: Iterator[Image], lengths: list[int], at: int) -> Iterator[Image]:
-    """The same frames; how many there were stands in ``lengths[at]``."""
+def _count(frames: Iterator[Image], lengths: list[int], index: int) -> Iterator[Image]:
+    """The same frames; ``lengths[index]`` counts them."""
     for frame in frames:
-        lengths[at] += 1
+        lengths[index] += 1
         yield frame
 
 
-def _judge_lengths(builder: ReportBuilder, lengths: Sequence[int]) -> None:
-    apart = abs(lengths[1] - lengths[0])
+def _compare_lengths(builder: ReportBuilder, lengths: Sequence[int]) -> None:
+    """Add the verdict on the number of frames, and a note where the clips differ in length."""
+    difference = abs(lengths[1] - lengths[0])
     text = f"IN has {lengths[0]}, OUT {lengths[1]}"
-    state = PASS if apart == 0 else FAIL
-    builder.verdicts.append(Verdict("frames", "As many frames", apart, 0, True, state, text, "other"))
+    state = PASS if difference == 0 else FAIL
+    verdict = Verdict("frames", "Same number of frames", difference, 0, True, state, text, "other")
+    builder.verdicts.append(verdict)
     if len(set(lengths)) > 1:
         names = ("IN", "OUT", "the reference")
         counts = ", ".join(f"{name} {count}" for name, count in zip(names, lengths, strict=False))
-        builder.notes.append(
-            f"The clips differ in length ({counts} frames): the first {builder.frames} are compared."
+        note = (
+            f"The clips differ in length ({counts} frames): "
+            f"the first {builder.frames} are compared."
         )
-        logger.warning("%s", builder.notes[-1])
+        builder.notes.append(note)
+        logger.warning("%s", note)

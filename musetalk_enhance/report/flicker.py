@@ -13,19 +13,19 @@ from ..metrics import FEWEST_MOMENTS, flicker_energy
 Floats = NDArray[np.float32]
 
 SIDE = 128
-"""Longer edge of the luminance that is looked at, pixels."""
+"""Longer edge of the luminance image that is measured, pixels."""
 SECONDS = 0.64
-"""Length of a window; the next one begins half of it later."""
+"""Length of a window; windows overlap by half."""
 OVER_HZ = 5.0
-LEAST_STILL = 0.01
-"""Share of a picture that must be still for a window to count."""
+MIN_STILL_SHARE = 0.01
+"""Share of the image that must be still for a window to count."""
 
 
 def stillness(fps: float) -> float:
-    """Speed under which a pixel is still, in pixels of the luminance a frame: ``2 * OVER_HZ / fps``.
+    """Speed below which a pixel is still, in luminance pixels per frame: ``2 * OVER_HZ / fps``.
 
-    The finest pattern that pixels hold repeats every two of them; moving so slowly it cannot pass any of them
-    more often than `OVER_HZ` times a second, so what changes faster is no motion.
+    The finest pattern that pixels can hold repeats every two pixels. At this speed it passes a
+    pixel at most `OVER_HZ` times per second, so faster changes are not motion.
     """
     return 2 * OVER_HZ / fps
 
@@ -37,8 +37,8 @@ class Window:
     Attributes:
         first: index of its first frame.
         last: index of its last frame.
-        still: share of the picture that is still.
-        energy: name of the clip to mean energy over `OVER_HZ` there, grey levels squared.
+        still: share of the image that is still.
+        energy: clip name to the mean energy above `OVER_HZ` there, gray levels squared.
     """
 
     first: int
@@ -48,10 +48,10 @@ class Window:
 
 
 class FlickerWindows:
-    """Takes the luminance of every frame, keeps one window, and judges it when it is full.
+    """Buffers the luminance of one window of frames, and measures it when it is full.
 
     Args:
-        fps: frames per second; at twice `OVER_HZ` or less nothing can be measured.
+        fps: frames per second; at twice `OVER_HZ` or less, flicker cannot be measured.
     """
 
     def __init__(self, fps: float) -> None:
@@ -59,56 +59,66 @@ class FlickerWindows:
         self.length = max(FEWEST_MOMENTS, round(SECONDS * fps))
         self.windows: list[Window] = []
         self.maps: dict[str, Floats] = {}
-        """Name of the clip to the sum over windows of energy by pixel, 0 where not still."""
-        self.reason = "" if fps / 2 > OVER_HZ else f"{fps:g} frames per second do not hold changes of {OVER_HZ:g} Hz"
-        self._held: list[dict[str, Floats]] = []
+        """Clip name to the energy per pixel, summed over windows, 0 where not still."""
+        self.reason = ""
+        if not fps / 2 > OVER_HZ:
+            self.reason = (
+                f"changes of {OVER_HZ:g} Hz cannot be measured at {fps:g} frames per second"
+            )
+        self._frames: list[dict[str, Floats]] = []
         self._speeds: list[Floats] = []
         self._first = 0
 
     def add(self, index: int, luminance: Mapping[str, Floats], speed: Floats | None) -> None:
-        """One frame.
+        """Add one frame.
 
         Args:
-            index: its number.
+            index: frame number.
             luminance: clip to float32 ``(H, W)``, 0..255, longer edge `SIDE`.
-            speed: how fast its pixels came here from the frame before, in its pixels a frame, ``(H, W)``; None
-                at the first frame and after a cut.
+            speed: of its pixels since the previous frame, in luminance pixels per frame,
+                ``(H, W)``; None at the first frame and after a cut.
         """
         if self.reason:
             return
-        if speed is None or (self._held and self._held[0].keys() != luminance.keys()):
+        if speed is None or (self._frames and self._frames[0].keys() != luminance.keys()):
             self.close()
-            self._held, self._speeds = [], []
-        if not self._held:
+            self._frames, self._speeds = [], []
+        if not self._frames:
             self._first = index
         elif speed is not None:
             self._speeds.append(speed)
-        self._held.append(dict(luminance))
-        if len(self._held) == self.length:
-            self._judge()
+        self._frames.append(dict(luminance))
+        if len(self._frames) == self.length:
+            self._measure()
             half = self.length // 2
-            self._held, self._speeds, self._first = self._held[half:], self._speeds[half:], self._first + half
+            self._frames, self._speeds, self._first = (
+                self._frames[half:],
+                self._speeds[half:],
+                self._first + half,
+            )
 
     def close(self) -> None:
-        """Judge what is held if no window of this scene was judged: a short clip, or a short scene."""
-        judged = bool(self.windows) and self.windows[-1].last >= self._first
-        if not judged and len(self._held) >= FEWEST_MOMENTS:
-            self._judge()
+        """Measure the buffered frames if their scene is shorter than a window."""
+        measured = bool(self.windows) and self.windows[-1].last >= self._first
+        if not measured and len(self._frames) >= FEWEST_MOMENTS:
+            self._measure()
 
-    def _judge(self) -> None:
+    def _measure(self) -> None:
         still = np.max(self._speeds, axis=0) < stillness(self.fps)
         share = float(still.mean())
-        if share < LEAST_STILL:
+        if share < MIN_STILL_SHARE:
             return
         energy = {}
-        for name in self._held[0]:
-            found = flicker_energy(np.stack([one[name] for one in self._held]), self.fps, OVER_HZ)
-            energy[name] = float(found[still].mean())
-            self.maps[name] = self.maps.get(name, np.zeros_like(found)) + np.where(still, found, 0)
-        self.windows.append(Window(self._first, self._first + len(self._held) - 1, share, energy))
+        for name in self._frames[0]:
+            luminance = np.stack([frame[name] for frame in self._frames])
+            energy_map = flicker_energy(luminance, self.fps, OVER_HZ)
+            energy[name] = float(energy_map[still].mean())
+            total = self.maps.get(name, np.zeros_like(energy_map))
+            self.maps[name] = total + np.where(still, energy_map, 0)
+        self.windows.append(Window(self._first, self._first + len(self._frames) - 1, share, energy))
 
     def mean(self, name: str) -> float:
-        """Mean energy of a clip, windows weighted by how much of them is still; NaN where none was judged."""
+        """Mean energy of a clip, weighted by the windows' still share; NaN without a window."""
         weights = [window.still for window in self.windows]
         if not weights:
             return float("nan")

@@ -1,4 +1,4 @@
-"""Mouth, eyes and landmarks of the faces of one moment, by the embedded gauge or one of the caller's own."""
+"""Mouth and eye openings and landmarks of face crops, by the embedded or a custom meter."""
 
 from __future__ import annotations
 
@@ -12,23 +12,25 @@ from numpy.typing import NDArray
 Image = NDArray[np.uint8]
 Floats = NDArray[np.float32]
 
-Gauge = Callable[[Any], Any]
-"""Takes RGB float32 tensors ``(N, 3, H, W)``, 0..1; gives an object with ``landmarks`` (N, 5, 2) in pixels,
-``mouth`` (N,), ``eyes`` (N, 2) and, where it has one, ``confidence`` (N,): `FaceMeter.measure`, or alike."""
+Meter = Callable[[Any], Any]
+"""Takes RGB float32 tensors ``(N, 3, H, W)``, 0..1, and returns an object with ``landmarks``
+(N, 5, 2) in pixels, ``mouth`` (N,), ``eyes`` (N, 2) and optionally ``confidence`` (N,), as
+`FaceMeter.measure` does."""
 
-LEAST_CONFIDENCE = 0.5
-"""Below it a crop is taken for no face, and its openings for unknown."""
+MIN_CONFIDENCE = 0.5
+"""Below it, a crop counts as no face and its openings are NaN."""
 
 
 @dataclass(frozen=True)
 class Openings:
-    """What was measured on one crop.
+    """The measurements of one crop.
 
     Attributes:
-        landmarks: float32 (5, 2), shares of the crop's width and height: eyes, nose, corners of the mouth.
-        mouth: opening as a share of the way from the eyes to the mouth; NaN for no face.
+        landmarks: float32 (5, 2), shares of the crop's width and height: eyes, nose, mouth
+            corners.
+        mouth: opening as a share of the distance between eyes and mouth; NaN for no face.
         eyes: opening as a share of an eye's width, mean of both; NaN for no face.
-        is_face: whether the gauge takes the crop for a face.
+        is_face: whether the meter takes the crop for a face.
     """
 
     landmarks: Floats
@@ -37,58 +39,72 @@ class Openings:
     is_face: bool
 
 
-class Gauger:
-    """Measures crops of one size together; loads the embedded gauge when it is first asked.
+class OpeningMeter:
+    """Measures crops of one size as a batch; the embedded meter is loaded on first use.
 
     Args:
-        gauge: a callable of the caller's own; None takes `musetalk_enhance.faces.meter.FaceMeter`.
+        meter: a custom meter; None uses `musetalk_enhance.faces.meter.FaceMeter`.
     """
 
-    def __init__(self, gauge: Gauge | None = None) -> None:
-        self._gauge = gauge
+    def __init__(self, meter: Meter | None = None) -> None:
+        self._meter = meter
 
     def measure(self, faces_bgr: Sequence[Image]) -> list[Openings]:
-        """Openings of BGR uint8 crops ``(H, W, 3)``, one for each, in order."""
+        """The openings of each BGR uint8 crop ``(H, W, 3)``, in order."""
         import torch
 
         rgb = np.ascontiguousarray(np.stack(faces_bgr)[..., ::-1].transpose(0, 3, 1, 2))
-        found = self._loaded()(torch.from_numpy(rgb).float() / 255)
+        measurement = self._load()(torch.from_numpy(rgb).float() / 255)
         size_wh = np.array(faces_bgr[0].shape[1::-1], np.float32)
-        landmarks = np.asarray(found.landmarks.cpu(), np.float32) / size_wh
-        mouths, eyes = np.asarray(found.mouth.cpu()), np.asarray(found.eyes.cpu()).mean(1)
-        confidence = getattr(found, "confidence", None)
-        sure = np.ones(len(faces_bgr)) if confidence is None else np.asarray(confidence.cpu())
-        return [_openings(*values) for values in zip(landmarks, mouths, eyes, sure >= LEAST_CONFIDENCE, strict=True)]
+        landmarks = np.asarray(measurement.landmarks.cpu(), np.float32) / size_wh
+        mouths, eyes = (
+            np.asarray(measurement.mouth.cpu()),
+            np.asarray(measurement.eyes.cpu()).mean(1),
+        )
+        confidence = getattr(measurement, "confidence", None)
+        if confidence is None:
+            is_face = np.ones(len(faces_bgr), bool)
+        else:
+            is_face = np.asarray(confidence.cpu()) >= MIN_CONFIDENCE
+        columns = zip(landmarks, mouths, eyes, is_face, strict=True)
+        return [_openings(*values) for values in columns]
 
-    def _loaded(self) -> Gauge:
-        if self._gauge is None:
+    def _load(self) -> Meter:
+        if self._meter is None:
             from ..faces.meter import FaceMeter
 
-            self._gauge = FaceMeter().measure
-        return self._gauge
+            self._meter = FaceMeter().measure
+        return self._meter
 
 
 def _openings(landmarks: Floats, mouth: float, eyes: float, is_face: bool) -> Openings:
-    known = bool(is_face) and bool(np.isfinite(landmarks).all())
-    nan = float("nan")
-    return Openings(landmarks, float(mouth) if known else nan, float(eyes) if known else nan, known)
+    if not is_face or not np.isfinite(landmarks).all():
+        return Openings(landmarks, float("nan"), float("nan"), False)
+    return Openings(landmarks, float(mouth), float(eyes), True)
 
 
 def parts_of(openings: Openings, shape: tuple[int, int]) -> dict[str, tuple[slice, slice]]:
-    """Rows and columns of ``whole``, ``eyes`` and ``mouth`` in a picture of `shape` (height, width) of the crop.
+    """Rows and columns of ``whole``, ``eyes`` and ``mouth`` in an image of the crop.
 
-    From the landmarks; where the crop is no face, from where they are in a host's crop.
+    They come from the landmarks; without a face, from their usual position in a host's crop.
+
+    Args:
+        openings: the crop's measurements.
+        shape: height and width of the image.
     """
     boxes = {"eyes": (0.08, 0.2, 0.92, 0.48), "mouth": (0.25, 0.62, 0.75, 0.94)}
     if openings.is_face:
         left, right, _, *corners = openings.landmarks
         eyes, mouth = (left + right) / 2, (corners[0] + corners[1]) / 2
-        reach, wide, down = float(right[0] - left[0]), float(corners[1][0] - corners[0][0]), float(mouth[1] - eyes[1])
+        reach, wide = float(right[0] - left[0]), float(corners[1][0] - corners[0][0])
+        down = float(mouth[1] - eyes[1])
         boxes = {
             "eyes": _around(eyes, (0.9 * reach, 0.9 * reach), (0.35 * down, 0.3 * down)),
             "mouth": _around(mouth, (0.7 * wide, 0.7 * wide), (0.3 * down, 0.4 * down)),
         }
-    return {"whole": (slice(None), slice(None))} | {name: _slices(box, shape) for name, box in boxes.items()}
+    return {"whole": (slice(None), slice(None))} | {
+        name: _slices(box, shape) for name, box in boxes.items()
+    }
 
 
 def _around(
@@ -99,10 +115,10 @@ def _around(
 
 
 def _slices(box: tuple[float, float, float, float], shape: tuple[int, int]) -> tuple[slice, slice]:
-    """A box in shares as slices that lie within the picture and hold 4 pixels at least on each side."""
+    """A relative box as slices inside the image, at least 4 pixels on each side."""
 
-    def cut(low: float, high: float, size: int) -> slice:
+    def span(low: float, high: float, size: int) -> slice:
         first = min(max(round(low * size), 0), size - 4)
         return slice(first, max(min(round(high * size), size), first + 4))
 
-    return cut(box[1], box[3], shape[0]), cut(box[0], box[2], shape[1])
+    return span(box[1], box[3], shape[0]), span(box[0], box[2], shape[1])

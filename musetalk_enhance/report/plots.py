@@ -1,4 +1,4 @@
-"""Curves over time as SVG that stands inside a page and takes its colours from the page's style."""
+"""Curves over time as inline SVG that takes its colors from the page's style."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from ..errors import MissingDependencyError
 
-COLOURS = {
+COLORS = {
     "in": "#010101",
     "out": "#010102",
     "ref": "#010103",
@@ -25,18 +25,18 @@ COLOURS = {
     "green": "#010108",
     "blue": "#010109",
 }
-"""Names of the page's colours (CSS variables ``--c-NAME``) and what stands for them while a plot is drawn."""
+"""The page's color names (CSS variables ``--c-NAME``) and their placeholders while drawing."""
 
-MOST_POINTS = 300
-"""Above it, a curve is drawn by the smallest and largest value of each of so many stretches."""
+MAX_INTERVALS = 300
+"""A curve of over twice as many frames is drawn by the extremes of this many intervals."""
 
 
 @dataclass(frozen=True)
 class Curve:
-    """A line of a plot: its label, one of `COLOURS`, and a value for each frame (NaN leaves a gap)."""
+    """A line of a plot: label, name in `COLORS`, and one value per frame (NaN leaves a gap)."""
 
     label: str
-    colour: str
+    color: str
     values: NDArray[np.float64]
 
 
@@ -45,7 +45,7 @@ class Plot:
     """Curves over time.
 
     Attributes:
-        title: what is drawn, with its unit.
+        title: the quantity, with its unit.
         curves: in order of drawing.
         limits: levels to draw across.
         spans: (first, last) frames to shade.
@@ -58,7 +58,7 @@ class Plot:
 
 
 def svg(plot: Plot, fps: float, cuts: Sequence[int] = ()) -> str:
-    """One plot as an ``<svg>`` element without colours or fonts of its own.
+    """One plot as an ``<svg>`` element without its own colors or fonts.
 
     Raises:
         MissingDependencyError: matplotlib is not installed.
@@ -68,26 +68,33 @@ def svg(plot: Plot, fps: float, cuts: Sequence[int] = ()) -> str:
         from matplotlib.backends.backend_svg import FigureCanvasSVG
         from matplotlib.figure import Figure
     except ImportError as error:
-        raise MissingDependencyError("matplotlib", "report", "the report's plots", str(error)) from error
-    style: Any = {"svg.fonttype": "none", "svg.hashsalt": plot.title, "font.family": "sans-serif", "font.size": 9}
+        raise MissingDependencyError(
+            "matplotlib", "report", "the report's plots", str(error)
+        ) from error
+    style: Any = {
+        "svg.fonttype": "none",
+        "svg.hashsalt": plot.title,
+        "font.family": "sans-serif",
+        "font.size": 9,
+    }
     with rc_context(style):
         figure = Figure(figsize=(5.2, 2.3), layout="constrained", facecolor="none")
         FigureCanvasSVG(figure)
         _draw(figure.add_subplot(), plot, fps, cuts)
         text = StringIO()
         figure.savefig(text, format="svg", metadata={"Date": None, "Creator": None})
-    return themed(text.getvalue(), plot.title)
+    return apply_theme(text.getvalue(), plot.title)
 
 
 def _draw(axes: Any, plot: Plot, fps: float, cuts: Sequence[int]) -> None:
-    ink, grid = COLOURS["ink"], COLOURS["grid"]
+    ink, grid = COLORS["ink"], COLORS["grid"]
     for curve in plot.curves:
-        at, values = thinned(curve.values)
-        axes.plot(at / fps, values, color=COLOURS[curve.colour], linewidth=1.4, label=curve.label)
+        frames, values = decimate(curve.values)
+        axes.plot(frames / fps, values, color=COLORS[curve.color], linewidth=1.4, label=curve.label)
     for level in plot.limits:
-        axes.axhline(level, color=COLOURS["bad"], linewidth=0.8, linestyle="--")
+        axes.axhline(level, color=COLORS["bad"], linewidth=0.8, linestyle="--")
     for first, last in plot.spans:
-        axes.axvspan(first / fps, (last + 1) / fps, color=COLOURS["bad"], alpha=0.15, linewidth=0)
+        axes.axvspan(first / fps, (last + 1) / fps, color=COLORS["bad"], alpha=0.15, linewidth=0)
     for cut in cuts:
         axes.axvline(cut / fps, color=ink, linewidth=0.6, linestyle=":")
     axes.set_facecolor("none")
@@ -105,26 +112,28 @@ def _draw(axes: Any, plot: Plot, fps: float, cuts: Sequence[int]) -> None:
         )  # fmt: skip
 
 
-def thinned(values: NDArray[np.float64], most: int = MOST_POINTS) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Frames and values to draw: all of a short curve; the extremes of each stretch of a long one."""
+def decimate(
+    values: NDArray[np.float64], intervals: int = MAX_INTERVALS
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Frames and values to draw: all of a short curve, the extremes per interval of a long one."""
     frames = np.arange(len(values), dtype=np.float64)
-    if len(values) <= 2 * most:
+    if len(values) <= 2 * intervals:
         return frames, values
-    at, kept = [], []
-    for stretch in np.array_split(frames, most):
-        part = values[stretch.astype(int)]
-        known = part[~np.isnan(part)]
-        at += [float(stretch[0]), float(stretch[-1])]
-        kept += [float(known.min()), float(known.max())] if known.size else [np.nan, np.nan]
-    return np.array(at), np.array(kept)
+    positions, extremes = [], []
+    for interval in np.array_split(frames, intervals):
+        part = values[interval.astype(int)]
+        finite = part[~np.isnan(part)]
+        positions += [float(interval[0]), float(interval[-1])]
+        extremes += [float(finite.min()), float(finite.max())] if finite.size else [np.nan, np.nan]
+    return np.array(positions), np.array(extremes)
 
 
-def themed(text: str, label: str) -> str:
-    """A whole SVG file as an element of a page: colours by name, as wide as its place, described by `label`."""
+def apply_theme(text: str, label: str) -> str:
+    """An SVG file as an element of a page: colors by name, full width, described by `label`."""
     start = text.index("<svg")
     body = re.sub(r"<metadata>.*?</metadata>", "", text[start:], flags=re.DOTALL)
-    for name, colour in COLOURS.items():
-        body = body.replace(colour, f"var(--c-{name})")
+    for name, color in COLORS.items():
+        body = body.replace(color, f"var(--c-{name})")
     body = re.sub(r'(<svg[^>]*?) width="[^"]*"', r"\1", body, count=1)
     body = re.sub(r'(<svg[^>]*?) height="[^"]*"', r"\1", body, count=1)
     body = body.replace("<svg", f'<svg role="img" aria-label="{escape(label)}"', 1)

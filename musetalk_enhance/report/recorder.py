@@ -1,4 +1,4 @@
-"""Reports on what an enhancer does while it does it: no video is read again, and no face is looked for."""
+"""Reports on a running enhancer, without decoding a video or detecting a face again."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ Image = NDArray[np.uint8]
 
 logger = logging.getLogger("musetalk_enhance")
 
-LEAST_SIDE = 16
+MIN_SIDE = 16
 
 
 class Recorder:
-    """Watches an enhancer and builds a report of the face crops that go through it.
+    """Observes an enhancer and builds a report on the face crops that it restores.
 
     >>> recorder = Recorder(25.0)  # doctest: +SKIP
     >>> recorder.watch(enhancer)  # doctest: +SKIP
@@ -31,12 +31,14 @@ class Recorder:
     """
 
     def __init__(self, fps: float, title: str = "") -> None:
-        """Args:
+        """Prepare an empty report.
+
+        Args:
             fps: frames per second of the stream.
-            title: what the report is headed.
+            title: heading of the report.
 
         Raises:
-            ConfigError: `fps` is not over 0.
+            ConfigError: `fps` is not above 0.
             MissingDependencyError: a package of the extra ``report`` is not installed.
         """
         self.builder = ReportBuilder(fps, title=title)
@@ -44,24 +46,29 @@ class Recorder:
         self._failed = ""
 
     def watch(self, enhancer: GFPGANEnhancer) -> None:
-        """Record every frame of `enhancer` from now on."""
+        """Record every frame that `enhancer` processes from now on."""
         self._enhancer = enhancer
         enhancer.observe(self._frame)
 
     def write(self, folder: str | Path) -> list[Path]:
-        """Write report.json and report.html; returns their paths, none where no frame could be recorded."""
+        """Write report.json and report.html.
+
+        Returns:
+            Their paths; an empty list if no frame was recorded.
+        """
         if self._failed:
-            logger.warning("the report ends early: %s", self._failed)
+            logger.warning("the report is incomplete: %s", self._failed)
         if not self.builder.frames:
-            logger.warning("no report: no frame could be recorded")
+            logger.warning("no report is written: no frame was recorded")
             return []
-        report = self.builder.finish(self._enhancer.stats.as_dict() if self._enhancer is not None else None)
+        totals = self._enhancer.stats.as_dict() if self._enhancer is not None else None
+        report = self.builder.finish(totals)
         for verdict in report.lines():
             logger.info("%s", verdict)
         return [Path(path) for path in report.write(folder)]
 
     def _frame(self, frame: Any, result: Any, outcome: Outcome) -> None:
-        """One frame; what cannot be recorded never disturbs the host."""
+        """Record one frame; an error here never reaches the host."""
         if self._failed:
             return
         try:
@@ -72,7 +79,7 @@ class Recorder:
             self._failed = f"{type(error).__name__}: {error}"
 
     def _image(self, frame: Any) -> Image | None:
-        """A frame as BGR uint8 (H, W, 3); None where it is no image."""
+        """A frame as BGR uint8 (H, W, 3); None if it is not an image."""
         import torch
 
         assert self._enhancer is not None
@@ -82,4 +89,4 @@ class Recorder:
             return None
         face = batch.to_network([0], torch.device("cpu"), settings.color)[0]
         image = face.flip(0).mul(255).round().byte().permute(1, 2, 0).contiguous().numpy()
-        return image if min(image.shape[:2]) >= LEAST_SIDE else None
+        return image if min(image.shape[:2]) >= MIN_SIDE else None

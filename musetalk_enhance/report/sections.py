@@ -1,4 +1,4 @@
-"""What stands on the page: a section for each kind of trouble, with its plots."""
+"""The sections of the page: one for each kind of problem, with its plots."""
 
 from __future__ import annotations
 
@@ -16,25 +16,32 @@ if TYPE_CHECKING:
 
 _CLIPS = (("ref", "reference"), ("in", "in"), ("out", "out"))
 _WORDS = {
-    "sharpness": ("Sharpness", "How much fine structure there is."),
+    "sharpness": ("Sharpness", "How much fine detail there is."),
     "flicker": (
         "Flicker",
-        "What changes from frame to frame beyond what moves. Motion is that of the input, for every version.",
+        "Changes between frames that motion does not explain. "
+        "The motion of the input is used for every version.",
     ),
-    "mouth": ("Mouth", "How far the lips are open, as a share of the way from the eyes to the mouth."),
-    "eyes": ("Eyes", "How far the lids are open, as a share of an eye's width; dips are blinks."),
-    "colour": ("Colour", "Whether skin has changed its tone, over the whole face or in places."),
-    "seam": ("Seam", "Whether the restored region stands out from what is around it."),
-    "structure": ("Features", "Whether it is the same face at low frequencies (1 is the same)."),
-    "movement": ("Movement", "Whether features have moved against the input."),
-    "likeness": ("Against the reference", "How near input and output are to the unsoftened original."),
+    "mouth": (
+        "Mouth",
+        "How far the lips are open, as a share of the distance between eyes and mouth.",
+    ),
+    "eyes": ("Eyes", "How far the lids are open, as a share of the eye's width; dips are blinks."),
+    "colour": ("Color", "Whether the skin tone changes, over the whole face or locally."),
+    "seam": ("Seam", "Whether the restored region stands out from its surroundings."),
+    "structure": ("Features", "Whether the face is the same at low frequencies (1 is identical)."),
+    "movement": ("Movement", "Whether features move relative to the input."),
+    "likeness": (
+        "Against the reference",
+        "How similar input and output are to the unsoftened original.",
+    ),
     "other": ("Clip", ""),
 }
 
 
 @dataclass(frozen=True)
 class Section:
-    """A kind of trouble: its heading, a sentence, its verdicts and plots."""
+    """A kind of problem: heading, lead sentence, verdicts and plots."""
 
     kind: str
     title: str
@@ -60,44 +67,50 @@ def sections(report: Report) -> list[Section]:
 
 def _plots(report: Report) -> dict[str, list[Plot]]:
     limit = {verdict.key: verdict.limit for verdict in report.verdicts}
-    change = Plot("change of colour, CIEDE2000", [_curve(report, "colour", "out − in", "out")])
+    change = Plot("color change, CIEDE2000", [_curve(report, "colour", "out − in", "out")])
     seam = [_curve(report, "seam", "out − in", "out")]
     return {
         "sharpness": [_by_clip(report, "sharpness", "Laplacian energy")],
-        "flicker": [_by_clip(report, "warping", "warping error, grey levels²"), *_windows(report)],
+        "flicker": [_by_clip(report, "warping", "warping error, gray levels²"), *_windows(report)],
         "mouth": [_by_clip(report, "mouth", "opening of the mouth")],
         "eyes": [_by_clip(report, "eyes", "opening of the eyes")],
         "colour": [_drifts(report), change],
-        "seam": [Plot("step at the seam, grey levels", seam, _known(limit["seam"]))],
-        "structure": [_by_part(report, "structure", "structural similarity at 64 px", limit["structure"])],
+        "seam": [Plot("step at the seam, gray levels", seam, _levels(limit["seam"]))],
+        "structure": [
+            _by_part(report, "structure", "structural similarity at 64 px", limit["structure"])
+        ],
         "movement": [_by_part(report, "moved", "moved, 1/256 of the crop", limit["movement"])],
         "likeness": [_by_clip(report, "psnr", "PSNR, dB"), _by_clip(report, "ssim", "SSIM")],
     }
 
 
-def _known(limit: float | None) -> tuple[float, ...]:
+def _levels(limit: float | None) -> tuple[float, ...]:
     return () if limit is None else (limit,)
 
 
-def _curve(report: Report, name: str, label: str, colour: str) -> Curve:
-    return Curve(label, colour, report.series[name])
+def _curve(report: Report, name: str, label: str, color: str) -> Curve:
+    return Curve(label, color, report.series[name])
 
 
 def _by_clip(report: Report, name: str, title: str) -> Plot:
-    known = [(clip, label) for clip, label in _CLIPS if f"{name}_{clip}" in report.series]
-    return Plot(title, [_curve(report, f"{name}_{clip}", label, clip) for clip, label in known])
+    curves = [
+        _curve(report, f"{name}_{clip}", label, clip)
+        for clip, label in _CLIPS
+        if f"{name}_{clip}" in report.series
+    ]
+    return Plot(title, curves)
 
 
 def _by_part(report: Report, name: str, title: str, limit: float | None) -> Plot:
     parts = (("whole", "face", "ref"), ("eyes", "eyes", "in"), ("mouth", "mouth", "out"))
-    return Plot(title, [_curve(report, f"{name}_{part}", label, at) for part, label, at in parts], _known(limit))
+    curves = [_curve(report, f"{name}_{part}", label, color) for part, label, color in parts]
+    return Plot(title, curves, _levels(limit))
 
 
 def _drifts(report: Report) -> Plot:
     channels = (("b", "blue"), ("g", "green"), ("r", "red"))
-    return Plot(
-        "drift of the mean, grey levels", [_curve(report, f"drift_{name}", word, word) for name, word in channels]
-    )
+    curves = [_curve(report, f"drift_{name}", color, color) for name, color in channels]
+    return Plot("drift of the mean, gray levels", curves)
 
 
 def _windows(report: Report) -> list[Plot]:
@@ -106,12 +119,12 @@ def _windows(report: Report) -> list[Plot]:
     curves = []
     for clip, label in _CLIPS:
         if clip in report.flicker.maps:
-            curves.append(Curve(label, clip, _stepped(report, clip)))
-    return [Plot("energy over 5 Hz in still regions, grey levels²", curves)]
+            curves.append(Curve(label, clip, _window_curve(report, clip)))
+    return [Plot("energy over 5 Hz in still regions, gray levels²", curves)]
 
 
-def _stepped(report: Report, clip: str) -> NDArray[np.float64]:
-    """A window's energy over the frames that it has for itself; NaN where none was judged."""
+def _window_curve(report: Report, clip: str) -> NDArray[np.float64]:
+    """Each window's energy up to the start of the next window; NaN outside all windows."""
     values = np.full(report.frames, np.nan)
     for window in report.flicker.windows:
         values[window.first : window.last + 1] = window.energy.get(clip, np.nan)
@@ -119,10 +132,12 @@ def _stepped(report: Report, clip: str) -> NDArray[np.float64]:
 
 
 def enhancer_plots(report: Report) -> list[Plot]:
-    """Curves that the enhancer itself gave (strength, stability), with the frames it acted on shaded."""
+    """The enhancer's own curves (strength, stability), with the frames it acted on shaded."""
     names = [name for name in report.series.names() if name.startswith("note_")]
     spans = [
-        (first, last) for event in ("guard", "passthrough") for first, last, _ in report.events.runs(event)[:200]
+        (first, last)
+        for event in ("guard", "passthrough")
+        for first, last, _ in report.events.runs(event)[:200]
     ]
     return [
         Plot(

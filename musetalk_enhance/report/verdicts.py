@@ -38,20 +38,20 @@ class Limits:
     Attributes:
         sharpness_ratio: least mean Laplacian energy, out / in.
         warping_ratio: most warping error, as a multiple of the yardstick (see `judge`).
-        warping_grain: warping error over the input's that is allowed where there is no reference, grey levels
+        warping_grain: warping error over the input's that is allowed where there is no reference, gray levels
             squared: twice the variance of grain with a deviation of one level, which nobody sees flicker.
-        flicker: energy over 5 Hz in still regions that is allowed in any case, grey levels squared; a sine of
-            this energy has an amplitude of 1.4 grey levels, about the threshold of seeing flicker.
+        flicker: energy over 5 Hz in still regions that is allowed in any case, gray levels squared; a sine of
+            this energy has an amplitude of 1.4 gray levels, about the threshold of seeing flicker.
         flicker_ratio: most of it, as a multiple of the input's or the reference's, whichever is larger.
         mouth_correlation: least correlation of the mouth's opening, out and in.
         eyes_correlation: the same of the eyes, whose blinks are short.
         opening_difference: most difference of an opening, 95th percentile of the frames, as a share of the way
             from the eyes to the mouth, or of an eye's width.
         least_opening_change: standard deviation of an opening from which on its correlation is asked for; five
-            times the gauge's own noise, under which 0.98 says nothing. The difference is judged in any case.
-        drift: most drift of a channel's mean over the clip, grey levels (1/255).
+            times the meter's own noise, under which 0.98 says nothing. The difference is judged in any case.
+        drift: most drift of a channel's mean over the clip, gray levels (1/255).
         colour: most change of low-frequency colour, CIEDE2000, mean over the face and the clip.
-        seam: most step of brightness at the edge of the restored region, median of the frames, grey levels.
+        seam: most step of brightness at the edge of the restored region, median of the frames, gray levels.
         structure: least structural similarity to the input at 64 px, of the face, the eyes and the mouth, in all
             but 5 % of the frames.
         movement: most distance that the eyes, the mouth or the face have moved, in all but 5 % of the frames,
@@ -144,13 +144,13 @@ def judge(series: Series, flicker: FlickerWindows, limits: Limits) -> list[Verdi
         _flicker(flicker, limits),
         *_openings(series, "mouth", limits.mouth_correlation, limits),
         *_openings(series, "eyes", limits.eyes_correlation, limits),
-        *_colours(series, limits),
+        *_colors(series, limits),
         *_identity(series, limits),
         *_likeness(series),
     ]
 
 
-_ROUNDING = 0.05  # grey levels squared: what rounding to 8 bits leaves of a warping error by itself
+_ROUNDING = 0.05  # gray levels squared: what rounding to 8 bits leaves of a warping error by itself
 
 
 def _ratio(a: float, b: float) -> float:
@@ -183,82 +183,93 @@ def restoration(series: Series, events: Events) -> list[Verdict]:
 def _sharpness(series: Series, limits: Limits) -> Verdict:
     """Over the frames that were restored: one that was left alone loses to the encoder whatever it loses."""
     label, strength = "Sharper than it came", series["note_strength"]
-    known = not np.isnan(strength).all()
-    some = restored_frames(series) if known else np.ones(series.frames, bool)
-    if not some.any():
+    has_notes = not np.isnan(strength).all()
+    restored = restored_frames(series) if has_notes else np.ones(series.frames, bool)
+    if not restored.any():
         why = "no frame changed: sharp already, held back, or the same pixels"
         return line("sharpness", label, "sharpness", float("nan"), limits.sharpness_ratio, why, at_most=False)
-    before, after, own = (mean(series[f"sharpness_{name}"][some]) for name in ("in", "out", "ref"))
-    text = f"Laplacian energy, out / in: {before:.4g} → {after:.4g}"
+    energy_in, energy_out, energy_ref = (
+        mean(series[f"sharpness_{name}"][restored]) for name in ("in", "out", "ref")
+    )
+    text = f"Laplacian energy, out / in: {energy_in:.4g} → {energy_out:.4g}"
     if "sharpness_ref" in series:
-        text += f"; the reference has {own:.4g}"
-    if not some.all():
-        text += f"; over the {some.sum()} of {series.frames} frames that were restored"
-    ratio = _ratio(after, before)
+        text += f"; the reference has {energy_ref:.4g}"
+    if not restored.all():
+        text += f"; over the {restored.sum()} of {series.frames} frames that were restored"
+    ratio = _ratio(energy_out, energy_in)
     return line("sharpness", label, "sharpness", ratio, limits.sharpness_ratio, text, at_most=False)
 
 
 def _warping(series: Series, limits: Limits) -> Verdict:
-    label, before, after = "Warping error, out / in", series.mean("warping_in"), series.mean("warping_out")
-    if np.isnan(before):
+    label = "Warping error, out / in"
+    error_in, error_out = series.mean("warping_in"), series.mean("warping_out")
+    if np.isnan(error_in):
         why = "no two frames of one scene"
         return line("warping", label, "flicker", float("nan"), limits.warping_ratio, why)
-    base = max(before, _ROUNDING)
-    text = f"grey levels squared, {before:.3g} → {after:.3g}"
+    base = max(error_in, _ROUNDING)
+    text = f"gray levels squared, {error_in:.3g} → {error_out:.3g}"
     if "warping_ref" in series:
-        own = series.mean("warping_ref")
-        allowed, why = own / base, f"the sharp reference's own is {own:.3g}"
+        error_ref = series.mean("warping_ref")
+        allowed, why = error_ref / base, f"the sharp reference's own is {error_ref:.3g}"
     else:
         detail = _ratio(series.mean("gradient_out"), series.mean("gradient_in"))
         allowed = max(limits.warping_ratio * detail, (base + limits.warping_grain) / base)
         why = f"without a reference, moving detail {detail:.3g} times as strong and fine grain are allowed for"
     limit = max(limits.warping_ratio, allowed)
-    return line("warping", label, "flicker", max(after, _ROUNDING) / base, limit, f"{text}; {why}")
+    return line("warping", label, "flicker", max(error_out, _ROUNDING) / base, limit, f"{text}; {why}")
 
 
 def _flicker(flicker: FlickerWindows, limits: Limits) -> Verdict:
-    label, before, after = "Flicker over 5 Hz", flicker.mean("in"), flicker.mean("out")
-    if np.isnan(before):
-        why = flicker.reason or "the face holds nowhere still for long enough; see the warping error"
+    label, energy_in, energy_out = "Flicker over 5 Hz", flicker.mean("in"), flicker.mean("out")
+    if np.isnan(energy_in):
+        why = flicker.reason or "no part of the face is still for long enough; see the warping error"
         return line("flicker", label, "flicker", float("nan"), limits.flicker, why)
-    known = [before, flicker.mean("ref")] if "ref" in flicker.maps else [before]
-    text = f"energy in still regions, grey levels squared; the input has {before:.3g}"
-    if len(known) > 1:
-        text += f", the reference {known[1]:.3g}"
-    return line("flicker", label, "flicker", after, max(limits.flicker, limits.flicker_ratio * max(known)), text)
+    yardstick = energy_in
+    text = f"energy in still regions, gray levels squared; the input has {energy_in:.3g}"
+    if "ref" in flicker.maps:
+        energy_ref = flicker.mean("ref")
+        yardstick = max(energy_in, energy_ref)
+        text += f", the reference {energy_ref:.3g}"
+    limit = max(limits.flicker, limits.flicker_ratio * yardstick)
+    return line("flicker", label, "flicker", energy_out, limit, text)
 
 
-def _openings(series: Series, part: str, least: float, limits: Limits) -> list[Verdict]:
-    before, after = series[f"{part}_in"], series[f"{part}_out"]
+def _openings(series: Series, part: str, min_correlation: float, limits: Limits) -> list[Verdict]:
+    opening_in, opening_out = series[f"{part}_in"], series[f"{part}_out"]
     owner, nan = part.capitalize(), float("nan")
-    known = ~np.isnan(before + after)
-    if known.mean() < 0.5:
-        why = "the gauge takes too few of the crops for faces"
+    measured = ~np.isnan(opening_in + opening_out)
+    if measured.mean() < 0.5:
+        why = "the meter takes too few of the crops for faces"
         return [line(f"{part}_opening", f"{owner}: opening kept", part, nan, limits.opening_difference, why)]
-    apart = float(np.percentile(np.abs(after - before)[known], 95))
-    text = "difference of the opening, all but 5 % of the frames; mean " + f"{np.mean((after - before)[known]):+.3f}"
-    lines = [line(f"{part}_opening", f"{owner}: opening kept", part, apart, limits.opening_difference, text)]
-    if np.std(before[known]) < limits.least_opening_change:
-        why = f"hardly moves in the input (standard deviation {np.std(before[known]):.3g})"
-        moves = line(f"{part}_correlation", f"{owner}: moves as before", part, nan, least, why, at_most=False)
+    change = (opening_out - opening_in)[measured]
+    difference = float(np.percentile(np.abs(change), 95))
+    text = "difference of the opening, all but 5 % of the frames; mean " + f"{np.mean(change):+.3f}"
+    lines = [line(f"{part}_opening", f"{owner}: opening kept", part, difference, limits.opening_difference, text)]
+    if np.std(opening_in[measured]) < limits.least_opening_change:
+        why = f"hardly moves in the input (standard deviation {np.std(opening_in[measured]):.3g})"
+        moves = line(
+            f"{part}_correlation", f"{owner}: moves as before", part, nan, min_correlation, why, at_most=False
+        )
         return [moves, *lines]
-    lag, best = opening_lag(before, after)
+    lag, best = opening_lag(opening_in, opening_out)
     text = f"correlation of the opening, out and in, at no lag; {best:.3f} at best"
     if f"{part}_ref" in series:
-        text += f"; with the reference {correlation(series[f'{part}_ref'], after):.3f}"
-    same = correlation(before, after)
-    moves = line(f"{part}_correlation", f"{owner}: moves as before", part, same, least, text, at_most=False)
+        text += f"; with the reference {correlation(series[f'{part}_ref'], opening_out):.3f}"
+    same = correlation(opening_in, opening_out)
+    moves = line(
+        f"{part}_correlation", f"{owner}: moves as before", part, same, min_correlation, text, at_most=False
+    )
     late = line(f"{part}_lag", f"{owner}: in time", part, abs(lag), 0, _lag_text(lag))
     return [moves, late, *lines]
 
 
 def _lag_text(lag: int) -> str:
     if lag == 0:
-        return "frames; fits best without a shift"
+        return "frames; fits best without a delay"
     return f"frames; the output fits best when {abs(lag)} {'late' if lag > 0 else 'early'}"
 
 
-def _colours(series: Series, limits: Limits) -> list[Verdict]:
+def _colors(series: Series, limits: Limits) -> list[Verdict]:
     drifts = {
         channel: series.mean(f"drift_{name}") for name, channel in zip("bgr", ("blue", "green", "red"), strict=True)
     }
@@ -267,8 +278,8 @@ def _colours(series: Series, limits: Limits) -> list[Verdict]:
     change = "CIEDE2000 of the low frequencies; 1 is what an eye just tells apart"
     seam = "levels of 255 at the edge of the restored region, median"
     return [
-        line("drift", "Colour kept, mean", "colour", abs(drifts[worst]), limits.drift, text),
-        line("colour", "Colour kept, locally", "colour", series.mean("colour"), limits.colour, change),
+        line("drift", "Color kept, mean", "colour", abs(drifts[worst]), limits.drift, text),
+        line("colour", "Color kept, locally", "colour", series.mean("colour"), limits.colour, change),
         line("seam", "No step at the seam", "seam", series.percentile("seam", 50), limits.seam, seam),
     ]
 
@@ -279,27 +290,28 @@ _PARTS = {"whole": "the face", "eyes": "the eyes", "mouth": "the mouth"}
 def _identity(series: Series, limits: Limits) -> list[Verdict]:
     likes = {part: series.percentile(f"structure_{part}", 5) for part in _PARTS}
     moves = {part: series.percentile(f"moved_{part}", 95) for part in _PARTS}
-    least, most = min(likes, key=lambda part: likes[part]), max(moves, key=lambda part: moves[part])
-    like = f"structural similarity at 64 px, all but 5 % of the frames; least in {_PARTS[least]}"
-    moved = f"in 1/256 of the crop, all but 5 % of the frames; most in {_PARTS[most]}"
+    changed = min(likes, key=lambda part: likes[part])
+    moving = max(moves, key=lambda part: moves[part])
+    like = f"structural similarity at 64 px, all but 5 % of the frames; lowest in {_PARTS[changed]}"
+    moved = f"in 1/256 of the crop, all but 5 % of the frames; most in {_PARTS[moving]}"
     return [
-        line("structure", "Same features", "structure", likes[least], limits.structure, like, at_most=False),
-        line("movement", "Features in place", "movement", moves[most], limits.movement, moved),
+        line("structure", "Same features", "structure", likes[changed], limits.structure, like, at_most=False),
+        line("movement", "Features in place", "movement", moves[moving], limits.movement, moved),
     ]
 
 
 def _likeness(series: Series) -> list[Verdict]:
     if "psnr_out" not in series:
         return []
-    found = []
+    verdicts = []
     for key, label, unit in (
         ("psnr", "PSNR against the reference", " dB"),
         ("ssim", "SSIM against the reference", ""),
     ):
         value = series.mean(f"{key}_out")
         if np.isinf(value):
-            found.append(line(key, label, "likeness", float("nan"), None, "infinite: out equals the reference"))
+            verdicts.append(line(key, label, "likeness", float("nan"), None, "infinite: out equals the reference"))
             continue
         text = f"{series.mean(f'{key}_in'):.4g} → {value:.4g}{unit}; nothing is asked of it"
-        found.append(line(key, label, "likeness", value, None, text))
-    return found
+        verdicts.append(line(key, label, "likeness", value, None, text))
+    return verdicts

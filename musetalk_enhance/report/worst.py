@@ -1,4 +1,4 @@
-"""The worst frames of each kind of trouble, kept as small pictures while the clip goes by."""
+"""The worst frames of each kind of problem, stored as small images while the clip is processed."""
 
 from __future__ import annotations
 
@@ -14,20 +14,20 @@ from .flicker import FlickerWindows
 
 Image = NDArray[np.uint8]
 Panels = Sequence[tuple[str, Image]]
-"""Captions and pictures (BGR uint8) that stand side by side."""
+"""Captions and images (BGR uint8) that are shown side by side."""
 
 SIDE, QUALITY = 320, 88
-"""Longer edge of a picture in pixels, and its JPEG quality."""
+"""Longer edge of an image in pixels, and its JPEG quality."""
 GAIN = 4
-"""What differences are multiplied with, to be seen."""
+"""Factor that makes differences visible."""
 
 
 @dataclass(frozen=True)
-class Shot:
-    """A frame worth looking at.
+class WorstFrame:
+    """One of the worst frames of a kind.
 
     Attributes:
-        index: number of the frame.
+        index: frame number.
         score: how bad it is, in the unit of its kind.
         panels: captions and JPEG files, side by side.
     """
@@ -38,66 +38,76 @@ class Shot:
 
 
 class WorstFrames:
-    """Keeps the `most` worst frames of a kind that are `apart` frames or more from each other."""
+    """Stores the worst frames of each kind.
 
-    def __init__(self, apart: int, most: int = 2) -> None:
-        self._apart, self._most = apart, most
-        self._kept: dict[str, list[Shot]] = {}
+    Args:
+        min_distance: smallest number of frames between two stored frames of one kind.
+        max_per_kind: number of frames that are stored for each kind.
+    """
+
+    def __init__(self, min_distance: int, max_per_kind: int = 2) -> None:
+        self._min_distance, self._max_per_kind = min_distance, max_per_kind
+        self._by_kind: dict[str, list[WorstFrame]] = {}
 
     def offer(self, kind: str, index: int, score: float, panels: Callable[[], Panels]) -> None:
-        """A frame; `panels` is called only if it is kept, and what it gives is packed at once."""
+        """Offer a frame; `panels` is called and its images encoded only if it is stored."""
         if not score > 0:
             return
-        kept = self._kept.setdefault(kind, [])
-        near = [shot for shot in kept if abs(shot.index - index) < self._apart]
-        rivals = near or (kept if len(kept) >= self._most else [])
+        stored = self._by_kind.setdefault(kind, [])
+        neighbors = [frame for frame in stored if abs(frame.index - index) < self._min_distance]
+        rivals = neighbors or (stored if len(stored) >= self._max_per_kind else [])
         if rivals:
-            weakest = min(rivals, key=lambda shot: shot.score)
-            if weakest.score >= score or any(shot.score >= score for shot in near):
+            weakest = min(rivals, key=lambda frame: frame.score)
+            if weakest.score >= score or any(frame.score >= score for frame in neighbors):
                 return
-            kept[:] = [shot for shot in kept if shot is not weakest and shot not in near]
-        packed = tuple((caption, jpeg(picture)) for caption, picture in panels())
-        kept.append(Shot(index, score, packed))
-        kept.sort(key=lambda shot: -shot.score)
+            stored[:] = [
+                frame for frame in stored if frame is not weakest and frame not in neighbors
+            ]
+        encoded = tuple((caption, jpeg(image)) for caption, image in panels())
+        stored.append(WorstFrame(index, score, encoded))
+        stored.sort(key=lambda frame: -frame.score)
 
-    def of(self, kind: str) -> list[Shot]:
-        """Worst first."""
-        return list(self._kept.get(kind, ()))
+    def of(self, kind: str) -> list[WorstFrame]:
+        """The stored frames of a kind, worst first."""
+        return list(self._by_kind.get(kind, ()))
 
     def kinds(self) -> list[str]:
         """Every kind that has a frame."""
-        return list(self._kept)
+        return list(self._by_kind)
 
 
 def difference(a: Image, b: Image) -> Image:
-    """``b - a``, `GAIN` times, around mid-grey: what is grey has not changed."""
+    """``b - a`` times `GAIN`, around mid-gray: gray means unchanged."""
     import cv2
 
     return np.asarray(cv2.addWeighted(b, GAIN, a, -GAIN, 128), np.uint8)
 
 
 def heat_maps(flicker: FlickerWindows) -> list[tuple[str, bytes]]:
-    """Captions and pictures of where each clip flickers in still regions: dark is 0, yellow 3 grey levels (RMS)."""
+    """Captions and heat maps of flicker in still regions: dark is 0, yellow 3 gray levels (RMS)."""
     import cv2
 
     names = {"in": "in", "out": "out", "ref": "reference"}
-    found = []
+    maps = []
     for name, total in flicker.maps.items():
         levels = np.sqrt(total / len(flicker.windows))
-        heat = cv2.applyColorMap(np.clip(levels * 85, 0, 255).astype(np.uint8), cv2.COLORMAP_INFERNO)
+        heat = cv2.applyColorMap(
+            np.clip(levels * 85, 0, 255).astype(np.uint8), cv2.COLORMAP_INFERNO
+        )
         larger = cv2.resize(heat, None, fx=2, fy=2, interpolation=cv2.INTER_LINEAR)
-        found.append((f"{names.get(name, name)}: changes over 5 Hz", jpeg(np.asarray(larger, np.uint8))))
-    return found
+        caption = f"{names.get(name, name)}: changes over 5 Hz"
+        maps.append((caption, jpeg(np.asarray(larger, np.uint8))))
+    return maps
 
 
 def jpeg(image_bgr: Image) -> bytes:
-    """A picture of `SIDE` pixels at most as a JPEG file."""
+    """An image, at most `SIDE` pixels on its longer edge, as JPEG bytes."""
     import cv2
 
     small = np.ascontiguousarray(shrunk(image_bgr, SIDE))
     return bytes(cv2.imencode(".jpg", small, [cv2.IMWRITE_JPEG_QUALITY, QUALITY])[1])
 
 
-def inline(picture: bytes) -> str:
-    """A JPEG file as the address of an ``<img>``."""
-    return "data:image/jpeg;base64," + b64encode(picture).decode()
+def inline(image_jpeg: bytes) -> str:
+    """JPEG bytes as the ``src`` of an ``<img>``."""
+    return "data:image/jpeg;base64," + b64encode(image_jpeg).decode()

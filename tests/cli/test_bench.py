@@ -53,10 +53,25 @@ def test_the_table_comes_last_and_the_report_is_written(tmp_path, capsys):
 
 
 def test_defaults_are_on_and_every_combination_is_measured(settings, capsys):
-    words = ["--backends", "torch", "--dtypes", "fp32", "--batches", "1,4", "--faces", "5", "--json"]
+    words = [
+        "--backends",
+        "torch",
+        "--dtypes",
+        "fp32",
+        "--batches",
+        "1,4",
+        "--faces",
+        "5",
+        "--json",
+    ]
     assert main(["bench", "--model", "lite", "--device", "cpu", "--rounds", "2", *words]) == 0
     report = json.loads(capsys.readouterr().out)
-    names = ["torch fp32 batch 1", "torch fp32 batch 4", "torch fp32 batch 1 lower", "torch fp32 batch 4 lower"]
+    names = [
+        "torch fp32 batch 1",
+        "torch fp32 batch 4",
+        "torch fp32 batch 1 lower",
+        "torch fp32 batch 4 lower",
+    ]
     assert [row["name"] for row in report["rows"]] == names
     assert [row["faces"] for row in report["rows"]] == [5, 8, 5, 8]
     assert all(len(row["ms_per_face_rounds"]) == 2 for row in report["rows"])
@@ -77,7 +92,10 @@ def test_the_frames_move_little_and_never_repeat():
     frames = bench.moving_frames(8)
     assert frames.shape == (8, 256, 256, 3) and frames.dtype == np.uint8
     steps = [np.abs(frames[index].astype(int) - frames[index - 1]).mean() for index in range(8)]
-    assert 0 < min(steps) and max(steps) < 0.3 * np.abs(frames[0].astype(int) - frames[0].mean()).mean()
+    assert (
+        0 < min(steps)
+        and max(steps) < 0.3 * np.abs(frames[0].astype(int) - frames[0].mean()).mean()
+    )
     assert np.array_equal(frames, bench.moving_frames(8))
     assert not np.array_equal(*bench.moving_frames(2)) and len(bench.moving_frames(1)) == 1
 
@@ -89,7 +107,12 @@ def test_no_frame_is_left_alone(monkeypatch):
     for _ in range(2):
         enhancer(frames)
     stats = enhancer.stats
-    assert (stats.restored, stats.sharp, stats.repeated, stats.cuts) == (8, 0, 0, 0) and not stats.passed_through
+    assert (stats.restored, stats.sharp, stats.repeated, stats.cuts) == (
+        8,
+        0,
+        0,
+        0,
+    ) and not stats.passed_through
 
 
 def test_emulated_arithmetic_is_not_measured(monkeypatch, capsys):
@@ -99,11 +122,15 @@ def test_emulated_arithmetic_is_not_measured(monkeypatch, capsys):
 
 
 def test_fp32_is_not_emulated():
-    assert not torch_backend.is_emulated("fp32", side=16) and not torch_backend.is_emulated("fp4", side=16)
+    assert not torch_backend.is_emulated("fp32", side=16) and not torch_backend.is_emulated(
+        "fp4", side=16
+    )
     torch_backend.is_emulated("bf16", side=16)
 
 
-@pytest.mark.parametrize("words", [["--batches", "0"], ["--batches", "1,x"], ["--rounds", "-1"], ["--backends", ","]])
+@pytest.mark.parametrize(
+    "words", [["--batches", "0"], ["--batches", "1,x"], ["--rounds", "-1"], ["--backends", ","]]
+)
 def test_invalid_words_are_exit_code_2(words, capsys):
     assert main(["bench", *words]) == 2
     assert words[0] in capsys.readouterr().err
@@ -125,6 +152,8 @@ def test_tune_measures_anew_and_remembers(capsys):
     words = ["--tune", "--model", "lite", "--device", "cpu", "--regions", "lower"]
     assert bench.run(parsed(*words)) == 0
     rows = [line.split() for line in capsys.readouterr().out.splitlines()]
-    assert {"torch", "ncnn"} <= {row[2] for row in rows} and all(row[:2] == ["lite", "lower"] for row in rows)
+    assert {"torch", "ncnn"} <= {row[2] for row in rows} and all(
+        row[:2] == ["lite", "lower"] for row in rows
+    )
     assert [float(row[4]) for row in rows] == sorted(float(row[4]) for row in rows)
     assert tuning.path().exists()

@@ -24,7 +24,11 @@ def test_lite(tmp_path, capsys, region):
     path = tmp_path / "lite.onnx"
     assert main(["export", "lite", str(path), "--region", region]) == 0
     printed = capsys.readouterr().out
-    for words in (f"{path}: lite, ", "licence: Apache-2.0", "float32 (batch, 3, 256, 256), RGB, 0..1"):
+    for words in (
+        f"{path}: lite, ",
+        "license: Apache-2.0",
+        "float32 (batch, 3, 256, 256), RGB, 0..1",
+    ):
         assert words in printed
     assert float(printed.split("largest difference from torch: ")[1].split()[0]) < 1e-5
     session = onnxruntime.InferenceSession(str(path))
@@ -35,14 +39,14 @@ def test_lite(tmp_path, capsys, region):
 
 
 def test_a_path(tmp_path, capsys):
-    own = tmp_path / "mine.safetensors"
-    own.write_bytes(ASSET.read_bytes())
-    assert main(["export", str(own), str(tmp_path / "mine.onnx")]) == 0
+    checkpoint = tmp_path / "mine.safetensors"
+    checkpoint.write_bytes(ASSET.read_bytes())
+    assert main(["export", str(checkpoint), str(tmp_path / "mine.onnx")]) == 0
     assert "mine.onnx: mine, " in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
-    ("words", "said"),
+    ("words", "message"),
     [
         (["lite", "out.pth"], "ends in .onnx"),
         (["gfpgan-1.4", "out.onnx"], "weights fetch GFPGANv1.4"),
@@ -52,10 +56,10 @@ def test_a_path(tmp_path, capsys):
         (["gone.pth", "out.onnx", "--arch", "CodeFormer"], "no such file"),
     ],
 )
-def test_what_is_refused(tmp_path, monkeypatch, capsys, words, said):
+def test_what_is_refused(tmp_path, monkeypatch, capsys, words, message):
     monkeypatch.chdir(tmp_path)
     assert main(["export", *words]) == 2
-    assert said in capsys.readouterr().err
+    assert message in capsys.readouterr().err
     assert not list(tmp_path.glob("out*"))
 
 

@@ -16,7 +16,7 @@ from musetalk_enhance.jobs import ImageSettings
 from musetalk_enhance.jobs.images import STATS
 from musetalk_enhance.pipeline.stats import counted
 from musetalk_enhance.restorers.catalog import AUTO_ORDER
-from tests.jobs.conftest import ADDED, files, network, put, read  # noqa: F401 - `network` is a fixture
+from tests.jobs.conftest import ADDED, files, network, put, read  # noqa: F401 - a fixture
 
 YUNET, SMALL = "face_detection_yunet_2023mar.onnx", "detection_mobilenet0.25_Final.pth"
 LITE = ["--model", "lite", "--backend", "torch"]
@@ -41,27 +41,42 @@ def test_help_lists_every_option(capsys):
     assert main(["images", "--help"]) == 0
     printed = capsys.readouterr().out
     words = [flag(option.name) for option in dataclasses.fields(ImageSettings)]
-    words += ["--output-dir", "--num-samples", "--sweep", "--engine", "--json", "--quiet", "INPUT_DIR"]
+    words += [
+        "--output-dir",
+        "--num-samples",
+        "--sweep",
+        "--engine",
+        "--json",
+        "--quiet",
+        "INPUT_DIR",
+    ]
     assert [word for word in words if word not in printed] == []
-    assert all(word in printed for word in ("retinaface", "yunet", "realesrgan", "codeformer", "parsed"))
+    assert all(
+        word in printed for word in ("retinaface", "yunet", "realesrgan", "codeformer", "parsed")
+    )
 
 
-def test_a_folder_is_restored_and_said_so(network, folders, capsys):  # noqa: F811
+def test_a_folder_is_restored_and_summarized(network, folders, capsys):  # noqa: F811
     assert whole(folders) == 0
-    said = capsys.readouterr()
-    assert "2 faces in 2 pictures restored by fake" in said.out
-    assert "of 255 at strength 1.00 in the mean" in said.out and "left alone" not in said.out + said.err
+    printed = capsys.readouterr()
+    assert "2 faces in 2 images restored by fake" in printed.out
+    assert (
+        "of 255 at strength 1.00 in the mean" in printed.out
+        and "left alone" not in printed.out + printed.err
+    )
     assert set(files(folders[1])) == {STATS, "restored/a.png", "restored/sub/b.jpg"}
-    assert "2/2" in said.err  # the bar
+    assert "2/2" in printed.err  # the bar
     assert whole(folders) == 0
-    assert "2 pictures done before" in capsys.readouterr().out
+    assert "2 images restored by an earlier run" in capsys.readouterr().out
 
 
-def test_faces_that_are_left_alone_are_not_said_to_be_restored(network, folders, capsys):  # noqa: F811
+def test_faces_left_alone_are_not_counted_as_restored(network, folders, capsys):  # noqa: F811
     assert whole(folders, "--strength", "0") == 0
     printed = capsys.readouterr()
-    assert "0 faces in 2 pictures restored by fake; left alone: 2 strength 0;" in printed.out
-    assert "2 of 2 faces left alone (2 strength 0); to restore more, set --strength 1" in printed.err
+    assert "0 faces in 2 images restored by fake; left alone: 2 strength 0;" in printed.out
+    assert (
+        "2 of 2 faces left alone (2 strength 0); to restore more, set --strength 1" in printed.err
+    )
     assert (folders[1] / "restored/a.png").read_bytes() == (folders[0] / "a.png").read_bytes()
     stats = json.loads((folders[1] / STATS).read_text())
     assert stats["faces"]["restored"] == 0 and stats["faces"]["left"] == {"strength 0": 2}
@@ -71,10 +86,17 @@ def test_faces_that_are_left_alone_are_not_said_to_be_restored(network, folders,
 def test_json_alone_is_on_stdout(network, folders, capsys):  # noqa: F811
     (folders[0] / "bad.png").write_bytes(b"no picture")
     assert whole(folders, "--json") == 3
-    said = capsys.readouterr()
-    stats = json.loads(said.out)
-    assert stats["output"] == str(folders[1]) and stats["seconds"] > 0 and stats["pictures"]["unreadable"] == 1
-    assert "bad.png" in said.err and json.loads((folders[1] / STATS).read_text())["items"] == stats["items"]
+    printed = capsys.readouterr()
+    stats = json.loads(printed.out)
+    assert (
+        stats["output"] == str(folders[1])
+        and stats["seconds"] > 0
+        and stats["pictures"]["unreadable"] == 1
+    )
+    assert (
+        "bad.png" in printed.err
+        and json.loads((folders[1] / STATS).read_text())["items"] == stats["items"]
+    )
     for words, count in ((["--num-samples", "3"], 1), (["--sweep", "strength=0,1"], 2)):
         whole(folders, "--json", *words)
         rows = json.loads(capsys.readouterr().out)
@@ -90,14 +112,17 @@ def test_unreadable_pictures_are_exit_code_3(network, folders, capsys):  # noqa:
     cv2.imwrite(str(folders[0] / "deep.png"), np.full((64, 64, 3), 3000, np.uint16))
     for _ in range(2):  # also when there is nothing left to do
         assert whole(folders, "--quiet") == 3
-        said = capsys.readouterr()
-        assert "deep.png: has 16 bits per channel" in said.err and "1 could not be read or restored" in said.out
+        printed = capsys.readouterr()
+        assert (
+            "deep.png: has 16 bits per channel" in printed.err
+            and "1 could not be read or restored" in printed.out
+        )
     assert "restored/a.png" in files(folders[1]) and "restored/deep.png" not in files(folders[1])
     assert whole(folders, "--quiet", "--num-samples", "5") == 3
 
 
 @pytest.mark.parametrize(
-    ("words", "said"),
+    ("words", "message"),
     [
         (["--upscale", "3"], "1 | 2 | 4"),
         (["--fidelity", "2"], "--fidelity"),
@@ -114,10 +139,10 @@ def test_unreadable_pictures_are_exit_code_3(network, folders, capsys):  # noqa:
         (["--device", "tpu"], "--device"),
     ],
 )
-def test_wrong_calls_are_exit_code_2(folders, words, said, capsys):
+def test_wrong_calls_are_exit_code_2(folders, words, message, capsys):
     assert whole(folders, *words) == 2
     error = capsys.readouterr().err
-    assert said in error and "Traceback" not in error and files(folders[1]) == {}
+    assert message in error and "Traceback" not in error and files(folders[1]) == {}
 
 
 @pytest.mark.parametrize("what", ["empty", "missing", "itself"])
@@ -156,7 +181,9 @@ def test_options_change_what_is_written(network, folders, option, tmp_path):  # 
     assert whole(folders, "--quiet") == 0
     assert whole((folders[0], tmp_path / "other"), "--quiet", option, PIXELS[option]) == 0
     first, second = files(folders[1]), files(tmp_path / "other")
-    assert {k: v for k, v in first.items() if k != STATS} != {k: v for k, v in second.items() if k != STATS}
+    assert {k: v for k, v in first.items() if k != STATS} != {
+        k: v for k, v in second.items() if k != STATS
+    }
 
 
 def test_options_that_choose_faces_change_what_is_written(network, folders, tmp_path):  # noqa: F811
@@ -165,9 +192,11 @@ def test_options_that_choose_faces_change_what_is_written(network, folders, tmp_
     assert call((folders[0], tmp_path / "none"), "--quiet", "--min-face", "60") == 0
     stats = json.loads((tmp_path / "none" / STATS).read_text())
     assert stats["faces"]["left"] == {"too small": 2} and stats["faces"]["restored"] == 0
-    assert (tmp_path / "none/restored/sub/b.jpg").read_bytes() == (folders[0] / "sub/b.jpg").read_bytes()
-    made, given = read(folders[1] / "restored/a.png").astype(int), read(folders[0] / "a.png")
-    assert made[50, 50, 0] - given[50, 50, 0] == pytest.approx(ADDED, abs=1)
+    assert (tmp_path / "none/restored/sub/b.jpg").read_bytes() == (
+        folders[0] / "sub/b.jpg"
+    ).read_bytes()
+    restored, original = read(folders[1] / "restored/a.png").astype(int), read(folders[0] / "a.png")
+    assert restored[50, 50, 0] - original[50, 50, 0] == pytest.approx(ADDED, abs=1)
 
 
 @pytest.fixture
@@ -185,7 +214,14 @@ def three(shared, tmp_path):
 def test_real_detectors_on_real_portraits(shared, three, detector, file, capsys):
     if detector != "yunet":
         pytest.importorskip("facexlib")
-    words = [*LITE, "--face-detector", detector, "--detector-path", str(shared / "weights" / file), "--json"]
+    words = [
+        *LITE,
+        "--face-detector",
+        detector,
+        "--detector-path",
+        str(shared / "weights" / file),
+        "--json",
+    ]
     if detector != "yunet":
         assert call(three, *words) == 2
         assert "trust" in capsys.readouterr().err
@@ -195,12 +231,14 @@ def test_real_detectors_on_real_portraits(shared, three, detector, file, capsys)
     assert stats["faces"]["restored"] >= 3 and stats["pictures"]["with_restored_faces"] == 3
     assert len(stats["helpers_sha256"]["face_detector"]) == 64
     for name in ("s0.jpg", "s6.jpg", "s22.jpg"):
-        before, after = read(three[0] / name).astype(int), read(three[1] / "restored" / name).astype(int)
+        original = read(three[0] / name).astype(int)
+        restored = read(three[1] / "restored" / name).astype(int)
         x1, y1, x2, y2 = (
-            round(side) for side in next(i for i in stats["items"] if i["name"] == name)["faces"][0]["box_xyxy"]
+            round(side)
+            for side in next(i for i in stats["items"] if i["name"] == name)["faces"][0]["box_xyxy"]
         )
-        face = np.abs(after - before)[max(0, y1) : y2, max(0, x1) : x2].mean()
-        assert face > 0.5 and np.abs(after - before)[:20].mean() < face
+        face = np.abs(restored - original)[max(0, y1) : y2, max(0, x1) : x2].mean()
+        assert face > 0.5 and np.abs(restored - original)[:20].mean() < face
 
 
 def test_one_thing_is_one():

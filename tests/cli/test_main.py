@@ -41,11 +41,18 @@ def test_models(capsys):
 def test_typed_errors_are_one_line(capsys):
     assert main(["weights", "path", "GFPGANv9"]) == 2
     error = capsys.readouterr().err
-    assert error.startswith("musetalk-enhance: ") and "GFPGANv1.4" in error and "Traceback" not in error
+    assert (
+        error.startswith("musetalk-enhance: ")
+        and "GFPGANv1.4" in error
+        and "Traceback" not in error
+    )
 
 
 def test_as_a_module():
-    done = subprocess.run(
-        [sys.executable, "-m", "musetalk_enhance", "--version"], capture_output=True, text=True, check=True
+    process = subprocess.run(
+        [sys.executable, "-m", "musetalk_enhance", "--version"],
+        capture_output=True,
+        text=True,
+        check=True,
     )
-    assert __version__ in done.stdout
+    assert __version__ in process.stdout

@@ -28,17 +28,25 @@ def clips(tmp_path_factory):
         soft, tinted = frame.copy(), frame.copy()
         face = frame[top:bottom, left:right]
         small = cv2.resize(face, (36, 48), interpolation=cv2.INTER_AREA)
-        soft[top:bottom, left:right] = cv2.resize(small, face.shape[1::-1], interpolation=cv2.INTER_CUBIC)
+        soft[top:bottom, left:right] = cv2.resize(
+            small, face.shape[1::-1], interpolation=cv2.INTER_CUBIC
+        )
         tinted[top:bottom, left:right] = np.clip(face.astype(int) + (0, 0, 6), 0, 255)
-        for writer, picture in zip(writers, (soft, frame, tinted), strict=True):
-            writer.write(picture)
+        for writer, image in zip(writers, (soft, frame, tinted), strict=True):
+            writer.write(image)
     for writer in writers:
         writer.close()
     return folder
 
 
 def test_a_report_is_written(clips, tmp_path, capsys):
-    words = ["report", str(clips / "in.mp4"), str(clips / "out.mp4"), "--reference", str(clips / "out.mp4")]
+    words = [
+        "report",
+        str(clips / "in.mp4"),
+        str(clips / "out.mp4"),
+        "--reference",
+        str(clips / "out.mp4"),
+    ]
     assert main([*words, "--out", str(tmp_path / "made"), "--title", "My clip"]) == 0
     printed = capsys.readouterr()
     assert "Warping error, out / in" in printed.out and "Mouth: " in printed.out
@@ -49,7 +57,14 @@ def test_a_report_is_written(clips, tmp_path, capsys):
 
 
 def test_strict_is_exit_code_1_where_a_line_fails(clips, tmp_path, capsys):
-    words = ["report", str(clips / "in.mp4"), str(clips / "tinted.mp4"), "--out", str(tmp_path), "--json"]
+    words = [
+        "report",
+        str(clips / "in.mp4"),
+        str(clips / "tinted.mp4"),
+        "--out",
+        str(tmp_path),
+        "--json",
+    ]
     assert main(words) == 0
     lines = {line["key"]: line for line in json.loads(capsys.readouterr().out)}
     assert lines["drift"]["state"] == "fail" and lines["drift"]["value"] > 3
@@ -59,15 +74,25 @@ def test_strict_is_exit_code_1_where_a_line_fails(clips, tmp_path, capsys):
 def test_the_sidecar_of_the_enhancer(clips, tmp_path, capsys):
     sidecar = clips / "out.mp4.json"
     notes = [{"passthrough": "NaN"}, {"strength": 0.5}]
-    sidecar.write_text(json.dumps({"notes": notes, "totals": {"restored": 15, "ms": {"network": 300.0}}}))
-    words = ["report", str(clips / "in.mp4"), str(clips / "out.mp4"), "--out", str(tmp_path), "--box", "60,5,170,180"]
+    sidecar.write_text(
+        json.dumps({"notes": notes, "totals": {"restored": 15, "ms": {"network": 300.0}}})
+    )
+    words = [
+        "report",
+        str(clips / "in.mp4"),
+        str(clips / "out.mp4"),
+        "--out",
+        str(tmp_path),
+        "--box",
+        "60,5,170,180",
+    ]
     try:
         assert main(words) == 0
     finally:
         sidecar.unlink()
     numbers = json.loads((tmp_path / "report.json").read_text())
     assert numbers["events"] == {"passthrough": {"frames": {"NaN": 1}, "runs": [[0, 0, "NaN"]]}}
-    assert "300 ms, 20.0 ms a face" in (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert "300 ms, 20.0 ms per face" in (tmp_path / "report.html").read_text(encoding="utf-8")
     bad = tmp_path / "bad.json"
     for text in ("[1]", "no JSON", '{"notes": 3}'):
         bad.write_text(text)
@@ -86,8 +111,8 @@ def test_typed_errors(clips, tmp_path, capsys, monkeypatch):
     pair = ["report", str(clips / "in.mp4"), str(clips / "out.mp4")]
     assert main([*pair[:2], str(tmp_path / "none.mp4")]) == 2
     assert main([*pair, "--box", "0,0,500,500"]) == 2
-    said = capsys.readouterr().err
-    assert "does not exist" in said and "224x224" in said
+    error = capsys.readouterr().err
+    assert "does not exist" in error and "224x224" in error
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     assert main(pair) == 2
     assert "pip install 'musetalk_enhance[report]'" in capsys.readouterr().err

@@ -1,4 +1,4 @@
-"""``musetalk-enhance video``: exit codes, what is printed, the report, the stretch."""
+"""``musetalk-enhance video``: exit codes, what is printed, the report, the range."""
 
 from __future__ import annotations
 
@@ -21,7 +21,18 @@ from musetalk_enhance.restorers.catalog import Choice, Model
 from tests.conftest import RECORD, FakeRestorer
 from tests.media.clips import make_film
 
-PLAIN = ["--model", "lite", "--stability", "0", "--guard", "false", "--segment", "16", "--preset", "ultrafast"]
+PLAIN = [
+    "--model",
+    "lite",
+    "--stability",
+    "0",
+    "--guard",
+    "false",
+    "--segment",
+    "16",
+    "--preset",
+    "ultrafast",
+]
 
 
 @pytest.fixture(autouse=True)
@@ -29,9 +40,11 @@ def cheap(monkeypatch):
     """A network that is none, small faces and one thread."""
 
     def load(settings, *, pinned=None):
-        wanted = settings.enhancer()
-        restorer = FakeRestorer(LoadRequest(RECORD, wanted, torch.device("cpu")), lambda faces: faces * 0.9)
-        return Loaded(restorer, Choice(Model(RECORD, lambda: FakeRestorer), wanted), None, [])
+        enhancer = settings.enhancer()
+        restorer = FakeRestorer(
+            LoadRequest(RECORD, enhancer, torch.device("cpu")), lambda faces: faces * 0.9
+        )
+        return Loaded(restorer, Choice(Model(RECORD, lambda: FakeRestorer), enhancer), None, [])
 
     monkeypatch.setattr(opening, "load", load)
     monkeypatch.setattr(film_maker, "TEMPLATE_SIDE", 128)
@@ -69,25 +82,32 @@ def test_one_line_for_a_person_and_none_when_it_is_done(words, tmp_path, capsys,
     monkeypatch.setattr(FilmMaker, "make", None)
     assert main([*words, "--quiet"]) == 0
     printed = capsys.readouterr()
-    assert "16 frames done before" in printed.out and "done already" in printed.err
+    assert "16 frames restored by an earlier run" in printed.out and "done already" in printed.err
     assert "frame/s" not in printed.err
 
 
-def test_faces_that_are_left_alone_are_not_said_to_be_restored(words, tmp_path, capsys):
+def test_faces_that_are_left_alone_are_not_counted_as_restored(words, tmp_path, capsys):
     assert main([*words, "--strength", "0"]) == 0
     printed = capsys.readouterr()
     assert "0 faces in 0 of 16 frames restored by fake; left alone: 16 strength 0;" in printed.out
-    assert "16 of 16 faces left alone (16 strength 0); to restore more, set --strength 1" in printed.err
+    assert (
+        "16 of 16 faces left alone (16 strength 0); to restore more, set --strength 1"
+        in printed.err
+    )
     totals = json.loads((tmp_path / "out.mp4.json").read_text())["totals"]
     assert totals["faces"] == 16 and totals["faces_restored"] == 0 and totals["mean_change"] is None
 
 
 def test_json_is_all_there_is_on_stdout(words, tmp_path, capsys):
     assert main([*words, "--json"]) == 0
-    said = json.loads(capsys.readouterr().out)
+    summary = json.loads(capsys.readouterr().out)
     beside = json.loads((tmp_path / "out.mp4.json").read_text())
-    assert said["output"] == str(tmp_path / "out.mp4") and said["seconds"] > 0
-    assert said["totals"] == beside["totals"] and said["job"] == beside["job"] and "notes" not in said
+    assert summary["output"] == str(tmp_path / "out.mp4") and summary["seconds"] > 0
+    assert (
+        summary["totals"] == beside["totals"]
+        and summary["job"] == beside["job"]
+        and "notes" not in summary
+    )
 
 
 def test_quiet_says_nothing_on_stderr(words, capsys):
@@ -95,14 +115,16 @@ def test_quiet_says_nothing_on_stderr(words, capsys):
     assert capsys.readouterr().err == ""
 
 
-@pytest.mark.parametrize("stretch", [(), ("--start", "0:00.2", "--end", "0:00:00.5")])
-def test_a_report(words, tmp_path, capsys, stretch):
+@pytest.mark.parametrize("clip_range", [(), ("--start", "0:00.2", "--end", "0:00:00.5")])
+def test_a_report(words, tmp_path, capsys, clip_range):
     pytest.importorskip("skimage")
     pytest.importorskip("matplotlib")
-    assert main([*words, "--quiet", "--json", "--report", str(tmp_path / "report"), *stretch]) == 0
+    assert (
+        main([*words, "--quiet", "--json", "--report", str(tmp_path / "report"), *clip_range]) == 0
+    )
     printed = capsys.readouterr()
     numbers = json.loads((tmp_path / "report/report.json").read_text())
-    count = 9 if stretch else 16
+    count = 9 if clip_range else 16
     assert json.loads(printed.out)["totals"]["frames"] == numbers["frames"] == count
     assert numbers["title"] == "in.mp4 → out.mp4" and "report.html" in printed.err
     assert (tmp_path / "report/report.html").stat().st_size > 10_000
@@ -116,7 +138,10 @@ def test_a_report_of_a_film_of_odd_size(words, tmp_path, capsys):
     odd = make_film(tmp_path / "odd.mp4", 8, (95, 63), pix_fmt="yuv444p")
     words[1] = str(odd)
     assert main([*words, "--report", str(tmp_path / "report")]) == 0
-    assert (index_video(tmp_path / "out.mp4").width, index_video(tmp_path / "out.mp4").height) == (95, 63)
+    assert (index_video(tmp_path / "out.mp4").width, index_video(tmp_path / "out.mp4").height) == (
+        95,
+        63,
+    )
 
 
 def test_3_where_the_film_cannot_be_read(words, tmp_path, capsys):
@@ -147,12 +172,14 @@ def test_3_where_a_frame_in_the_middle_cannot_be_read(words, clip, tmp_path, cap
     assert len(index_video(broken)) == len(index)
     words[1] = str(broken)
     code = main(words)
-    assert (code == 3) is not (tmp_path / "out.mp4").exists(), "either the decoder conceals it, or it is told"
+    assert (code == 3) is not (tmp_path / "out.mp4").exists(), (
+        "either the decoder conceals it, or it is told"
+    )
     assert code == 3 and "broken.mp4" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
-    ("more", "said"),
+    ("more", "message"),
     [
         (["--crf", "99"], "--crf"),
         (["--face-detector", "none"], "--face-detector"),
@@ -163,26 +190,35 @@ def test_3_where_a_frame_in_the_middle_cannot_be_read(words, clip, tmp_path, cap
         (["--upscale", "2"], "--upscale"),
     ],
 )
-def test_2_where_the_call_is_wrong(words, tmp_path, capsys, more, said):
+def test_2_where_the_call_is_wrong(words, tmp_path, capsys, more, message):
     assert main([*words, *more]) == 2
-    assert said in capsys.readouterr().err and not (tmp_path / "out.mp4").exists()
+    assert message in capsys.readouterr().err and not (tmp_path / "out.mp4").exists()
 
 
 def test_2_where_the_output_is_impossible(words, clip, tmp_path, capsys):
-    for output, said in (
+    for output, message in (
         (clip, "another file than IN"),
-        (tmp_path / "out.gif", "no container"),
+        (tmp_path / "out.gif", "not a supported container"),
         (tmp_path / "a/b.mp4", "folder"),
     ):
         words[2] = str(output)
-        assert main(words) == 2 and said in capsys.readouterr().err
+        assert main(words) == 2 and message in capsys.readouterr().err
 
 
 def test_help_names_the_options(capsys):
     assert main(["video", "--help"]) == 0
-    said = capsys.readouterr().out
-    for name in ("--start", "--end", "--report", "--crf", "--segment", "--quiet", "--json", "--only-center-face"):
-        assert name in said
+    printed = capsys.readouterr().out
+    for name in (
+        "--start",
+        "--end",
+        "--report",
+        "--crf",
+        "--segment",
+        "--quiet",
+        "--json",
+        "--only-center-face",
+    ):
+        assert name in printed
 
 
 @pytest.mark.parametrize(
@@ -203,13 +239,13 @@ def test_times(text, seconds):
 
 def test_decimals_of_times_are_those_that_were_written():
     for hundredths in range(0, 6000, 7):
-        wanted = (6000 + hundredths) / 100
-        assert str(video._seconds(f"1:{hundredths / 100}")) == str(wanted), "not 68.03999999999999"
+        seconds = (6000 + hundredths) / 100
+        assert str(video._seconds(f"1:{hundredths / 100}")) == str(seconds), "not 68.03999999999999"
 
 
 @pytest.mark.parametrize(
     "text", ["", "x", "-1", "1:60", "1:2:3:4", "1.5:00", "nan", "inf", "1::2", "1e3", "+1", "1_0"]
 )
 def test_what_is_no_time(text):
-    with pytest.raises(argparse.ArgumentTypeError, match="is no time"):
+    with pytest.raises(argparse.ArgumentTypeError, match="invalid time"):
         video._seconds(text)

@@ -1,4 +1,4 @@
-"""A talking head as a host sees it: sharp crops, and the same softened; and a gauge that needs no network."""
+"""A talking head as a host has it: sharp and softened crops; a meter without a network."""
 
 from __future__ import annotations
 
@@ -40,7 +40,9 @@ def clip() -> Clip:
 
     crops = []
     for frame, (left, top, right, bottom) in talking_head(50, 448):
-        crops.append(cv2.resize(frame[top:bottom, left:right], (SIDE, SIDE), interpolation=cv2.INTER_AREA))
+        crops.append(
+            cv2.resize(frame[top:bottom, left:right], (SIDE, SIDE), interpolation=cv2.INTER_AREA)
+        )
     opening = np.array([pose_at(index / FPS, 0).opening for index in range(len(crops))])
     return Clip(np.stack(crops), np.stack([soften(crop) for crop in crops]), opening)
 
@@ -53,8 +55,8 @@ def rings() -> np.ndarray:
     return np.repeat(np.clip(levels, 0, 255).astype(np.uint8)[..., None], 3, axis=2)
 
 
-def plain_gauge(faces: torch.Tensor) -> SimpleNamespace:
-    """Landmarks where a host has them; openings are the brightness of the crop, so that a test can set them."""
+def plain_meter(faces: torch.Tensor) -> SimpleNamespace:
+    """Landmarks at their usual position; a crop's openings are its brightness, set by tests."""
     count, _, height, width = faces.shape
     places = torch.tensor([[0.3, 0.35], [0.7, 0.35], [0.5, 0.55], [0.35, 0.78], [0.65, 0.78]])
     level = faces.mean((1, 2, 3))
@@ -67,5 +69,5 @@ def plain_gauge(faces: torch.Tensor) -> SimpleNamespace:
 
 
 @pytest.fixture
-def gauge():
-    return plain_gauge
+def meter():
+    return plain_meter

@@ -1,4 +1,4 @@
-"""Restorers that do harm, on the frames of the talking head: each is shown by a failed line, the right one."""
+"""Harmful restorers on the frames of the talking head: each one fails the right check."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ from .conftest import FPS, Clip
 
 def report(clip: Clip, out: np.ndarray, reference: bool = False) -> Report:
     builder = ReportBuilder(FPS)
-    for index, (before, after) in enumerate(zip(clip.soft, out, strict=True)):
-        builder.add(before, after, clip.sharp[index] if reference else None)
+    for index, (face_in, face_out) in enumerate(zip(clip.soft, out, strict=True)):
+        builder.add(face_in, face_out, clip.sharp[index] if reference else None)
     return builder.finish()
 
 
-def failed(made: Report) -> set[str]:
-    return {verdict.key for verdict in made.failed}
+def failed(result: Report) -> set[str]:
+    return {verdict.key for verdict in result.failed}
 
 
-def oval(centre_xy: tuple[float, float], radii: tuple[float, float], side: int = 256) -> np.ndarray:
+def oval(center_xy: tuple[float, float], radii: tuple[float, float], side: int = 256) -> np.ndarray:
     """A soft-edged mask (side, side, 1), 0..1."""
     y, x = np.mgrid[:side, :side] / side
-    distance = np.hypot((x - centre_xy[0]) / radii[0], (y - centre_xy[1]) / radii[1])
+    distance = np.hypot((x - center_xy[0]) / radii[0], (y - center_xy[1]) / radii[1])
     return np.clip((1.2 - distance) / 0.2, 0, 1)[..., None]
 
 
@@ -58,8 +58,12 @@ def flicker(clip: Clip) -> np.ndarray:
 
 
 def shift_eyes(clip: Clip) -> np.ndarray:
-    shifted = [cv2.warpAffine(face, np.float32([[1, 0, 5], [0, 1, 0]]), (256, 256)) for face in clip.sharp]
-    return np.stack([blended(*faces, oval(*EYES)) for faces in zip(clip.sharp, shifted, strict=True)])
+    shifted = [
+        cv2.warpAffine(face, np.float32([[1, 0, 5], [0, 1, 0]]), (256, 256)) for face in clip.sharp
+    ]
+    return np.stack(
+        [blended(*faces, oval(*EYES)) for faces in zip(clip.sharp, shifted, strict=True)]
+    )
 
 
 def lag(clip: Clip) -> np.ndarray:
@@ -75,12 +79,12 @@ def brighten_below(clip: Clip) -> np.ndarray:
 
 @pytest.mark.parametrize("reference", [False, True])
 def test_the_unsoftened_original_passes_every_line(clip, reference):
-    made = report(clip, clip.sharp, reference)
-    assert failed(made) == set()
-    judged = {verdict.key for verdict in made.verdicts if verdict.state == "pass"}
+    result = report(clip, clip.sharp, reference)
+    assert failed(result) == set()
+    judged = {verdict.key for verdict in result.verdicts if verdict.state == "pass"}
     assert {"sharpness", "warping", "mouth_correlation", "mouth_lag", "eyes_correlation"} <= judged
     assert {"drift", "colour", "seam", "structure", "movement"} <= judged
-    assert made.verdict("mouth_correlation").value > 0.995
+    assert result.verdict("mouth_correlation").value > 0.995
 
 
 @pytest.mark.parametrize(
@@ -97,19 +101,26 @@ def test_the_unsoftened_original_passes_every_line(clip, reference):
     ids=lambda value: getattr(value, "__name__", ""),
 )
 def test_harm_is_a_failed_line_with_pictures(clip, harm, lines, kind):
-    made = report(clip, harm(clip))
-    assert lines <= failed(made), "\n".join(made.lines())
-    assert made.worst.of(kind)
+    result = report(clip, harm(clip))
+    assert lines <= failed(result), "\n".join(result.lines())
+    assert result.worst.of(kind)
     if harm is shift_eyes:
-        assert "the eyes" in made.verdict("movement").text
+        assert "the eyes" in result.verdict("movement").text
     if harm is lag:
-        assert made.verdict("mouth_lag").value == 2 and "late" in made.verdict("mouth_lag").text
+        assert result.verdict("mouth_lag").value == 2 and "late" in result.verdict("mouth_lag").text
     if harm in (tint, flicker):  # and what is well is not accused
-        assert not failed(made) & {"mouth_correlation", "mouth_lag", "mouth_opening", "eyes_correlation"}
+        assert not failed(result) & {
+            "mouth_correlation",
+            "mouth_lag",
+            "mouth_opening",
+            "eyes_correlation",
+        }
 
 
 def test_flicker_of_a_head_that_holds_still(clip):
-    still = Clip(np.repeat(clip.sharp[:1], 24, 0), np.repeat(clip.soft[:1], 24, 0), clip.opening[:24])
+    still = Clip(
+        np.repeat(clip.sharp[:1], 24, 0), np.repeat(clip.soft[:1], 24, 0), clip.opening[:24]
+    )
     honest, harmed = report(still, still.sharp), report(still, flicker(still))
     assert honest.verdict("flicker").value < 0.01 and not failed(honest)
     assert {"warping", "flicker"} <= failed(harmed)

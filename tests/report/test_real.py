@@ -1,4 +1,4 @@
-"""A real clip, softened as a host softens it: the original and the embedded model, judged by the embedded gauge."""
+"""A real clip, softened as by a host: the original and the embedded model are measured."""
 
 from __future__ import annotations
 
@@ -30,7 +30,9 @@ def crops(shared) -> np.ndarray:
     boxes = np.array([finder.detect(frame)[1][0][:4] for frame in frames[::8]])
     x, y, w, h = np.median(boxes, axis=0)
     rows, columns = slice(round(y + 0.08 * h), round(y + h)), slice(max(0, round(x)), round(x + w))
-    return np.stack([cv2.resize(f[rows, columns], (SIDE, SIDE), interpolation=cv2.INTER_AREA) for f in frames])
+    return np.stack(
+        [cv2.resize(f[rows, columns], (SIDE, SIDE), interpolation=cv2.INTER_AREA) for f in frames]
+    )
 
 
 @pytest.mark.parametrize("restored", ["original", "lite"])
@@ -41,9 +43,11 @@ def test_a_real_face_is_not_accused(crops, restored):
         with GFPGANEnhancer(model="lite", backend="torch", device="cpu") as enhancer:
             out = enhancer(soft)
     builder = ReportBuilder(FPS)
-    for before, after, truth in zip(soft, out, crops, strict=True):
-        builder.add(before, after, truth)
-    made = builder.finish()
-    allowed = {"warping"} if restored == "lite" else set()  # stability is not the model's own affair
-    assert {verdict.key for verdict in made.failed} <= allowed, "\n".join(made.lines())
-    assert made.verdict("sharpness").value > 1.5
+    for face_in, face_out, truth in zip(soft, out, crops, strict=True):
+        builder.add(face_in, face_out, truth)
+    report = builder.finish()
+    allowed = (
+        {"warping"} if restored == "lite" else set()
+    )  # stability is not the model's own affair
+    assert {verdict.key for verdict in report.failed} <= allowed, "\n".join(report.lines())
+    assert report.verdict("sharpness").value > 1.5

@@ -1,4 +1,4 @@
-"""The verdicts, each from curves made by hand."""
+"""The verdicts, each on synthetic curves."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ COUNT = 40
 
 
 def curves(**changes) -> Series:
-    """Forty frames of a clip that is all well, with some curves changed; a number is the same in every frame."""
+    """Forty frames of a flawless clip, with some curves changed; a number fills its curve."""
     wave = 0.1 + 0.1 * np.sin(np.arange(COUNT) / 3)
-    found = {
+    values_by_name = {
         **{f"sharpness_{clip}": 10.0 for clip in ("in", "out")},
         **{f"gradient_{clip}": 50.0 for clip in ("in", "out")},
         **{f"warping_{clip}": 4.0 for clip in ("in", "out")},
@@ -29,41 +29,45 @@ def curves(**changes) -> Series:
         **changes,
     }
     series = Series()
-    arrays = {name: np.broadcast_to(values, COUNT) for name, values in found.items()}
+    arrays = {name: np.broadcast_to(values, COUNT) for name, values in values_by_name.items()}
     for index in range(COUNT):
         series.add({name: values[index] for name, values in arrays.items()})
     return series
 
 
 def windows(**energy) -> FlickerWindows:
-    made = FlickerWindows(25)
+    flicker = FlickerWindows(25)
     for name in energy:
-        made.maps[name] = np.zeros((2, 2), np.float32)
-    made.windows = [Window(0, 15, 0.5, energy)] if energy else []
-    return made
+        flicker.maps[name] = np.zeros((2, 2), np.float32)
+    flicker.windows = [Window(0, 15, 0.5, energy)] if energy else []
+    return flicker
 
 
 def verdicts(flicker: FlickerWindows | None = None, **changes) -> dict[str, Verdict]:
-    found = judge(curves(**changes), flicker or windows(**{"in": 0.1, "out": 0.1}), Limits())
-    return {verdict.key: verdict for verdict in found}
+    lines = judge(curves(**changes), flicker or windows(**{"in": 0.1, "out": 0.1}), Limits())
+    return {verdict.key: verdict for verdict in lines}
 
 
-def states(found: dict[str, Verdict]) -> dict[str, set[str]]:
-    return {state: {key for key, one in found.items() if one.state == state} for state in ("pass", "fail")}
+def states(by_key: dict[str, Verdict]) -> dict[str, set[str]]:
+    return {
+        state: {key for key, one in by_key.items() if one.state == state}
+        for state in ("pass", "fail")
+    }
 
 
 def test_all_is_well():
-    found = states(verdicts())
-    assert not found["fail"] and len(found["pass"]) == 14
+    keys = states(verdicts())
+    assert not keys["fail"] and len(keys["pass"]) == 14
 
 
 def test_frames_that_were_left_alone_do_not_count_for_sharpness():
-    """A film is encoded again, and loses by it what no restoring was asked to make good."""
+    """Encoding a video again loses detail that restoration was not asked to bring back."""
     first = np.arange(COUNT) < 30
     lost = {"sharpness_out": np.where(first, 8.0, 15.0)}
     assert verdicts(**lost)["sharpness"].state == "fail"
-    found = verdicts(**lost, note_strength=np.where(first, 0.0, 1.0))["sharpness"]
-    assert found.state == "pass" and found.value == 1.5 and "over the 10 of 40 frames" in found.text
+    verdict = verdicts(**lost, note_strength=np.where(first, 0.0, 1.0))["sharpness"]
+    assert verdict.state == "pass" and verdict.value == 1.5
+    assert "over the 10 of 40 frames" in verdict.text
     handed_back = verdicts(**lost, note_strength=np.where(first, np.nan, 0.7))["sharpness"]
     assert handed_back.value == 1.5
     none = verdicts(sharpness_out=8.0, note_strength=0.0)["sharpness"]
@@ -97,15 +101,15 @@ WAVE = 0.1 + 0.1 * np.sin(np.arange(COUNT) / 3)
     ],
 )
 def test_one_thing_is_wrong(changes, failed):
-    found = verdicts(**changes)
-    missing = {"mouth_lag", "eyes_lag"} & failed - found.keys()
-    assert states(found)["fail"] == failed - missing
+    by_key = verdicts(**changes)
+    missing = {"mouth_lag", "eyes_lag"} & failed - by_key.keys()
+    assert states(by_key)["fail"] == failed - missing
 
 
 def test_where_it_is_worst_is_named():
-    found = verdicts(moved_eyes=3.0, structure_mouth=0.5, drift_g=-2.0)
-    assert "the eyes" in found["movement"].text and "the mouth" in found["structure"].text
-    assert "green, -2.000" in found["drift"].text
+    by_key = verdicts(moved_eyes=3.0, structure_mouth=0.5, drift_g=-2.0)
+    assert "the eyes" in by_key["movement"].text and "the mouth" in by_key["structure"].text
+    assert "green, -2.000" in by_key["drift"].text
 
 
 def test_late_and_early():
@@ -114,9 +118,12 @@ def test_late_and_early():
 
 
 def test_a_mouth_that_does_not_move_is_judged_by_its_opening():
-    found = verdicts(mouth_in=0.1, mouth_out=0.1)
-    assert found["mouth_correlation"].state == "unmeasured" and found["mouth_opening"].state == "pass"
-    assert "hardly moves" in found["mouth_correlation"].text and "mouth_lag" not in found
+    by_key = verdicts(mouth_in=0.1, mouth_out=0.1)
+    assert (
+        by_key["mouth_correlation"].state == "unmeasured"
+        and by_key["mouth_opening"].state == "pass"
+    )
+    assert "hardly moves" in by_key["mouth_correlation"].text and "mouth_lag" not in by_key
     assert verdicts(mouth_in=0.1, mouth_out=0.2)["mouth_opening"].state == "fail"
 
 
@@ -135,12 +142,15 @@ def test_flicker(energy, state):
 
 
 def test_likeness_is_told_and_not_judged():
-    found = verdicts(psnr_in=30.0, psnr_out=32.0, ssim_in=0.9, ssim_out=1.0)
-    assert found["psnr"].state == found["ssim"].state == "info" and found["psnr"].value == 32
+    by_key = verdicts(psnr_in=30.0, psnr_out=32.0, ssim_in=0.9, ssim_out=1.0)
+    assert by_key["psnr"].state == by_key["ssim"].state == "info" and by_key["psnr"].value == 32
     equal = verdicts(psnr_in=30.0, psnr_out=np.inf, ssim_in=0.9, ssim_out=1.0)["psnr"]
     assert equal.value is None and "infinite" in equal.text
 
 
 def test_a_line_for_the_terminal():
-    assert terminal_line(verdicts()["drift"]) == "pass       Colour kept, mean            0 (at most 1)"
+    assert (
+        terminal_line(verdicts()["drift"])
+        == "pass       Color kept, mean             0 (at most 1)"
+    )
     assert terminal_line(verdicts(colour=2.0)["colour"]).startswith("FAIL ")

@@ -148,7 +148,8 @@ def test_import(add: Add, tmp_path: Path, capsys: pytest.CaptureFixture[str], ca
 def test_a_command_is_needed(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         run("--help")
-    assert "an empty cache is" in " ".join(capsys.readouterr().out.split()), "as test_verify has it"
+    printed = " ".join(capsys.readouterr().out.split())
+    assert "an empty cache or a corrupt file fails" in printed, "as test_verify has it"
     with pytest.raises(SystemExit):
         run()
     assert "COMMAND" in capsys.readouterr().err
