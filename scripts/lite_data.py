@@ -349,7 +349,8 @@ def degrade(
         rng: draws the kind and its strength. No draw shifts the color.
         noise_rng: draws the noise itself; ``rng`` by default.
     """
-    image = _scale(target_rgb, INPUT, "area" if rng.random() < 0.8 else "bicubic")
+    area = rng.random() < 0.8
+    image = resize(target_rgb, INPUT) if area else _scale(target_rgb, INPUT, "bicubic")
     draw = float(rng.random())
     steps = np.cumsum([DECODER_SHARE, RESIZE_SHARE, BLUR_SHARE, COMPRESS_SHARE])
     kind = ("decoder", "resize", "blur", "compress", "none")[int(np.searchsorted(steps, draw))]
@@ -448,7 +449,7 @@ class DecodedCache:
             for each in (index, self.crops[index].next_index):
                 if each is None:
                     continue
-                view = _scale(np.asarray(self.targets[each]), INPUT, "area")
+                view = resize(np.asarray(self.targets[each]), INPUT)
                 if any(shift):
                     margins = tuple((s, 8 - s) for s in shift)
                     view = np.pad(view, (*margins, (0, 0)), mode="reflect")

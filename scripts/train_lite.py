@@ -38,12 +38,11 @@ from lite_data import (
 from lite_losses import (
     Critic,
     artifact_map,
-    charbonnier,
     critic_loss,
-    drift_loss,
     energy_loss,
     flicker_loss,
-    pyramid_loss,
+    robust,
+    scales_loss,
     spectrum_loss,
 )
 from lite_net import LiteNet
@@ -106,11 +105,12 @@ class Trainer:
     def fidelity(self, out: Tensor, target: Tensor) -> dict[str, Tensor]:
         """Weighted terms of the first stage."""
         difference = out - target
+        scales, drift = scales_loss(difference)
         return {
-            "l1": charbonnier(difference),
-            "pyramid": pyramid_loss(difference),
+            "l1": robust(difference),
+            "scales": 0.5 * scales,
             "spectrum": self.args.spectrum * spectrum_loss(difference),
-            "drift": 0.5 * drift_loss(difference),
+            "drift": 0.5 * drift,
         }
 
     def detail(self, x: Tensor, out: Tensor, target: Tensor) -> dict[str, Tensor]:
@@ -216,7 +216,7 @@ def export(net: LiteNet, path: Path, steps: int) -> None:
     for name, layer in net.named_modules():
         if isinstance(layer, Layer):
             fused = layer.fused()
-            for part in ("weight", "bias", "slopes"):
+            for part in ("weight", "bias"):
                 tensor = getattr(fused, part)
                 if tensor is not None:
                     state[f"{name}.{part}"] = tensor.float().contiguous()

@@ -381,7 +381,7 @@ class Engine:
                 stop = start + min(size - active, most - total)
                 part = _Part(waiting.work, waiting.indices[start:stop])
                 parts.append(part)
-                each = self._prepare(part, states)
+                each = self._prepare(part, states, parts[:-1])
                 prepared.append(each)
                 active, total = active + len(each.active), total + len(part.indices)
                 start = stop
@@ -389,11 +389,13 @@ class Engine:
                 break
         return prepared
 
-    def _prepare(self, part: _Part, states: dict[int, tuple[StreamState, bool]]) -> _PreparedPart:
+    def _prepare(
+        self, part: _Part, states: dict[int, tuple[StreamState, bool]], round_parts: Sequence[_Part]
+    ) -> _PreparedPart:
         """Prepare frames of one stream.
 
         `states` has what those of the same round that come before leave for the gate and for scene cuts, and
-        whether the last of them is restored, so that its detail can be continued.
+        whether the last of them is restored, so that its detail can be continued; `round_parts` are those parts.
         """
         work, stream = part.work, part.work.stream
         size_hw = work.batch.size_hw(part.indices[0])
@@ -403,7 +405,7 @@ class Engine:
         with stream.stats.timed("prepare"):
             faces = work.batch.to_network(part.indices, self.device, work.color)
             hints = work.hints.at(part.indices)
-            prepared = self._preparer.prepare(faces, hints, self._repeats(part), state)
+            prepared = self._preparer.prepare(faces, hints, self._repeats(part, round_parts), state)
             active, inputs, alignment = prepared.active, None, None
             if active:
                 some = faces if len(active) == len(faces) else faces[active]
@@ -415,12 +417,13 @@ class Engine:
         states[id(stream)] = _advanced(state, prepared), _continues(prepared, continues)
         return _PreparedPart(part, prepared, state, inputs, alignment, motions)
 
-    def _repeats(self, part: _Part) -> list[bool]:
+    def _repeats(self, part: _Part, round_parts: Sequence[_Part]) -> list[bool]:
         """Whether each frame has the same bits and hints as the one before it."""
         work, hints = part.work, part.work.host_hints
         first, last = part.indices[0], work.stream.last
         previous: Any = None
-        if first - 1 in work.results:
+        in_round = any(each.work is work and first - 1 in each.indices for each in round_parts)
+        if first - 1 in work.results or in_round:
             previous = work.batch.frames[first - 1]
         elif first == _first(work) and last is not None and self._same_size(work, first, last.result):
             previous = last.frame

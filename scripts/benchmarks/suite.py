@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from musetalk_enhance.enhancer import pick_device
 from musetalk_enhance.errors import EnhanceError, MissingDependencyError
+from musetalk_enhance.runtime.devices import pick_device
 
 from . import candidates, host_loop, machine, plot, reference, report, roofline
 from .measure import Measurement, Rounds, measure

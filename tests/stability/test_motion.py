@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 import torch
 
-from musetalk_enhance.pipeline.stability.motion import LONGEST, SHORTEST, MotionFinder, working_size
-from musetalk_enhance.pipeline.stability.temporal import moved
+from musetalk_enhance.pipeline.scene_cuts import scene_cuts, thumbnails
+from musetalk_enhance.pipeline.stability.motion import LONGEST, SHORTEST, MotionEstimator, working_size
+from musetalk_enhance.pipeline.stability.temporal import _moved, _sampled
 from tests.stability.conftest import to_frames
 
 
@@ -24,38 +25,51 @@ def shifted(picture: np.ndarray, x: int, y: int) -> np.ndarray:
 
 def test_a_shift_is_found_and_explains_the_frame(pictures):
     before = pictures[0]
-    motion = MotionFinder().between(before, shifted(before, 3, -2))
+    motion = MotionEstimator().between(before, shifted(before, 3, -2))
     inner = np.s_[32:-32, 32:-32]
     assert np.abs(np.median(motion.flow[inner], (0, 1)) - (-3, 2)).max() < 0.2
     assert (
         np.abs(motion.error[inner]).mean()
         < 0.2 * np.abs(shifted(before, 3, -2)[inner] / 255 - before[inner] / 255).mean()
     )
-    assert motion.rigid[8:-8, 8:-8].min() > 0.9 and not motion.cut, "a head that moves as a whole is held"
+    assert motion.rigid[8:-8, 8:-8].min() > 0.9, "a head that moves as a whole is kept steady"
 
 
 def test_the_same_frame_has_not_moved(pictures):
-    motion = MotionFinder().between(pictures[3], pictures[3])
+    motion = MotionEstimator().between(pictures[3], pictures[3])
     assert np.abs(motion.flow).max() < 1e-3 and np.abs(motion.error).max() < 1e-3
 
 
 def test_what_moves_otherwise_than_the_head_is_told(pictures):
     before, now = pictures[0], pictures[0].copy()
     now[170:220, 90:170] = shifted(before, 0, 6)[170:220, 90:170]
-    rigid = MotionFinder().between(before, now).rigid
+    rigid = MotionEstimator().between(before, now).rigid
     assert rigid[45:52, 25:40].min() < 0.1 and np.median(rigid[:30]) > 0.95
 
 
+def cuts_of(*images) -> list[bool]:
+    faces = torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).float() / 255
+    return scene_cuts(thumbnails(faces), None).tolist()
+
+
 def test_another_scene_is_a_cut_and_a_talking_head_is_none(pictures):
-    finder = MotionFinder()
-    found = finder.all(None, list(pictures))
-    assert found[0] is None and not any(motion.cut for motion in found[1:])
-    assert finder.between(pictures[0], pictures[0][::-1].copy()).cut, "upside down"
-    assert finder.between(pictures[0], np.random.default_rng(0).integers(0, 256, pictures[0].shape, np.uint8)).cut
+    assert not any(cuts_of(*pictures))
+    assert cuts_of(pictures[0], pictures[0][::-1].copy()) == [False, True], "upside down"
+    noise = np.random.default_rng(0).integers(0, 256, pictures[0].shape, np.uint8)
+    assert cuts_of(pictures[0], noise, noise) == [False, True, False]
+    assert cuts_of(pictures[0], 255 - pictures[0]) == [False, True]
 
 
-def test_another_size_begins_anew(pictures):
-    assert MotionFinder().all(pictures[0][:128, :128].copy(), [pictures[1]]) == [None]
+def test_a_cut_is_told_against_the_frame_before_the_batch(pictures):
+    faces = torch.from_numpy(np.stack([pictures[5], 255 - pictures[5]])).permute(0, 3, 1, 2).float() / 255
+    small = thumbnails(faces)
+    assert scene_cuts(small[:1], small[1:]).tolist() == [True]
+    assert scene_cuts(small[:1], small[:1]).tolist() == [False]
+
+
+def test_flat_frames_are_no_cut_of_each_other():
+    black = np.zeros((64, 64, 3), np.uint8)
+    assert cuts_of(black, black + 1, black) == [False, False, False] and cuts_of(black, black + 200) == [False, True]
 
 
 @pytest.mark.parametrize("size", [(16, 16), (64, 64), (256, 256), (512, 300), (60, 900)])
@@ -72,8 +86,13 @@ def test_no_strip_is_too_long(size):
     assert height * width <= LONGEST**2 and min(height, width) >= SHORTEST
     picture = np.random.default_rng(1).integers(0, 256, (height // 8, width // 8, 3), np.uint8)
     picture = cv2.resize(picture, (width, height), interpolation=cv2.INTER_CUBIC)
-    motion = MotionFinder().between(picture, np.roll(picture, 2, axis=1))
-    assert np.median(motion.flow[..., 0]) == pytest.approx(-2, abs=0.1) and not motion.cut
+    motion = MotionEstimator().between(picture, np.roll(picture, 2, axis=1))
+    assert np.median(motion.flow[..., 0]) == pytest.approx(-2, abs=0.1)
+
+
+def moved(picture: torch.Tensor, flow: np.ndarray) -> torch.Tensor:
+    rows = picture[0].permute(1, 2, 0).contiguous().numpy()
+    return torch.from_numpy(_moved(rows, flow, (0.0, 1.0))).permute(2, 0, 1)[None]
 
 
 def test_moved_fetches_what_the_flow_points_at():
@@ -86,17 +105,34 @@ def test_moved_fetches_what_the_flow_points_at():
     assert torch.allclose(moved(picture, small), moved(picture, flow), atol=1e-4), "a flow of half the size"
 
 
-@pytest.mark.parametrize("scale", [1, 2])
-def test_moved_is_the_same_on_the_cpu_as_elsewhere(scale, monkeypatch):
-    """OpenCV does it on the CPU, torch on a GPU."""
-    from musetalk_enhance.pipeline.stability import temporal
+def test_moved_rows_are_those_of_the_whole():
+    picture = torch.rand(1, 3, 64, 64)
+    flow = np.random.default_rng(0).normal(0, 1, (64, 64, 2)).astype(np.float32)
+    rows = picture[0, :, 28:].permute(1, 2, 0).contiguous().numpy()
+    lower = torch.from_numpy(_moved(rows, flow, (28 / 64, 1.0))).permute(2, 0, 1)[None]
+    assert torch.allclose(lower[:, :, 8:], moved(picture, flow)[:, :, 36:], atol=1e-5)
 
+
+@pytest.mark.parametrize("scale", [1, 2])
+def test_moved_is_the_same_on_the_cpu_as_elsewhere(scale):
+    """OpenCV does it on the CPU, torch on a GPU."""
     rng = torch.Generator().manual_seed(2)
     picture = torch.nn.functional.interpolate(torch.rand(1, 3, 16, 16, generator=rng), (128, 128), mode="bicubic")
     small = torch.randn(1, 2, 8, 8, generator=rng) * 3
     flow = torch.nn.functional.interpolate(small, (128 // scale, 128 // scale), mode="bicubic")
-    flow = flow[0].permute(1, 2, 0).contiguous().numpy()
-    here = moved(picture, flow)
-    monkeypatch.setattr(temporal, "_moved_here", temporal._moved_there)
-    assert torch.allclose(here, moved(picture, flow), atol=0.01)
-    assert float((here - moved(picture, flow)).abs().mean()) < 0.001
+    on_cpu = moved(picture, flow[0].permute(1, 2, 0).contiguous().numpy())
+    elsewhere = _sampled(picture, flow)
+    assert torch.allclose(on_cpu, elsewhere, atol=0.01) and float((on_cpu - elsewhere).abs().mean()) < 0.001
+
+
+def test_the_same_frames_give_the_same_bits_wherever_they_lie_in_memory(pictures):
+    """OpenCV 5's magnitude and BLAS do not; so neither is used."""
+    first, estimator = None, MotionEstimator()
+    for offset in range(24):
+        memory = np.empty(pictures[1].size + offset, np.uint8)
+        image = memory[offset:].reshape(pictures[1].shape)
+        image[:] = pictures[1]
+        motion = estimator.between(pictures[0], image)
+        bits = motion.flow.tobytes(), motion.error.tobytes(), motion.rigid.tobytes()
+        first = first or bits
+        assert bits == first

@@ -5,10 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from musetalk_enhance.finishing import Finisher
 
-from musetalk_enhance.pipeline.stability.motion import MotionFinder
-from musetalk_enhance.pipeline.stability.temporal import Held, hold, moved
+from musetalk_enhance.pipeline.compose import Compositor
+from musetalk_enhance.pipeline.stability.motion import MotionEstimator
+from musetalk_enhance.pipeline.stability.temporal import _moved, _steady_on_cpu, _steady_on_gpu, steady
 from tests.stability.conftest import to_faces, to_frames
 
 PLAIN = {"color_match": False, "guard": False, "sharpness_gate": False}
@@ -38,12 +38,18 @@ def energy(frames: np.ndarray) -> float:
 
 def flicker(frames: np.ndarray, given: np.ndarray) -> float:
     """How much what was added changes from frame to frame, moved with the face."""
-    finder, total = MotionFinder(), 0.0
-    added = to_faces(frames) - to_faces(given)
-    for index, motion in enumerate(finder.all(None, list(np.ascontiguousarray(given[..., ::-1])))):
-        if motion is not None:
-            total += float((added[index] - moved(added[index - 1 : index], motion.flow)[0]).abs().mean())
-    return total
+    added = (to_faces(frames) - to_faces(given)).permute(0, 2, 3, 1).contiguous().numpy()
+    return sum(
+        float(np.abs(added[index] - _moved(added[index - 1], motion.flow, (0.0, 1.0))).mean())
+        for index, motion in enumerate(motions_of(given))
+        if motion is not None
+    )
+
+
+def motions_of(frames: np.ndarray) -> list:
+    """The motion into each frame; None into the first."""
+    estimator, images = MotionEstimator(), np.ascontiguousarray(frames[..., ::-1])
+    return [None, *(estimator.between(a, b) for a, b in zip(images[:-1], images[1:], strict=True))]
 
 
 @pytest.fixture(scope="module")
@@ -141,7 +147,7 @@ def test_lips_that_move_are_not_dragged(make_enhancer, take, given):
 
 def test_a_batch_that_failed_leaves_the_stream_as_it_was(make_enhancer, take, given, monkeypatch):
     calls = []
-    real = Finisher.finish
+    real = Compositor.compose
 
     def once(self, work, stream):
         done = real(self, work, stream)
@@ -153,16 +159,35 @@ def test_a_batch_that_failed_leaves_the_stream_as_it_was(make_enhancer, take, gi
 
     sharpen = lambda batch: 2 * batch - torch.nn.functional.avg_pool2d(batch, 9, 1, 4)  # noqa: E731
     alone = make_enhancer(sharpen, stability=1, batch_size=4, **PLAIN)(given[:8])
-    monkeypatch.setattr(Finisher, "finish", once)
+    monkeypatch.setattr(Compositor, "compose", once)
     enhancer = make_enhancer(sharpen, stability=1, batch_size=4, **PLAIN)
     out = enhancer(given[:8])
     assert enhancer.stats.backoffs == 1 and np.abs(out.astype(int) - alone).max() <= 1
 
 
-def test_a_stream_goes_on_where_the_network_moved_to():
-    """What is remembered follows the faces to another device; here one that every machine has."""
-    held = Held.first(torch.zeros(1, 3, 64, 64))
-    picture = np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)
-    motion = MotionFinder().between(picture, picture)
-    out, after = hold(torch.zeros(1, 3, 64, 64, device="meta"), motion, held, 1.0, None)
-    assert {each.device.type for each in (out, after.residual, after.share, after.changes)} == {"meta"}
+@pytest.mark.parametrize("first_row", [0, 112])
+def test_the_cpu_and_a_gpu_compute_the_same(given, take, first_row):
+    """The code for a GPU runs on the CPU too."""
+    residual = (take[:6] - to_faces(given[:6]))[:, :, first_row:] * torch.linspace(0.5, 1.5, 6).view(-1, 1, 1, 1)
+    support = torch.ones(1, 1, 256 - first_row, 256)
+    support[..., :40] = 0
+    rows = (first_row / 256, 1.0)
+    motions = motions_of(given[:6])
+    motions[3] = None
+    on_cpu, state = _steady_on_cpu(residual.clone(), motions, None, 1.0, rows, support)
+    on_gpu, other = _steady_on_gpu(residual.clone(), motions, None, 1.0, rows, support)
+    assert (on_cpu - on_gpu).abs().max() < 0.02 and (on_cpu - on_gpu).abs().mean() < 5e-4
+    assert float(other.share) == pytest.approx(state.share, rel=0.1)
+    assert (on_cpu - residual).abs().mean() > 1e-3, "something was kept"
+
+
+def test_a_stream_goes_on_where_the_network_moved_to(given, take):
+    """What is remembered follows the faces to another device and back; here one that every machine has."""
+    residual = take[:2] - to_faces(given[:2])
+    motions = motions_of(given[:3])
+    _, state = steady(residual, motions[:2], None, 1.0, 0, 256)
+    there = state.to(torch.device("meta"))
+    assert {each.device.type for each in (there.residual, there.share, there.changes)} == {"meta"}
+    again = state.to(torch.device("cpu"))
+    out, after = steady(take[2:3] - to_faces(given[2:3]), motions[2:], again, 1.0, 0, 256)
+    assert torch.isfinite(out).all() and 0 < after.share < 2

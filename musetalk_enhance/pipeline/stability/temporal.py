@@ -243,7 +243,8 @@ def _uploaded(
     for name in ("flow", "error", "rigid"):
         stacked = np.stack([_kept_rows(getattr(motions[index], name), rows) for index in indices])
         tensor = torch.from_numpy(stacked if stacked.ndim == 4 else stacked[..., None])
-        fields.append(tensor.pin_memory().to(device, non_blocking=True).permute(0, 3, 1, 2))
+        tensor = tensor.pin_memory() if device.type == "cuda" else tensor
+        fields.append(tensor.to(device, non_blocking=True).permute(0, 3, 1, 2))
     for place, index in enumerate(indices):
         flow, error, rigid = (field[place : place + 1].contiguous() for field in fields)
         uploads[index] = (flow, error, rigid)

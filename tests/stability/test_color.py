@@ -1,13 +1,13 @@
-"""Colours: a tint and a brightness step are taken off, detail is not."""
+"""Colors: a tint and a brightness step are taken off, detail is not."""
 
 from __future__ import annotations
 
 import numpy as np
 import pytest
 import torch
-from musetalk_enhance.pipeline.stability.colour import blurred, without_tint
 
 from musetalk_enhance.faces.regions import region_mask
+from musetalk_enhance.pipeline.stability.color import low_frequencies, without_tint
 from tests.stability.conftest import to_frames
 
 ONLY = {"color_match": True}
@@ -46,10 +46,19 @@ def test_the_mean_of_a_sharpened_face_stays(make_enhancer, take, soft):
     assert np.abs(out.mean((1, 2)) - given.mean((1, 2))).max() < 1
 
 
+def test_rows_alone_come_out_as_in_the_whole_face(soft):
+    """What is computed only from the upper edge of the region down is the same as with zeros above it."""
+    residual = (soft[:2] - soft[2:4]) * 0.5
+    mask = region_mask("lower", (256, 256))
+    whole = without_tint(residual, mask)[:, :, 112:]
+    rows = without_tint(residual[:, :, 112:], mask[:, :, 112:])
+    assert torch.allclose(rows, whole, atol=0.01) and (rows - whole).abs().mean() < 1e-3
+
+
 def test_what_lies_outside_has_no_say():
     residual = torch.zeros(1, 3, 64, 64)
     residual[:, :, :28] = -1  # rows that were not computed
     mask = region_mask("lower", (64, 64))
     inside = without_tint(residual * (mask > 0), mask)[:, :, 32:]
     assert inside.abs().max() < 1e-3
-    assert blurred(torch.ones(1, 1, 40, 50)).allclose(torch.ones(1))
+    assert low_frequencies(torch.ones(1, 1, 40, 50)).allclose(torch.ones(1))
