@@ -469,6 +469,20 @@ def test_a_run_killed_while_it_measures_leaves_no_choice_and_no_lock(tiny, measu
     assert entry_of()["chosen"] == "torch fp32"
 
 
+def test_a_graph_is_traced_once_for_measuring_and_running(tiny, measuring, no_bf16, monkeypatch):
+    from musetalk_enhance.backends import exporting
+
+    plain, traced = exporting._write, []
+
+    def counted(*arguments):
+        traced.append(len(arguments))
+        return plain(*arguments)
+
+    monkeypatch.setattr(exporting, "_write", counted)
+    monkeypatch.setattr(choosing, "_timed", lambda backend, *_: 1.0 if backend.name == "onnx" else 2.0)
+    assert open_backend(tiny, settings(), CPU).name == "onnx" and len(traced) == 1
+
+
 @pytest.mark.parametrize("choice", [None, 3, "ncnn bf16", "none fp32"])
 def test_a_choice_that_cannot_be_read_is_the_fastest_fp32(tiny, measuring, no_bf16, choice):
     entry = {"ms": {"ncnn fp32": 2.0, "torch fp32": 1.5, "torch bf16": 1.0}, "chosen": choice}
@@ -495,6 +509,19 @@ def test_a_way_that_failed_is_given_back_before_the_next_is_opened(tiny, measuri
     monkeypatch.setattr(choosing, "_timed", failing_once)
     open_backend(tiny, settings(), CPU)
     assert clock.held == 1 and set(entry_of()["ms"]) == {"onnx fp32", "torch fp32"}
+
+
+@pytest.mark.parametrize(("free", "choice"), [(0.99, "torch fp32"), (1.01, "ncnn fp32")])
+def test_memory_is_looked_at_before_anything_is_opened(tiny, measuring, monkeypatch, caplog, free, choice):
+    """The kernel ends a process that takes more: no error would be raised."""
+    weights = sum(tensor.nbytes for tensor in tiny.module.buffers())
+    monkeypatch.setattr(choosing.memory, "free_bytes", lambda _: free * choosing.NEEDED * weights)
+    clock = Clock(monkeypatch, ncnn_fp32=[1.0], torch_fp32=[2.0], ncnn_bf16=[2.0])
+    assert str(open_backend(tiny, settings(), CPU)) == choice
+    assert ("too little memory" in caplog.text) == (free < 1) == (not tuning.path().exists())
+    assert clock.opened[-1] == choice and len(clock.opened) == (1 if free < 1 else 4)
+    tuning.remember(tuning.key_of(f"{tiny.key} auto auto auto", CPU), {"ms": {"ncnn fp32": 1.0}})
+    assert str(open_backend(tiny, settings(), CPU)) == "ncnn fp32", "measured before, it is no question of memory"
 
 
 def test_a_form_must_be_clearly_faster(measuring, monkeypatch):
