@@ -1,4 +1,4 @@
-"""Choosing a backend takes little more memory than the largest of them alone, with a full-size GFPGAN."""
+"""Choosing a backend for full-size GFPGAN takes little more memory than the largest alone."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def peak_kib(path, backend, dtype, **environment) -> int:
 @pytest.mark.long
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 def test_choosing_takes_at_most_a_third_more_than_the_largest_alone(checkpoint):  # noqa: F811
-    """Seen: 4.4 GiB, and 4.1 with ncnn in fp32, the largest. All held open at once took 10.2 GB."""
+    """Measured: 4.4 GiB, and 4.1 with ncnn in fp32, the largest. All open at once: 10.2 GB."""
     path = checkpoint("clean")
     largest = peak_kib(path, "ncnn", "fp32")
     auto = peak_kib(path, "auto", "auto", MUSETALK_ENHANCE_TUNING="on")
