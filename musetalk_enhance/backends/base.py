@@ -65,7 +65,7 @@ class Backend(ABC):
 
     @property
     def forms(self) -> tuple[str, ...]:
-        """Forms of torch's modulated convolutions, in order, for the same bits again; elsewhere none."""
+        """Forms of torch's modulated convolutions in order, for the same bits again; else none."""
         return ()
 
     def close(self) -> None:  # noqa: B027 - optional for a backend

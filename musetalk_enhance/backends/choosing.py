@@ -1,7 +1,8 @@
 """Which backend runs a network: the one that was asked for, or the one that measured fastest here.
 
-What was measured is kept before the first result, and later runs take it from there. Where it cannot be kept,
-nothing is measured: a choice that the noise of a measurement makes anew in every run gives other bits each time.
+What was measured is kept before the first result, and later runs take it from there. Where it
+cannot be kept, nothing is measured: a choice that the noise of a measurement makes anew in every
+run gives other bits each time.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from functools import cache, partial
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
@@ -43,17 +45,24 @@ ORDER = {
 """Ways worth measuring on a kind of device, and the order in which they are taken where measuring is off."""
 SAFER = {"fp16": ("bf16", "fp32"), "bf16": ("fp32",), "fp32": ()}
 BF16_CAPABILITY = (8, 0)
-"""CUDA compute capability from which there are instructions for bf16; before, torch emulates them."""
+"""CUDA compute capability from which there are instructions for bf16; torch emulates it below."""
 ROUNDS = 3
 """Timed runs of a way; the fastest counts."""
 WARM_UPS = {"cuda": 2}
-"""Runs before those, by kind of device, else 1: they allocate, compile, let cuDNN choose and capture graphs."""
+"""Runs before those, by kind of device, else 1: they allocate, compile, let cuDNN choose and
+capture graphs."""
+NEEDED = 10
+"""Bytes that must be free for measuring on a CPU, for each byte of weights. Opening and running
+GFPGAN (0.35 GB) took 3.0 GB with ncnn, 1.9 with OpenVINO, 1.6 with ONNX Runtime, 0.6 with torch."""
 TOO_SLOW = 2.0
 """A way that took this many times as long as the best one is not measured further."""
 
 
 def open_backend(
-    spec: NetworkSpec, settings: EnhancerSettings, device: torch.device, forms: Sequence[str] | None = None
+    spec: NetworkSpec,
+    settings: EnhancerSettings,
+    device: torch.device,
+    forms: Sequence[str] | None = None,
 ) -> Backend:
     """The backend that `settings` mean for `spec` on `device`.
 
@@ -71,9 +80,10 @@ def open_backend(
     ways = possible_ways(settings, device)
     if settings.backend == "auto" and device.type == "cpu" and spec.symbolic and find_spec("ncnn") is None:
         _say_once_that_ncnn_is_faster()
-    if len(ways) > 1:
-        ways = _picked(spec, settings, device, ways)
-    return _opened(ways, spec, settings, device, forms)
+    with ExitStack() as traced:  # the graph that is traced for measuring serves the final backend
+        if len(ways) > 1:
+            ways = _picked(spec, settings, device, ways, traced)
+        return _opened(ways, spec, settings, device, forms)
 
 
 @cache
@@ -110,7 +120,7 @@ def possible_ways(settings: EnhancerSettings, device: torch.device) -> list[Way]
 
 
 def _usual(device: torch.device) -> list[Way]:
-    """The ways of `ORDER`, and in bf16 on a CPU that has it; fp16 first on a GPU that emulates bf16."""
+    """The ways of `ORDER`, bf16 on a CPU that has it; fp16 first on a GPU that emulates bf16."""
     ways = [Way(*pair) for pair in (*ORDER[device.type], *_bf16(device))]
     if device.type == "cuda" and _capability(device) < BF16_CAPABILITY:
         ways.sort(key=lambda way: way.dtype != "fp16")
@@ -121,7 +131,9 @@ def _capability(device: torch.device) -> tuple[int, int]:
     """CUDA's compute capability; that of a current GPU where there is none to ask."""
     import torch
 
-    return torch.cuda.get_device_capability(device) if torch.cuda.is_available() else BF16_CAPABILITY
+    if not torch.cuda.is_available():
+        return BF16_CAPABILITY
+    return torch.cuda.get_device_capability(device)
 
 
 def _bf16(device: torch.device) -> list[tuple[str, str]]:
@@ -166,7 +178,8 @@ def open_way(
         spec: the network.
         settings: what else the backend is told.
         device: where it runs.
-        forms: of torch's modulated convolutions; None measures them, seconds on a CPU, and ``()`` leaves them.
+        forms: of torch's modulated convolutions; None measures them, seconds on a CPU, and ``()``
+            leaves them.
 
     Raises:
         MissingDependencyError: its runtime is not installed.
@@ -190,21 +203,35 @@ def open_way(
     return TorchBackend(spec, device, way.dtype, graphs=settings.mode == "batch")
 
 
-def _picked(spec: NetworkSpec, settings: EnhancerSettings, device: torch.device, ways: list[Way]) -> list[Way]:
-    """`ways` with the chosen one first, as measured before or now; as they are where nothing is measured."""
+def _picked(
+    spec: NetworkSpec,
+    settings: EnhancerSettings,
+    device: torch.device,
+    ways: list[Way],
+    traced: ExitStack,
+) -> list[Way]:
+    """`ways` with the chosen one first, as measured; unchanged where nothing is measured."""
     if not tuning.enabled():
         return ways
     key = _key(spec, settings, device)
     entry = _remembered(key)
     if entry is not None:
         order = ordered(ways, entry["ms"], entry.get("chosen"))
-        logger.info("%s runs with %s, chosen on this machine before (%s)", spec.name, order[0], tuning.path())
+        logger.info(
+            "%s runs with %s, chosen on this machine before (%s)",
+            spec.name,
+            order[0],
+            tuning.path(),
+        )
         return order
+    if _lacks_memory(spec, device):
+        return _leanest(spec, ways)
     try:
-        with tuning.turn(key, f"another process is measuring how {spec.name} runs fastest: waiting for it"):
+        waiting = f"another process is measuring how {spec.name} runs fastest: waiting for it"
+        with tuning.turn(key, waiting):
             entry = _remembered(key)
             if entry is None:
-                entry = _measured(spec, settings, device, ways)
+                entry = _measured(spec, settings, device, ways, traced)
                 tuning.keep(key, entry)
     except tuning.NotKeptError as error:
         _warn_of_a_fixed_choice(spec.name, str(ways[0]), str(error))
@@ -216,8 +243,24 @@ def _picked(spec: NetworkSpec, settings: EnhancerSettings, device: torch.device,
         memory.forget_locals(error)
         memory.release(device)
         return ways
-    logger.info("%s", picked_text(spec.name, entry["ms"], entry["chosen"]))
-    return ordered(ways, entry["ms"], entry["chosen"])
+    logger.info("%s", picked_text(spec.name, entry["ms"], entry.get("chosen")))
+    return ordered(ways, entry["ms"], entry.get("chosen"))
+
+
+def _lacks_memory(spec: NetworkSpec, device: torch.device) -> bool:
+    """Whether measuring might end the process: the kernel kills it, and no error is raised."""
+    tensors = (*spec.module.parameters(), *spec.module.buffers())
+    needed = NEEDED * sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+    return device.type == "cpu" and memory.free_bytes(device) < needed
+
+
+def _leanest(spec: NetworkSpec, ways: list[Way]) -> list[Way]:
+    """`ways`, torch in fp32 first: it runs the network as it is in memory already."""
+    order = sorted(ways, key=lambda way: way != Way("torch", "fp32"))
+    logger.warning(
+        "too little memory is free to measure how %s runs fastest: %s is taken", spec.name, order[0]
+    )
+    return order
 
 
 @cache
@@ -234,7 +277,7 @@ def _warn_of_a_fixed_choice(name: str, way: str, reason: str) -> None:
 
 
 def _remembered(key: str) -> dict[str, Any] | None:
-    """What was measured before: ``ms`` by way, ``chosen``; None where there is nothing, or nothing sound."""
+    """What was measured before: ``ms`` by way, ``chosen``; None where nothing sound is kept."""
     entry = tuning.remembered(key) or {}
     ms = entry.get("ms")
     sound = isinstance(ms, dict) and ms and all(isinstance(value, (int, float)) for value in ms.values())
@@ -260,7 +303,8 @@ def tune(
     Raises:
         EnhanceError: not one way works here.
     """
-    entry = _measured(spec, settings, device, ways or possible_ways(settings, device))
+    with ExitStack() as traced:
+        entry = _measured(spec, settings, device, ways or possible_ways(settings, device), traced)
     problem = tuning.remember(_key(spec, settings, device), entry)
     if problem is not None:
         logger.warning("the measurement decides nothing, as it is not kept: %s", problem)
@@ -269,17 +313,41 @@ def tune(
     return ms
 
 
-def _measured(spec: NetworkSpec, settings: EnhancerSettings, device: torch.device, ways: list[Way]) -> dict[str, Any]:
-    """Measure, a reduced precision that wins twice: an entry for `tuning`."""
+def _measured(
+    spec: NetworkSpec,
+    settings: EnhancerSettings,
+    device: torch.device,
+    ways: list[Way],
+    traced: ExitStack,
+) -> dict[str, Any]:
+    """An entry for `tuning`: all ways measured, and again where a reduced precision won.
+
+    `traced` is given the file of the traced graph.
+    """
     from .exporting import shared
 
     logger.info("measuring once how %s runs fastest on this machine ...", spec.name)
-    with shared():
-        first = measure(spec, settings, device, ways)
-        pair = contest(first)
-        second = measure(spec, settings, device, list(pair)) if pair else {}
+    traced.enter_context(shared())
+    first = measure(spec, settings, device, ways)
+    pair = contest(first)
+    if pair is not None:
+        logger.info("measuring again, as %s was clearly faster than %s ...", pair[1], pair[0])
+    second = _second_look(spec, settings, device, list(pair)) if pair else {}
     ms = {str(way): round(value * 1e3, 2) for way, value in first.items()}
     return {"network": spec.key, "ms": ms, "chosen": str(chosen(first, second))}
+
+
+def _second_look(
+    spec: NetworkSpec, settings: EnhancerSettings, device: torch.device, ways: list[Way]
+) -> dict[Way, float]:
+    """`measure` of ways that worked once; what fails now has not won twice."""
+    try:
+        return measure(spec, settings, device, ways)
+    except (MissingDependencyError, RuntimeError) as error:
+        if memory.is_out_of_memory(error):
+            raise
+        logger.debug("measured once only: %s", error)
+        return {}
 
 
 def picked_text(name: str, ms: dict[str, float], choice: str | None = None) -> str:
@@ -308,8 +376,10 @@ def measure(spec: NetworkSpec, settings: EnhancerSettings, device: torch.device,
         if took and _is_emulated(way, device):
             continue
         try:
-            took[way] = _best_of_runs(way, spec, settings, faces, device, min(took.values(), default=float("inf")))
-        # besides our own errors: an operation that this torch, or this GPU, does not have in this type
+            best = min(took.values(), default=float("inf"))
+            took[way] = _best_of_runs(way, spec, settings, faces, device, best)
+            logger.info("%s with %s: %.0f ms a face", spec.name, way, took[way] / count * 1e3)
+        # besides our own errors: an operation that this torch or GPU does not have in this type
         except (MissingDependencyError, RuntimeError) as error:
             if memory.is_out_of_memory(error):
                 raise
@@ -331,7 +401,7 @@ def _best_of_runs(
     device: torch.device,
     best: float,
 ) -> float:
-    """Open a way, run it and close it: seconds of its fastest run, where it can compete with `best` seconds."""
+    """Seconds of a way's fastest run; fewer runs where it cannot compete with `best` seconds."""
     # on a CPU the forms differ by a tenth, and measuring them takes longer than all of this
     backend = open_way(way, spec, settings, device, () if device.type == "cpu" else None)
     try:

@@ -23,11 +23,13 @@ CLEARLY = 0.9
 """Share of the first form's time that another one must stay below to be taken."""
 
 
-def choose_forms(spec: NetworkSpec, device: torch.device, forms: Sequence[str] | None = None) -> None:
-    """Give every modulated convolution of a network the form that runs fastest on `device`; measured once.
+def choose_forms(
+    spec: NetworkSpec, device: torch.device, forms: Sequence[str] | None = None
+) -> None:
+    """Give every modulated convolution the form that runs fastest on `device`; measured once.
 
-    They stay as they are where nothing is measured, or what was measured cannot be kept: each form sums in an
-    order of its own.
+    They stay as they are where nothing is measured, or what was measured cannot be kept: each form
+    sums in an order of its own.
 
     Args:
         spec: the network.
@@ -50,14 +52,17 @@ def _are_sound(forms: Any, layers: list[Modulated]) -> bool:
     return sound and set(FORMS).issuperset(map(str, forms))
 
 
-def _remembered_forms(spec: NetworkSpec, device: torch.device, layers: list[Modulated]) -> list[str] | None:
+def _remembered_forms(
+    spec: NetworkSpec, device: torch.device, layers: list[Modulated]
+) -> list[str] | None:
     """What was measured before, or now; None where that is not possible."""
     key = tuning.key_of(f"{spec.key} forms", device)
     forms: list[str] | None = (tuning.remembered(key) or {}).get("forms")
     if _are_sound(forms, layers):
         return forms
     try:
-        with tuning.turn(key, f"another process is measuring the convolutions of {spec.name}: waiting for it"):
+        waiting = f"another process is measuring the convolutions of {spec.name}: waiting for it"
+        with tuning.turn(key, waiting):
             forms = (tuning.remembered(key) or {}).get("forms")
             if not _are_sound(forms, layers):
                 forms = _measured_forms(spec, device, layers)
@@ -66,7 +71,7 @@ def _remembered_forms(spec: NetworkSpec, device: torch.device, layers: list[Modu
     except tuning.NotKeptError as error:
         logger.debug("forms of %s are not measured: %s", spec.name, error)
         return None
-    except RuntimeError as error:  # memory, mostly: every form is right, and there may be enough for fewer faces
+    except RuntimeError as error:  # memory, mostly; every form is right
         logger.debug("forms of %s are not measured: %s", spec.name, error)
         memory.forget_locals(error)
     memory.release(device)
@@ -107,7 +112,8 @@ class _TimingOps(TorchOps):
                 out = super().modulated(x, latent, layer, enlarge)
                 took[form] = min(took[form], self._now() - start)
         best = min(took, key=lambda form: took[form])
-        self.best[id(layer)] = layer.form = best if took[best] < CLEARLY * took[FORMS[0]] else FORMS[0]
+        clear = took[best] < CLEARLY * took[FORMS[0]]
+        self.best[id(layer)] = layer.form = best if clear else FORMS[0]
         return out
 
     def _now(self) -> float:

@@ -54,7 +54,7 @@ def chosen(first: Mapping[Way, float], second: Mapping[Way, float]) -> Way:
 
 
 def ordered(ways: Iterable[Way], ms: Mapping[str, float], choice: str | None) -> list[Way]:
-    """`ways` in the order in which they are tried: `choice`, then fp32 before less, fast before slow.
+    """`ways` in the order of trying: `choice`, then fp32 before less, fast before slow.
 
     Args:
         ways: in the usual order.

@@ -3,8 +3,9 @@
 Kept in one small JSON file beside the weights, under keys that name the hardware, the versions of everything
 that computes, and the network's form (not its weights, on which time does not depend).
 
-A measurement decides which bits come out, so it counts only once it is kept: of several processes one measures
-and the others wait for its entry, and where no entry can be kept nothing is measured (`NotKeptError`).
+A measurement decides which bits come out, so it counts only once it is kept: of several processes
+one measures and the others wait for its entry, and where no entry can be kept nothing is measured
+(`NotKeptError`).
 """
 
 from __future__ import annotations
@@ -99,7 +100,7 @@ def remembered(key: str) -> dict[str, Any] | None:
 
 
 def remember(key: str, entry: dict[str, Any]) -> str | None:
-    """Keep `entry`, also where there is one for `key` already; returns why it is not kept, else None."""
+    """Keep `entry`, also where `key` has one already; returns why it is not kept, else None."""
     from filelock import FileLock, Timeout
 
     try:

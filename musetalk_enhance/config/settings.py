@@ -65,14 +65,15 @@ class EnhancerSettings:
     )
     backend: str = schema.option(
         "auto",
-        "What executes the network. auto: measured once per machine and model, then remembered; where that is not "
-        "possible, a fixed order.",
+        "What executes the network. auto: measured once per machine and model, then remembered; "
+        "where that is not possible, a fixed order.",
         schema.choice("auto", "torch", "onnx", "openvino", "ncnn"),
     )
     dtype: str = schema.option(
         "auto",
         "Arithmetic of the network. bf16 and fp16 are checked against fp32 on the first face and given up where "
-        "they fail. auto: fp32, unless one of them took at most 80 % of its time in two measurements.",
+        "they fail. auto: fp32, unless one of them took at most 80 % of its time in two "
+        "measurements.",
         schema.choice("auto", "fp32", "bf16", "fp16"),
     )
     provider: str = schema.option(

@@ -180,7 +180,7 @@ def _is_of(settings: FaceSettings, name: str, pinned: Facts | None) -> bool:
 def _choices(settings: FaceSettings, kept: Facts | None) -> dict[str, Any]:
     """Values of the options that are left open: what ran before, or fp32 whatever is faster.
 
-    The measurement that chooses a reduced precision for a host would make other files on another day.
+    The measurement that chooses a reduced precision for a host could choose otherwise next time.
     """
     before: dict[str, Any] = {"dtype": "fp32"}
     if kept is not None:

@@ -92,9 +92,9 @@ class FaceSettings:
     backend: str = borrowed("backend")
     dtype: str = borrowed(
         "dtype",
-        help="Arithmetic of the network. bf16 and fp16 are checked against fp32 on a fixed image and given up where "
-        "they fail. auto: fp32, so that every run makes the same files; bf16 is faster where the processor or GPU "
-        "has it.",
+        help="Arithmetic of the network. bf16 and fp16 are checked against fp32 on a fixed image "
+        "and given up where they fail. auto: fp32, so that every run makes the same files; bf16 is "
+        "faster where the processor or GPU has it.",
     )
     provider: str = borrowed("provider")
     allow_cpu: bool = borrowed("allow_cpu")

@@ -56,7 +56,7 @@ class LoadRequest:
         settings: all options, checked.
         device: where the network shall run.
         weight: the checked, trusted weight file; None for a restorer that brings its own.
-        forms: `Backend.forms` of an earlier run that is to be repeated bit for bit; None leaves the choice.
+        forms: `Backend.forms` of an earlier run that is to be repeated; None leaves the choice.
     """
 
     record: RestorerRecord
@@ -128,7 +128,8 @@ class NetworkRestorer(Restorer):
         super().__init__(request)
         from ..backends import open_backend
 
-        self.backend = open_backend(self.network(request), request.settings, request.device, request.forms)
+        network = self.network(request)
+        self.backend = open_backend(network, request.settings, request.device, request.forms)
 
     @classmethod
     @abstractmethod

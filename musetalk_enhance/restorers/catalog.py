@@ -90,7 +90,8 @@ class Choice:
         name = str(device)
         if name == "cuda":  # the current one, which may be another in the host's next thread
             name = f"cuda:{torch.cuda.current_device()}"
-        return LoadRequest(self.model.record, self.settings, torch.device(name), self.weight, self.forms)
+        place = torch.device(name)
+        return LoadRequest(self.model.record, self.settings, place, self.weight, self.forms)
 
     @contextmanager
     def _said_plainly(self) -> Iterator[None]:

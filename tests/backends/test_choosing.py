@@ -295,13 +295,13 @@ class Clock:
     Attributes:
         seconds: by name of a way, for each time it is opened; the last one is for all later times.
         opened: names of ways, in the order in which they were opened.
-        held: most ways that were open at once.
+        most_open: most ways that were open at once.
     """
 
     def __init__(self, monkeypatch, **seconds) -> None:
         self.seconds = {name.replace("_", " "): list(values) for name, values in seconds.items()}
         self.opened: list[str] = []
-        self.held = 0
+        self.most_open = 0
         self._open: list[FakeBackend] = []
         self._runs: dict[int, int] = {}
         monkeypatch.setattr(choosing, "open_way", self.open_way)
@@ -314,7 +314,7 @@ class Clock:
         backend.name, backend.dtype = way.backend, way.dtype
         self.opened.append(str(way))
         self._open = [other for other in self._open if not other.closed] + [backend]
-        self.held = max(self.held, len(self._open))
+        self.most_open = max(self.most_open, len(self._open))
         return backend
 
     def timed(self, backend, faces, device):
@@ -349,7 +349,7 @@ def test_a_reduced_precision_is_taken_when_it_wins_clearly_twice(
         backend = open_backend(tiny, settings(), CPU)
         assert str(backend) == choice
         backend.close()
-    assert entry_of()["chosen"] == choice and clock.held == 1
+    assert entry_of()["chosen"] == choice and clock.most_open == 1
     measured = ["ncnn fp32", "torch fp32", "ncnn bf16"] + ["ncnn fp32", "ncnn bf16"] * (looks - 1)
     assert clock.opened == measured + [choice] * 3
     assert "runs with" in caplog.text and "chosen on this machine before" in caplog.text
@@ -375,7 +375,9 @@ def test_the_choice_is_kept_before_the_backend_is_opened(tiny, measuring, monkey
     assert kept == [False, False, True]
 
 
-def test_where_nothing_can_be_kept_every_run_takes_the_same(tiny, measuring, monkeypatch, tmp_path, caplog):
+def test_where_nothing_can_be_kept_every_run_takes_the_same(
+    tiny, measuring, monkeypatch, tmp_path, caplog
+):
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("MUSETALK_ENHANCE_CACHE", str(tmp_path / "file" / "below"))
     clock = Clock(monkeypatch, onnx_fp32=[1.0], torch_fp32=[0.1, 5.0], torch_bf16=[0.01])
@@ -387,7 +389,7 @@ def test_where_nothing_can_be_kept_every_run_takes_the_same(tiny, measuring, mon
     assert str(tuning.path()) in caplog.text
 
 
-def test_a_disk_that_fills_up_while_measuring_leaves_the_usual_choice(tiny, measuring, monkeypatch, caplog):
+def test_a_disk_that_fills_up_leaves_the_usual_choice(tiny, measuring, monkeypatch, caplog):
     def full(*_):
         raise OSError(28, "No space left on device")
 
@@ -400,7 +402,9 @@ def test_a_disk_that_fills_up_while_measuring_leaves_the_usual_choice(tiny, meas
     assert "decides nothing" in caplog.text
 
 
-def test_another_process_that_never_ends_is_not_waited_for_without_end(tiny, measuring, monkeypatch, caplog):
+def test_a_process_that_never_ends_is_not_waited_for_forever(
+    tiny, measuring, monkeypatch, caplog
+):
     from filelock import FileLock
 
     caplog.set_level("INFO")
@@ -469,6 +473,21 @@ def test_a_run_killed_while_it_measures_leaves_no_choice_and_no_lock(tiny, measu
     assert entry_of()["chosen"] == "torch fp32"
 
 
+def test_a_graph_is_traced_once_for_measuring_and_running(tiny, measuring, no_bf16, monkeypatch):
+    from musetalk_enhance.backends import exporting
+
+    plain, traced = exporting._write, []
+
+    def counted(*arguments):
+        traced.append(len(arguments))
+        return plain(*arguments)
+
+    monkeypatch.setattr(exporting, "_write", counted)
+    seconds = {"onnx": 1.0, "ncnn": 2.0, "openvino": 2.0, "torch": 2.0}
+    monkeypatch.setattr(choosing, "_timed", lambda backend, *_: seconds[backend.name])
+    assert open_backend(tiny, settings(), CPU).name == "onnx" and len(traced) == 1
+
+
 @pytest.mark.parametrize("choice", [None, 3, "ncnn bf16", "none fp32"])
 def test_a_choice_that_cannot_be_read_is_the_fastest_fp32(tiny, measuring, no_bf16, choice):
     entry = {"ms": {"ncnn fp32": 2.0, "torch fp32": 1.5, "torch bf16": 1.0}, "chosen": choice}
@@ -483,6 +502,20 @@ def test_a_gpu_without_bf16_takes_fp16_first(monkeypatch):
     assert ways(CUDA) == ["torch bf16", "torch fp16", "torch fp32", "onnx fp32"]
 
 
+def test_a_second_look_that_fails_is_no_second_win(tiny, measuring, monkeypatch):
+    clock = Clock(monkeypatch, ncnn_fp32=[1.0], ncnn_bf16=[0.5])
+    plain = clock.timed
+
+    def failing_later(backend, *rest):
+        if len(clock.opened) > 2:
+            raise RestorerError("the driver is gone")
+        return plain(backend, *rest)
+
+    monkeypatch.setattr(choosing, "_timed", failing_later)
+    assert str(open_backend(tiny, settings(), CPU)) == "ncnn fp32"
+    assert entry_of()["ms"] == {"ncnn fp32": 1000.0, "ncnn bf16": 500.0}
+
+
 def test_a_way_that_failed_is_given_back_before_the_next_is_opened(tiny, measuring, monkeypatch):
     clock = Clock(monkeypatch, ncnn_fp32=[1.0], onnx_fp32=[1.0], torch_fp32=[1.0])
     plain = clock.timed
@@ -494,11 +527,26 @@ def test_a_way_that_failed_is_given_back_before_the_next_is_opened(tiny, measuri
 
     monkeypatch.setattr(choosing, "_timed", failing_once)
     open_backend(tiny, settings(), CPU)
-    assert clock.held == 1 and set(entry_of()["ms"]) == {"onnx fp32", "torch fp32"}
+    assert clock.most_open == 1 and set(entry_of()["ms"]) == {"onnx fp32", "torch fp32"}
+
+
+@pytest.mark.parametrize(("free", "choice"), [(0.99, "torch fp32"), (1.01, "ncnn fp32")])
+def test_memory_is_looked_at_before_anything_is_opened(
+    tiny, measuring, monkeypatch, caplog, free, choice
+):
+    """The kernel ends a process that takes more: no error would be raised."""
+    weights = sum(tensor.nbytes for tensor in tiny.module.buffers())
+    monkeypatch.setattr(choosing.memory, "free_bytes", lambda _: free * choosing.NEEDED * weights)
+    clock = Clock(monkeypatch, ncnn_fp32=[1.0], torch_fp32=[2.0], ncnn_bf16=[2.0])
+    assert str(open_backend(tiny, settings(), CPU)) == choice
+    assert ("too little memory" in caplog.text) == (free < 1) == (not tuning.path().exists())
+    assert clock.opened[-1] == choice and len(clock.opened) == (1 if free < 1 else 4)
+    tuning.remember(tuning.key_of(f"{tiny.key} auto auto auto", CPU), {"ms": {"ncnn fp32": 1.0}})
+    assert str(open_backend(tiny, settings(), CPU)) == "ncnn fp32", "it was measured before"
 
 
 def test_a_form_must_be_clearly_faster(measuring, monkeypatch):
-    """Every form takes one tick of the clock; without a margin the noise of a clock would choose."""
+    """Every form takes one tick; without a margin the noise of a clock would choose."""
     from musetalk_enhance.backends import forms
 
     ticks = iter(range(1000))

@@ -1,4 +1,4 @@
-"""fp32 unless a reduced precision is clearly faster, twice: the noise of a clock decides nothing."""
+"""fp32 unless a reduced precision is clearly faster, twice: noise decides nothing."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def test_a_reduced_precision_must_win_twice():
 
 
 def test_noise_decides_nothing():
-    """Every measurement up to a tenth off: 2,000 choices between two equals, and 2,000 of twice the speed."""
+    """Every measurement is up to a tenth off: 2,000 choices each between equals and unequals."""
     noise = np.random.default_rng(11).uniform(0.9, 1.1, (2000, 4))
     for a, b, c, d in noise:
         assert chosen({NCNN: a, BF16: b}, {NCNN: c, BF16: d}) == NCNN

@@ -204,7 +204,8 @@ def measured(monkeypatch):
     def from_now_on(name):
         monkeypatch.delenv(tuning.SWITCH, raising=False)
         monkeypatch.setattr(tuning, "cpu_name", lambda: "a processor avx512_bf16")
-        monkeypatch.setattr(choosing, "_timed", lambda backend, *_: 1 if str(backend) == name else 10)
+        seconds = {name: 1}
+        monkeypatch.setattr(choosing, "_timed", lambda backend, *_: seconds.get(str(backend), 10))
 
     return from_now_on
 
@@ -224,7 +225,8 @@ def test_a_reduced_precision_that_was_asked_for_or_noted_stays():
     lite = PLAIN.replace(model="lite", backend="torch")
     assert load(lite.replace(dtype="bf16")).choice.settings.dtype == "bf16"
     assert load(lite, pinned=facts(dtype="bf16")).choice.settings.dtype == "bf16"
-    assert load(lite.replace(dtype="fp32"), pinned=facts(dtype="bf16")).choice.settings.dtype == "fp32"
+    asked = lite.replace(dtype="fp32")
+    assert load(asked, pinned=facts(dtype="bf16")).choice.settings.dtype == "fp32"
     other = facts(model="gfpgan-1.4", dtype="bf16")
     assert load(lite, pinned=other).choice.settings.dtype == "fp32"
 
@@ -240,7 +242,8 @@ class Styled(NetworkRestorer):
 
 
 def test_forms_of_convolutions_are_noted_and_kept(monkeypatch):
-    monkeypatch.setattr(Choice, "load", lambda choice, device: Styled(choice._request(torch.device("cpu"))))
+    cpu = torch.device("cpu")
+    monkeypatch.setattr(Choice, "load", lambda choice, device: Styled(choice._request(cpu)))
     lite = PLAIN.replace(model="lite", backend="torch", batch_size=1)
     first = load(lite)
     noted = facts_of(first, first.enhancer(), lite, {}, 2)
