@@ -11,7 +11,7 @@ from . import costs, memory
 if TYPE_CHECKING:
     import torch
 
-    from .restorers.base import RestorerRecord
+    from .restorers.base import ModelInfo
     from .settings import EnhancerSettings
 
 MOST_ON_CPU, MOST_ON_GPU = 8, 32
@@ -39,7 +39,7 @@ class BatchPlanner:
     def __init__(
         self,
         settings: EnhancerSettings,
-        record: RestorerRecord,
+        record: ModelInfo,
         device: torch.device,
         known: BatchPlanner | None = None,
     ) -> None:

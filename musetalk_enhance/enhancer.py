@@ -195,7 +195,7 @@ class GFPGANEnhancer:
         if settings.mode == "batch" and settings.memory_budget != "auto":
             _say_once_that_the_budget_is_unused()
         self._restorer = restorer or self._load(settings)
-        self._record = self._restorer.request.record
+        self._record = self._restorer.request.info
         self._finisher.open(self._record.input_size)
 
     @property

@@ -39,7 +39,7 @@ def run(args: argparse.Namespace) -> int:
 
     given = {name: getattr(args, name) for name in (*PASSED, *SWITCHES) if getattr(args, name) is not None}
     choice = choose(EnhancerSettings(enabled=True, model=args.model, **given))
-    licence = choice.model.record.licence
+    licence = choice.model.info.license
     spec = choice.network()
     found = export(spec, args.out, facts={"licence": licence})
     low, high = spec.value_range

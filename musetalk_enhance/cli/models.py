@@ -11,7 +11,9 @@ HELP = "list the restorers, plug-ins included, and whether their weight is here"
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """A shell pattern and ``--json``."""
-    parser.add_argument("pattern", nargs="?", default="*", help="shell pattern, for example 'gfpgan*'")
+    parser.add_argument(
+        "pattern", nargs="?", default="*", help="shell pattern, for example 'gfpgan*'"
+    )
     parser.add_argument("--json", action="store_true", help="print JSON")
 
 
@@ -38,14 +40,16 @@ def _row(name: str) -> dict[str, Any]:
     from ..restorers.catalog import get_model
 
     try:
-        record = get_model(name).record
+        record = get_model(name).info
     except RestorerError as error:  # a broken plug-in is reported and breaks nothing else
-        return {"name": name, "status": "broken", "summary": str(error), "licence": None, "weight": None}
+        unknown = dict.fromkeys(("license", "licence", "weight"))
+        return {"name": name, "status": "broken", "summary": str(error), **unknown}
     here = record.weight is None or weights.find(record.weight) is not None
     return {
         "name": name,
         "status": "ready" if here else "no weight",
         "summary": record.summary,
-        "licence": record.licence,
+        "license": record.license,
+        "licence": record.license,  # the key before it was spelled "license"
         "weight": record.weight,
     }

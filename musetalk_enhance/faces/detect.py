@@ -306,7 +306,7 @@ class RetinaFace(NetworkDetector):
         weight = weights.resolve(path, name, download=download, trust_unpinned=trust_unpinned)
         import torch
 
-        from ..official import import_official
+        from ..restorers.official_stack import import_official
 
         module = import_official("facexlib.detection.retinaface", "face detector: retinaface")
         self.device = torch.device(device or "cpu")

@@ -140,8 +140,8 @@ def pasted(classes: np.ndarray) -> np.ndarray:
 
 def _parsenet(weight: Weight) -> torch.nn.Module:
     """facexlib's network with the tensors of `weight`, on the CPU."""
-    from ..official import import_official
     from ..precision import as_if_alone
+    from ..restorers.official_stack import import_official
 
     module = import_official("facexlib.parsing.parsenet", "face parsing")
     state_dict = weight.state_dict()

@@ -209,7 +209,7 @@ def _open_parser(settings: ImageSettings, loaded: Loaded) -> Any:
         if auto:
             return None
         raise ConfigError("face_mask", "parsed", f"auto | feathered with commercial: true ({entry.license})")
-    if auto and (loaded.restorer.request.record.landmark_template is None or weights.find(PARSENET) is None):
+    if auto and (loaded.restorer.request.info.landmark_template is None or weights.find(PARSENET) is None):
         return None
     try:
         return FaceParser(device=loaded.restorer.device, download=settings.download)
@@ -222,6 +222,6 @@ def _open_parser(settings: ImageSettings, loaded: Loaded) -> Any:
 def _open_background(settings: ImageSettings) -> Any:
     if settings.bg_upsampler == "none":
         return None
-    from ..upsampling import BackgroundUpsampler
+    from ..restorers.background_upsampler import BackgroundUpsampler
 
     return BackgroundUpsampler(device=pick_device(settings.device), download=settings.download)

@@ -10,8 +10,8 @@ from musetalk_enhance import GFPGANEnhancer
 from musetalk_enhance.bench import checkpoints
 from musetalk_enhance.bench.reference import references
 from musetalk_enhance.bench.subject import pictures, random_subject
-from musetalk_enhance.official import HELPERS
-from musetalk_enhance.restorers.convert import detect
+from musetalk_enhance.restorers.architecture import detect_architecture
+from musetalk_enhance.restorers.official_stack import HELPERS
 from tests.conftest import PLAIN
 
 from .conftest import CPU
@@ -30,7 +30,7 @@ def test_variance_is_kept_layer_by_layer():
     assert float(state["stylegan_decoder.style_conv1.modulated_conv.modulation.bias"].mean()) == pytest.approx(
         1, abs=0.1
     )
-    assert detect(state) == ("clean", 1)
+    assert detect_architecture(state) == ("clean", 1)
 
 
 def test_the_same_seed_is_the_same_weight(tmp_path):

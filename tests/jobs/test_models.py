@@ -15,7 +15,7 @@ from musetalk_enhance.jobs import ImageSettings, restore_images
 from musetalk_enhance.jobs.models import FIDELITY, Facts, candidates, load
 from musetalk_enhance.jobs.options import FaceSettings
 from musetalk_enhance.restorers.catalog import Choice
-from musetalk_enhance.restorers.codeformer import RECORD as CODEFORMER
+from musetalk_enhance.restorers.codeformer import INFO as CODEFORMER
 from tests.conftest import FakeRestorer
 from tests.restorers.conftest import put_in_cache
 
@@ -34,7 +34,7 @@ def available(monkeypatch):
         return None if name in there else require(name, **options)
 
     def loaded(choice, device):
-        if choice.model.record.name == "lite" or choice.weight is not None:
+        if choice.model.info.name == "lite" or choice.weight is not None:
             return really(choice, device)
         return FakeRestorer(choice._request(device), lambda faces: 1 - faces)
 
@@ -44,7 +44,7 @@ def available(monkeypatch):
 
 
 def record_of(loaded):
-    return loaded.restorer.request.record
+    return loaded.restorer.request.info
 
 
 def test_the_order():
