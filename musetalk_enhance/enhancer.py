@@ -199,7 +199,7 @@ class FaceEnhancer:
     @property
     def model_name(self) -> str:
         """Name of the model that runs; ``"none"`` when disabled or closed."""
-        return "none" if self._engine is None or self._engine.closed else self._engine.model.record.name
+        return "none" if self._engine is None or self._engine.closed else self._engine.model.info.name
 
     @property
     def known_range(self) -> tuple[float, float] | None:

@@ -38,7 +38,7 @@ class Parser(Protocol):
 
 
 class Background(Protocol):
-    """Enlarges a picture; see `upsampling.BackgroundUpsampler`."""
+    """Enlarges a picture; see `BackgroundUpsampler`."""
 
     def enlarge(self, picture_bgr: Image, scale: float) -> Image:
         """BGR uint8 (H, W, 3) to (round(H * scale), round(W * scale), 3)."""

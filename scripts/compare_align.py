@@ -82,7 +82,7 @@ def landmarks_of(soft_rgb: Image, detector: FaceDetector, fps: float, smooth: bo
 def restored_by(way: str, soft: torch.Tensor, points: np.ndarray, aspect: float, restorer: Restorer) -> torch.Tensor:
     """float (N, 3, 512, 512) for soft crops (N, 3, 256, 256)."""
     size = (TARGET, TARGET)
-    side = restorer.record.input_size or INPUT
+    side = restorer.info.input_size or INPUT
     if way == "none":
         return restorer.restore(soft)
     aligner = Aligner(side)

@@ -45,7 +45,7 @@ from musetalk_enhance.config.settings import EnhancerSettings
 from musetalk_enhance.faces.meter import FaceMeter
 from musetalk_enhance.media import read_frames
 from musetalk_enhance.metrics import Motion, laplacian_energy, opening_lag, psnr
-from musetalk_enhance.restorers.base import LoadRequest, Restorer, RestorerRecord
+from musetalk_enhance.restorers.base import LoadRequest, ModelInfo, Restorer
 
 Frames = NDArray[np.uint8]
 OFF: dict[str, Any] = {"stability": 0, "color_match": False, "guard": False}
@@ -102,7 +102,7 @@ def to_frames(faces: torch.Tensor) -> Frames:
 class Oracle(Restorer):
     """Hands back, in order, the faces that it was given beforehand."""
 
-    record = RestorerRecord("oracle", "no network", 256, 256, (0.0, 1.0), "none", bytes_per_face=2**20)
+    info = ModelInfo("oracle", "no network", 256, 256, (0.0, 1.0), "none", bytes_per_face=2**20)
 
     def __init__(self, request: LoadRequest, answers: torch.Tensor) -> None:
         super().__init__(request)
@@ -123,7 +123,7 @@ class Oracle(Restorer):
 def oracle(answers: Frames, **options: Any) -> Iterator[GFPGANEnhancer]:
     """An enhancer whose restorer hands back `answers`."""
     settings = EnhancerSettings(enabled=True, on_error="raise", **(OFF | options))
-    request = LoadRequest(Oracle.record, settings, torch.device("cpu"))
+    request = LoadRequest(Oracle.info, settings, torch.device("cpu"))
     with GFPGANEnhancer.from_settings(settings, Oracle(request, to_faces(answers))) as enhancer:
         yield enhancer
 

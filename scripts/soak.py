@@ -25,16 +25,16 @@ import psutil
 import torch
 
 from musetalk_enhance import EnhancerSettings, GFPGANEnhancer
-from musetalk_enhance.restorers.base import LoadRequest, Restorer, RestorerRecord
+from musetalk_enhance.restorers.base import LoadRequest, ModelInfo, Restorer
 
 BATCH, STEP, ALLOWED = 8, 500, 0.05
-RECORD = RestorerRecord("none", "no network", 256, 512, (0.0, 1.0), "none", bytes_per_face=32 * 2**20)
+INFO = ModelInfo("none", "no network", 256, 512, (0.0, 1.0), "none", bytes_per_face=32 * 2**20)
 
 
 class NoNetwork(Restorer):
     """Enlarges by pixel repetition and inverts: allocates as a network would, computes next to nothing."""
 
-    record = RECORD
+    info = INFO
 
     def restore(self, faces_rgb: torch.Tensor) -> torch.Tensor:
         """(N, 3, S, S) to (N, 3, 2S, 2S); see `Restorer.restore`."""
@@ -56,8 +56,8 @@ def make_enhancer(args: argparse.Namespace) -> GFPGANEnhancer:
     if args.model != "none":
         return GFPGANEnhancer(model=args.model, **options)
     settings = EnhancerSettings(enabled=True, **options)
-    record = replace(RECORD, input_size=args.side, output_size=2 * args.side)
-    return GFPGANEnhancer.from_settings(settings, NoNetwork(LoadRequest(record, settings, torch.device("cpu"))))
+    info = replace(INFO, input_size=args.side, output_size=2 * args.side)
+    return GFPGANEnhancer.from_settings(settings, NoNetwork(LoadRequest(info, settings, torch.device("cpu"))))
 
 
 def batches(frames: int, side: int, seed: int = 0) -> Iterator[Any]:

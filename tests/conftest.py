@@ -15,12 +15,12 @@ import torch
 from musetalk_enhance.backends import FakeBackend
 from musetalk_enhance.config.settings import EnhancerSettings
 from musetalk_enhance.enhancer import GFPGANEnhancer
-from musetalk_enhance.restorers.base import LoadRequest, Restorer, RestorerRecord
+from musetalk_enhance.restorers.base import LoadRequest, ModelInfo, Restorer
 from tests.pictures import soften, to_faces, to_frames
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "examples"))
-RECORD = RestorerRecord("fake", "no network", 256, 512, (0.0, 1.0), "none", bytes_per_face=2**20)
+RECORD = ModelInfo("fake", "no network", 256, 512, (0.0, 1.0), "none", bytes_per_face=2**20)
 
 PLAIN = {"stability": 0, "color_match": False, "guard": False, "sharpness_gate": False}
 """What a network made comes back as it is: for tests of networks, which are shown no faces but noise."""
@@ -29,14 +29,14 @@ PLAIN = {"stability": 0, "color_match": False, "guard": False, "sharpness_gate":
 class FakeRestorer(Restorer):
     """Enlarges each face by pixel repetition and runs `function` on the result."""
 
-    record = RECORD
+    info = RECORD
 
     def __init__(self, request: LoadRequest, function: Callable | None = None) -> None:
         super().__init__(request)
         self.backend = FakeBackend(function)
 
     def restore(self, faces_rgb: torch.Tensor) -> torch.Tensor:
-        side = self.request.record.output_size
+        side = self.request.info.output_size
         scale = side // faces_rgb.shape[2] if side else 1
         return self.backend.run(faces_rgb.repeat_interleave(scale, 2).repeat_interleave(scale, 3))
 
@@ -48,7 +48,7 @@ class FakeRestorer(Restorer):
         self.backend.close()
 
 
-def enhancer_around(function: Callable | None = None, record: RestorerRecord = RECORD, **options) -> GFPGANEnhancer:
+def enhancer_around(function: Callable | None = None, record: ModelInfo = RECORD, **options) -> GFPGANEnhancer:
     """An enhancer around a FakeRestorer. What a network made comes back as it is, unless `options` say otherwise."""
     settings = EnhancerSettings(enabled=True, **(PLAIN | options))
     request = LoadRequest(record, settings, torch.device("cpu"))

@@ -118,7 +118,7 @@ def run(args: argparse.Namespace) -> int:
     from ..runtime.devices import pick_device
 
     device = pick_device(args.device)
-    name = choose(EnhancerSettings(enabled=True, model=args.model)).model.record.name
+    name = choose(EnhancerSettings(enabled=True, model=args.model)).model.info.name
     if args.tune:
         return _tune(args, name, device)
     batches = args.batches or ([1, 2] if args.quick else [1, 4, 8])

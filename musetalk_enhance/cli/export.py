@@ -48,7 +48,7 @@ def run(args: argparse.Namespace) -> int:
     flags = {name: getattr(args, name) for name in (*MODEL_OPTIONS, *SWITCHES)}
     flags = {name: value for name, value in flags.items() if value is not None}
     choice = choose(EnhancerSettings(enabled=True, model=args.model, **flags))
-    license = choice.model.record.licence
+    license = choice.model.info.license
     spec = choice.network()
     difference = export(spec, args.out, facts={"licence": license})
     low, high = spec.value_range

@@ -40,20 +40,16 @@ def _row(name: str) -> dict[str, Any]:
     from ..restorers.catalog import get_model
 
     try:
-        record = get_model(name).record
+        info = get_model(name).info
     except RestorerError as error:  # a broken plug-in is reported and breaks nothing else
-        return {
-            "name": name,
-            "status": "broken",
-            "summary": str(error),
-            "licence": None,
-            "weight": None,
-        }
-    installed = record.weight is None or weights.find(record.weight) is not None
+        unknown = dict.fromkeys(("license", "licence", "weight"))
+        return {"name": name, "status": "broken", "summary": str(error), **unknown}
+    installed = info.weight is None or weights.find(info.weight) is not None
     return {
         "name": name,
         "status": "ready" if installed else "no weight",
-        "summary": record.summary,
-        "licence": record.licence,
-        "weight": record.weight,
+        "summary": info.summary,
+        "license": info.license,
+        "licence": info.license,  # the key before it was spelled "license"
+        "weight": info.weight,
     }

@@ -1,7 +1,8 @@
-"""How an option is declared: its default, its check, what is allowed, and its help, in one place.
+"""Declaring an option in one place: its default, its check, its valid values, its help.
 
-A settings class is a frozen dataclass whose fields are made with `option`; flags, YAML, documents and errors are all
-made from them. Each function here gives a check and, in words, what it allows.
+A settings class is a frozen dataclass with fields from `option`; flags, YAML, documents and errors
+are generated from them. Each of the other functions here returns a check and its valid values in
+words.
 """
 
 from __future__ import annotations
@@ -15,10 +16,18 @@ from typing import Any
 
 from ..errors import ConfigError, suggest
 
-_SIZE_UNITS = {"B": 1, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30, "KB": 10**3, "MB": 10**6, "GB": 10**9}
+_SIZE_UNITS = {
+    "B": 1,
+    "KIB": 2**10,
+    "MIB": 2**20,
+    "GIB": 2**30,
+    "KB": 10**3,
+    "MB": 10**6,
+    "GB": 10**9,
+}
 
 Check = Callable[[Any], Any]
-"""Takes a raw value (also the text of a flag), returns the checked one, raises ValueError."""
+"""Takes a raw value (or the text of a flag) and returns the checked one, or raises ValueError."""
 
 
 def choice(*values: str) -> tuple[Check, str]:
@@ -35,7 +44,7 @@ def choice(*values: str) -> tuple[Check, str]:
 
 
 def number(low: float, high: float) -> tuple[Check, str]:
-    """A number from `low` to `high`, also as text."""
+    """A number from `low` to `high`, or its text."""
 
     def check(raw: Any) -> float:
         if isinstance(raw, bool) or not isinstance(raw, (int, float, str)):
@@ -49,12 +58,14 @@ def number(low: float, high: float) -> tuple[Check, str]:
 
 
 def whole(low: int, high: int, *words: str) -> tuple[Check, str]:
-    """A whole number from `low` to `high`, also as text; or one of `words`."""
+    """An integer from `low` to `high`, or its text; or one of `words`."""
 
     def check(raw: Any) -> int | str:
         if isinstance(raw, str) and raw.lower() in words:
             return raw.lower()
-        if isinstance(raw, bool) or not isinstance(raw, (int, str)) or not low <= int(raw) <= high:
+        if isinstance(raw, bool) or not isinstance(raw, (int, str)):
+            raise ValueError
+        if not low <= int(raw) <= high:
             raise ValueError
         return int(raw)
 
@@ -62,7 +73,7 @@ def whole(low: int, high: int, *words: str) -> tuple[Check, str]:
 
 
 def switch() -> tuple[Check, str]:
-    """True or false, also as yes, no, on, off."""
+    """True or false, or one of the words yes, no, on, off."""
     words = {"true": True, "yes": True, "on": True, "false": False, "no": False, "off": False}
 
     def check(raw: Any) -> bool:
@@ -85,7 +96,7 @@ def auto(check: tuple[Check, str]) -> tuple[Check, str]:
 
 
 def text(allowed: str, none: str | None = None) -> tuple[Check, str]:
-    """Text; null means `none`."""
+    """Text; null becomes `none`."""
 
     def check(raw: Any) -> str | None:
         if raw is None:
@@ -98,7 +109,7 @@ def text(allowed: str, none: str | None = None) -> tuple[Check, str]:
 
 
 def device() -> tuple[Check, str]:
-    """Where a network runs; None is auto."""
+    """The device of a network; None is auto."""
 
     def check(raw: Any) -> str:
         if raw is None:
@@ -112,7 +123,7 @@ def device() -> tuple[Check, str]:
 
 
 def memory() -> tuple[Check, str]:
-    """Bytes, a size with a unit, or a share of what is free."""
+    """Bytes, a size with a unit, or a share of the free memory."""
 
     def check(raw: Any) -> str | int | float:
         if isinstance(raw, str):
@@ -133,19 +144,25 @@ def memory() -> tuple[Check, str]:
             raise ValueError
         return raw
 
-    return (
-        check,
-        'auto | bytes (1048576 at least) | a size such as "2GiB" | a share of what is free, over 0.0 up to 1.0',
-    )
+    forms = ("auto", "bytes (1048576 at least)", 'a size such as "2GiB"')
+    share = "a share of what is free, over 0.0 up to 1.0"
+    return check, " | ".join((*forms, share))
 
 
 def anything() -> tuple[Check, str]:
-    """No check at all."""
+    """Anything, without a check."""
     return (lambda raw: raw), "an object"
 
 
 def option(default: Any, help: str, check: tuple[Check, str], *, flag: bool = True) -> Any:
-    """A field of a settings class. With `flag` false it cannot be said on the command line."""
+    """A field of a settings class.
+
+    Args:
+        default: its default, already checked.
+        help: one sentence for ``--help`` and the documents.
+        check: the check and its valid values in words.
+        flag: whether it is also an option of the command line.
+    """
     return field(
         default=default,
         metadata={"help": help, "check": check[0], "allowed": check[1], "flag": flag},
@@ -155,11 +172,16 @@ def option(default: Any, help: str, check: tuple[Check, str], *, flag: bool = Tr
 def checked(option: dataclasses.Field[Any], raw: Any, key: str) -> Any:
     """The checked value of `raw` for `option`.
 
+    Args:
+        option: a field from `option`.
+        raw: the value, or the text of a flag.
+        key: the option, as the user wrote it.
+
     Raises:
-        ConfigError: naming `key`, as the user wrote it.
+        ConfigError: the value is invalid.
     """
     if type(raw).__module__ == "numpy" and getattr(raw, "shape", None) == ():
-        raw = raw.item()  # a number of numpy's is a number
+        raw = raw.item()  # a NumPy scalar
     try:
         return option.metadata["check"](raw)
     except (ValueError, TypeError, OverflowError) as error:

@@ -327,7 +327,7 @@ class RetinaFace(NetworkDetector):
         )
         import torch
 
-        from ..official import import_official
+        from ..restorers.official_stack import import_official
 
         module = import_official("facexlib.detection.retinaface", "face detector: retinaface")
         self.device = torch.device(device or "cpu")

@@ -150,7 +150,7 @@ def paste_mask(classes: np.ndarray) -> np.ndarray:
 
 def _parsenet(weight: Weight) -> torch.nn.Module:
     """facexlib's network with the tensors of `weight`, on the CPU."""
-    from ..official import import_official
+    from ..restorers.official_stack import import_official
     from ..runtime.precision import as_if_alone
 
     module = import_official("facexlib.parsing.parsenet", "face parsing")

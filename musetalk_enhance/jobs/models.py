@@ -12,7 +12,7 @@ from .._version import __version__
 from ..enhancer import GFPGANEnhancer
 from ..errors import ConfigError, LicenseError, MissingDependencyError, MissingWeightError, WeightError
 from ..restorers.catalog import AUTO_ORDER, MODELS, Choice, choose, get_model, model_names
-from ..restorers.codeformer import RECORD as CODEFORMER_RECORD
+from ..restorers.codeformer import INFO as CODEFORMER
 from ..runtime.devices import pick_device
 from .options import FaceSettings
 
@@ -139,12 +139,12 @@ def facts_of(
     loaded: Loaded, enhancer: GFPGANEnhancer, settings: FaceSettings, helpers: dict[str, str | None], threads: int
 ) -> Facts:
     """What runs."""
-    record, weight = loaded.restorer.request.record, loaded.restorer.request.weight
+    record, weight = loaded.restorer.request.info, loaded.restorer.request.weight
     backend, dtype = enhancer.backend or (None, None)
     size = settings.batch_size if isinstance(settings.batch_size, int) else enhancer.memory_plan()["planned"]
     return Facts(
         model=record.name,
-        licence=record.licence,
+        licence=record.license,
         weight_sha256=weight.sha256 if weight else None,
         fidelity=loaded.fidelity,
         backend=backend,
@@ -163,9 +163,9 @@ def _load_one(settings: FaceSettings, name: str, pinned: Facts | None, passed_ov
     wanted = settings.enhancer(model=name, **_choices(settings, kept))
     fidelity = _fidelity(settings, wanted, name, bool(passed_over))
     choice = choose(wanted if fidelity is None else wanted.replace(fidelity=fidelity))
-    if settings.commercial and not choice.model.record.commercial:  # a path, which no name told
+    if settings.commercial and not choice.model.info.commercial:  # a path, which no name told
         key = "model" if settings.model_path is None else "model_path"
-        raise LicenseError(key, settings.model_path or name, CODEFORMER_RECORD.licence)
+        raise LicenseError(key, settings.model_path or name, CODEFORMER.license)
     if kept is not None:
         choice = dataclasses.replace(choice, forms=tuple(kept.forms))
     return Loaded(choice.load(pick_device(wanted.device)), choice, fidelity, list(passed_over))
@@ -191,7 +191,7 @@ def _choices(settings: FaceSettings, kept: Facts | None) -> dict[str, Any]:
 def _fidelity(settings: FaceSettings, wanted: Any, name: str, took_over: bool) -> float | None:
     """CodeFormer's w for this model; an option that it cannot honour is refused, except where it only took over."""
     known = settings.model_path is None and name in model_names()
-    has = get_model(name).record.has_fidelity if known else wanted.arch == "CodeFormer"
+    has = get_model(name).info.has_fidelity if known else wanted.arch == "CodeFormer"
     if has:
         return FIDELITY if settings.fidelity is None else settings.fidelity
     if settings.fidelity is not None and not took_over:
@@ -202,9 +202,9 @@ def _fidelity(settings: FaceSettings, wanted: Any, name: str, took_over: bool) -
 
 def _check_licence(settings: FaceSettings, name: str) -> None:
     if settings.commercial and name in model_names():
-        record = get_model(name).record
+        record = get_model(name).info
         if not record.commercial:
-            raise LicenseError("model", name, record.licence)
+            raise LicenseError("model", name, record.license)
 
 
 def _short(error: Exception) -> str:

@@ -137,7 +137,7 @@ def open_enhancer(loaded: Loaded, settings: FaceSettings, **changes: Any) -> GFP
     chosen = loaded.choice.settings
     if settings.batch_size == "auto" and settings.mode == "batch" and chosen.batch_size == "auto":
         restorer = loaded.restorer
-        changes["batch_size"] = BatchPlanner(chosen, restorer.request.record, restorer.device).planned
+        changes["batch_size"] = BatchPlanner(chosen, restorer.request.info, restorer.device).planned
     enhancer = loaded.enhancer(**changes)
     backend = enhancer.backend
     if backend is not None and backend[1] != "fp32":
@@ -210,7 +210,7 @@ def _open_parser(settings: ImageSettings, loaded: Loaded) -> Any:
         if auto:
             return None
         raise ConfigError("face_mask", "parsed", f"auto | feathered with commercial: true ({entry.license})")
-    if auto and (loaded.restorer.request.record.landmark_template is None or weights.find(PARSENET) is None):
+    if auto and (loaded.restorer.request.info.landmark_template is None or weights.find(PARSENET) is None):
         return None
     try:
         return FaceParser(device=loaded.restorer.device, download=settings.download)
@@ -223,6 +223,6 @@ def _open_parser(settings: ImageSettings, loaded: Loaded) -> Any:
 def _open_background(settings: ImageSettings) -> Any:
     if settings.bg_upsampler == "none":
         return None
-    from ..upsampling import BackgroundUpsampler
+    from ..restorers.background_upsampler import BackgroundUpsampler
 
     return BackgroundUpsampler(device=pick_device(settings.device), download=settings.download)

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     import torch
 
     from ..config.settings import EnhancerSettings
-    from ..restorers.base import RestorerRecord
+    from ..restorers.base import ModelInfo
 
 MOST_ON_CPU, MOST_ON_GPU = 8, 32
 """Faces beyond which a larger batch brings nothing."""
@@ -52,7 +52,7 @@ class BatchPlanner:
     def __init__(
         self,
         settings: EnhancerSettings,
-        record: RestorerRecord,
+        record: ModelInfo,
         device: torch.device,
         learned: BatchPlanner | None = None,
     ) -> None:

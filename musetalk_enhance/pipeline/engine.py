@@ -149,7 +149,7 @@ class Engine:
         if settings.align == "ffhq":
             from ..faces.align import TEMPLATE_SIDE, Aligner
 
-            aligner = Aligner(self.model.record.input_size or TEMPLATE_SIDE)
+            aligner = Aligner(self.model.info.input_size or TEMPLATE_SIDE)
         if settings.align == "ffhq" or settings.region == "mouth":
             from ..faces.landmarks import LandmarkFinder
 
@@ -169,7 +169,7 @@ class Engine:
     def planner(self) -> BatchPlanner:
         """Made with the first frames: what the host itself loads until then is no longer free."""
         if self._planner is None:
-            self._planner = BatchPlanner(self.settings, self.model.record, self.device)
+            self._planner = BatchPlanner(self.settings, self.model.info, self.device)
         return self._planner
 
     def stream(self, settings: EnhancerSettings | None = None) -> Stream:
@@ -337,7 +337,7 @@ class Engine:
         if not sizes:
             return self.planner
         settings = self.settings.replace(batch_size=min(sizes))
-        return BatchPlanner(settings, self.model.record, self.device, self.planner)
+        return BatchPlanner(settings, self.model.info, self.device, self.planner)
 
     def _attempt(
         self, pending: list[_Part], size: int, planner: BatchPlanner, alone: bool
@@ -409,7 +409,7 @@ class Engine:
             active, inputs, alignment = prepared.active, None, None
             if active:
                 some = faces if len(active) == len(faces) else faces[active]
-                inputs, alignment = self._preparer.inputs(some, self.model.record.input_size, hints.at(active))
+                inputs, alignment = self._preparer.inputs(some, self.model.info.input_size, hints.at(active))
         motions = None
         if active and prepared.motion_images:
             previous = state.motion_image if continues else None
@@ -596,7 +596,7 @@ class Engine:
             if isinstance(error, EnhanceError):
                 raise error
             kind = OutOfMemoryError if cause is Cause.OUT_OF_MEMORY else RestorerError
-            raise kind(f"frame {index}: {self.model.record.name} failed: {error}") from error
+            raise kind(f"frame {index}: {self.model.info.name} failed: {error}") from error
         work.stream.stats.failed += cause is not Cause.NO_FACE
         text = f"frame {index}: {str(error) or type(error).__name__}"
         self._count(work, index, passed_through(cause, detail or None), text)
@@ -623,7 +623,7 @@ class Engine:
         if output_size == "native":
             if restored is not None:
                 return int(restored.shape[2]), int(restored.shape[3])
-            side = self.model.record.output_size
+            side = self.model.info.output_size
             if side is not None:
                 return side, side
         if output_size in ("upscale", "native"):  # a network that takes any size has no size of its own

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     import torch
 
     from ..config.settings import EnhancerSettings
-    from ..restorers.base import Restorer, RestorerRecord
+    from ..restorers.base import ModelInfo, Restorer
 
 logger = logging.getLogger("musetalk_enhance")
 
@@ -38,7 +38,7 @@ class ModelHandle:
         self._restorer: Restorer | None = restorer or self._load(settings)
         self._parked_from: torch.device | None = None
         self._cpu_failed = False
-        self.record: RestorerRecord = self._restorer.request.record
+        self.info: ModelInfo = self._restorer.request.info
         self._device = self._restorer.device
 
     def _load(self, settings: EnhancerSettings) -> Restorer:
@@ -113,7 +113,7 @@ class ModelHandle:
         except Exception as error:
             with suppress(Exception):
                 restorer.to(device)
-            raise RestorerError(f"unload: {self.record.name} cannot be moved to the CPU: {error}") from error
+            raise RestorerError(f"unload: {self.info.name} cannot be moved to the CPU: {error}") from error
         self._parked_from = device
 
     def wake(self) -> bool:
@@ -127,7 +127,7 @@ class ModelHandle:
             settings = self._settings
             if settings.model == "auto" and not settings.model_path:
                 # "auto" could choose another model by now: a stream keeps the one it began with
-                settings = settings.replace(model=self.record.name)
+                settings = settings.replace(model=self.info.name)
             self._restorer = self._load(settings)
         self._cpu_failed = False
         return True
@@ -141,9 +141,9 @@ class ModelHandle:
         try:
             restorer.to(cpu)
             if restorer.device.type != "cpu":
-                raise RestorerError(f"{self.record.name} stayed on {restorer.device}")
+                raise RestorerError(f"{self.info.name} stayed on {restorer.device}")
         except Exception as error:
-            logger.warning("%s cannot run on the CPU: %s", self.record.name, error)
+            logger.warning("%s cannot run on the CPU: %s", self.info.name, error)
             self._cpu_failed = True
             with suppress(Exception):
                 restorer.to(device)

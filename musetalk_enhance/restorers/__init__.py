@@ -1,5 +1,16 @@
-"""Network families that turn a face crop into a sharper one, one per file; `catalog` knows them all."""
+"""Network families that turn a face crop into a sharper one, one per file; see `catalog`."""
 
-from .base import LoadRequest, Restorer, RestorerRecord
+from __future__ import annotations
 
-__all__ = ["LoadRequest", "Restorer", "RestorerRecord"]
+from typing import Any
+
+from . import base
+from .base import LoadRequest, ModelInfo, Restorer
+
+__all__ = ["LoadRequest", "ModelInfo", "Restorer"]
+
+
+def __getattr__(name: str) -> Any:
+    if name == "RestorerRecord":
+        return base.RestorerRecord
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

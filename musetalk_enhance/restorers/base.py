@@ -1,10 +1,12 @@
-"""What a restorer is: a record of facts and one method, faces in, faces out."""
+"""The interface of a restorer: facts about a model, and one method, faces in, faces out."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from ..errors import warn_renamed
 
 if TYPE_CHECKING:
     import torch
@@ -15,22 +17,25 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class RestorerRecord:
-    """Facts about one model, known without loading it.
+class ModelInfo:
+    """Facts about one model, available without loading it.
 
     Attributes:
-        name: what users call it, e.g. ``"gfpgan-1.4"``.
+        name: its name for users, e.g. ``"gfpgan-1.4"``.
         summary: one line for lists.
-        input_size: side of the square the network takes, in pixels; None takes any size as it comes.
-        output_size: side of the square it makes; None where `input_size` is None.
-        value_range: lowest and highest value the network itself works with.
-        landmark_template: the alignment it was trained for (``"ffhq_512"``), None for a host's own box.
-        has_fidelity: whether CodeFormer's ``w`` exists here.
-        bytes_per_face: activations of one face in fp32, for planning a batch; weights not included.
-        batch_limit: most faces in one run, None for no limit.
-        weight: name in the table of weights (URLs, size, sha256 stand there); None if embedded or a user's own.
-        licence: SPDX name, or the licence's own name, of the weights.
-        commercial: False where the weights' licence allows non-commercial use only.
+        input_size: side of the square that the network takes, in pixels; None takes any size.
+        output_size: side of the square that it returns; None where `input_size` is None.
+        value_range: lowest and highest value that the network itself works with.
+        license: SPDX identifier or the license's name, of the weights.
+        landmark_template: the alignment it was trained for (``"ffhq_512"``), None for a host's own
+            box.
+        has_fidelity: whether it has CodeFormer's ``w``.
+        bytes_per_face: memory of one face's activations in fp32, for planning a batch; without the
+            weights.
+        batch_limit: the most faces in one run, None without a limit.
+        weight: its name in the table of weights (with URLs, size and sha256); None if the weight is
+            embedded or the user's own.
+        commercial: False where the license of the weights allows only non-commercial use.
     """
 
     name: str
@@ -38,7 +43,7 @@ class RestorerRecord:
     input_size: int | None
     output_size: int | None
     value_range: tuple[float, float]
-    licence: str
+    license: str
     landmark_template: str | None = None
     has_fidelity: bool = False
     bytes_per_face: int = 64 * 2**20
@@ -46,40 +51,60 @@ class RestorerRecord:
     weight: str | None = None
     commercial: bool = True
 
+    @property
+    def licence(self) -> str:
+        """Deprecated spelling of `license`."""
+        warn_renamed("ModelInfo.licence", "ModelInfo.license")
+        return self.license
+
 
 @dataclass(frozen=True)
 class LoadRequest:
-    """What a restorer is made from.
+    """Everything that a restorer is loaded from.
 
     Attributes:
-        record: facts about the model that was asked for.
+        info: facts about the requested model.
         settings: all options, checked.
-        device: where the network shall run.
-        weight: the checked, trusted weight file; None for a restorer that brings its own.
+        device: where the network runs.
+        weight: the checked, trusted weight file; None for a restorer with a weight of its own.
         forms: `Backend.forms` of an earlier run that is to be repeated; None leaves the choice.
     """
 
-    record: RestorerRecord
+    info: ModelInfo
     settings: EnhancerSettings
     device: torch.device
     weight: Weight | None = None
     forms: tuple[str, ...] | None = None
 
+    @property
+    def record(self) -> ModelInfo:
+        """Deprecated name of `info`."""
+        warn_renamed("LoadRequest.record", "LoadRequest.info")
+        return self.info
+
 
 class Restorer(ABC):
     """A network that maps face crops to face crops.
 
-    A class of somebody else's is added with an entry point in the group ``musetalk_enhance.restorers``: the
-    entry point's name is the model's, the object a subclass of this one with `record` set on the class.
+    A third-party restorer is added with an entry point in the group ``musetalk_enhance.restorers``:
+    the entry point's name is the model's, its object a subclass of this one with `info` as a class
+    attribute.
     """
 
-    record: ClassVar[RestorerRecord]
+    info: ClassVar[ModelInfo]
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        record = cls.__dict__.get("record")
+        if isinstance(record, ModelInfo) and "info" not in cls.__dict__:
+            warn_renamed(f"{cls.__name__}.record", f"{cls.__name__}.info")
+            cls.info = record
 
     def __init__(self, request: LoadRequest) -> None:
         """Load the network onto ``request.device``.
 
         Raises:
-            WeightError: the weight cannot be had, trusted or understood.
+            WeightError: the weight is unavailable, not trusted or not understood.
             MissingDependencyError: a package is not installed.
         """
         self.request = request
@@ -87,7 +112,7 @@ class Restorer(ABC):
 
     @property
     def fallbacks(self) -> int:
-        """Times a reduced precision was given up; 0 for a restorer that knows only one."""
+        """How often a reduced precision was given up; 0 for a restorer with only one precision."""
         return 0
 
     @abstractmethod
@@ -95,27 +120,27 @@ class Restorer(ABC):
         """Restore a batch.
 
         Args:
-            faces_rgb: float32 (N, 3, S, S), RGB, 0..1, on `device`; S is ``record.input_size``, or any
-                height and width where that is None.
+            faces_rgb: float32 (N, 3, S, S), RGB, 0..1, on `device`; S is ``info.input_size``, or
+                any height and width where that is None.
 
         Returns:
-            float32 (N, 3, T, T), RGB, 0..1 (values a little outside are clamped by the caller), same device;
-            T is ``record.output_size``.
+            float32 (N, 3, T, T), RGB, 0..1 (the caller clamps values slightly outside), same
+            device; T is ``info.output_size``.
 
         Raises:
-            NoFaceError: there is no face to restore (only where the restorer looks for one).
+            NoFaceError: there is no face to restore (only from a restorer that detects faces).
         """
 
     @abstractmethod
     def to(self, device: torch.device) -> None:
         """Move the network to `device`."""
 
-    def close(self) -> None:  # noqa: B027 - most restorers have nothing to give back but memory
-        """Give back what the restorer holds; it is not used afterwards."""
+    def close(self) -> None:  # noqa: B027 - most restorers have nothing to release but memory
+        """Release the restorer's resources; it is not used afterwards."""
 
 
 class NetworkRestorer(Restorer):
-    """A restorer that is one network behind a `Backend`: everything but what the network is.
+    """A restorer that is one network behind a `Backend`; subclasses only define the network.
 
     Attributes:
         backend: runs the network.
@@ -124,7 +149,7 @@ class NetworkRestorer(Restorer):
     backend: Backend
 
     def __init__(self, request: LoadRequest) -> None:
-        """Load the network and open the backend that ``request.settings`` mean; see `Restorer.__init__`."""
+        """Load the network and open the backend of ``request.settings``; see `Restorer`."""
         super().__init__(request)
         from ..backends import open_backend
 
@@ -134,26 +159,28 @@ class NetworkRestorer(Restorer):
     @classmethod
     @abstractmethod
     def network(cls, request: LoadRequest) -> NetworkSpec:
-        """The network with its weights, on the CPU; what `export` writes.
+        """The network with its weights, on the CPU, as `export` writes it.
 
         Raises:
-            WeightError: the weight cannot be understood.
+            WeightError: the weight is not understood.
             MissingDependencyError: a package is not installed.
         """
 
     @property
     def fallbacks(self) -> int:
-        """Times a reduced precision was given up (see `CheckedBackend`)."""
+        """How often a reduced precision was given up (see `CheckedBackend`)."""
         return int(getattr(self.backend, "fallbacks", 0))
 
     def restore(self, faces_rgb: torch.Tensor) -> torch.Tensor:
-        """Bring 0..1 to the record's ``value_range``, run the network, and bring its answer back to 0..1."""
-        low, high = self.request.record.value_range
+        """Convert 0..1 to the model's ``value_range``, run the network, and convert back."""
+        low, high = self.request.info.value_range
         if (low, high) == (0.0, 1.0):
             return self.backend.run(faces_rgb)
         import torch
 
-        with torch.inference_mode():  # what torch's backend answers may be changed in place only there
+        with (
+            torch.inference_mode()
+        ):  # an inference tensor may only be changed in place in this mode
             return self.backend.run(faces_rgb * (high - low) + low).sub_(low).div_(high - low)
 
     def to(self, device: torch.device) -> None:
@@ -162,5 +189,21 @@ class NetworkRestorer(Restorer):
         self.device = device
 
     def close(self) -> None:
-        """Give the network back."""
+        """Release the network."""
         self.backend.close()
+
+
+class _RestorerRecord(ModelInfo):
+    """`ModelInfo` under its former name, with `licence` for `license`."""
+
+    def __init__(self, *args: Any, licence: str | None = None, **kwargs: Any) -> None:
+        if licence is not None:
+            kwargs["license"] = licence
+        super().__init__(*args, **kwargs)
+
+
+def __getattr__(name: str) -> Any:
+    if name == "RestorerRecord":
+        warn_renamed("RestorerRecord", "ModelInfo")
+        return _RestorerRecord
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,4 +1,4 @@
-"""Which restorers there are, and which one a set of options means."""
+"""The catalog of restorers, and the choice of one by the options."""
 
 from __future__ import annotations
 
@@ -14,24 +14,24 @@ from pathlib import Path
 from .. import weights
 from ..backends import NetworkSpec
 from ..config.settings import EnhancerSettings
-from ..errors import ConfigError, EnhanceError, RestorerError, suggest
+from ..errors import ConfigError, EnhanceError, RestorerError, suggest, warn_renamed
 from ..runtime.precision import as_if_alone
 from ..runtime.registry import Registry
-from .base import LoadRequest, NetworkRestorer, Restorer, RestorerRecord
-from .codeformer import RECORD as CODEFORMER_RECORD
-from .gfpgan import RECORDS as GFPGAN_RECORDS
+from .base import LoadRequest, ModelInfo, NetworkRestorer, Restorer
+from .codeformer import INFO as CODEFORMER
+from .gfpgan import VERSIONS as GFPGAN_VERSIONS
 from .lite import FIRST_KEY as LITE_KEY
-from .lite import RECORD as LITE_RECORD
-from .official import RECORD as OFFICIAL_RECORD
-from .restoreformer import RECORD as RESTOREFORMER_RECORD
+from .lite import INFO as LITE
+from .official import INFO as OFFICIAL
+from .restoreformer import INFO as RESTOREFORMER
 
 logger = logging.getLogger("musetalk_enhance")
 
 ENTRY_POINT_GROUP = "musetalk_enhance.restorers"
 AUTO_ORDER = ("gfpgan-1.4", "gfpgan-1.3", "gfpgan-1.2")
-"""What ``model: auto`` looks for in the cache, best first, before it takes lite."""
-_LITE_MOST = 32 * 2**20  # bytes; larger files are not read just to see whether they are of lite's form
-_CHECKPOINT_SUFFIXES = (".safetensors", ".pth", ".pt", ".ckpt")
+"""The models that ``model: auto`` looks for in the cache, best first; without one it is lite."""
+_LITE_MAX_BYTES = 32 * 2**20  # larger files are not read to find out whether they are lite's
+_CHECKPOINT_EXTENSIONS = (".safetensors", ".pth", ".pt", ".ckpt")
 
 
 @dataclass(frozen=True)
@@ -39,19 +39,25 @@ class Model:
     """A restorer that can be loaded.
 
     Attributes:
-        record: facts about it.
-        kind: gives the restorer's class; imports what it needs only then.
-        arch: what ``settings.arch`` has to be for it, None where that says nothing.
+        info: facts about it.
+        load_class: returns the restorer's class and imports its dependencies only then.
+        arch: the ``settings.arch`` that it requires, None if it ignores that.
     """
 
-    record: RestorerRecord
-    kind: Callable[[], type[Restorer]]
+    info: ModelInfo
+    load_class: Callable[[], type[Restorer]]
     arch: str | None = None
+
+    @property
+    def record(self) -> ModelInfo:
+        """Deprecated name of `info`."""
+        warn_renamed("Model.record", "Model.info")
+        return self.info
 
 
 @dataclass(frozen=True)
 class Choice:
-    """What a set of options came to: a model and, where it needs one, its checked weight file.
+    """The model for a set of options and, if it needs one, its checked weight file.
 
     `forms` are those of an earlier run that is to be repeated; see `LoadRequest`.
     """
@@ -62,90 +68,97 @@ class Choice:
     forms: tuple[str, ...] | None = None
 
     def load(self, device: object) -> Restorer:
-        """Make the restorer on a `torch.device`.
+        """Load the restorer.
+
+        Args:
+            device: a `torch.device`.
 
         Raises:
-            EnhanceError: whatever kept it from loading, as a typed error.
+            EnhanceError: it cannot be loaded.
         """
-        with self._said_plainly(), as_if_alone():
-            return self.model.kind()(self._request(device))
+        with self._typed_errors(), as_if_alone():
+            return self.model.load_class()(self._request(device))
 
     def network(self) -> NetworkSpec:
-        """The network alone, on the CPU and with no backend opened; what an export writes.
+        """Only the network, on the CPU and without a backend, for an export.
 
         Raises:
             ConfigError: the model is not one network (``engine: official``, some plug-ins).
-            EnhanceError: whatever kept it from loading, as a typed error.
+            EnhanceError: it cannot be loaded.
         """
-        with self._said_plainly(), as_if_alone():
-            kind = self.model.kind()
-            if not issubclass(kind, NetworkRestorer):
+        with self._typed_errors(), as_if_alone():
+            restorer_class = self.model.load_class()
+            if not issubclass(restorer_class, NetworkRestorer):
                 allowed = "a model that is one network"
-                raise ConfigError("model", self.model.record.name, allowed)
-            return kind.network(self._request("cpu"))
+                raise ConfigError("model", self.model.info.name, allowed)
+            return restorer_class.network(self._request("cpu"))
 
     def _request(self, device: object) -> LoadRequest:
         import torch
 
         name = str(device)
-        if name == "cuda":  # the current one, which may be another in the host's next thread
+        if name == "cuda":  # the current device may be another in the host's next thread
             name = f"cuda:{torch.cuda.current_device()}"
         place = torch.device(name)
-        return LoadRequest(self.model.record, self.settings, place, self.weight, self.forms)
+        return LoadRequest(self.model.info, self.settings, place, self.weight, self.forms)
 
     @contextmanager
-    def _said_plainly(self) -> Iterator[None]:
+    def _typed_errors(self) -> Iterator[None]:
         try:
             yield
         except EnhanceError:
             raise
         except Exception as error:
-            raise RestorerError(f"{self.model.record.name} cannot be loaded: {error!r}") from error
+            name = self.model.info.name
+            raise RestorerError(f"{name} cannot be loaded: {error!r}") from error
 
 
-def _late(module: str, name: str) -> Callable[[], type[Restorer]]:
-    def kind() -> type[Restorer]:
-        found: type[Restorer] = getattr(import_module(module, __package__), name)
-        return found
+def _lazy(module: str, name: str) -> Callable[[], type[Restorer]]:
+    def load_class() -> type[Restorer]:
+        restorer_class: type[Restorer] = getattr(import_module(module, __package__), name)
+        return restorer_class
 
-    return kind
+    return load_class
 
 
 MODELS: Registry[Model] = Registry("model")
-MODELS.add("lite", Model(LITE_RECORD, _late(".lite", "LiteRestorer")))
-for _name, _record in GFPGAN_RECORDS.items():
+MODELS.add("lite", Model(LITE, _lazy(".lite", "LiteRestorer")))
+for _name, _info in GFPGAN_VERSIONS.items():
     MODELS.add(
         _name,
-        Model(_record, _late(".gfpgan", "GFPGANRestorer"), "clean"),
+        Model(_info, _lazy(".gfpgan", "GFPGANRestorer"), "clean"),
         (_name.replace("gfpgan-", "GFPGANv"),),
     )
 MODELS.add(
     "restoreformer",
-    Model(RESTOREFORMER_RECORD, _late(".restoreformer", "RestoreFormerRestorer"), "RestoreFormer"),
+    Model(RESTOREFORMER, _lazy(".restoreformer", "RestoreFormerRestorer"), "RestoreFormer"),
 )
 MODELS.add(
     "codeformer",
-    Model(CODEFORMER_RECORD, _late(".codeformer", "CodeFormerRestorer"), "CodeFormer"),
+    Model(CODEFORMER, _lazy(".codeformer", "CodeFormerRestorer"), "CodeFormer"),
 )
 _BY_ARCH = {"RestoreFormer": "restoreformer", "CodeFormer": "codeformer"}
 
 
 @cache
 def plugins() -> dict[str, EntryPoint]:
-    """Entry points of restorers of somebody else's, by name; none of them is imported."""
+    """Entry points of third-party restorers by name; none of them is imported."""
     return {point.name: point for point in entry_points(group=ENTRY_POINT_GROUP)}
 
 
 def model_names(pattern: str = "*") -> list[str]:
-    """Names that ``model:`` takes, those of plug-ins included, filtered by a shell pattern.
+    """Names for ``model:``, those of plug-ins included, filtered by a shell pattern.
 
     >>> model_names("gfpgan*")
     ['gfpgan-1.4', 'gfpgan-1.3', 'gfpgan-1.2']
     """
     from fnmatch import fnmatchcase
 
-    own = MODELS.names(pattern)
-    return own + [name for name in plugins() if name not in own and fnmatchcase(name.lower(), pattern.lower())]
+    names = MODELS.names(pattern)
+    for name in plugins():
+        if name not in names and fnmatchcase(name.lower(), pattern.lower()):
+            names.append(name)
+    return names
 
 
 def get_model(name: str) -> Model:
@@ -153,37 +166,40 @@ def get_model(name: str) -> Model:
 
     Raises:
         ConfigError: there is none.
-        RestorerError: it is a plug-in that cannot be imported or is no restorer.
+        RestorerError: it is a plug-in that cannot be imported or is not a restorer.
     """
     if name in MODELS:
         return MODELS.get(name)
     if name not in plugins():
-        known = model_names()
-        raise ConfigError(
-            "model", name, f"auto, {', '.join(known)}, or the path of a checkpoint", suggest(name, known)
-        )
+        names = model_names()
+        allowed = f"auto, {', '.join(names)}, or the path of a checkpoint"
+        raise ConfigError("model", name, allowed, suggest(name, names))
     try:
         loaded = plugins()[name].load()
     except Exception as error:
-        raise RestorerError(f"the plug-in restorer {name!r} cannot be imported: {error!r}") from error
-    if not (isinstance(loaded, type) and issubclass(loaded, Restorer) and hasattr(loaded, "record")):
-        raise RestorerError(f"the plug-in restorer {name!r} is {loaded!r}, not a Restorer class with a record")
-    return Model(loaded.record, lambda: loaded)
+        what = f"the plug-in restorer {name!r} cannot be imported: {error!r}"
+        raise RestorerError(what) from error
+    is_restorer = isinstance(loaded, type) and issubclass(loaded, Restorer)
+    if not (is_restorer and hasattr(loaded, "info")):
+        expected = "a Restorer class with the attribute info"
+        raise RestorerError(f"the plug-in restorer {name!r} is {loaded!r}; expected {expected}")
+    return Model(loaded.info, lambda: loaded)
 
 
 def choose(settings: EnhancerSettings) -> Choice:
-    """The model and weight that `settings` mean.
+    """The model and weight for `settings`.
 
-    A name is never guessed to be a path: a path has a separator or the suffix of a checkpoint.
+    A name is never guessed to be a path: a path has a separator or the extension of a checkpoint.
 
     Raises:
-        ConfigError: there is no such model, or it cannot honour an option.
-        WeightError: its weight is missing, damaged or not to be trusted.
+        ConfigError: there is no such model, or it does not support an option.
+        WeightError: its weight is missing, damaged or not trusted.
     """
     choice = _choose(settings)
-    record, usual = choice.model.record, EnhancerSettings().fidelity
-    if not record.has_fidelity and settings.fidelity != usual:
-        allowed = f"{usual} with model: {record.name} (only codeformer has it; strength works for every model)"
+    info, default = choice.model.info, EnhancerSettings().fidelity
+    if not info.has_fidelity and settings.fidelity != default:
+        note = "only codeformer has it; strength works for every model"
+        allowed = f"{default} with model: {info.name} ({note})"
         raise ConfigError("fidelity", settings.fidelity, allowed)
     return choice
 
@@ -194,72 +210,83 @@ def _choose(settings: EnhancerSettings) -> Choice:
         return _from_path(Path(path), settings)
     name = settings.model
     if name == "auto":
-        name = next((known for known in AUTO_ORDER if weights.find(known) is not None), "lite")
+        cached = (name for name in AUTO_ORDER if weights.find(name) is not None)
+        name = next(cached, "lite")
         if name == "lite" and (settings.engine == "official" or settings.download):
-            name = AUTO_ORDER[0]  # which is fetched then, or says that its weight is missing
+            name = AUTO_ORDER[0]  # is fetched then, or the error says that its weight is missing
         if name == "lite":
-            _check_unused("lite, which auto comes to (arch and channel_multiplier go with model_path)", settings)
-            _say_once_that_lite_runs()
+            note = "the choice of auto (arch and channel_multiplier belong to model_path)"
+            _check_unused(f"lite, {note}", settings)
+            _warn_about_lite()
     model = get_model(name)
     if model.arch is not None:
         _check_name_and_arch(name, model.arch, settings)
         settings = settings.replace(arch=model.arch)
     else:
         _check_unused(name, settings)
-    weight = weights.require(model.record.weight, download=settings.download) if model.record.weight else None
+    weight_name = model.info.weight
+    weight = weights.require(weight_name, download=settings.download) if weight_name else None
     return _with_engine(Choice(model, settings, weight))
 
 
 def is_path(text: str) -> bool:
-    """Whether ``model`` means a file: it has a separator or the suffix of a checkpoint."""
-    return "/" in text or "\\" in text or text.lower().endswith(_CHECKPOINT_SUFFIXES)
+    """Whether ``model`` is a file: it has a separator or the extension of a checkpoint."""
+    return "/" in text or "\\" in text or text.lower().endswith(_CHECKPOINT_EXTENSIONS)
 
 
 def _check_name_and_arch(name: str, arch: str, settings: EnhancerSettings) -> None:
+    multiplier = settings.channel_multiplier
     if settings.arch not in ("clean", arch):
         raise ConfigError("arch", settings.arch, f"{arch} with model: {name}")
-    if settings.channel_multiplier != 2:
-        raise ConfigError("channel_multiplier", settings.channel_multiplier, f"2 with model: {name}")
+    if multiplier != 2:
+        raise ConfigError("channel_multiplier", multiplier, f"2 with model: {name}")
 
 
 def _check_unused(name: str, settings: EnhancerSettings) -> None:
-    """Refuse options that say what a GFPGAN checkpoint is, where the model is none."""
+    """Refuse options that describe a GFPGAN checkpoint, for a model without one."""
     for option, default in (("arch", "clean"), ("channel_multiplier", 2)):
-        if getattr(settings, option) != default:
-            raise ConfigError(option, getattr(settings, option), f"{default} with model: {name}")
+        value = getattr(settings, option)
+        if value != default:
+            raise ConfigError(option, value, f"{default} with model: {name}")
 
 
 def _from_path(path: Path, settings: EnhancerSettings) -> Choice:
     weight = weights.open_file(path, trust_unpinned=settings.trust_unpinned)
-    if settings.engine == "native" and weight.path.stat().st_size < _LITE_MOST and LITE_KEY in weight.state_dict():
+    is_small = weight.path.stat().st_size < _LITE_MAX_BYTES
+    if settings.engine == "native" and is_small and LITE_KEY in weight.state_dict():
         _check_unused(f"{path}, a network of lite's form", settings)
-        return Choice(_renamed(MODELS.get("lite"), weight), settings, weight)
+        return Choice(_rename(MODELS.get("lite"), weight), settings, weight)
     if settings.arch in _BY_ARCH and settings.channel_multiplier != 2:
         allowed = f"2 with arch: {settings.arch} (it has none)"
         raise ConfigError("channel_multiplier", settings.channel_multiplier, allowed)
     name = _BY_ARCH.get(settings.arch, AUTO_ORDER[0])
-    return _with_engine(Choice(_renamed(MODELS.get(name), weight), settings, weight))
+    return _with_engine(Choice(_rename(MODELS.get(name), weight), settings, weight))
 
 
-def _renamed(model: Model, weight: weights.Weight) -> Model:
-    licence = weight.entry.license if weight.entry else "the file's own"
-    return replace(model, record=replace(model.record, name=weight.path.stem, weight=None, licence=licence))
+def _rename(model: Model, weight: weights.Weight) -> Model:
+    """The model under the name of a user's own file."""
+    license = weight.entry.license if weight.entry else "the file's own"
+    info = replace(model.info, name=weight.path.stem, weight=None, license=license)
+    return replace(model, info=info)
 
 
 def _with_engine(choice: Choice) -> Choice:
+    model = choice.model
     if choice.settings.engine != "official":
         return choice
-    if choice.model.arch in (None, "CodeFormer"):  # GFPGANer has no such network
-        raise ConfigError("engine", "official", f"native with model: {choice.model.record.name}")
-    record = replace(OFFICIAL_RECORD, name=choice.model.record.name, licence=choice.model.record.licence)
-    return replace(choice, model=Model(record, _late(".official", "OfficialRestorer"), choice.model.arch))
+    if model.arch in (None, "CodeFormer"):  # GFPGANer has no such network
+        raise ConfigError("engine", "official", f"native with model: {model.info.name}")
+    info = replace(OFFICIAL, name=model.info.name, license=model.info.license)
+    official = Model(info, _lazy(".official", "OfficialRestorer"), model.arch)
+    return replace(choice, model=official)
 
 
 @cache
-def _say_once_that_lite_runs() -> None:
+def _warn_about_lite() -> None:
+    """Logged once: the embedded model takes the place of GFPGAN."""
     logger.warning(
-        "no GFPGAN weight in %s: the embedded model 'lite' runs. "
-        "`musetalk-enhance weights fetch GFPGANv1.4` brings GFPGAN; `model: lite` says that lite is meant.",
+        "no GFPGAN weight in %s: using the embedded model 'lite'. `musetalk-enhance weights fetch "
+        "GFPGANv1.4` downloads GFPGAN; set `model: lite` to use lite without this warning.",
         weights.cache_dir(),
     )
 

@@ -1,14 +1,15 @@
-"""GFPGAN's arithmetic, arranged for speed: the weights of spandrel's network, another order of the same sums.
+"""GFPGAN's arithmetic rearranged for speed: the weights of spandrel's network, the same sums.
 
-What differs from the published code, none of it in the result:
+It differs from the published code as follows; the result is the same:
 
-- A modulated convolution (Karras et al., "Analyzing and Improving the Image Quality of StyleGAN", CVPR 2020,
-  section 2.2) multiplies the weights by a style for every face. Scaling the input and the output instead,
-  ``conv(x * s, W) * rsqrt(s**2 @ sum(W**2) + eps)``, is the same number with one set of weights for the whole
-  batch, and it exports.
-- Style sums ``sum(W**2)``, noise times its strength and the factor sqrt(2) are made once, when it is loaded.
-- With `first_row`, rows of the decoder that cannot reach the rows that are kept are not computed, at any of its
-  resolutions. The encoder and the style code need the whole face and stay whole.
+- A modulated convolution (Karras et al., "Analyzing and Improving the Image Quality of StyleGAN",
+  CVPR 2020, section 2.2) multiplies the weights by a style for every face. Scaling the input and
+  the output instead, ``conv(x * s, W) * rsqrt(s**2 @ sum(W**2) + eps)``, gives the same number with
+  one set of weights for the whole batch, and it exports.
+- The style sums ``sum(W**2)``, noise times its strength and the factor sqrt(2) are computed once,
+  when the network is loaded.
+- With `first_row`, rows of the decoder that cannot influence the required rows are not computed, at
+  any of its resolutions. The encoder and the style code need the whole face and are not cropped.
 
 The computation is written once, over `Ops`: torch runs it, and other runtimes record it.
 """
@@ -29,21 +30,22 @@ EPSILON = 1e-8
 LOWEST, HIGHEST = 3, 9
 """Base-2 logarithms of the first and last resolution with conditions: 8 and 512 pixels."""
 _MARGIN = 8
-"""Rows above the kept ones in which the edge of a crop can be felt: two per 3x3 convolution pair and enlargement."""
+"""Rows above the required ones that a crop's edge influences: two 3x3 convolutions, upsampling."""
 
 
 def first_rows(keep: int, side: int = 2**HIGHEST) -> dict[int, int]:
-    """The first row that is computed at every resolution, so that rows from `keep` on come out exactly.
+    """The first computed row at every resolution, so that rows from `keep` on are exact.
 
-    A crop's edge spoils rows below it: one row for each 3x3 convolution, one for a bilinear enlargement. From
-    the last resolution backwards that is at most seven rows a resolution, rounded up to an even number.
+    A crop's edge makes rows below it inexact: one row for each 3x3 convolution, one for a bilinear
+    upsampling. From the last resolution backwards that is at most seven rows a resolution, rounded
+    up to an even number.
 
     Args:
-        keep: first row of the output that counts, in pixels; 0 computes everything.
+        keep: first required row of the output, in pixels; 0 computes everything.
         side: side of the output, in pixels.
 
     Returns:
-        Resolution to its first row, an even number, 0 where the whole picture is needed.
+        Resolution to its first row, an even number, 0 where the whole image is needed.
     """
     rows: dict[int, int] = {}
     while side >= 4:
@@ -56,11 +58,12 @@ class GFPGANNetwork(nn.Module):
     """GFPGAN of arch ``clean``, for inference.
 
     Args:
-        source: spandrel's ``GFPGANv1Clean`` with its weights; its tensors are taken over, not copied.
-        keep: first row of the 512 that is needed; rows above it are copies of it. 0 computes the whole face.
+        source: spandrel's ``GFPGANv1Clean`` with its weights; its tensors are shared, not copied.
+        keep: first required row of the 512; rows above it are copies of it. 0 computes the whole
+            face.
 
     Attributes:
-        first_row: resolution to first row that is computed (see `first_rows`).
+        first_row: resolution to its first computed row (see `first_rows`).
     """
 
     constant: torch.Tensor
@@ -85,11 +88,13 @@ class GFPGANNetwork(nn.Module):
             _modulated(conv, noise[..., self.first_row[noise.shape[-1]] :, :])
             for conv, noise in zip(convs, noises, strict=True)
         )
-        self.rgbs: Any = nn.ModuleList(_to_rgb(layer) for layer in [decoder.to_rgb1, *decoder.to_rgbs])
+        self.rgbs: Any = nn.ModuleList(
+            _to_rgb(layer) for layer in [decoder.to_rgb1, *decoder.to_rgbs]
+        )
         self.eval().requires_grad_(False)
 
     def forward(self, faces_rgb: torch.Tensor) -> torch.Tensor:
-        """float (N, 3, 512, 512), RGB, -1..1, to the same, restored; rows above `keep` are copies of it."""
+        """Restore float (N, 3, 512, 512), RGB, -1..1; rows above `keep` are copies of it."""
         image: torch.Tensor = self.compute(TORCH, faces_rgb)
         return image
 
@@ -114,7 +119,8 @@ class GFPGANNetwork(nn.Module):
             scale = self.scales[index].compute(ops, feature)
             shift = self.shifts[index].compute(ops, feature)
             styles = latents[2 * index + 1 : 2 * index + 4]
-            out = ops.modulated(ops.crop(out, skip_first), styles[0], self.convs[2 * index + 1], enlarge=True)
+            out = ops.crop(out, skip_first)
+            out = ops.modulated(out, styles[0], self.convs[2 * index + 1], enlarge=True)
             out = ops.half_affine(out, scale, shift)
             out = ops.modulated(out, styles[1], self.convs[2 * index + 2])
             rgb = ops.modulated(out, styles[2], self.rgbs[index + 1])
@@ -123,7 +129,7 @@ class GFPGANNetwork(nn.Module):
 
 
 class _Residual(nn.Module):
-    """A residual block of the U-Net: convolve, resize, convolve, beside a resized 1x1 convolution."""
+    """A residual block of the U-Net: convolve, resize, convolve; its skip is a 1x1 convolution."""
 
     def __init__(self, block: Any) -> None:
         super().__init__()
@@ -132,7 +138,7 @@ class _Residual(nn.Module):
         self.skip = Conv.of(block.skip)
 
     def compute(self, ops: Ops, x: Any, resize: Any) -> Any:
-        """A 1x1 convolution and a bilinear resize commute: the smaller picture is convolved."""
+        """A 1x1 convolution and a bilinear resize commute: the smaller feature map is convolved."""
         out = ops.conv(resize(ops.conv(x, self.conv1)), self.conv2)
         enlarges = resize == ops.up2
         skip = resize(ops.conv(x, self.skip)) if enlarges else ops.conv(resize(x), self.skip)
@@ -140,7 +146,7 @@ class _Residual(nn.Module):
 
 
 class _Condition(nn.Module):
-    """Two convolutions that make a spatial scale or shift."""
+    """Two convolutions that compute a spatial scale or shift."""
 
     def __init__(self, pair: Sequence[Any]) -> None:
         super().__init__()
@@ -152,7 +158,7 @@ class _Condition(nn.Module):
 
 
 def _modulated(layer: Any, noise: torch.Tensor) -> Modulated:
-    """A `StyleConv`: its sqrt(2) stands between demodulation and noise, and goes into the demodulation."""
+    """A `StyleConv`; its sqrt(2), between demodulation and noise, becomes part of the former."""
     conv = layer.modulated_conv
     weight = conv.weight.detach()[0]
     return Modulated(

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from ..backends import NetworkSpec
 from ..errors import CheckpointError, MissingDependencyError
 from ..frames.resize import kept_rows
-from .base import LoadRequest, NetworkRestorer, RestorerRecord
+from .base import LoadRequest, ModelInfo, NetworkRestorer
 
 if TYPE_CHECKING:
     import torch
@@ -30,13 +30,13 @@ SIDE = 256
 PADDING = 12
 """Pixels of the input; with 12 a picture of one colour comes back within 0.6/255 everywhere."""
 
-RECORD = RestorerRecord(
+INFO = ModelInfo(
     name="lite",
     summary="embedded small sharpener, 256 px in, 512 px out (not blind restoration)",
     input_size=SIDE,
     output_size=2 * SIDE,
     value_range=(0.0, 1.0),
-    licence="Apache-2.0",
+    license="Apache-2.0",
     bytes_per_face=40 * 2**20,
 )
 
@@ -73,7 +73,7 @@ def operator(network: Callable[[torch.Tensor], torch.Tensor], faces_rgb: torch.T
 class LiteRestorer(NetworkRestorer):
     """The embedded model, or another checkpoint of the same form."""
 
-    record = RECORD
+    info = INFO
 
     @classmethod
     def network(cls, request: LoadRequest) -> NetworkSpec:
@@ -86,7 +86,7 @@ class LiteRestorer(NetworkRestorer):
         module = LiteNetwork(_network(weight.state_dict(), weight.path), keep)
         key = f"lite {module.width}x{len(module.body)} rows {keep}"
         record = partial(_record_on, module)
-        return NetworkSpec(request.record.name, module, (3, SIDE, SIDE), RECORD.value_range, key, symbolic=record)
+        return NetworkSpec(request.info.name, module, (3, SIDE, SIDE), INFO.value_range, key, symbolic=record)
 
 
 def _record_on(module: Any, ops: Any) -> Any:

@@ -1,7 +1,7 @@
 """``engine: official``: ``gfpgan.GFPGANer``, frame by frame, as the packages come.
 
-It looks for the face itself, aligns it, restores it, parses it and pastes it back, and draws fresh noise for
-each call. It is the reference to compare with, not the quick way.
+It detects the face itself, aligns it, restores it, parses it and pastes it back, with new random
+noise in each call. It is the reference for comparisons, not the fast implementation.
 """
 
 from __future__ import annotations
@@ -10,19 +10,22 @@ import threading
 from typing import TYPE_CHECKING, Any
 
 from ..errors import CheckpointError, NoFaceError, RestorerError
-from .base import LoadRequest, Restorer, RestorerRecord
+from .architecture import check_architecture
+from .base import LoadRequest, ModelInfo, Restorer
+from .gfpgan import LICENSE
 
 if TYPE_CHECKING:
-    import numpy as np
     import torch
 
-RECORD = RestorerRecord(
+    from ..media.arrays import Image
+
+INFO = ModelInfo(
     name="official",
     summary="gfpgan.GFPGANer: detects, aligns, restores and pastes back, one frame at a time",
     input_size=None,
     output_size=None,
     value_range=(-1.0, 1.0),
-    licence="Apache-2.0 (names StyleGAN2 and DFDNet parts: non-commercial)",
+    license=LICENSE,
     landmark_template="ffhq_512",
     bytes_per_face=1200 * 2**20,
     batch_limit=1,
@@ -32,70 +35,73 @@ RECORD = RestorerRecord(
 class OfficialRestorer(Restorer):
     """Runs ``GFPGANer.enhance(has_aligned=False, only_center_face=True, paste_back=True)``."""
 
-    record = RECORD
+    info = INFO
 
     def __init__(self, request: LoadRequest) -> None:
-        """Build GFPGANer with ``settings.upscale``, ``arch``, ``channel_multiplier`` and ``bg_upsampler``.
+        """Build GFPGANer.
+
+        It gets ``upscale``, ``arch``, ``channel_multiplier`` and ``bg_upsampler`` of the settings.
 
         Raises:
             MissingDependencyError: the extra gfpgan is not installed.
-            MissingWeightError: facexlib's detector or parser is not in the cache (``settings.download``
-                fetches them).
-            CheckpointError: there is no weight, or it holds another network; says which options fit.
+            MissingWeightError: facexlib's detector or parser is not in the cache
+                (``settings.download`` fetches them).
+            CheckpointError: there is no weight, or it holds another network; the message has the
+                options for it.
         """
         super().__init__(request)
-        from ..official import build_gfpganer, import_official
-        from .convert import check
+        from .official_stack import build_gfpganer, import_official
 
         settings, weight = request.settings, request.weight
         if weight is None:
-            raise CheckpointError(None, "nothing", f"a checkpoint for {request.record.name}")
-        import_official("gfpgan.utils")  # said before anything is read
+            raise CheckpointError(None, "nothing", f"a checkpoint for {request.info.name}")
+        import_official("gfpgan.utils")  # fails before anything is read
         state_dict = weight.state_dict()
-        check(state_dict, settings.arch, settings.channel_multiplier, weight.path)
-        self._lock = threading.Lock()  # facexlib keeps the current picture in its helper
+        check_architecture(state_dict, settings.arch, settings.channel_multiplier, weight.path)
+        self._lock = threading.Lock()  # facexlib stores the current image in its helper
+        upscale = settings.upscale
         self.gfpganer = build_gfpganer(
             weight.path,
             state_dict,
-            upscale=int(settings.upscale) if settings.upscale == int(settings.upscale) else settings.upscale,
+            upscale=int(upscale) if upscale == int(upscale) else upscale,
             arch=settings.arch,
             channel_multiplier=settings.channel_multiplier,
             bg_upsampler=settings.bg_upsampler,
             device=request.device,
             download=settings.download,
         )
-        _let_errors_through(self.gfpganer.gfpgan, settings.arch)
+        _propagate_errors(self.gfpganer.gfpgan, settings.arch)
 
     def restore(self, faces_rgb: torch.Tensor) -> torch.Tensor:
-        """Restore one picture and enlarge it.
+        """Restore one frame and enlarge it.
 
         Args:
-            faces_rgb: float32 (1, 3, H, W), RGB, 0..1; rounded to 8 bits, which is all GFPGANer takes.
+            faces_rgb: float32 (1, 3, H, W), RGB, 0..1; rounded to 8 bits for GFPGANer.
 
         Returns:
             float32 (1, 3, int(H * upscale), int(W * upscale)), RGB, 0..1, same device.
 
         Raises:
             NoFaceError: the detector found no face.
-            RestorerError: more than one picture; or OpenCV gave up on the face.
+            RestorerError: more than one frame, or OpenCV failed on the face.
         """
         import cv2
 
         if len(faces_rgb) != 1:
-            raise RestorerError(f"engine: official takes one picture at a time, not {len(faces_rgb)}")
-        picture_bgr = _to_bgr(faces_rgb[0])
+            raise RestorerError(f"engine: official takes one frame at a time, not {len(faces_rgb)}")
+        frame_bgr = _to_bgr(faces_rgb[0])
         with self._lock:
             try:
                 faces, _, restored_bgr = self.gfpganer.enhance(
-                    picture_bgr, has_aligned=False, only_center_face=True, paste_back=True
+                    frame_bgr, has_aligned=False, only_center_face=True, paste_back=True
                 )
-            except _NetworkError as failed:
-                raise failed.error from None
+            except _NetworkError as error:
+                raise error.cause from None
             except cv2.error as error:
                 raise RestorerError(f"GFPGANer failed: {error}") from error
         if not faces:
-            height, width = picture_bgr.shape[:2]
-            raise NoFaceError(f"GFPGANer's detector found no face in a picture of {width}x{height}")
+            height, width = frame_bgr.shape[:2]
+            raise NoFaceError(f"GFPGANer's detector found no face in a frame of {width}x{height}")
         return _to_rgb(restored_bgr, faces_rgb.device)
 
     def to(self, device: torch.device) -> None:
@@ -108,26 +114,26 @@ class OfficialRestorer(Restorer):
             owner.device = device
 
     def close(self) -> None:
-        """Give the networks back."""
+        """Release the networks."""
         self.gfpganer = None
 
 
 class _NetworkError(Exception):
-    """Carries a RuntimeError of the network past GFPGANer, which would print it and go on without restoring."""
+    """Carries a RuntimeError of the network past GFPGANer, which would print it and not restore."""
 
-    def __init__(self, error: RuntimeError) -> None:
-        self.error = error
+    def __init__(self, cause: RuntimeError) -> None:
+        self.cause = cause
 
 
-def _let_errors_through(network: Any, arch: str) -> None:
-    """Wrap a network's forward so that running out of memory is not taken for a restored face.
+def _propagate_errors(network: Any, arch: str) -> None:
+    """Wrap a network's forward so that running out of memory does not pass for a restored face.
 
-    ``GFPGANBilinear`` does not know the argument ``weight`` that GFPGANer hands to every arch (it means nothing
-    to any of them); it is dropped there.
+    GFPGANer passes the argument ``weight`` to every arch, and all of them ignore it, but
+    ``GFPGANBilinear`` does not accept it; it is dropped there.
     """
     forward = network.forward
 
-    def guarded(*args: Any, **kwargs: Any) -> Any:
+    def wrapped(*args: Any, **kwargs: Any) -> Any:
         if arch == "bilinear":
             kwargs.pop("weight", None)
         try:
@@ -135,20 +141,20 @@ def _let_errors_through(network: Any, arch: str) -> None:
         except RuntimeError as error:
             raise _NetworkError(error) from error
 
-    network.forward = guarded
+    network.forward = wrapped
 
 
-def _to_bgr(picture_rgb: torch.Tensor) -> np.ndarray:
+def _to_bgr(frame_rgb: torch.Tensor) -> Image:
     """float (3, H, W) RGB 0..1 to uint8 (H, W, 3) BGR."""
     import numpy as np
 
-    bytes_rgb = (picture_rgb.clamp(0, 1) * 255).round().permute(1, 2, 0).cpu().numpy().astype(np.uint8)
-    return np.ascontiguousarray(bytes_rgb[..., ::-1])
+    values = (frame_rgb.clamp(0, 1) * 255).round().permute(1, 2, 0)
+    return np.ascontiguousarray(values.cpu().numpy().astype(np.uint8)[..., ::-1])
 
 
-def _to_rgb(picture_bgr: np.ndarray, device: torch.device) -> torch.Tensor:
+def _to_rgb(frame_bgr: Image, device: torch.device) -> torch.Tensor:
     """uint8 (H, W, 3) BGR to float32 (1, 3, H, W) RGB 0..1."""
     import torch
 
-    picture = torch.from_numpy(picture_bgr[..., ::-1].copy()).to(device)
-    return picture.permute(2, 0, 1).unsqueeze(0).float() / 255
+    frame = torch.from_numpy(frame_bgr[..., ::-1].copy()).to(device)
+    return frame.permute(2, 0, 1).unsqueeze(0).float() / 255

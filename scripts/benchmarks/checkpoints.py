@@ -8,7 +8,7 @@ import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from musetalk_enhance import official
+from musetalk_enhance.restorers import official_stack
 from musetalk_enhance.restorers.gfpgan import GEOMETRY
 from musetalk_enhance.weights import Weight, open_file
 
@@ -48,7 +48,7 @@ def architecture(arch: str, multiplier: int = 2) -> torch.nn.Module:
         elif arch == "clean":
             network = GFPGAN(**GEOMETRY, channel_multiplier=multiplier)
         else:
-            module = official.import_official("gfpgan.archs.gfpgan_bilinear_arch", f"arch {arch}")
+            module = official_stack.import_official("gfpgan.archs.gfpgan_bilinear_arch", f"arch {arch}")
             network = module.GFPGANBilinear(**GEOMETRY, channel_multiplier=multiplier)
     return network.eval()
 
@@ -106,8 +106,8 @@ def random_helpers(seed: int = 0) -> dict[str, StateDict]:
     """
     import torch
 
-    detection = official.import_official("facexlib.detection.retinaface", "the official detector")
-    parsing = official.import_official("facexlib.parsing.parsenet", "the official parser")
+    detection = official_stack.import_official("facexlib.detection.retinaface", "the official detector")
+    parsing = official_stack.import_official("facexlib.parsing.parsenet", "the official parser")
     with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # their own, about their own code
         torch.manual_seed(seed)

@@ -7,8 +7,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from musetalk_enhance import official, weights
+from musetalk_enhance import weights
 from musetalk_enhance.errors import MissingDependencyError, RestorerError
+from musetalk_enhance.restorers import official_stack
 
 from . import checkpoints
 from .runner import Candidate, Runner, Value
@@ -55,7 +56,7 @@ def references(
 
 def _has_gfpgan() -> bool:
     try:
-        official.import_official("gfpgan.utils")
+        official_stack.import_official("gfpgan.utils")
     except MissingDependencyError:
         return False
     return True
@@ -78,15 +79,15 @@ class _Lazy:
 
 
 def _gfpganer(subject: Subject, device: torch.device, folder: Path) -> Any:
-    official.import_official("gfpgan.utils", "the reference path")
+    official_stack.import_official("gfpgan.utils", "the reference path")
     if subject.arch != "clean" or subject.weight is None:
         raise _another(subject)
     helpers = None
-    if any(weights.find(name) is None for name in official.HELPERS):
+    if any(weights.find(name) is None for name in official_stack.HELPERS):
         random = checkpoints.random_helpers()
-        helpers = [checkpoints.save(random[name], folder / f"{name}.safetensors") for name in official.HELPERS]
+        helpers = [checkpoints.save(random[name], folder / f"{name}.safetensors") for name in official_stack.HELPERS]
     state = subject.weight.state_dict()
-    return official.build_gfpganer(subject.weight.path, state, upscale=2, device=device, helpers=helpers)
+    return official_stack.build_gfpganer(subject.weight.path, state, upscale=2, device=device, helpers=helpers)
 
 
 class PlanRunner(Runner):

@@ -63,7 +63,7 @@ def open_subject(model: str, random: bool, folder: Path, log: Callable[[str], ob
         return random_subject(folder)
     choice = choose(EnhancerSettings(enabled=True, model=model))
     options = {"model": model, "arch": choice.settings.arch}
-    return Subject(choice.model.record.name, options, choice.model.arch and choice.settings.arch, choice.weight)
+    return Subject(choice.model.info.name, options, choice.model.arch and choice.settings.arch, choice.weight)
 
 
 def random_subject(folder: Path) -> Subject:

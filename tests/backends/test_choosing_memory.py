@@ -19,7 +19,7 @@ import torch
 
 from musetalk_enhance.backends import open_backend
 from musetalk_enhance.restorers.catalog import choose
-from musetalk_enhance.settings import EnhancerSettings
+from musetalk_enhance.config.settings import EnhancerSettings
 
 path, backend, dtype = sys.argv[1:]
 settings = EnhancerSettings(

@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from musetalk_enhance import GFPGANEnhancer
-from musetalk_enhance.official import HELPERS
-from musetalk_enhance.restorers.convert import detect
+from musetalk_enhance.restorers.architecture import detect_architecture
+from musetalk_enhance.restorers.official_stack import HELPERS
 from scripts.benchmarks import checkpoints
 from scripts.benchmarks.reference import references
 from scripts.benchmarks.subject import pictures, random_subject
@@ -30,7 +30,7 @@ def test_variance_is_kept_layer_by_layer():
     assert float(state["stylegan_decoder.style_conv1.modulated_conv.modulation.bias"].mean()) == pytest.approx(
         1, abs=0.1
     )
-    assert detect(state) == ("clean", 1)
+    assert detect_architecture(state) == ("clean", 1)
 
 
 def test_the_same_seed_is_the_same_weight(tmp_path):

@@ -15,7 +15,7 @@ from musetalk_enhance.restorers.lite import ASSET, LiteRestorer
 
 
 def lite(**options) -> torch.nn.Module:
-    request = LoadRequest(LiteRestorer.record, EnhancerSettings(**options), torch.device("cpu"))
+    request = LoadRequest(LiteRestorer.info, EnhancerSettings(**options), torch.device("cpu"))
     return LiteRestorer.network(request).module
 
 

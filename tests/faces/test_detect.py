@@ -278,7 +278,7 @@ def test_retinaface_resnet50_is_built_without_a_download(tmp_path, monkeypatch):
     """No published weight is at hand: the official network with random weights goes through the loader."""
     import torch
 
-    from musetalk_enhance.official import import_official
+    from musetalk_enhance.restorers.official_stack import import_official
 
     pytest.importorskip("facexlib")
     monkeypatch.setattr("urllib.request.urlopen", lambda *_, **__: pytest.fail("a download"))
@@ -397,7 +397,7 @@ def test_opencv_prints_nothing(shared, capfd):
 
 def test_the_template_is_the_one_of_the_official_stack():
     pytest.importorskip("facexlib")
-    from musetalk_enhance.official import import_official
+    from musetalk_enhance.restorers.official_stack import import_official
 
     module = import_official("facexlib.utils.face_restoration_helper")
     source = Path(module.__file__).read_text(encoding="utf-8")

@@ -187,7 +187,7 @@ def test_without_facexlib(monkeypatch, tmp_path):
 def test_the_mask_is_facexlibs(tmp_path, monkeypatch, capfd):
     """The full-size network with random weights, against the mask that facexlib's own method pastes with."""
     pytest.importorskip("facexlib")
-    from musetalk_enhance.official import import_official
+    from musetalk_enhance.restorers.official_stack import import_official
 
     torch.manual_seed(0)
     state_dict = import_official(MODULE).ParseNet(in_size=512, out_size=512, parsing_ch=19).state_dict()
@@ -223,7 +223,7 @@ class Once:
 
 def facexlibs_mask(net, face_bgr, monkeypatch) -> np.ndarray:
     """What `FaceRestoreHelper` multiplies a face with, float64 (512, 512), taken where it turns it back."""
-    from musetalk_enhance.official import import_official
+    from musetalk_enhance.restorers.official_stack import import_official
 
     module = import_official("facexlib.utils.face_restoration_helper")
     helper = SimpleNamespace(

@@ -43,7 +43,7 @@ def test_fidelity_and_strength_change_pixels_as_the_published_network_says(tmp_p
 
     state = random_codeformer()
     save_file({key: tensor.contiguous() for key, tensor in state.items()}, tmp_path / "codeformer.safetensors")
-    network = codeformer.imported()().eval()
+    network = codeformer.import_network()().eval()
     network.load_state_dict(state)
     face = pictures(1)
     source = tmp_path / "in"

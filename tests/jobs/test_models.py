@@ -20,7 +20,7 @@ from musetalk_enhance.jobs.models import FIDELITY, Facts, candidates, facts_of, 
 from musetalk_enhance.jobs.options import FaceSettings
 from musetalk_enhance.restorers.base import NetworkRestorer
 from musetalk_enhance.restorers.catalog import Choice
-from musetalk_enhance.restorers.codeformer import RECORD as CODEFORMER
+from musetalk_enhance.restorers.codeformer import INFO as CODEFORMER
 from tests.backends.conftest import spec_of
 from tests.backends.test_choosing import OneStyle
 from tests.conftest import RECORD, FakeRestorer
@@ -41,7 +41,7 @@ def available(monkeypatch):
         return None if name in there else require(name, **options)
 
     def loaded(choice, device):
-        if choice.model.record.name == "lite" or choice.weight is not None:
+        if choice.model.info.name == "lite" or choice.weight is not None:
             return really(choice, device)
         return FakeRestorer(choice._request(device), lambda faces: 1 - faces)
 
@@ -51,7 +51,7 @@ def available(monkeypatch):
 
 
 def record_of(loaded):
-    return loaded.restorer.request.record
+    return loaded.restorer.request.info
 
 
 def test_the_order():
@@ -234,7 +234,7 @@ def test_a_reduced_precision_that_was_asked_for_or_noted_stays():
 class Styled(NetworkRestorer):
     """One modulated convolution in torch."""
 
-    record = RECORD
+    info = RECORD
 
     @classmethod
     def network(cls, request):

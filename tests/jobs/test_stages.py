@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from musetalk_enhance import upsampling, weights
+from musetalk_enhance import weights
 from musetalk_enhance.errors import ConfigError, MediaError, MissingWeightError, WeightError
 from musetalk_enhance.faces import parsing
 from musetalk_enhance.jobs import ImageSettings, opening, restore_images, stages
@@ -15,6 +15,7 @@ from musetalk_enhance.jobs.manifest import Manifest
 from musetalk_enhance.jobs.opening import PARSENET, REALESRGAN, open_pictures
 from musetalk_enhance.jobs.stages import FAILED, NO_FACE, RESTORED, UNREADABLE, MadeItem, ReadUnit, WriteUnit
 from musetalk_enhance.picture_restorer import FaceNote, RestoredPicture
+from musetalk_enhance.restorers import background_upsampler
 
 from .conftest import ADDED, WHOLE, picture, put, read
 
@@ -169,7 +170,7 @@ class Upsampler:
 
 @pytest.mark.parametrize("upscale", [1, 2, 4])
 def test_a_background_is_restored(network, source, tmp_path, monkeypatch, upscale):
-    monkeypatch.setattr(upsampling, "BackgroundUpsampler", Upsampler)
+    monkeypatch.setattr(background_upsampler, "BackgroundUpsampler", Upsampler)
     put(source, "wide.png", size_hw=(64, 200))
     settings = YUNET.replace(bg_upsampler="realesrgan", upscale=upscale)
     stats = restore_images(source, tmp_path / "out", settings, pictures=["wide.png"]).stats
@@ -183,7 +184,7 @@ def test_a_background_is_restored(network, source, tmp_path, monkeypatch, upscal
 def test_a_picture_without_a_face_has_its_background_restored_too(network, source, tmp_path, monkeypatch):
     import cv2
 
-    monkeypatch.setattr(upsampling, "BackgroundUpsampler", Upsampler)
+    monkeypatch.setattr(background_upsampler, "BackgroundUpsampler", Upsampler)
     blue = np.full((64, 64, 3), (200, 20, 20), np.uint8)
     cv2.imwrite(str(source / "blue.png"), blue)
     settings = YUNET.replace(bg_upsampler="realesrgan")

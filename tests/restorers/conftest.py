@@ -13,9 +13,10 @@ import pytest
 import torch
 from torch.nn.functional import interpolate
 
-from musetalk_enhance import official, weights
+from musetalk_enhance import weights
 from musetalk_enhance.config.settings import EnhancerSettings
 from musetalk_enhance.errors import MissingDependencyError
+from musetalk_enhance.restorers import official_stack as stack
 from musetalk_enhance.restorers.base import LoadRequest, Restorer
 from scripts.benchmarks.checkpoints import random_gfpgan, random_helpers, shapes
 
@@ -60,7 +61,7 @@ def load() -> Callable[..., Restorer]:
 
     def make(kind: type[Restorer], path: Path, **settings) -> Restorer:
         weight = weights.open_file(path, trust_unpinned=True)
-        return kind(LoadRequest(kind.record, EnhancerSettings(enabled=True, **settings), CPU, weight))
+        return kind(LoadRequest(kind.info, EnhancerSettings(enabled=True, **settings), CPU, weight))
 
     return make
 
@@ -83,7 +84,7 @@ def faces() -> torch.Tensor:
 def official_stack() -> None:
     """Skip where the official packages are not installed; say why."""
     try:
-        official.import_official("gfpgan.utils")
+        stack.import_official("gfpgan.utils")
     except MissingDependencyError as error:
         pytest.skip(str(error))
 

@@ -28,7 +28,7 @@ from tests.conftest import PLAIN, RECORD, FakeRestorer
 class PluginRestorer(FakeRestorer):
     """What somebody else's package would bring."""
 
-    record = RECORD
+    info = RECORD
 
 
 @pytest.fixture
@@ -53,15 +53,15 @@ def test_names():
 
 def test_records_point_to_weights_that_exist():
     for model in catalog.MODELS:
-        assert model.record.weight is None or weights.WEIGHTS.get(model.record.weight).license
+        assert model.info.weight is None or weights.WEIGHTS.get(model.info.weight).license
 
 
 @pytest.mark.parametrize(
-    "record", [model.record for model in catalog.MODELS if model.record.weight], ids=lambda r: r.name
+    "record", [model.info for model in catalog.MODELS if model.info.weight], ids=lambda r: r.name
 )
 def test_record_and_table_agree_about_commercial_use(record):
     assert record.commercial == weights.WEIGHTS.get(record.weight).commercial
-    assert record.commercial != ("(non-commercial)" in record.licence)
+    assert record.commercial != ("(non-commercial)" in record.license)
 
 
 def test_commercial_use_of_a_file_is_that_of_its_network(tmp_path, monkeypatch):
@@ -70,14 +70,14 @@ def test_commercial_use_of_a_file_is_that_of_its_network(tmp_path, monkeypatch):
     (tmp_path / "mine.pth").write_bytes(b"x" * 64)
     monkeypatch.setattr(weights, "open_file", lambda path, **_: weight)
     monkeypatch.setattr(weights.Weight, "state_dict", lambda self: {})
-    assert not choose(model=str(weight.path), arch="CodeFormer").model.record.commercial
-    assert choose(model=str(weight.path)).model.record.commercial
+    assert not choose(model=str(weight.path), arch="CodeFormer").model.info.commercial
+    assert choose(model=str(weight.path)).model.info.commercial
 
 
-def test_auto_without_gfpgan_is_lite_and_says_so_once(caplog):
-    catalog._say_once_that_lite_runs.cache_clear()
+def test_auto_without_gfpgan_is_lite_and_warns_once(caplog):
+    catalog._warn_about_lite.cache_clear()
     with caplog.at_level(logging.WARNING):
-        assert choose().model.record.name == choose().model.record.name == "lite"
+        assert choose().model.info.name == choose().model.info.name == "lite"
     assert len(caplog.records) == 1 and "weights fetch GFPGANv1.4" in caplog.text
 
 
@@ -85,7 +85,7 @@ def test_auto_takes_the_best_gfpgan_in_the_cache(monkeypatch):
     monkeypatch.setattr(weights, "find", lambda name: "there" if name in ("gfpgan-1.3", "gfpgan-1.2") else None)
     monkeypatch.setattr(weights, "require", lambda name, **_: name)
     choice = choose()
-    assert choice.model.record.name == "gfpgan-1.3" and choice.weight == "GFPGANv1.3"
+    assert choice.model.info.name == "gfpgan-1.3" and choice.weight == "GFPGANv1.3"
 
 
 def test_a_missing_weight_names_file_hash_command_and_folder(own_cache):
@@ -128,7 +128,7 @@ def test_a_path_to_a_network_like_lite(tmp_path):
     path = tmp_path / "mine.safetensors"
     path.write_bytes(ASSET.read_bytes())
     enhancer = GFPGANEnhancer(model=str(path), **PLAIN)
-    assert enhancer.model_name == "mine" and enhancer.engine.model.record.input_size == 256
+    assert enhancer.model_name == "mine" and enhancer.engine.model.info.input_size == 256
 
 
 def test_a_published_file_at_a_path_keeps_its_licence(tmp_path, monkeypatch):
@@ -137,8 +137,8 @@ def test_a_published_file_at_a_path_keeps_its_licence(tmp_path, monkeypatch):
     (tmp_path / "mine.pth").write_bytes(b"x" * 64)
     monkeypatch.setattr(weights, "open_file", lambda path, **_: weight)
     monkeypatch.setattr(weights.Weight, "state_dict", lambda self: {})
-    record = choose(model=str(weight.path), arch="CodeFormer").model.record
-    assert (record.name, record.licence) == ("mine", entry.license)
+    record = choose(model=str(weight.path), arch="CodeFormer").model.info
+    assert (record.name, record.license) == ("mine", entry.license)
 
 
 def test_files_that_are_no_checkpoint(tmp_path):
@@ -174,7 +174,7 @@ def test_broken_plugin_is_reported_and_breaks_nothing_else(plugin, value, capsys
     plugin("mine", value)
     with pytest.raises(RestorerError, match="'mine'"):
         GFPGANEnhancer(model="mine", **PLAIN)
-    assert choose(model="lite").model.record.name == "lite"
+    assert choose(model="lite").model.info.name == "lite"
     assert main(["models"]) == 0
     printed = capsys.readouterr().out
     assert "broken" in printed and "lite" in printed
@@ -192,7 +192,7 @@ def test_options_of_a_gfpgan_checkpoint_are_refused_where_there_is_none(tmp_path
 def test_auto_with_download_fetches_the_best_gfpgan(monkeypatch):
     asked = []
     monkeypatch.setattr(weights, "require", lambda name, download: asked.append((name, download)))
-    assert choose(download=True).model.record.name == "gfpgan-1.4" and asked == [("GFPGANv1.4", True)]
+    assert choose(download=True).model.info.name == "gfpgan-1.4" and asked == [("GFPGANv1.4", True)]
 
 
 @pytest.mark.parametrize("backend", ["torch", "onnx", "ncnn"])

@@ -13,10 +13,10 @@ from musetalk_enhance import weights
 from musetalk_enhance.backends import exporting
 from musetalk_enhance.config.settings import EnhancerSettings
 from musetalk_enhance.errors import CheckpointError, ConfigError, MissingDependencyError
-from musetalk_enhance.restorers import catalog, codeformer, convert
+from musetalk_enhance.restorers import architecture, catalog, codeformer
 from musetalk_enhance.restorers.base import LoadRequest
-from musetalk_enhance.restorers.codeformer import RECORD, CodeFormerRestorer
-from musetalk_enhance.restorers.codeformer_network import BySize, Codebook
+from musetalk_enhance.restorers.codeformer import INFO, CodeFormerRestorer
+from musetalk_enhance.restorers.codeformer_network import Codebook, LayersBySize
 
 from .conftest import CPU, spread
 
@@ -25,7 +25,7 @@ TORCH = {"backend": "torch", "dtype": "fp32"}
 
 def empty_network() -> torch.nn.Module:
     with torch.device("meta"):
-        return codeformer.imported()()
+        return codeformer.import_network()()
 
 
 def random_codeformer(seed: int = 0) -> dict[str, torch.Tensor]:
@@ -56,7 +56,7 @@ def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def network() -> torch.nn.Module:
     """spandrel_extra_arches' network as it comes."""
-    network = codeformer.imported()().eval()
+    network = codeformer.import_network()().eval()
     network.load_state_dict(random_codeformer())
     return network
 
@@ -94,7 +94,7 @@ def test_it_exports_for_any_batch(path, tmp_path):
 
 
 def test_codes_are_what_the_published_multiplication_finds():
-    published = sys.modules[codeformer.imported().__module__].VectorQuantizer(32, 6, 0.25)
+    published = sys.modules[codeformer.import_network().__module__].VectorQuantizer(32, 6, 0.25)
     indices = torch.randint(0, 32, (2, 16, 1), generator=torch.Generator().manual_seed(0))
     expected = published.get_codebook_feat(indices, [2, 4, 4, 6])
     book = Codebook(published.embedding)
@@ -104,7 +104,7 @@ def test_codes_are_what_the_published_multiplication_finds():
 
 
 def test_layers_by_size_are_found_in_a_trace():
-    layers = BySize({"32": torch.nn.Identity()})
+    layers = LayersBySize({"32": torch.nn.Identity()})
     assert layers["32"] is layers["tensor(32)"]
     with pytest.raises(KeyError):
         layers["64"]
@@ -112,15 +112,15 @@ def test_layers_by_size_are_found_in_a_trace():
 
 def test_a_checkpoint_is_told():
     state = empty_network().state_dict()
-    assert convert.detect(state) == ("CodeFormer", None)
-    with pytest.raises(CheckpointError, match=r"holds arch CodeFormer; .* Say arch: CodeFormer\."):
-        convert.check(state, "clean", 2)
+    assert architecture.detect_architecture(state) == ("CodeFormer", None)
+    with pytest.raises(CheckpointError, match=r"holds arch CodeFormer; .* Set arch: CodeFormer\."):
+        architecture.check_architecture(state, "clean", 2)
 
 
 def test_another_network_is_refused_in_words(load, tmp_path):
     path = tmp_path / "foreign.pth"
     torch.save({"params_ema": {"conv_body_first.weight": torch.zeros(32, 3, 1, 1)}}, path)
-    with pytest.raises(CheckpointError, match=r"expected arch CodeFormer\. Say arch: clean"):
+    with pytest.raises(CheckpointError, match=r"expected arch CodeFormer\. Set arch: clean"):
         load(CodeFormerRestorer, path, arch="CodeFormer")
 
 
@@ -134,7 +134,7 @@ def test_missing_tensors_are_counted(load, tmp_path):
 
 def test_no_weight_at_all():
     with pytest.raises(CheckpointError, match="holds nothing"):
-        CodeFormerRestorer(LoadRequest(RECORD, EnhancerSettings(), CPU, None))
+        CodeFormerRestorer(LoadRequest(INFO, EnhancerSettings(), CPU, None))
 
 
 def test_the_package_is_missing(load, tmp_path, monkeypatch):
@@ -168,6 +168,6 @@ def test_options_that_it_cannot_honour(options, said, monkeypatch):
 
 
 def test_record():
-    assert weights.WEIGHTS.get(RECORD.weight).license == RECORD.licence
-    assert "non-commercial" in RECORD.licence and RECORD.has_fidelity
-    assert (RECORD.input_size, RECORD.output_size, RECORD.value_range) == (512, 512, (-1.0, 1.0))
+    assert weights.WEIGHTS.get(INFO.weight).license == INFO.license
+    assert "non-commercial" in INFO.license and INFO.has_fidelity
+    assert (INFO.input_size, INFO.output_size, INFO.value_range) == (512, 512, (-1.0, 1.0))

@@ -8,11 +8,12 @@ import numpy as np
 import pytest
 import torch
 
-from musetalk_enhance import official, weights
+from musetalk_enhance import weights
 from musetalk_enhance.config.settings import EnhancerSettings
 from musetalk_enhance.errors import CheckpointError, CorruptWeightError, MissingDependencyError
+from musetalk_enhance.restorers import official_stack as stack
 from musetalk_enhance.restorers.base import LoadRequest
-from musetalk_enhance.restorers.gfpgan import GEOMETRY, RECORDS, GFPGANRestorer
+from musetalk_enhance.restorers.gfpgan import GEOMETRY, VERSIONS, GFPGANRestorer
 
 from .conftest import CPU, spread, to_bgr
 
@@ -44,7 +45,7 @@ def test_clean_is_gfpganer(official_stack, helpers_in_cache, checkpoint, load, f
     """A batch of three equals GFPGANer's network on each alone, and GFPGANer's pictures to the 8-bit step."""
     path = checkpoint("clean")
     state_dict = weights.open_file(path, trust_unpinned=True).state_dict()
-    gfpganer = official.build_gfpganer(path, state_dict, device=CPU)
+    gfpganer = stack.build_gfpganer(path, state_dict, device=CPU)
     ours = load(GFPGANRestorer, path).restore(faces)
     agree("clean, multiplier 2", ours, run_official(gfpganer.gfpgan, faces))
 
@@ -101,7 +102,7 @@ def test_another_arch_is_refused_in_words(checkpoint, load, arch):
 
 @pytest.mark.slow
 def test_another_multiplier_is_refused_in_words(checkpoint, load):
-    with pytest.raises(CheckpointError, match="Say arch: clean, and channel_multiplier: 1"):
+    with pytest.raises(CheckpointError, match="Set arch: clean, and channel_multiplier: 1"):
         load(GFPGANRestorer, checkpoint("clean", 1))
 
 
@@ -131,7 +132,7 @@ def test_a_foreign_checkpoint(load, tmp_path):
 
 
 def test_no_weight_at_all():
-    request = LoadRequest(RECORDS["gfpgan-1.4"], EnhancerSettings(), CPU, None)
+    request = LoadRequest(VERSIONS["gfpgan-1.4"], EnhancerSettings(), CPU, None)
     with pytest.raises(CheckpointError, match="holds nothing"):
         GFPGANRestorer(request)
 
@@ -147,14 +148,14 @@ def test_loading_leaves_the_random_state_alone(official_stack):
     torch.manual_seed(5)
     expected = torch.rand(1)
     torch.manual_seed(5)
-    official.original_network({**GEOMETRY, "out_size": 32, "narrow": 0.125, "channel_multiplier": 1})
+    stack.original_network({**GEOMETRY, "out_size": 32, "narrow": 0.125, "channel_multiplier": 1})
     assert torch.equal(torch.rand(1), expected)
 
 
-@pytest.mark.parametrize("name", RECORDS)
+@pytest.mark.parametrize("name", VERSIONS)
 def test_records(name):
-    record = RECORDS[name]
+    record = VERSIONS[name]
     assert record.name == name
     assert record.weight in weights.WEIGHTS
-    assert record.licence == weights.WEIGHTS.get(record.weight).license
+    assert record.license == weights.WEIGHTS.get(record.weight).license
     assert (record.input_size, record.output_size, record.value_range) == (512, 512, (-1.0, 1.0))

@@ -30,7 +30,7 @@ def expected(faces) -> torch.Tensor:
 
 
 def spec(region: str):
-    return LiteRestorer.network(LoadRequest(LiteRestorer.record, EnhancerSettings(enabled=True, region=region), CPU))
+    return LiteRestorer.network(LoadRequest(LiteRestorer.info, EnhancerSettings(enabled=True, region=region), CPU))
 
 
 @pytest.mark.parametrize("region", ["full", "lower"])

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 
-from musetalk_enhance import official, weights
+from musetalk_enhance import weights
 from musetalk_enhance.config.settings import EnhancerSettings
 from musetalk_enhance.errors import (
     CheckpointError,
@@ -22,8 +22,10 @@ from musetalk_enhance.errors import (
     NoFaceError,
     RestorerError,
 )
+from musetalk_enhance.restorers import official_stack as stack
 from musetalk_enhance.restorers.base import LoadRequest
-from musetalk_enhance.restorers.official import RECORD, OfficialRestorer
+from musetalk_enhance.restorers.official import INFO, OfficialRestorer
+from musetalk_enhance.restorers.plain_operations import upfirdn
 
 from .conftest import CPU, pictures, put_in_cache, to_bgr
 
@@ -42,7 +44,7 @@ def restorer(helper_files, checkpoint, tmp_path_factory):
         put_in_cache(helper_files, folder, patch)
         weight = weights.open_file(checkpoint("clean", 1), trust_unpinned=True)
         settings = EnhancerSettings(enabled=True, engine="official", channel_multiplier=1, upscale=2)
-        yield OfficialRestorer(LoadRequest(RECORD, settings, CPU, weight))
+        yield OfficialRestorer(LoadRequest(INFO, settings, CPU, weight))
 
 
 @pytest.fixture
@@ -124,12 +126,12 @@ def test_bilinear_runs_though_gfpganer_hands_it_an_unknown_argument(helpers_in_c
 def test_missing_helpers_are_named_before_anything_is_built(official_stack, checkpoint, load, no_sockets):
     with pytest.raises(MissingWeightError, match="RetinaFace-R50") as caught:
         load(OfficialRestorer, checkpoint("clean", 1), engine="official", channel_multiplier=1)
-    assert caught.value.name == official.HELPERS[0]
+    assert caught.value.name == stack.HELPERS[0]
 
 
 @pytest.mark.slow
 def test_another_multiplier_is_refused_in_words(helpers_in_cache, checkpoint, load):
-    with pytest.raises(CheckpointError, match="Say arch: clean, and channel_multiplier: 1"):
+    with pytest.raises(CheckpointError, match="Set arch: clean, and channel_multiplier: 1"):
         load(OfficialRestorer, checkpoint("clean", 1), engine="official")
 
 
@@ -138,7 +140,7 @@ def test_missing_tensors_are_no_list_of_names(helpers_in_cache, checkpoint, tmp_
     state = torch.load(checkpoint("clean", 1), weights_only=True)["params_ema"]
     cut = dict(list(state.items())[:40])
     with pytest.raises(CheckpointError, match="40 tensors that do not fit") as caught:
-        official.build_gfpganer(tmp_path / "cut.pth", cut, channel_multiplier=1, device=CPU)
+        stack.build_gfpganer(tmp_path / "cut.pth", cut, channel_multiplier=1, device=CPU)
     assert len(str(caught.value)) < 300
 
 
@@ -154,14 +156,14 @@ def test_every_patch_is_taken_off_again(restorer):
     assert facexlib.detection.load_file_from_url is facexlib_load
     assert facexlib.parsing.load_file_from_url is facexlib_load
     assert gfpgan.utils.load_file_from_url is basicsr_load
-    if find_spec(official._ALIAS) is None:  # torchvision 0.16 and older have the module itself
-        assert official._ALIAS not in sys.modules
+    if find_spec(stack._ALIAS) is None:  # torchvision 0.16 and older have the module itself
+        assert stack._ALIAS not in sys.modules
     assert not Path("gfpgan").exists()
 
 
 def test_an_error_takes_the_patches_off_too():
     original = torch.load
-    with pytest.raises(KeyError), official.safe_loading({}):
+    with pytest.raises(KeyError), stack.safe_loading({}):
         raise KeyError
     assert torch.load is original
 
@@ -170,13 +172,13 @@ def test_only_the_files_that_were_given_are_loaded(tmp_path):
     path = tmp_path / "other.pth"
     torch.save({}, path)
     given = tmp_path / "given.pth"  # does not even exist: nothing is opened
-    with official.safe_loading({given: {"key": 1}}):
+    with stack.safe_loading({given: {"key": 1}}):
         assert torch.load(given, map_location="cpu") == torch.load(str(given)) == {"key": 1}
         torch.load(given).clear()
         assert torch.load(given) == {"key": 1}
-        with pytest.raises(RestorerError, match="were not given"):
+        with pytest.raises(RestorerError, match="unexpected file"):
             torch.load(path)
-        with pytest.raises(RestorerError, match="were not given"), path.open("rb") as file:
+        with pytest.raises(RestorerError, match="unexpected file"), path.open("rb") as file:
             torch.load(file)
 
 
@@ -184,7 +186,7 @@ def test_other_threads_load_as_ever(tmp_path):
     path = tmp_path / "own.pth"
     torch.save({"own": 1}, path)
     loaded = []
-    with official.safe_loading({}):
+    with stack.safe_loading({}):
         thread = threading.Thread(target=lambda: loaded.append(torch.load(path)))
         thread.start()
         thread.join()
@@ -194,10 +196,10 @@ def test_other_threads_load_as_ever(tmp_path):
 def test_downloads_are_refused(official_stack, no_sockets):
     import facexlib.detection
 
-    with official._no_downloads({"known.pth": Path("/cache/known.pth")}):
+    with stack._no_downloads({"known.pth": Path("/cache/known.pth")}):
         load = facexlib.detection.load_file_from_url
         assert load("https://example.org/a/known.pth", model_dir="x") == str(Path("/cache/known.pth"))
-        with pytest.raises(RestorerError, match="may not"):
+        with pytest.raises(RestorerError, match="blocked"):
             load(url="https://example.org/a/other.pth")
 
 
@@ -205,7 +207,7 @@ def test_downloads_are_refused(official_stack, no_sockets):
 def test_a_missing_package_is_named_with_its_command(monkeypatch, name):
     monkeypatch.setitem(sys.modules, name, None)
     with pytest.raises(MissingDependencyError, match=r"pip install 'musetalk_enhance\[gfpgan\]'") as caught:
-        official.import_official(name)
+        stack.import_official(name)
     assert caught.value.package == name.split(".")[0]
 
 
@@ -217,12 +219,12 @@ try:
     import gfpgan
 except ImportError:
     pass
-from musetalk_enhance import official
-gfpgan = official.import_official("gfpgan")
-realesrgan = official.import_official("realesrgan")
+from musetalk_enhance.restorers import official_stack as stack
+gfpgan = stack.import_official("gfpgan")
+realesrgan = stack.import_official("realesrgan")
 assert gfpgan.GFPGANer and realesrgan.RealESRGANer
 from importlib.util import find_spec
-assert find_spec(official._ALIAS) or official._ALIAS not in sys.modules
+assert find_spec(stack._ALIAS) or stack._ALIAS not in sys.modules
 """
     subprocess.run([sys.executable, "-c", code], check=True, timeout=300)
 
@@ -236,11 +238,11 @@ def test_upfirdn_is_basicsrs(official_stack, up, down, pad):
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(2, 3, 9, 12, generator=generator)
     kernel = torch.rand(4, 4, generator=generator)  # not symmetric: flipping shows
-    ours, theirs = official.upfirdn(x, kernel, up, down, pad), upfirdn2d(x, kernel, up, down, pad)
+    ours, theirs = upfirdn(x, kernel, up, down, pad), upfirdn2d(x, kernel, up, down, pad)
     torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-5)
 
 
 def test_upfirdn_by_hand():
     x = torch.tensor([[[[1.0, 2.0]]]])
-    out = official.upfirdn(x, torch.tensor([[1.0, 10.0]]), 1, 1, (1, 1))
+    out = upfirdn(x, torch.tensor([[1.0, 10.0]]), 1, 1, (1, 1))
     assert out.tolist() == [[[[0, 0, 0], [1, 12, 20], [0, 0, 0]]]]

@@ -9,7 +9,7 @@ from musetalk_enhance import weights
 from musetalk_enhance.config.settings import EnhancerSettings
 from musetalk_enhance.errors import CheckpointError
 from musetalk_enhance.restorers.base import LoadRequest
-from musetalk_enhance.restorers.restoreformer import RECORD, RestoreFormerRestorer
+from musetalk_enhance.restorers.restoreformer import INFO, RestoreFormerRestorer
 
 from .conftest import CPU, random_restoreformer, spread
 
@@ -35,7 +35,7 @@ def test_it_is_the_official_restoreformer(official_stack, checkpoint, load, face
 
 @pytest.mark.slow
 def test_a_gfpgan_is_refused_in_words(checkpoint, load):
-    with pytest.raises(CheckpointError, match="Say arch: clean, and channel_multiplier: 1"):
+    with pytest.raises(CheckpointError, match="Set arch: clean, and channel_multiplier: 1"):
         load(RestoreFormerRestorer, checkpoint("clean", 1), arch="RestoreFormer")
 
 
@@ -56,9 +56,9 @@ def test_missing_tensors_are_counted(load, tmp_path):
 
 def test_no_weight_at_all():
     with pytest.raises(CheckpointError, match="holds nothing"):
-        RestoreFormerRestorer(LoadRequest(RECORD, EnhancerSettings(), CPU, None))
+        RestoreFormerRestorer(LoadRequest(INFO, EnhancerSettings(), CPU, None))
 
 
 def test_record():
-    assert weights.WEIGHTS.get(RECORD.weight).license == RECORD.licence
-    assert (RECORD.input_size, RECORD.output_size, RECORD.value_range) == (512, 512, (-1.0, 1.0))
+    assert weights.WEIGHTS.get(INFO.weight).license == INFO.license
+    assert (INFO.input_size, INFO.output_size, INFO.value_range) == (512, 512, (-1.0, 1.0))

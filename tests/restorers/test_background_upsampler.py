@@ -21,8 +21,8 @@ from musetalk_enhance.errors import (
     RestorerError,
     UntrustedWeightError,
 )
-from musetalk_enhance.official import build_realesrganer, import_official
-from musetalk_enhance.upsampling import BackgroundUpsampler, _spans
+from musetalk_enhance.restorers.background_upsampler import BackgroundUpsampler, _spans
+from musetalk_enhance.restorers.official_stack import build_realesrganer, import_official
 
 SMALL = {"num_feat": 8, "num_grow_ch": 4, "num_block": 1}
 PLUS = {"num_feat": 64, "num_grow_ch": 32, "num_block": 23}
