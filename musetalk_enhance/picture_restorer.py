@@ -81,7 +81,7 @@ class FaceNote:
 
 
 @dataclass(frozen=True, eq=False)
-class RestoredPicture:
+class RestoredImage:
     """One picture.
 
     Attributes:
@@ -170,7 +170,7 @@ class PictureRestorer:
         self._parser, self._background = parser, background
         self._stream = enhancer.stream()
 
-    def restore(self, pictures_bgr: Sequence[Image]) -> list[RestoredPicture]:
+    def restore(self, pictures_bgr: Sequence[Image]) -> list[RestoredImage]:
         """Restore the faces of some pictures.
 
         Args:
@@ -204,7 +204,7 @@ class PictureRestorer:
             self._restore_faces(order[start : start + FACES_AT_ONCE])
         return items
 
-    def lay(self, items: list[Item]) -> list[RestoredPicture]:
+    def lay(self, items: list[Item]) -> list[RestoredImage]:
         """The last step: lay the faces back where they were."""
         return [self._close(item) for item in items]
 
@@ -280,15 +280,15 @@ class PictureRestorer:
         rgb = torch.from_numpy(np.ascontiguousarray(face_bgr[..., ::-1])).permute(2, 0, 1)[None].float() / 255
         return self._parser.mask(rgb)[0, 0].cpu().numpy()
 
-    def _close(self, item: Item) -> RestoredPicture:
+    def _close(self, item: Item) -> RestoredImage:
         if item.whole is not None:
-            return RestoredPicture(item.whole, tuple(item.notes), _fault(item.notes))
+            return RestoredImage(item.whole, tuple(item.notes), _fault(item.notes))
         canvas = self._restored_background(item)
         replaced = canvas is not None
         if canvas is None:
             canvas = self._enlarged(item.picture)
         paste_faces(canvas, [item.pastes[index] for index in sorted(item.pastes)], replace=replaced)
-        return RestoredPicture(canvas, tuple(item.notes), item.error or _fault(item.notes))
+        return RestoredImage(canvas, tuple(item.notes), item.error or _fault(item.notes))
 
     def _restored_background(self, item: Item) -> Image | None:
         """What the faces are laid on, restored itself. Where that fails, the picture is left as it came."""

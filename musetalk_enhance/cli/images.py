@@ -21,7 +21,7 @@ from .job import (
 
 if TYPE_CHECKING:
     from ..jobs import ImagesResult
-    from ..jobs.sampling import Tried
+    from ..jobs.samples import SampleResult
 
 HELP = "restore the faces of every picture in a folder; goes on where it was stopped"
 
@@ -54,13 +54,13 @@ def run(args: argparse.Namespace) -> int:
         EnhanceError: the work cannot begin or go on.
     """
     from ..jobs import ImageSettings, restore_images
-    from ..jobs.sampling import Sweep, restore_samples, restore_sweep
+    from ..jobs.samples import Sweep, restore_samples, restore_sweep
 
     settings, sweep = settings_from(args, ImageSettings), None if args.sweep is None else Sweep.parse(args.sweep)
     engine = engine_from(args)
     with progress_bar("picture", args.quiet) as progress:
         common: dict[str, Any] = {"engine": engine, "progress": progress}
-        made: ImagesResult | Tried
+        made: ImagesResult | SampleResult
         if sweep is not None:
             made = restore_sweep(args.source, args.output_dir, settings, sweep, args.num_samples, **common)
         elif args.num_samples is not None:
@@ -71,7 +71,7 @@ def run(args: argparse.Namespace) -> int:
     return UNREADABLE if made.errors else 0
 
 
-def _say(made: ImagesResult | Tried, args: argparse.Namespace) -> None:
+def _say(made: ImagesResult | SampleResult, args: argparse.Namespace) -> None:
     from ..jobs import ImagesResult
 
     results = (made,) if isinstance(made, ImagesResult) else made.results

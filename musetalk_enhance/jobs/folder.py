@@ -15,7 +15,7 @@ from .manifest import FOLDER
 
 logger = logging.getLogger("musetalk_enhance")
 
-MOST_PICTURES, MOST_PIXELS = 8, 16 * 2**20
+MAX_IMAGES, MAX_PIXELS = 8, 16 * 2**20
 """What one unit of work holds at most, unless a single picture has more: pictures, and pixels as handed back."""
 RESTORED, COMPARISONS, SAMPLES, SWEEP = "restored", "comparisons", "samples", "sweep"
 """Sub-folders of the output folder."""
@@ -24,14 +24,14 @@ _SUFFIX = {"png": ".png", "jpg": ".jpg", "webp": ".webp"}
 
 
 @dataclass(frozen=True)
-class Names:
+class ResultNames:
     """Where the results of one picture go, relative to the output folder, with ``/`` between folders."""
 
     restored: str
     comparison: str
 
 
-def list_pictures(
+def list_images(
     source: Path, skip: Sequence[Path] = (), troubles: list[tuple[str, str]] | None = None
 ) -> list[str]:
     """The pictures below a folder, as paths relative to it with ``/``, sorted; or the one picture named.
@@ -114,12 +114,12 @@ def _note(error: OSError, source: Path, troubles: list[tuple[str, str]]) -> None
     troubles.append((name, f"{name}: {text}"))
 
 
-def root_of(source: Path) -> Path:
+def root_folder(source: Path) -> Path:
     """The folder that names are relative to."""
     return source.parent if source.is_file() else source
 
 
-def names_of(pictures: Iterable[str], format: str) -> dict[str, Names]:
+def result_names(pictures: Iterable[str], format: str) -> dict[str, ResultNames]:
     """What the results of each picture are called.
 
     Names and sub-folders are kept. Where two results would have one name (``a.jpg`` and ``a.png`` as ``png``, or
@@ -128,12 +128,12 @@ def names_of(pictures: Iterable[str], format: str) -> dict[str, Names]:
     listed = list(pictures)
     restored = {name: name for name in listed}
     if format != "keep":  # names that are kept are apart already, also where only capitals tell them apart
-        restored = _apart(listed, _SUFFIX[format])
-    compared = _apart(listed, "_compare.jpg")
-    return {name: Names(f"{RESTORED}/{restored[name]}", f"{COMPARISONS}/{compared[name]}") for name in listed}
+        restored = _unique_names(listed, _SUFFIX[format])
+    compared = _unique_names(listed, "_compare.jpg")
+    return {name: ResultNames(f"{RESTORED}/{restored[name]}", f"{COMPARISONS}/{compared[name]}") for name in listed}
 
 
-def _apart(names: Sequence[str], ending: str) -> dict[str, str]:
+def _unique_names(names: Sequence[str], ending: str) -> dict[str, str]:
     """`names` with another ending, all different, capitals aside; where two would be alike they get longer."""
     short = {name: f"{PurePosixPath(name).with_suffix('')}{ending}" for name in names}
     taken = Counter(path.lower() for path in short.values())
@@ -150,7 +150,7 @@ def _apart(names: Sequence[str], ending: str) -> dict[str, str]:
     return found
 
 
-def check_apart(root: Path, output: Path, names: dict[str, Names]) -> None:
+def check_no_overwrite(root: Path, output: Path, names: dict[str, ResultNames]) -> None:
     """Refuse results that would be written over pictures that are read.
 
     Raises:
@@ -163,7 +163,7 @@ def check_apart(root: Path, output: Path, names: dict[str, Names]) -> None:
                 raise ConfigError("--output-dir", str(output), f"a folder whose {target} is not one of the inputs")
 
 
-def in_units(root: Path, pictures: Sequence[str], upscale: int) -> list[list[str]]:
+def split_into_units(root: Path, pictures: Sequence[str], upscale: int) -> list[list[str]]:
     """`pictures` in groups that are worked on together: neighbours, few enough to fit into memory.
 
     The sizes are read from the files' headers; a picture that cannot be read counts as nothing.
@@ -176,7 +176,7 @@ def in_units(root: Path, pictures: Sequence[str], upscale: int) -> list[list[str
         except MediaError:
             width = height = 0
         mine = width * height * upscale**2
-        if not units or len(units[-1]) >= MOST_PICTURES or pixels + mine > MOST_PIXELS:
+        if not units or len(units[-1]) >= MAX_IMAGES or pixels + mine > MAX_PIXELS:
             units.append([])
             pixels = 0
         units[-1].append(name)

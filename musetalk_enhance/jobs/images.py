@@ -13,6 +13,8 @@ from typing import Any
 
 from ..errors import ConfigError
 from . import folder as folders
+from .image_processor import FAILED, ImageProcessorFactory, ReadUnit, WriteUnit
+from .job import Engine, Job, load_run_info
 from .local import LocalEngine
 from .manifest import (
     FOLDER,
@@ -21,22 +23,20 @@ from .manifest import (
     Unit,
     file_digest,
     locked,
-    outputs_there,
+    outputs_intact,
     sweep_parts,
     write_json,
 )
-from .models import Facts
+from .models import RunInfo
 from .options import ImageSettings
-from .stages import FAILED, OpenMaker, ReadUnit, WriteUnit
 from .stats import image_stats
-from .work import Engine, Work, known_facts
 
 logger = logging.getLogger("musetalk_enhance")
 
 STATS = "restoration_stats.json"
 Progress = Callable[[int, int], None]
 """Called with how many pictures are done, and how many there are."""
-Approve = Callable[[Facts], None]
+Approve = Callable[[RunInfo], None]
 
 
 @dataclass(frozen=True)
@@ -96,25 +96,25 @@ def restore_images(
     settings, source, output = settings or ImageSettings(), Path(source), Path(output)
     start = time.perf_counter()
     troubles: list[tuple[str, str]] = []
-    listed = list(pictures) if pictures is not None else folders.list_pictures(source, [output], troubles)
-    root = folders.root_of(source)
+    listed = list(pictures) if pictures is not None else folders.list_images(source, [output], troubles)
+    root = folders.root_folder(source)
     elsewhere = settings.absolute()
     with locked(output), contextlib.closing(engine or LocalEngine()) as place:
         sweep_parts(output, (folders.RESTORED, folders.COMPARISONS))
-        before = Manifest.found(output)
+        before = Manifest.load(output)
         _check_source(before, output, root)
-        pinned = Facts.of(before.facts) if before is not None else None
-        facts = known_facts(place, OpenMaker(elsewhere, pinned))
+        pinned = RunInfo.of(before.run_info) if before is not None else None
+        run_info = load_run_info(place, ImageProcessorFactory(elsewhere, pinned))
         if approve is not None:
-            approve(facts)
-        plan = _planned(before, output, root, listed, settings, facts)
+            approve(run_info)
+        plan = _planned(before, output, root, listed, settings, run_info)
         read, write = ReadUnit(root.absolute()), WriteUnit(output.absolute(), elsewhere, plan.names)
-        gpu = facts.device != "cpu"
-        work = Work(plan.todo, read, OpenMaker(elsewhere, facts), write, gpu, facts.threads)
-        count = _Counted(progress, listed, plan.valid)
+        gpu = run_info.device != "cpu"
+        job = Job(plan.todo, read, ImageProcessorFactory(elsewhere, run_info), write, gpu, run_info.threads)
+        count = _ProgressCounter(progress, listed, plan.valid)
         resumed = count.done
-        place.run(work, count)
-        stats = image_stats(settings, facts, count.states, listed, sorted(troubles))
+        place.run(job, count)
+        stats = image_stats(settings, run_info, count.states, listed, sorted(troubles))
         write_json(output / STATS, stats)
         return ImagesResult(output, stats, time.perf_counter() - start, resumed)
 
@@ -123,12 +123,12 @@ def restore_images(
 class _Plan:
     """What is left to do, and what is done."""
 
-    names: dict[str, folders.Names]
+    names: dict[str, folders.ResultNames]
     todo: list[Unit]
     valid: list[State]
 
 
-class _Counted:
+class _ProgressCounter:
     """Keeps the states and says how far the work is."""
 
     def __init__(self, progress: Progress | None, listed: Sequence[str], states: Sequence[State]) -> None:
@@ -152,16 +152,16 @@ class _Counted:
 
 
 def _planned(
-    before: Manifest | None, output: Path, root: Path, listed: Sequence[str], settings: ImageSettings, facts: Facts
+    before: Manifest | None, output: Path, root: Path, listed: Sequence[str], settings: ImageSettings, run_info: RunInfo
 ) -> _Plan:
     """Go on with what was begun, or begin: the manifest is written, and what must be done again is taken away."""
-    manifest = _manifest(before, output, settings, facts)
+    manifest = _manifest(before, output, settings, run_info)
     known = {name for unit in manifest.units for name in unit["items"]}
-    names = folders.names_of(sorted({*listed, *known}), settings.format)
-    folders.check_apart(root, output, names)
+    names = folders.result_names(sorted({*listed, *known}), settings.format)
+    folders.check_no_overwrite(root, output, names)
     new = [name for name in listed if name not in known]
     first = 1 + max((unit["id"] for unit in manifest.units), default=-1)
-    for index, items in enumerate(folders.in_units(root, new, settings.upscale)):
+    for index, items in enumerate(folders.split_into_units(root, new, settings.upscale)):
         manifest.units.append({"id": first + index, "job": manifest.job, "items": items})
     manifest.forget()
     manifest.source = str(root.resolve())
@@ -189,24 +189,24 @@ def _check_source(before: Manifest | None, output: Path, root: Path) -> None:
         raise ConfigError("--output-dir", str(output), allowed)
 
 
-def _manifest(before: Manifest | None, output: Path, settings: ImageSettings, facts: Facts) -> Manifest:
-    decisive = settings.decisive() | facts.decisive()
+def _manifest(before: Manifest | None, output: Path, settings: ImageSettings, run_info: RunInfo) -> Manifest:
+    decisive = settings.decisive() | run_info.decisive()
     if before is not None and before.settings != decisive:
         changed = "; ".join(before.differences(decisive))
         logger.warning("other settings than in the last run (%s): starting afresh", changed)
         (output / STATS).unlink(missing_ok=True)
         before = None
-    elif before is not None and not facts.same_bits(before.facts):
+    elif before is not None and not run_info.same_bits(before.run_info):
         logger.warning("what ran in the last run is not to be had any more: starting afresh")
         (output / STATS).unlink(missing_ok=True)
         before = None
     elif before is None and (output / FOLDER / "manifest.json").exists():
         logger.warning("what the last run noted in %s cannot be read: starting afresh", output)
-    return before or Manifest(output, decisive, facts.as_dict())
+    return before or Manifest(output, decisive, run_info.as_dict())
 
 
 def _is_valid(
-    output: Path, root: Path, state: State, there: set[str], names: dict[str, folders.Names], settings: ImageSettings
+    output: Path, root: Path, state: State, there: set[str], names: dict[str, folders.ResultNames], settings: ImageSettings
 ) -> bool:
     """Whether every input is what it was, and every result in its place and called as it would be now.
 
@@ -222,4 +222,4 @@ def _is_valid(
         wanted = {mine.restored, mine.comparison} if settings.save_comparison else {mine.restored}
         if item["outputs"] and set(item["outputs"]) != wanted:
             return False
-    return outputs_there(output, state)
+    return outputs_intact(output, state)

@@ -7,11 +7,11 @@ from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
+from .job import Job, Processor, ProcessorFactory, UnitCallback
 from .manifest import State, Unit
-from .work import Done, Maker, Opener, Work
 
 if TYPE_CHECKING:
-    from .models import Facts
+    from .models import RunInfo
 
 AHEAD = 1
 """Units that are read before they are wanted; as many may wait to be written."""
@@ -24,29 +24,29 @@ class LocalEngine:
         maker: networks that are loaded already, and stay the caller's; None loads them when they are wanted.
     """
 
-    def __init__(self, maker: Maker | None = None) -> None:
-        self._given = maker
-        self._kept: Maker | None = None
+    def __init__(self, processor: Processor | None = None) -> None:
+        self._given = processor
+        self._kept: Processor | None = None
 
-    def facts(self, opener: Opener) -> Facts:
+    def run_info(self, factory: ProcessorFactory) -> RunInfo:
         """See `Engine.facts`. The networks stay loaded for the work that follows."""
         if self._given is not None:
-            return self._given.facts
+            return self._given.run_info
         self.close()
-        self._kept = opener()
-        return self._kept.facts
+        self._kept = factory()
+        return self._kept.run_info
 
-    def run(self, work: Work, done: Done) -> None:
+    def run(self, job: Job, done: UnitCallback) -> None:
         """See `Engine.run`. Networks that it loaded are given back."""
         try:
-            if not work.units:
+            if not job.units:
                 return
             if self._given is None and self._kept is None:
-                self._kept = work.open_maker()
-            maker = self._given or self._kept
-            assert maker is not None
+                self._kept = job.make_processor()
+            processor = self._given or self._kept
+            assert processor is not None
             with ThreadPoolExecutor(1, "read") as readers, ThreadPoolExecutor(1, "write") as writers:
-                self._run(work, maker, done, readers, writers)
+                self._run(job, processor, done, readers, writers)
         finally:
             self.close()
 
@@ -57,18 +57,18 @@ class LocalEngine:
             kept.close()
 
     def _run(
-        self, work: Work, maker: Maker, done: Done, readers: ThreadPoolExecutor, writers: ThreadPoolExecutor
+        self, job: Job, processor: Processor, done: UnitCallback, readers: ThreadPoolExecutor, writers: ThreadPoolExecutor
     ) -> None:
         coming: deque[Future[Any]] = deque()
         going: deque[Future[Any]] = deque()
-        units = iter(work.units)
+        units = iter(job.units)
         try:
             while True:
-                _fill(coming, units, AHEAD + 1, lambda unit: readers.submit(_before, work, maker, unit))
+                _fill(coming, units, AHEAD + 1, lambda unit: readers.submit(_before, job, processor, unit))
                 if not coming:
                     break
-                made = maker.make(coming.popleft().result())
-                going.append(writers.submit(_after, work, maker, made))
+                made = processor.process(coming.popleft().result())
+                going.append(writers.submit(_after, job, processor, made))
                 del made  # the writer holds it
                 while going and (len(going) > AHEAD or going[0].done()):
                     done(going.popleft().result())
@@ -79,12 +79,12 @@ class LocalEngine:
                 waiting.cancel()
 
 
-def _before(work: Work, maker: Maker, unit: Unit) -> Any:
-    return maker.prepare(work.read(unit))
+def _before(job: Job, processor: Processor, unit: Unit) -> Any:
+    return processor.prepare(job.read(unit))
 
 
-def _after(work: Work, maker: Maker, made: Any) -> State:
-    return work.write(maker.finish(made))
+def _after(job: Job, processor: Processor, made: Any) -> State:
+    return job.write(processor.finish(made))
 
 
 def _fill(coming: deque[Future[Any]], units: Any, size: int, submit: Callable[[Any], Future[Any]]) -> None:

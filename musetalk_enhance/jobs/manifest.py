@@ -80,7 +80,7 @@ class Manifest:
 
     folder: Path
     settings: dict[str, Any]
-    facts: dict[str, Any]
+    run_info: dict[str, Any]
     units: list[Unit] = field(default_factory=list)
     source: str | None = None
 
@@ -92,10 +92,10 @@ class Manifest:
     @property
     def job(self) -> str:
         """What tells its units from those of other settings, of other networks, or of older rules, as a digest."""
-        return digest([VERSION, self.settings, self.facts])
+        return digest([VERSION, self.settings, self.run_info])
 
     @classmethod
-    def found(cls, folder: Path) -> Manifest | None:
+    def load(cls, folder: Path) -> Manifest | None:
         """What an earlier run left in `folder`; None where there is none that can be read."""
         raw = read_json(folder / FOLDER / "manifest.json")
         if not isinstance(raw, dict) or raw.get("version") != VERSION:
@@ -113,9 +113,9 @@ class Manifest:
             "version": VERSION,
             "settings": self.settings,
             "settings_sha256": digest(self.settings),
-            "sha256": digest([self.settings, self.facts, self.units, self.source]),
+            "sha256": digest([self.settings, self.run_info, self.units, self.source]),
             "source": self.source,
-            "facts": self.facts,
+            "facts": self.run_info,
             "units": self.units,
         }
         write_json(self.place / "manifest.json", value)
@@ -195,7 +195,7 @@ def outputs_of(state: State, leave: Container[str] = ()) -> dict[str, str]:
     return found
 
 
-def outputs_there(folder: Path, state: State) -> bool:
+def outputs_intact(folder: Path, state: State) -> bool:
     """Whether every result of a state is there, bit for bit."""
     return all(file_digest(folder / name) == sha256 for name, sha256 in outputs_of(state).items())
 

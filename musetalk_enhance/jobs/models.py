@@ -26,7 +26,7 @@ FIDELITY = 0.7
 
 
 @dataclass(frozen=True)
-class Facts:
+class RunInfo:
     """What runs, so that it can run again to the same bits: on a resume, and in every worker.
 
     Attributes:
@@ -64,7 +64,7 @@ class Facts:
         return dataclasses.asdict(self)
 
     @classmethod
-    def of(cls, raw: Any) -> Facts | None:
+    def of(cls, raw: Any) -> RunInfo | None:
         """What `as_dict` gave; None where `raw` is nothing of the kind."""
         try:
             return cls(**raw)
@@ -86,7 +86,7 @@ class Facts:
 
 
 @dataclass(frozen=True)
-class Loaded:
+class LoadedModel:
     """A restorer and the settings it was loaded with."""
 
     restorer: Restorer
@@ -107,7 +107,7 @@ def candidates(model: str) -> list[str]:
     return ["codeformer", *takers] if model.lower() == "codeformer" else [model]
 
 
-def load(settings: FaceSettings, *, pinned: Facts | None = None) -> Loaded:
+def load(settings: FaceSettings, *, pinned: RunInfo | None = None) -> LoadedModel:
     """Load the first model that can be.
 
     Args:
@@ -135,14 +135,14 @@ def load(settings: FaceSettings, *, pinned: Facts | None = None) -> Loaded:
     raise _said_of_all(errors[0], passed_over[1:]) from errors[0]
 
 
-def facts_of(
-    loaded: Loaded, enhancer: GFPGANEnhancer, settings: FaceSettings, helpers: dict[str, str | None], threads: int
-) -> Facts:
+def run_info_of(
+    loaded: LoadedModel, enhancer: GFPGANEnhancer, settings: FaceSettings, helpers: dict[str, str | None], threads: int
+) -> RunInfo:
     """What runs."""
     record, weight = loaded.restorer.request.record, loaded.restorer.request.weight
     backend, dtype = enhancer.backend or (None, None)
     size = settings.batch_size if isinstance(settings.batch_size, int) else enhancer.memory_plan()["planned"]
-    return Facts(
+    return RunInfo(
         model=record.name,
         licence=record.licence,
         weight_sha256=weight.sha256 if weight else None,
@@ -158,7 +158,7 @@ def facts_of(
     )
 
 
-def _load_one(settings: FaceSettings, name: str, pinned: Facts | None, passed_over: list[list[str]]) -> Loaded:
+def _load_one(settings: FaceSettings, name: str, pinned: RunInfo | None, passed_over: list[list[str]]) -> LoadedModel:
     kept = pinned if _is_of(settings, name, pinned) else None
     wanted = settings.enhancer(model=name, **_choices(settings, kept))
     fidelity = _fidelity(settings, wanted, name, bool(passed_over))
@@ -168,16 +168,16 @@ def _load_one(settings: FaceSettings, name: str, pinned: Facts | None, passed_ov
         raise LicenseError(key, settings.model_path or name, CODEFORMER_RECORD.licence)
     if kept is not None:
         choice = dataclasses.replace(choice, forms=tuple(kept.forms))
-    return Loaded(choice.load(pick_device(wanted.device)), choice, fidelity, list(passed_over))
+    return LoadedModel(choice.load(pick_device(wanted.device)), choice, fidelity, list(passed_over))
 
 
-def _is_of(settings: FaceSettings, name: str, pinned: Facts | None) -> bool:
+def _is_of(settings: FaceSettings, name: str, pinned: RunInfo | None) -> bool:
     """Whether what ran before was this model."""
     stem = Path(settings.model_path or name).stem if "/" in (settings.model_path or name) else name
     return pinned is not None and pinned.model in (stem, MODELS.canonical(name))
 
 
-def _choices(settings: FaceSettings, kept: Facts | None) -> dict[str, Any]:
+def _choices(settings: FaceSettings, kept: RunInfo | None) -> dict[str, Any]:
     """Values of the options that are left open: what ran before, or fp32 whatever is faster.
 
     The measurement that chooses a reduced precision for a host would make other files on another day.

@@ -17,14 +17,14 @@ from typing import TYPE_CHECKING, Any
 
 from ..errors import ConfigError, EnhanceError, MissingDependencyError, RestorerError
 from ..weights.cache import CACHE_ENV, cache_dir
+from .job import Job, ProcessorFactory, UnitCallback
 from .manifest import State
-from .ray_steps import Attempts, Failure, MakeStep, ask_facts, pack, run_step, unpack
-from .work import Done, Opener, Work
+from .ray_steps import Attempts, Failure, ProcessStep, pack, run_step, unpack, worker_run_info
 
 if TYPE_CHECKING:
-    from .models import Facts
+    from .models import RunInfo
 
-MAKER_CPUS, STEP_CPUS = 0.8, 0.1
+PROCESSOR_CPUS, STEP_CPUS = 0.8, 0.1
 """What Ray books of a core for a maker and for a step beside it: one core for each worker in all. That decides only
 how many workers a machine is given; how many threads a maker has, `Work.threads` says."""
 PATIENCE = 60.0
@@ -68,7 +68,7 @@ class RayEngine:
         self._held = False
         self.close()
 
-    def facts(self, opener: Opener) -> Facts:
+    def run_info(self, factory: ProcessorFactory) -> RunInfo:
         """See `Engine.facts`: a worker is asked, and the cluster stays for the work that follows.
 
         Raises:
@@ -80,15 +80,15 @@ class RayEngine:
         gpu = ray.cluster_resources().get("GPU", 0) >= 1
         self._room(ray, gpu)
         threads = os.environ.get("OMP_NUM_THREADS")
-        options = {"num_cpus": MAKER_CPUS, "num_gpus": int(gpu), "max_calls": 1, **self._environment()}
+        options = {"num_cpus": PROCESSOR_CPUS, "num_gpus": int(gpu), "max_calls": 1, **self._environment()}
         with _typed(ray):
-            answer = pickle.loads(ray.get(ray.remote(**options)(ask_facts).remote(opener, threads)))
+            answer = pickle.loads(ray.get(ray.remote(**options)(worker_run_info).remote(factory, threads)))
         if isinstance(answer, Failure):
             answer.throw()
-        found: Facts = answer
+        found: RunInfo = answer
         return found
 
-    def run(self, work: Work, done: Done) -> None:
+    def run(self, job: Job, done: UnitCallback) -> None:
         """See `Engine.run`. A cluster that it started is stopped in the end.
 
         Raises:
@@ -97,11 +97,11 @@ class RayEngine:
             EnhanceError: what a worker raised; RestorerError where a unit kills each worker that has it.
         """
         try:
-            if not work.units:
+            if not job.units:
                 return
             ray = self._start()
-            workers = min(self._room(ray, work.gpu), len(work.units))
-            with contextlib.closing(_states(ray, work, workers, self._environment())) as states:
+            workers = min(self._room(ray, job.gpu), len(job.units))
+            with contextlib.closing(_states(ray, job, workers, self._environment())) as states:
                 for state in states:
                     done(state)
         finally:
@@ -220,7 +220,7 @@ def _wait_for(ray: Any, workers: int, gpu: bool) -> None:
     Raises:
         ConfigError: it has none in time.
     """
-    each = {"CPU": MAKER_CPUS + 2 * STEP_CPUS} | ({"GPU": 1.0} if gpu else {})
+    each = {"CPU": PROCESSOR_CPUS + 2 * STEP_CPUS} | ({"GPU": 1.0} if gpu else {})
     booked = ray.util.placement_group([each] * workers, strategy="SPREAD")
     there = booked.wait(timeout_seconds=PATIENCE)
     ray.util.remove_placement_group(booked)
@@ -229,12 +229,12 @@ def _wait_for(ray: Any, workers: int, gpu: bool) -> None:
         raise ConfigError("workers", workers, allowed)
 
 
-def _states(ray: Any, work: Work, workers: int, environment: dict[str, Any]) -> Generator[State, None, None]:
+def _states(ray: Any, job: Job, workers: int, environment: dict[str, Any]) -> Generator[State, None, None]:
     """The states of all units as they are finished."""
     attempts = ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1)(Attempts).remote()
     seen: set[int] = set()
     with _quiet(), _quiet_data(ray), _put(os.environ, _SILENT):
-        units = _pipeline(ray, work, workers, attempts, environment)
+        units = _pipeline(ray, job, workers, attempts, environment)
         tables = iter(units.iter_batches(batch_size=1, batch_format="pyarrow", prefetch_batches=0))
         try:
             while (table := _next(ray, tables)) is not None:
@@ -249,11 +249,11 @@ def _states(ray: Any, work: Work, workers: int, environment: dict[str, Any]) -> 
                 tables.close()
             del tables  # what stops the makers on a cluster that goes on
             ray.kill(attempts)
-    if len(seen) != len(work.units):
-        raise RestorerError(f"the cluster lost {len(work.units) - len(seen)} units; run it again to do them")
+    if len(seen) != len(job.units):
+        raise RestorerError(f"the cluster lost {len(job.units) - len(seen)} units; run it again to do them")
 
 
-def _pipeline(ray: Any, work: Work, workers: int, attempts: Any, environment: dict[str, Any]) -> Any:
+def _pipeline(ray: Any, job: Job, workers: int, attempts: Any, environment: dict[str, Any]) -> Any:
     """Read, restore, write: one unit is one block, and no more are on their way than the workers need.
 
     Ray Data restarts actors and repeats tasks whose process died without end (``max_restarts`` and
@@ -262,21 +262,21 @@ def _pipeline(ray: Any, work: Work, workers: int, attempts: Any, environment: di
     from ray.data import ActorPoolStrategy, TaskPoolStrategy
 
     common = {"batch_size": 1, "batch_format": "pyarrow", **environment}
-    loading = {"open_maker": work.open_maker, "threads": work.threads, "attempts": attempts}
+    loading = {"make_processor": job.make_processor, "threads": job.threads, "attempts": attempts}
     beside = common | {"num_cpus": STEP_CPUS, "compute": TaskPoolStrategy(workers)}
     pool = ActorPoolStrategy(size=workers, max_tasks_in_flight_per_actor=2)  # one is made, one is at hand
-    units = ray.data.from_arrow([pack(number, unit) for number, unit in enumerate(work.units)])
+    units = ray.data.from_arrow([pack(number, unit) for number, unit in enumerate(job.units)])
     return (
-        units.map_batches(run_step, fn_kwargs={"name": "read", "step": work.read, "attempts": attempts}, **beside)
+        units.map_batches(run_step, fn_kwargs={"name": "read", "step": job.read, "attempts": attempts}, **beside)
         .map_batches(
-            MakeStep,
+            ProcessStep,
             fn_constructor_kwargs=loading,
             compute=pool,
-            num_cpus=MAKER_CPUS,
-            **({"num_gpus": 1} if work.gpu else {}),
+            num_cpus=PROCESSOR_CPUS,
+            **({"num_gpus": 1} if job.gpu else {}),
             **common,
         )
-        .map_batches(run_step, fn_kwargs={"name": "write", "step": work.write, "attempts": attempts}, **beside)
+        .map_batches(run_step, fn_kwargs={"name": "write", "step": job.write, "attempts": attempts}, **beside)
     )
 
 

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..errors import RestorerError
-from .work import Maker, Opener
+from .job import Processor, ProcessorFactory
 
 ATTEMPTS = 3
 """How often a unit may end the worker that has it, by a crash or for want of memory, before the work is given up."""
@@ -117,7 +117,7 @@ def run_step(table: Any, name: str, step: Callable[[Any], Any], attempts: Any) -
     return made
 
 
-class MakeStep:
+class ProcessStep:
     """The middle step: an actor that holds the networks. They are loaded with its first unit.
 
     Args:
@@ -126,18 +126,18 @@ class MakeStep:
         attempts: an `Attempts` actor.
     """
 
-    def __init__(self, open_maker: Opener, threads: int, attempts: Any) -> None:
+    def __init__(self, make_processor: ProcessorFactory, threads: int, attempts: Any) -> None:
         set_threads(str(threads))
-        self._open_maker, self._attempts = open_maker, attempts
-        self._maker: Maker | None = None
+        self._make_processor, self._attempts = make_processor, attempts
+        self._processor: Processor | None = None
 
     def __call__(self, table: Any) -> Any:
-        return run_step(table, "restore", self._make, self._attempts)
+        return run_step(table, "restore", self._process, self._attempts)
 
-    def _make(self, loaded: Any) -> Any:
-        if self._maker is None:
-            self._maker = self._open_maker()
-        return self._maker.finish(self._maker.make(self._maker.prepare(loaded)))
+    def _process(self, loaded: Any) -> Any:
+        if self._processor is None:
+            self._processor = self._make_processor()
+        return self._processor.finish(self._processor.process(self._processor.prepare(loaded)))
 
 
 def set_threads(threads: str | None) -> None:
@@ -152,7 +152,7 @@ def set_threads(threads: str | None) -> None:
         os.environ["OMP_NUM_THREADS"] = threads
 
 
-def ask_facts(opener: Opener, threads: str | None) -> bytes:
+def worker_run_info(factory: ProcessorFactory, threads: str | None) -> bytes:
     """Load the networks as a worker would, and say what runs: pickled `Facts`, or a pickled `Failure`.
 
     Args:
@@ -162,9 +162,9 @@ def ask_facts(opener: Opener, threads: str | None) -> bytes:
     set_threads(threads)
     answer: Any
     try:
-        maker = opener()
-        answer = maker.facts
-        maker.close()
+        processor = factory()
+        answer = processor.run_info
+        processor.close()
     except Exception as error:
         answer = Failure.of(error)
     return pickle.dumps(answer)

@@ -17,7 +17,7 @@ _NOTES = '"notes": ['
 _MOST = 2**20  # characters before the notes in a file of ours, at most
 
 
-def sidecar_of(output: Path) -> Path:
+def sidecar_path(output: Path) -> Path:
     """Where what was done to a film is written: its name and ``.json``."""
     return output.with_name(f"{output.name}.json")
 

@@ -8,31 +8,31 @@ from typing import Any
 
 from .._version import __version__
 from ..pipeline.stats import mean_or_none
+from .image_processor import FAILED, NO_FACE, RESTORED, UNREADABLE
 from .manifest import State, digest
-from .models import Facts
+from .models import RunInfo
 from .options import FaceSettings
-from .stages import FAILED, NO_FACE, RESTORED, UNREADABLE
 
 _MODEL = ("model", "licence", "weight_sha256", "fidelity", "backend", "dtype", "device", "batch_size")
 
 
-def settings_stats(settings: FaceSettings, facts: Facts) -> dict[str, Any]:
+def settings_stats(settings: FaceSettings, run_info: RunInfo) -> dict[str, Any]:
     """What was asked and what ran, as plain values; the same for every run that comes to the same files."""
-    known = facts.as_dict()
+    known = run_info.as_dict()
     return {
         "version": __version__,
         "model_asked_for": settings.model_path or settings.model,
         "model_that_ran": {name: known[name] for name in _MODEL},
-        "models_passed_over": [{"model": name, "reason": reason} for name, reason in facts.passed_over],
-        "helpers_sha256": facts.helpers,
+        "models_passed_over": [{"model": name, "reason": reason} for name, reason in run_info.passed_over],
+        "helpers_sha256": run_info.helpers,
         "settings": settings.decisive(),
-        "settings_sha256": digest(settings.decisive() | facts.decisive()),
+        "settings_sha256": digest(settings.decisive() | run_info.decisive()),
     }
 
 
 def image_stats(
     settings: FaceSettings,
-    facts: Facts,
+    run_info: RunInfo,
     states: Iterable[State],
     listed: Sequence[str],
     troubles: Sequence[tuple[str, str]] = (),
@@ -55,7 +55,7 @@ def image_stats(
     kinds = Counter(item["state"] for item in items)
     errors = [(item["name"], item["error"]) for item in items if item["error"]]
     faces = Counter(face["state"] for item in items for face in item["faces"])
-    return settings_stats(settings, facts) | {
+    return settings_stats(settings, run_info) | {
         "pictures": {
             "all": len(items),
             "with_restored_faces": kinds[RESTORED],

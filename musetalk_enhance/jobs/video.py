@@ -19,7 +19,7 @@ from typing import Any
 from ..errors import ConfigError, MediaError
 from ..media import SegmentWriter, VideoIndex, check_output, concat_segments, index_video, read_segment
 from ..pipeline.stats import mean_or_none
-from .film_maker import CHUNK, PREROLL, OpenFilmMaker, PassUnit, WriteSegmentState
+from .job import Engine, Job, load_run_info
 from .local import LocalEngine
 from .manifest import (
     FOLDER,
@@ -29,15 +29,15 @@ from .manifest import (
     digest,
     file_digest,
     locked,
+    outputs_intact,
     outputs_of,
-    outputs_there,
     state_path,
 )
-from .models import Facts
+from .models import RunInfo
 from .options import VideoSettings
-from .sidecar import read_head, sidecar_of, write_sidecar
+from .sidecar import read_head, sidecar_path, write_sidecar
 from .stats import settings_stats
-from .work import Engine, Work, known_facts
+from .video_processor import CHUNK, PREROLL, PassUnit, VideoProcessorFactory, WriteSegmentState
 
 logger = logging.getLogger("musetalk_enhance")
 
@@ -45,7 +45,7 @@ Progress = Callable[[int, int], None]
 """Called with how many frames are done, and how many there are."""
 
 
-MOST_COUNTED = 8
+MAX_COUNTED_SEGMENTS = 8
 """Most segments of a film without time stamps: there is no going to a place in it."""
 
 
@@ -71,7 +71,7 @@ class VideoResult:
         return int(self.stats["totals"]["faces_failed"])
 
 
-def folder_of(output: Path) -> Path:
+def parts_folder(output: Path) -> Path:
     """Where the segments of an unfinished film are kept."""
     return output.with_name(f".{output.name}.parts")
 
@@ -116,7 +116,7 @@ def restore_video(
     if sha256 is None:
         raise MediaError(source, "cannot be read")
     film = {"input_sha256": sha256, "start": start, "end": end, "preroll": PREROLL, "chunk": CHUNK}
-    folder = folder_of(output)
+    folder = parts_folder(output)
     held = False
     try:
         with locked(folder):
@@ -140,37 +140,37 @@ def _restored(
     engine: Engine | None,
     progress: Progress | None,
 ) -> tuple[dict[str, Any], int]:
-    folder = folder_of(output)
-    before, known = Manifest.found(folder), read_head(sidecar_of(output))
+    folder = parts_folder(output)
+    before, known = Manifest.load(folder), read_head(sidecar_path(output))
     ticker = _Ticker() if engine is None or isinstance(engine, LocalEngine) else None
-    opener = OpenFilmMaker(
+    factory = VideoProcessorFactory(
         settings.absolute(), _pinned(before, known), source.absolute(), index, folder.absolute(), ticker
     )
     with closing(engine or LocalEngine()) as place:
-        facts = known_facts(place, opener)
-        decisive = settings.decisive() | facts.decisive() | film
+        run_info = load_run_info(place, factory)
+        decisive = settings.decisive() | run_info.decisive() | film
         if _is_done(output, known, decisive):
             logger.info("%s is done already", output)
             _tell(progress, len(index), len(index))
             return dict(known), len(index)
         if before is None:
             _say_what_was(output, known, decisive)
-        manifest = _manifest(before, folder, decisive, facts, index, settings)
+        manifest = _manifest(before, folder, decisive, run_info, index, settings)
         valid, todo = _sorted_out(manifest)
         resumed = sum(_frames(state["unit"]) for state in valid)
-        count = _Counted(progress, resumed, len(index), valid)
+        count = _ProgressCounter(progress, resumed, len(index), valid)
         if ticker is not None:
             ticker.heard = count.made
-        gpu, write = facts.device != "cpu", WriteSegmentState(opener.folder)
-        place.run(Work(todo, PassUnit(), replace(opener, facts=facts), write, gpu, facts.threads), count)
+        gpu, write = run_info.device != "cpu", WriteSegmentState(factory.folder)
+        place.run(Job(todo, PassUnit(), replace(factory, run_info=run_info), write, gpu, run_info.threads), count)
     states = sorted(count.states, key=lambda state: state["unit"]["id"])
     segments = [folder / name for state in states for name in outputs_of(state)]
     whole, beside = folder / f"film{output.suffix}", folder / "film.json"  # so that a kill leaves no litter
     concat_segments(segments, index, source, whole)
-    stats = _stats(settings, facts, index, film, states, whole, decisive)
+    stats = _stats(settings, run_info, index, film, states, whole, decisive)
     write_sidecar(beside, stats, _notes(manifest))
     _put(whole, output)
-    _put(beside, sidecar_of(output))
+    _put(beside, sidecar_path(output))
     return stats, resumed
 
 
@@ -196,7 +196,7 @@ def _is_begun(folder: Path) -> bool:
 
 def segment_of(index: VideoIndex, settings: VideoSettings) -> int:
     """Frames of a segment; more where every segment has to be decoded from the film's beginning."""
-    return max(settings.segment, -(-len(index) // MOST_COUNTED)) if index.counted else settings.segment
+    return max(settings.segment, -(-len(index) // MAX_COUNTED_SEGMENTS)) if index.counted else settings.segment
 
 
 class _Ticker:
@@ -210,7 +210,7 @@ class _Ticker:
             self.heard(frames)
 
 
-class _Counted:
+class _ProgressCounter:
     """Keeps the states and says how far the work is: in frames here, in segments where the work is elsewhere."""
 
     def __init__(self, progress: Progress | None, done: int, total: int, states: list[State]) -> None:
@@ -260,8 +260,8 @@ def _frames(unit: Unit) -> int:
     return int(unit["stop"] - unit["first"])
 
 
-def _pinned(before: Manifest | None, known: Any) -> Facts | None:
-    return Facts.of(_job(known).get("facts") if before is None else before.facts)
+def _pinned(before: Manifest | None, known: Any) -> RunInfo | None:
+    return RunInfo.of(_job(known).get("facts") if before is None else before.run_info)
 
 
 def _job(known: Any) -> dict[str, Any]:
@@ -300,7 +300,7 @@ def _manifest(
     before: Manifest | None,
     folder: Path,
     decisive: dict[str, Any],
-    facts: Facts,
+    run_info: RunInfo,
     index: VideoIndex,
     settings: VideoSettings,
 ) -> Manifest:
@@ -311,10 +311,10 @@ def _manifest(
             "other settings than in the last run (%s): starting afresh", "; ".join(before.differences(decisive))
         )
         before = None
-    elif before is not None and not facts.same_bits(before.facts):
+    elif before is not None and not run_info.same_bits(before.run_info):
         logger.warning("what ran in the last run is not to be had any more: starting afresh")
         before = None
-    manifest = before or Manifest(folder, decisive, facts.as_dict())
+    manifest = before or Manifest(folder, decisive, run_info.as_dict())
     size, job = segment_of(index, settings), manifest.job
     manifest.units = [
         {"id": number, "job": job, "first": first, "stop": min(first + size, len(index))}
@@ -330,7 +330,7 @@ def _sorted_out(manifest: Manifest) -> tuple[list[State], list[Unit]]:
     valid, todo = [], []
     for unit in manifest.units:
         state = manifest.state(unit)
-        if state is not None and _is_whole(state) and outputs_there(manifest.folder, state):
+        if state is not None and _is_whole(state) and outputs_intact(manifest.folder, state):
             valid.append(_without_notes(state))
         else:
             manifest.undo(unit)
@@ -353,7 +353,7 @@ def _is_whole(state: State) -> bool:
 
 def _stats(
     settings: VideoSettings,
-    facts: Facts,
+    run_info: RunInfo,
     index: VideoIndex,
     film: dict[str, Any],
     states: list[State],
@@ -374,7 +374,7 @@ def _stats(
         strength += item["restored"]["strength"]
         change += item["restored"]["change"]
     job = (
-        settings_stats(settings, facts)
+        settings_stats(settings, run_info)
         | film
         | {
             "settings_sha256": digest(decisive),
@@ -382,7 +382,7 @@ def _stats(
             "fps": str(index.fps),
             "size_wh": [index.width, index.height],
             "coded_wh": list(index.coded_wh),
-            "facts": facts.as_dict(),
+            "facts": run_info.as_dict(),
         }
     )
     totals = {

@@ -13,9 +13,9 @@ import pytest
 import torch
 
 from musetalk_enhance.faces.detect import FFHQ_512, Face, FaceDetector, WholeImage
-from musetalk_enhance.jobs import ImageSettings, folder, opening
+from musetalk_enhance.jobs import ImageSettings, folder, model_loader
 from musetalk_enhance.jobs.manifest import FOLDER
-from musetalk_enhance.jobs.models import Loaded
+from musetalk_enhance.jobs.models import LoadedModel
 from musetalk_enhance.restorers.base import LoadRequest
 from musetalk_enhance.restorers.catalog import Choice, Model
 from tests.conftest import RECORD, FakeRestorer
@@ -38,12 +38,12 @@ class Network:
         self.function: Callable = lambda faces: faces + ADDED / 255
         self.opened = self.faces = self.closed = 0
 
-    def load(self, settings, *, pinned=None) -> Loaded:
+    def load(self, settings, *, pinned=None) -> LoadedModel:
         self.opened += 1
         wanted = settings.enhancer(model="lite", color_match=False)
         fake = FakeRestorer(LoadRequest(SMALL, wanted, torch.device("cpu")), self.run)
         fake.close = self.close
-        return Loaded(fake, Choice(Model(SMALL, lambda: FakeRestorer), wanted), None, [])
+        return LoadedModel(fake, Choice(Model(SMALL, lambda: FakeRestorer), wanted), None, [])
 
     def run(self, faces):
         self.faces += len(faces)
@@ -71,9 +71,9 @@ def network(monkeypatch) -> Network:
     """In place of the model and the detector, for `face_detector` none and yunet."""
     network = Network()
     monkeypatch.setattr(gc, "collect", lambda *_: 0)  # at every close, and slow beside all that the tests import
-    monkeypatch.setattr(opening, "load", network.load)
+    monkeypatch.setattr(model_loader, "load", network.load)
     found = {"none": WholeImage, "yunet": Middle}
-    monkeypatch.setattr(opening, "make_detector", lambda name, *_, **__: found[name]())
+    monkeypatch.setattr(model_loader, "make_detector", lambda name, *_, **__: found[name]())
     return network
 
 

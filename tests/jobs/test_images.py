@@ -18,7 +18,7 @@ import torch
 from PIL import Image
 
 from musetalk_enhance.errors import ConfigError, MediaError, WeightError
-from musetalk_enhance.jobs import LocalEngine, images, opening, restore_images, stages
+from musetalk_enhance.jobs import LocalEngine, image_processor, images, model_loader, restore_images
 from musetalk_enhance.jobs.images import STATS
 from musetalk_enhance.jobs.manifest import FOLDER, locked
 from musetalk_enhance.runtime.files import write_bytes
@@ -226,7 +226,7 @@ def test_a_picture_that_may_not_be_read(network, folders):
 
 def test_a_file_that_cannot_be_read_now_is_read_another_time(network, folders, monkeypatch):
     source, output = folders
-    whole = stages.open_regular
+    whole = image_processor.open_regular
 
     def refused(path):
         if path.name == "a.png":
@@ -234,7 +234,7 @@ def test_a_file_that_cannot_be_read_now_is_read_another_time(network, folders, m
         return whole(path)
 
     with monkeypatch.context() as patched:
-        patched.setattr(stages, "open_regular", refused)
+        patched.setattr(image_processor, "open_regular", refused)
         result = restore_images(source, output, WHOLE)
     assert result.errors == 1 and "Permission denied" in result.stats["errors"][0]["error"]
     assert restore_images(source, output, WHOLE).errors == 0 and "restored/a.png" in files(output)
@@ -370,8 +370,8 @@ def whole(network, folders, pairs, tmp_path):
 def test_a_run_that_was_stopped_ends_with_the_same_files(network, folders, whole, monkeypatch, step, after):
     settings, expected = whole
     source, output = folders
-    kind = {"read": stages.ReadUnit, "write": stages.WriteUnit}.get(step, stages.PictureMaker)
-    name = step if kind is stages.PictureMaker else "__call__"
+    kind = {"read": image_processor.ReadUnit, "write": image_processor.WriteUnit}.get(step, image_processor.ImageProcessor)
+    name = step if kind is image_processor.ImageProcessor else "__call__"
     with monkeypatch.context() as patched:
         patched.setattr(kind, name, stopping(getattr(kind, name), after))
         with pytest.raises(Stopped):
@@ -399,7 +399,7 @@ def test_a_run_that_was_killed_between_two_files_ends_with_the_same_files(
 
     counted = stopping(write_bytes, after)
     with monkeypatch.context() as patched:
-        patched.setattr(stages, "write_bytes", counted)
+        patched.setattr(image_processor, "write_bytes", counted)
         patched.setattr(manifest, "write_bytes", counted)
         with pytest.raises(Stopped):
             restore_images(source, output, settings)
@@ -426,7 +426,7 @@ def test_what_a_killed_run_began_does_not_outlive_other_settings(
 ):
     source, output = folders
     with monkeypatch.context() as patched:
-        patched.setattr(stages, "write_bytes", stopping(write_bytes, after))
+        patched.setattr(image_processor, "write_bytes", stopping(write_bytes, after))
         with pytest.raises(Stopped):
             restore_images(source, output, WHOLE.replace(format="webp", save_comparison=True))
     assert any(name.startswith("restored/") for name in files(output))
@@ -461,7 +461,7 @@ def test_afresh_and_stopped_leaves_no_old_statistics(network, folders, monkeypat
     source, output = folders
     restore_images(source, output, WHOLE)
     with monkeypatch.context() as patched:
-        patched.setattr(stages.PictureMaker, "make", stopping(None, 0))
+        patched.setattr(image_processor.ImageProcessor, "make", stopping(None, 0))
         with pytest.raises(Stopped):
             restore_images(source, output, WHOLE.replace(strength=0.5))
     assert STATS not in files(output)
@@ -477,8 +477,8 @@ def test_another_model_starts_afresh(network, folders, monkeypatch, caplog):
 
     source, output = folders
     restore_images(source, output, WHOLE)
-    facts = images.Facts.decisive
-    monkeypatch.setattr(images.Facts, "decisive", lambda self: facts(self) | {"model": "other"})
+    run_info = images.RunInfo.decisive
+    monkeypatch.setattr(images.RunInfo, "decisive", lambda self: run_info(self) | {"model": "other"})
     caplog.set_level(logging.WARNING, LOGGER)
     assert restore_images(source, output, WHOLE).resumed == 0
     assert "model: 'fake' then, 'other' now" in caplog.text
@@ -597,7 +597,7 @@ def test_a_network_that_cannot_be_loaded_leaves_nothing(network, folders, there,
     source, output = folders
     if there:
         output.mkdir()
-    monkeypatch.setattr(opening, "load", _refuse)
+    monkeypatch.setattr(model_loader, "load", _refuse)
     with pytest.raises(WeightError, match="refused"):
         restore_images(source, output, WHOLE)
     assert output.exists() == there and not list(output.glob("*"))
@@ -611,7 +611,7 @@ def test_what_was_opened_is_closed_where_a_later_step_fails(network, folders, mo
     def fail(*_):
         raise WeightError("no parser")
 
-    monkeypatch.setattr(opening, "_open_parser", fail)
+    monkeypatch.setattr(model_loader, "_open_parser", fail)
     with pytest.raises(WeightError, match="no parser"):
         restore_images(*folders, WHOLE.replace(face_detector="yunet", min_face=0))
     assert network.opened == 1 and network.closed
@@ -629,9 +629,9 @@ def test_an_engine_of_ones_own_is_told_everything(network, folders, pairs):
     seen = []
 
     class Engine(LocalEngine):
-        def run(self, work, done):
-            seen.append(work)
-            super().run(work, done)
+        def run(self, job, done):
+            seen.append(job)
+            super().run(job, done)
 
     restore_images(source, output, WHOLE, engine=Engine())
     assert [unit["items"] for unit in seen[0].units][0] == ["a.png", "b.jpg"] and seen[0].threads >= 1
@@ -673,7 +673,7 @@ def test_what_cannot_run_again_is_not_mixed_with_what_does(network, folders, mon
         torch.set_num_threads(threads)
         assert restore_images(source, output, WHOLE).resumed == before, "they are taken as they were"
         torch.set_num_threads(threads)
-        monkeypatch.setattr(images.Facts, "of", classmethod(lambda cls, raw: None))  # and here they cannot be
+        monkeypatch.setattr(images.RunInfo, "of", classmethod(lambda cls, raw: None))  # and here they cannot be
         again = restore_images(source, output, WHOLE)
     finally:
         torch.set_num_threads(threads)

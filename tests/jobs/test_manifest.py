@@ -16,8 +16,8 @@ from musetalk_enhance.jobs.manifest import (
     file_digest,
     locked,
     make_folder,
+    outputs_intact,
     outputs_of,
-    outputs_there,
     read_json,
     state_path,
     sweep_parts,
@@ -70,9 +70,9 @@ def test_json_is_whole_or_nothing(tmp_path, monkeypatch):
 
 def test_a_manifest_comes_back(tmp_path):
     Manifest(tmp_path, {"strength": 0.5}, {"model": "lite", "threads": 2}, [UNIT]).write()
-    found = Manifest.found(tmp_path)
-    assert (found.settings, found.facts, found.units) == ({"strength": 0.5}, {"model": "lite", "threads": 2}, [UNIT])
-    assert found.place == tmp_path / FOLDER and Manifest.found(tmp_path / "other") is None
+    found = Manifest.load(tmp_path)
+    assert (found.settings, found.run_info, found.units) == ({"strength": 0.5}, {"model": "lite", "threads": 2}, [UNIT])
+    assert found.place == tmp_path / FOLDER and Manifest.load(tmp_path / "other") is None
     assert read_json(found.place / "manifest.json")["settings_sha256"] == digest({"strength": 0.5})
 
 
@@ -83,9 +83,9 @@ def test_a_changed_manifest_is_none(tmp_path, name):
     raw = json.loads(path.read_text())
     for value in ({"other": 1}, [], None):
         path.write_text(json.dumps({**raw, name: value}))
-        assert Manifest.found(tmp_path) is None
+        assert Manifest.load(tmp_path) is None
     path.write_text(json.dumps({key: value for key, value in raw.items() if key != name}))
-    assert Manifest.found(tmp_path) is None
+    assert Manifest.load(tmp_path) is None
 
 
 def test_differences_are_said():
@@ -99,10 +99,10 @@ def test_a_state_is_of_its_unit(tmp_path):
     manifest = Manifest(tmp_path, {}, {}, [UNIT])
     assert manifest.state(UNIT) is None
     write_state(tmp_path, state(tmp_path))
-    assert manifest.state(UNIT) == state(tmp_path) and outputs_there(tmp_path, state(tmp_path))
+    assert manifest.state(UNIT) == state(tmp_path) and outputs_intact(tmp_path, state(tmp_path))
     assert manifest.state({**UNIT, "items": ["a.png"]}) is None and manifest.state({**UNIT, "job": "other"}) is None
     (tmp_path / "restored/sub/b.png").write_bytes(b"other")
-    assert not outputs_there(tmp_path, state_of(tmp_path))
+    assert not outputs_intact(tmp_path, state_of(tmp_path))
 
 
 def state_of(folder) -> dict:

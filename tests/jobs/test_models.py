@@ -16,7 +16,7 @@ from musetalk_enhance.backends.ops import FORMS
 from musetalk_enhance.errors import ConfigError, LicenseError, MissingDependencyError, MissingWeightError
 from musetalk_enhance.jobs import ImageSettings, restore_images
 from musetalk_enhance.jobs.manifest import FOLDER, read_json
-from musetalk_enhance.jobs.models import FIDELITY, Facts, candidates, facts_of, load
+from musetalk_enhance.jobs.models import FIDELITY, RunInfo, candidates, load, run_info_of
 from musetalk_enhance.jobs.options import FaceSettings
 from musetalk_enhance.restorers.base import NetworkRestorer
 from musetalk_enhance.restorers.catalog import Choice
@@ -177,23 +177,23 @@ def test_codeformer_that_comes_later_starts_afresh(available, tmp_path, caplog):
     assert "'gfpgan-1.4' then, 'codeformer' now" in caplog.text
 
 
-def facts(**changes) -> Facts:
+def run_info(**changes) -> RunInfo:
     values = {"model": "lite", "licence": "x", "weight_sha256": None, "fidelity": None, "backend": "torch"}
     values |= {"dtype": "fp32", "device": "cpu", "batch_size": 3, "threads": 2, "helpers": {}, "passed_over": []}
-    return Facts(**(values | changes))
+    return RunInfo(**(values | changes))
 
 
 def test_facts_come_back_from_json():
-    assert Facts.of(facts().as_dict()) == facts()
-    assert Facts.of({"model": "lite"}) is None and Facts.of(None) is None and Facts.of([1]) is None
+    assert RunInfo.of(run_info().as_dict()) == run_info()
+    assert RunInfo.of({"model": "lite"}) is None and RunInfo.of(None) is None and RunInfo.of([1]) is None
 
 
 def test_what_ran_before_runs_again_where_it_is_left_open():
-    found = load(PLAIN.replace(model="lite"), pinned=facts())
+    found = load(PLAIN.replace(model="lite"), pinned=run_info())
     assert found.choice.settings.backend == "torch" and found.choice.settings.batch_size == 3
-    found = load(PLAIN.replace(model="lite", batch_size=5), pinned=facts())
+    found = load(PLAIN.replace(model="lite", batch_size=5), pinned=run_info())
     assert found.choice.settings.batch_size == 5
-    found = load(PLAIN.replace(model="lite", backend="torch"), pinned=facts(model="gfpgan-1.4"))
+    found = load(PLAIN.replace(model="lite", backend="torch"), pinned=run_info(model="gfpgan-1.4"))
     assert found.choice.settings.batch_size == "auto"
 
 
@@ -223,9 +223,9 @@ def test_a_job_runs_in_fp32_whatever_is_faster(measured, backend):
 def test_a_reduced_precision_that_was_asked_for_or_noted_stays():
     lite = PLAIN.replace(model="lite", backend="torch")
     assert load(lite.replace(dtype="bf16")).choice.settings.dtype == "bf16"
-    assert load(lite, pinned=facts(dtype="bf16")).choice.settings.dtype == "bf16"
-    assert load(lite.replace(dtype="fp32"), pinned=facts(dtype="bf16")).choice.settings.dtype == "fp32"
-    other = facts(model="gfpgan-1.4", dtype="bf16")
+    assert load(lite, pinned=run_info(dtype="bf16")).choice.settings.dtype == "bf16"
+    assert load(lite.replace(dtype="fp32"), pinned=run_info(dtype="bf16")).choice.settings.dtype == "fp32"
+    other = run_info(model="gfpgan-1.4", dtype="bf16")
     assert load(lite, pinned=other).choice.settings.dtype == "fp32"
 
 
@@ -243,7 +243,7 @@ def test_forms_of_convolutions_are_noted_and_kept(monkeypatch):
     monkeypatch.setattr(Choice, "load", lambda choice, device: Styled(choice._request(torch.device("cpu"))))
     lite = PLAIN.replace(model="lite", backend="torch", batch_size=1)
     first = load(lite)
-    noted = facts_of(first, first.enhancer(), lite, {}, 2)
+    noted = run_info_of(first, first.enhancer(), lite, {}, 2)
     assert noted.forms == [FORMS[0]]
     kept = dataclasses.replace(noted, model="lite", forms=[FORMS[2]])
     assert load(lite, pinned=kept).restorer.backend.forms == (FORMS[2],)
@@ -251,8 +251,8 @@ def test_forms_of_convolutions_are_noted_and_kept(monkeypatch):
     assert load(lite, pinned=other).restorer.backend.forms == (FORMS[0],)
     assert kept.same_bits(kept.as_dict()) and not kept.same_bits(noted.as_dict())
     older = {name: value for name, value in noted.as_dict().items() if name != "forms"}
-    assert Facts.of(older).forms == [] and not noted.same_bits(older)
-    assert facts().same_bits({k: v for k, v in facts().as_dict().items() if k != "forms"})
+    assert RunInfo.of(older).forms == [] and not noted.same_bits(older)
+    assert run_info().same_bits({k: v for k, v in run_info().as_dict().items() if k != "forms"})
 
 
 def test_a_job_that_was_stopped_keeps_its_backend_though_another_measures_faster(
@@ -297,6 +297,6 @@ def test_where_nothing_can_be_kept_two_jobs_make_the_same_files(measured, tmp_pa
 
 
 def test_only_what_makes_other_pixels_is_decisive():
-    assert facts().decisive() == facts(backend="onnx", batch_size=9, licence="y").decisive()
-    assert facts().decisive() != facts(fidelity=0.5).decisive()
+    assert run_info().decisive() == run_info(backend="onnx", batch_size=9, licence="y").decisive()
+    assert run_info().decisive() != run_info(fidelity=0.5).decisive()
     assert isinstance(PLAIN, FaceSettings)

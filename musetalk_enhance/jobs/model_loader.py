@@ -15,7 +15,7 @@ from ..faces.detect import FaceDetector, RetinaFace, WholeImage, YuNet, make_det
 from ..picture_restorer import PictureRestorer
 from ..pipeline.batch_planner import BatchPlanner
 from ..runtime.devices import pick_device
-from .models import Facts, Loaded, facts_of, load
+from .models import LoadedModel, RunInfo, load, run_info_of
 from .options import FaceSettings, ImageSettings, VideoSettings
 
 PARSENET, REALESRGAN = "ParseNet", "RealESRGAN_x2plus"
@@ -23,7 +23,7 @@ _WARM_UP_SIDE = 512
 
 
 @dataclass(frozen=True)
-class Opened:
+class ImageModels:
     """The networks of a job over pictures.
 
     Attributes:
@@ -38,8 +38,8 @@ class Opened:
     restorer: PictureRestorer
     detector: FaceDetector
     enhancer: GFPGANEnhancer
-    loaded: Loaded
-    facts: Facts
+    loaded: LoadedModel
+    run_info: RunInfo
     held: ExitStack = field(default_factory=ExitStack, repr=False, compare=False)
 
     def close(self) -> None:
@@ -47,7 +47,7 @@ class Opened:
         self.held.close()
 
 
-def open_pictures(settings: ImageSettings, pinned: Facts | None = None) -> Opened:
+def load_image_models(settings: ImageSettings, pinned: RunInfo | None = None) -> ImageModels:
     """Load the networks that pictures are restored with.
 
     The detector comes first: it is small, and what it lacks is known before gigabytes are read.
@@ -62,21 +62,21 @@ def open_pictures(settings: ImageSettings, pinned: Facts | None = None) -> Opene
         MissingDependencyError: a package is not installed.
     """
     threads = use_threads(pinned)
-    with ExitStack() as opening:
-        detector = opening.enter_context(closing(open_detector(settings, settings.min_face)))
+    with ExitStack() as stack:
+        detector = stack.enter_context(closing(load_detector(settings, settings.min_face)))
         background = _open_background(settings)
         if background is not None:
-            opening.enter_context(closing(background))
+            stack.enter_context(closing(background))
         loaded = load(settings, pinned=pinned)
-        opening.enter_context(closing(loaded.restorer))
+        stack.enter_context(closing(loaded.restorer))
         whole = isinstance(detector, WholeImage)
-        enhancer = open_enhancer(
+        enhancer = make_enhancer(
             loaded, settings, output_size="upscale" if whole else "same", upscale=settings.upscale, stability=0
         )
-        opening.enter_context(closing(enhancer))
+        stack.enter_context(closing(enhancer))
         parser = None if whole else _open_parser(settings, loaded)
         if parser is not None:
-            opening.enter_context(closing(parser))
+            stack.enter_context(closing(parser))
         restorer = PictureRestorer(
             enhancer,
             detector,
@@ -91,12 +91,12 @@ def open_pictures(settings: ImageSettings, pinned: Facts | None = None) -> Opene
             "parser": None if parser is None else weights.table.WEIGHTS.get(PARSENET).sha256,
             "bg_upsampler": None if background is None else weights.table.WEIGHTS.get(REALESRGAN).sha256,
         }
-        facts = facts_of(loaded, enhancer, settings, helpers, threads)
-        return Opened(restorer, detector, enhancer, loaded, facts, opening.pop_all())
+        run_info = run_info_of(loaded, enhancer, settings, helpers, threads)
+        return ImageModels(restorer, detector, enhancer, loaded, run_info, stack.pop_all())
 
 
 @dataclass(frozen=True)
-class OpenedFilm:
+class VideoModels:
     """The networks of a job over a film.
 
     Attributes:
@@ -110,7 +110,7 @@ class OpenedFilm:
     detector: FaceDetector
     enhancer: GFPGANEnhancer
     settings: VideoSettings
-    facts: Facts
+    run_info: RunInfo
     held: ExitStack = field(default_factory=ExitStack, repr=False, compare=False)
 
     def close(self) -> None:
@@ -118,26 +118,26 @@ class OpenedFilm:
         self.held.close()
 
 
-def open_film(settings: VideoSettings, pinned: Facts | None = None) -> OpenedFilm:
+def load_video_models(settings: VideoSettings, pinned: RunInfo | None = None) -> VideoModels:
     """Load the networks that a film is restored with; see `open_pictures`."""
     threads = use_threads(pinned)
-    with ExitStack() as opening:
-        detector = opening.enter_context(closing(open_detector(settings)))
+    with ExitStack() as stack:
+        detector = stack.enter_context(closing(load_detector(settings)))
         loaded = load(settings, pinned=pinned)
-        opening.enter_context(closing(loaded.restorer))
-        enhancer = opening.enter_context(closing(open_enhancer(loaded, settings, output_size="same")))
-        facts = facts_of(loaded, enhancer, settings, {"face_detector": detector_digest(settings)}, threads)
-        return OpenedFilm(
-            detector, enhancer, settings.replace(batch_size=facts.batch_size), facts, opening.pop_all()
+        stack.enter_context(closing(loaded.restorer))
+        enhancer = stack.enter_context(closing(make_enhancer(loaded, settings, output_size="same")))
+        run_info = run_info_of(loaded, enhancer, settings, {"face_detector": detector_digest(settings)}, threads)
+        return VideoModels(
+            detector, enhancer, settings.replace(batch_size=run_info.batch_size), run_info, stack.pop_all()
         )
 
 
-def open_enhancer(loaded: Loaded, settings: FaceSettings, **changes: Any) -> GFPGANEnhancer:
+def make_enhancer(loaded: LoadedModel, settings: FaceSettings, **changes: Any) -> GFPGANEnhancer:
     """An enhancer around the loaded network, whose batches are of one size from now on."""
-    chosen = loaded.choice.settings
-    if settings.batch_size == "auto" and settings.mode == "batch" and chosen.batch_size == "auto":
+    choice = loaded.choice.settings
+    if settings.batch_size == "auto" and settings.mode == "batch" and choice.batch_size == "auto":
         restorer = loaded.restorer
-        changes["batch_size"] = BatchPlanner(chosen, restorer.request.record, restorer.device).planned
+        changes["batch_size"] = BatchPlanner(choice, restorer.request.record, restorer.device).planned
     enhancer = loaded.enhancer(**changes)
     backend = enhancer.backend
     if backend is not None and backend[1] != "fp32":
@@ -155,7 +155,7 @@ def warm_up(enhancer: GFPGANEnhancer) -> None:
     enhancer.stats.clear()
 
 
-def use_threads(pinned: Facts | None) -> int:
+def use_threads(pinned: RunInfo | None) -> int:
     """As many threads as before, in torch and OpenCV: with another number, sums come out in another order."""
     import cv2
     import torch
@@ -166,7 +166,7 @@ def use_threads(pinned: Facts | None) -> int:
     return count
 
 
-def open_detector(settings: FaceSettings, least_face: float = 0) -> FaceDetector:
+def load_detector(settings: FaceSettings, least_face: float = 0) -> FaceDetector:
     """The detector that the settings mean; for `least_face` see `NetworkDetector`.
 
     RetinaFace runs where the restorer does, or on the CPU where that is Metal.
@@ -198,7 +198,7 @@ def detector_digest(settings: FaceSettings) -> str | None:
     return weights.table.WEIGHTS.get(name).sha256
 
 
-def _open_parser(settings: ImageSettings, loaded: Loaded) -> Any:
+def _open_parser(settings: ImageSettings, loaded: LoadedModel) -> Any:
     """ParseNet, where it is wanted; with ``auto``, where it is there and may be used."""
     from ..faces.parsing import FaceParser
 

@@ -9,12 +9,20 @@ import torch
 from musetalk_enhance import upsampling, weights
 from musetalk_enhance.errors import ConfigError, MediaError, MissingWeightError, WeightError
 from musetalk_enhance.faces import parsing
-from musetalk_enhance.jobs import ImageSettings, opening, restore_images, stages
-from musetalk_enhance.jobs.folder import names_of
+from musetalk_enhance.jobs import ImageSettings, image_processor, model_loader, restore_images
+from musetalk_enhance.jobs.folder import result_names
+from musetalk_enhance.jobs.image_processor import (
+    FAILED,
+    NO_FACE,
+    RESTORED,
+    UNREADABLE,
+    ProcessedImage,
+    ReadUnit,
+    WriteUnit,
+)
 from musetalk_enhance.jobs.manifest import Manifest
-from musetalk_enhance.jobs.opening import PARSENET, REALESRGAN, open_pictures
-from musetalk_enhance.jobs.stages import FAILED, NO_FACE, RESTORED, UNREADABLE, MadeItem, ReadUnit, WriteUnit
-from musetalk_enhance.picture_restorer import FaceNote, RestoredPicture
+from musetalk_enhance.jobs.model_loader import PARSENET, REALESRGAN, load_image_models
+from musetalk_enhance.picture_restorer import FaceNote, RestoredImage
 
 from .conftest import ADDED, WHOLE, picture, put, read
 
@@ -42,16 +50,16 @@ def test_reading(source):
 def written(source, tmp_path, settings, *restored) -> dict:
     """The state after writing what is said to have become of a.png and b.jpg."""
     unit, items = ReadUnit(source)(UNIT)
-    made = [MadeItem(item, one) for item, one in zip(items, [*restored, None], strict=True)]
-    return WriteUnit(tmp_path / "out", settings, names_of(UNIT["items"], settings.format))((unit, made))
+    made = [ProcessedImage(item, one) for item, one in zip(items, [*restored, None], strict=True)]
+    return WriteUnit(tmp_path / "out", settings, result_names(UNIT["items"], settings.format))((unit, made))
 
 
-def restored(value: int, **changes) -> RestoredPicture:
-    return RestoredPicture(picture(value), (FaceNote((0, 0, 64, 64), 1.0, **changes),))
+def restored(value: int, **changes) -> RestoredImage:
+    return RestoredImage(picture(value), (FaceNote((0, 0, 64, 64), 1.0, **changes),))
 
 
 def test_writing(source, tmp_path):
-    left = RestoredPicture(read(source / "b.jpg"), (FaceNote((0, 0, 9, 9), 0.9, "too small"),))
+    left = RestoredImage(read(source / "b.jpg"), (FaceNote((0, 0, 9, 9), 0.9, "too small"),))
     state = written(source, tmp_path, WHOLE.replace(save_comparison=True), restored(90), left)
     items = {item["name"]: item for item in state["items"]}
     assert [items[name]["state"] for name in UNIT["items"]] == [RESTORED, NO_FACE, UNREADABLE]
@@ -64,7 +72,7 @@ def test_writing(source, tmp_path):
 
 
 def test_failures_are_written_and_called_so(source, tmp_path):
-    failed = RestoredPicture(read(source / "b.jpg"), (), "the detector broke")
+    failed = RestoredImage(read(source / "b.jpg"), (), "the detector broke")
     items = written(source, tmp_path, WHOLE, restored(90), failed)["items"]
     assert items[1]["state"] == FAILED and items[1]["error"] == "the detector broke"
     assert (tmp_path / "out/restored/b.jpg").exists()
@@ -92,10 +100,10 @@ def test_a_full_disk_ends_the_run(source, tmp_path, monkeypatch):
 
 
 def test_the_networks_of_a_job_are_what_is_asked_for(network):
-    opened = open_pictures(YUNET)
-    assert opened.facts.model == "fake" and opened.facts.device == "cpu" and opened.facts.batch_size >= 1
-    assert opened.facts.helpers["face_detector"] == weights.WEIGHTS.get("YuNet").sha256
-    assert opened.facts.helpers["parser"] is None and opened.facts.helpers["bg_upsampler"] is None
+    opened = load_image_models(YUNET)
+    assert opened.run_info.model == "fake" and opened.run_info.device == "cpu" and opened.run_info.batch_size >= 1
+    assert opened.run_info.helpers["face_detector"] == weights.WEIGHTS.get("YuNet").sha256
+    assert opened.run_info.helpers["parser"] is None and opened.run_info.helpers["bg_upsampler"] is None
     opened.close()
 
 
@@ -135,23 +143,23 @@ def test_a_parsed_mask_is_used(network, source, tmp_path, monkeypatch, upscale):
 def test_auto_takes_the_parser_only_where_it_is_there_and_fits(network, monkeypatch):
     monkeypatch.setattr(parsing, "FaceParser", Parser)
     monkeypatch.setattr(weights, "find", lambda name: "there")
-    assert open_pictures(YUNET).facts.helpers["parser"] is None  # the fake wants no template, as lite
+    assert load_image_models(YUNET).run_info.helpers["parser"] is None  # the fake wants no template, as lite
     from dataclasses import replace
 
     from . import conftest
 
     monkeypatch.setattr(conftest, "SMALL", replace(conftest.SMALL, landmark_template="ffhq_512"))
-    assert open_pictures(YUNET).facts.helpers["parser"] == weights.WEIGHTS.get(PARSENET).sha256
-    assert open_pictures(YUNET.replace(commercial=True)).facts.helpers["parser"] is None  # its licence says no
+    assert load_image_models(YUNET).run_info.helpers["parser"] == weights.WEIGHTS.get(PARSENET).sha256
+    assert load_image_models(YUNET.replace(commercial=True)).run_info.helpers["parser"] is None  # its licence says no
     monkeypatch.setattr(weights, "find", lambda name: None)
-    assert open_pictures(YUNET).facts.helpers["parser"] is None
+    assert load_image_models(YUNET).run_info.helpers["parser"] is None
 
 
 def test_a_parser_that_is_asked_for_is_there_or_an_error(network):
     with pytest.raises(WeightError, match=f"weights fetch {PARSENET}"):
-        open_pictures(YUNET.replace(face_mask="parsed"))
+        load_image_models(YUNET.replace(face_mask="parsed"))
     with pytest.raises(ConfigError, match="face_mask"):
-        open_pictures(YUNET.replace(face_mask="parsed", commercial=True))
+        load_image_models(YUNET.replace(face_mask="parsed", commercial=True))
 
 
 class Upsampler:
@@ -193,7 +201,7 @@ def test_a_picture_without_a_face_has_its_background_restored_too(network, sourc
 
 def test_an_upsampler_that_is_missing_is_an_error(network):
     with pytest.raises(WeightError, match=f"weights fetch {REALESRGAN}"):
-        open_pictures(YUNET.replace(bg_upsampler="realesrgan"))
+        load_image_models(YUNET.replace(bg_upsampler="realesrgan"))
 
 
 @pytest.mark.parametrize(
@@ -201,26 +209,26 @@ def test_an_upsampler_that_is_missing_is_an_error(network):
     [("yunet", "YuNet"), ("retinaface", "RetinaFace-R50"), ("retinaface-mobile", "RetinaFace-mobile0.25")],
 )
 def test_a_detector_that_is_missing_says_what_to_fetch_before_anything_is_loaded(monkeypatch, name, weight):
-    monkeypatch.setattr(opening, "load", lambda *_, **__: pytest.fail("a network was loaded first"))
+    monkeypatch.setattr(model_loader, "load", lambda *_, **__: pytest.fail("a network was loaded first"))
     with pytest.raises(MissingWeightError, match=f"weights fetch {weight}"):
-        open_pictures(ImageSettings(face_detector=name))
+        load_image_models(ImageSettings(face_detector=name))
 
 
 @pytest.mark.parametrize(("picked", "expected"), [("cuda:0", "cuda:0"), ("cpu", "cpu"), ("mps", None)])
 def test_the_detector_runs_where_the_restorer_does(monkeypatch, picked, expected):
     """Also with `auto`: on two devices it may find a face at two places, and the same job would have two ends."""
     asked = []
-    monkeypatch.setattr(opening, "pick_device", lambda word: asked.append(word) or torch.device(picked))
-    monkeypatch.setattr(opening, "make_detector", lambda name, path, **options: options["device"])
-    device = opening.open_detector(ImageSettings(face_detector="retinaface", device="auto"))
+    monkeypatch.setattr(model_loader, "pick_device", lambda word: asked.append(word) or torch.device(picked))
+    monkeypatch.setattr(model_loader, "make_detector", lambda name, path, **options: options["device"])
+    device = model_loader.load_detector(ImageSettings(face_detector="retinaface", device="auto"))
     assert asked == ["auto"] and (device if device is None else str(device)) == expected
 
 
 def test_threads_are_as_before(network, monkeypatch):
-    from .test_models import facts
+    from .test_models import run_info
 
     set_to = []
     monkeypatch.setattr(torch, "set_num_threads", set_to.append)
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    open_pictures(WHOLE, facts(threads=3))
-    assert set_to == [3] and stages.OpenMaker(WHOLE).facts is None
+    load_image_models(WHOLE, run_info(threads=3))
+    assert set_to == [3] and image_processor.ImageProcessorFactory(WHOLE).run_info is None

@@ -10,10 +10,10 @@ from ..errors import EnhanceError
 from .manifest import State, Unit
 
 if TYPE_CHECKING:
-    from .models import Facts
+    from .models import RunInfo
 
 
-class Maker(Protocol):
+class Processor(Protocol):
     """The middle step: holds the networks.
 
     It comes in three parts, one after the other, so that those of neighbouring units can overlap; of each part one
@@ -23,26 +23,26 @@ class Maker(Protocol):
     def prepare(self, loaded: Any, /) -> Any:
         """From what was read to what `make` takes."""
 
-    def make(self, prepared: Any, /) -> Any:
+    def process(self, prepared: Any, /) -> Any:
         """The network's part."""
 
     def finish(self, made: Any, /) -> Any:
         """From what `make` gave to what is to be written."""
 
     @property
-    def facts(self) -> Facts:
+    def run_info(self) -> RunInfo:
         """What runs."""
 
     def close(self) -> None:
         """Give back what it holds."""
 
 
-Opener = Callable[[], Maker]
+ProcessorFactory = Callable[[], Processor]
 """Loads the networks; can be sent to another process. Its paths must hold there too."""
 
 
 @dataclass(frozen=True)
-class Work:
+class Job:
     """A job, cut into units. Everything here can be sent to another process.
 
     Attributes:
@@ -56,20 +56,20 @@ class Work:
 
     units: Sequence[Unit]
     read: Callable[[Unit], Any]
-    open_maker: Opener
+    make_processor: ProcessorFactory
     write: Callable[[Any], State]
     gpu: bool = False
     threads: int = 1
 
 
-Done = Callable[[State], None]
+UnitCallback = Callable[[State], None]
 """Called with the state of each unit as it is finished, in any order."""
 
 
 class Engine(Protocol):
     """Runs the work. After `close` it can be used again."""
 
-    def facts(self, opener: Opener) -> Facts:
+    def run_info(self, factory: ProcessorFactory) -> RunInfo:
         """Load the networks where the work will be done, and say what runs.
 
         What was loaded or started for that may be kept for the next `run`.
@@ -78,7 +78,7 @@ class Engine(Protocol):
             EnhanceError: they cannot be loaded, or there is no such place.
         """
 
-    def run(self, work: Work, done: Done) -> None:
+    def run(self, job: Job, done: UnitCallback) -> None:
         """Do every unit of `work` and call `done` for each, in this thread.
 
         Raises:
@@ -89,30 +89,30 @@ class Engine(Protocol):
         """Give back what is kept: networks, processes. Harmless where there is nothing."""
 
 
-class PinnedOpener(Protocol):
+class PinnedProcessorFactory(Protocol):
     """An `Opener` that is a dataclass with a field `facts`: what ran before, to run again; None the first time."""
 
     @property
-    def facts(self) -> Facts | None:
+    def run_info(self) -> RunInfo | None:
         """What ran before."""
 
-    def __call__(self) -> Maker:
+    def __call__(self) -> Processor:
         """Load the networks."""
 
 
-def known_facts(engine: Engine, opener: PinnedOpener) -> Facts:
+def load_run_info(engine: Engine, factory: PinnedProcessorFactory) -> RunInfo:
     """What runs: what ran before, so far as it is still to be had.
 
     Raises:
         EnhanceError: see `Engine.facts`.
     """
     try:
-        return engine.facts(opener)
+        return engine.run_info(factory)
     except EnhanceError:
-        if opener.facts is None:
+        if factory.run_info is None:
             raise
-        anew: Any = opener
-        return engine.facts(replace(anew, facts=None))
+        anew: Any = factory
+        return engine.run_info(replace(anew, run_info=None))
 
 
 @dataclass

@@ -10,12 +10,12 @@ from typing import Any
 
 from ..errors import FrameError, MediaError
 from ..media.image import StillImage, decode_image, encode_image
-from ..picture_restorer import Item, RestoredPicture
+from ..picture_restorer import Item, RestoredImage
 from ..runtime.files import open_regular, write_bytes
-from .folder import Names
+from .folder import ResultNames
 from .manifest import State, Unit, make_folder, write_begun, write_state
-from .models import Facts
-from .opening import Opened, open_pictures
+from .model_loader import ImageModels, load_image_models
+from .models import RunInfo
 from .options import ImageSettings
 
 RESTORED, NO_FACE, FAILED, UNREADABLE = "restored", "no face restored", "failed", "unreadable"
@@ -23,7 +23,7 @@ RESTORED, NO_FACE, FAILED, UNREADABLE = "restored", "no face restored", "failed"
 
 
 @dataclass
-class ReadItem:
+class SourceImage:
     """One picture as it was read.
 
     Attributes:
@@ -44,11 +44,11 @@ class ReadItem:
 
 
 @dataclass
-class MadeItem:
+class ProcessedImage:
     """One picture with its faces restored; `restored` is None where it could not be read."""
 
-    read: ReadItem
-    restored: RestoredPicture | None = None
+    read: SourceImage
+    restored: RestoredImage | None = None
 
 
 @dataclass(frozen=True)
@@ -61,12 +61,12 @@ class ReadUnit:
 
     root: Path
 
-    def __call__(self, unit: Unit) -> tuple[Unit, list[ReadItem]]:
+    def __call__(self, unit: Unit) -> tuple[Unit, list[SourceImage]]:
         return unit, [self._read(name) for name in unit["items"]]
 
-    def _read(self, name: str) -> ReadItem:
+    def _read(self, name: str) -> SourceImage:
         start = time.perf_counter()
-        path, item = self.root / name, ReadItem(name)
+        path, item = self.root / name, SourceImage(name)
         try:
             with open_regular(path) as file:
                 item.data = file.read()
@@ -81,7 +81,7 @@ class ReadUnit:
 
 
 @dataclass(frozen=True)
-class OpenMaker:
+class ImageProcessorFactory:
     """Loads the networks in a worker, to run as `facts` say.
 
     Attributes:
@@ -90,55 +90,55 @@ class OpenMaker:
     """
 
     settings: ImageSettings
-    facts: Facts | None = None
+    run_info: RunInfo | None = None
 
-    def __call__(self) -> PictureMaker:
-        return PictureMaker(open_pictures(self.settings, self.facts))
+    def __call__(self) -> ImageProcessor:
+        return ImageProcessor(load_image_models(self.settings, self.run_info))
 
 
-class PictureMaker:
+class ImageProcessor:
     """Second step: restore the faces.
 
     Args:
         opened: the networks.
     """
 
-    def __init__(self, opened: Opened) -> None:
+    def __init__(self, opened: ImageModels) -> None:
         self.opened = opened
 
     @property
-    def facts(self) -> Facts:
+    def run_info(self) -> RunInfo:
         """What runs."""
-        return self.opened.facts
+        return self.opened.run_info
 
-    def prepare(self, loaded: tuple[Unit, list[ReadItem]]) -> tuple[Unit, list[ReadItem], list[Item]]:
+    def prepare(self, loaded: tuple[Unit, list[SourceImage]]) -> tuple[Unit, list[SourceImage], list[Item]]:
         """Find the faces and cut them out."""
         unit, items = loaded
         start = time.perf_counter()
         found = self.opened.restorer.find([item.picture.bgr for item in items if item.picture is not None])
         return unit, _timed(items, start), found
 
-    def make(self, prepared: tuple[Unit, list[ReadItem], list[Item]]) -> tuple[Unit, list[ReadItem], list[Item]]:
+    def process(self, prepared: tuple[Unit, list[SourceImage], list[Item]]) -> tuple[Unit, list[SourceImage], list[Item]]:
         """Restore the faces of all pictures together."""
         unit, items, found = prepared
         start = time.perf_counter()
         made = self.opened.restorer.restore_faces(found)
         return unit, _timed(items, start), made
 
-    def finish(self, made: tuple[Unit, list[ReadItem], list[Item]]) -> tuple[Unit, list[MadeItem]]:
+    def finish(self, made: tuple[Unit, list[SourceImage], list[Item]]) -> tuple[Unit, list[ProcessedImage]]:
         """Lay the faces back."""
         unit, items, found = made
         start = time.perf_counter()
         pictures = iter(self.opened.restorer.lay(found))
         items = _timed(items, start)
-        return unit, [MadeItem(item, next(pictures) if item.picture is not None else None) for item in items]
+        return unit, [ProcessedImage(item, next(pictures) if item.picture is not None else None) for item in items]
 
     def close(self) -> None:
         """Give the networks back."""
         self.opened.close()
 
 
-def _timed(items: list[ReadItem], start: float) -> list[ReadItem]:
+def _timed(items: list[SourceImage], start: float) -> list[SourceImage]:
     """The items, the time since `start` shared among those that there is work on."""
     there = sum(item.picture is not None for item in items)
     each = (time.perf_counter() - start) * 1e3 / max(1, there)
@@ -157,9 +157,9 @@ class WriteUnit:
 
     output: Path
     settings: ImageSettings
-    names: dict[str, Names] = field(repr=False)
+    names: dict[str, ResultNames] = field(repr=False)
 
-    def __call__(self, made: tuple[Unit, list[MadeItem]]) -> State:
+    def __call__(self, made: tuple[Unit, list[ProcessedImage]]) -> State:
         unit, items = made
         files: dict[str, bytes] = {}
         state: State = {"unit": unit, "items": [self._recorded(item, files) for item in items]}
@@ -172,7 +172,7 @@ class WriteUnit:
         write_state(self.output, state)
         return state
 
-    def _recorded(self, item: MadeItem, files: dict[str, bytes]) -> dict[str, Any]:
+    def _recorded(self, item: ProcessedImage, files: dict[str, bytes]) -> dict[str, Any]:
         """What becomes of a picture; what is to be written is put into `files`."""
         start = time.perf_counter()
         read, restored = item.read, item.restored
@@ -194,14 +194,14 @@ class WriteUnit:
         record["ms"] = round(read.ms + (time.perf_counter() - start) * 1e3, 1)
         return record
 
-    def _files(self, read: ReadItem, restored: RestoredPicture) -> dict[str, bytes]:
+    def _files(self, read: SourceImage, restored: RestoredImage) -> dict[str, bytes]:
         names = self.names[read.name]
         files = {names.restored: self._encoded(read, restored, names.restored)}
         if self.settings.save_comparison:
             files[names.comparison] = self._compared(read, restored)
         return files
 
-    def _encoded(self, read: ReadItem, restored: RestoredPicture, name: str) -> bytes:
+    def _encoded(self, read: SourceImage, restored: RestoredImage, name: str) -> bytes:
         """The file; the very bytes that came where nothing was to be changed."""
         assert read.picture is not None
         same_format = Path(name).suffix.lower() == Path(read.name).suffix.lower()
@@ -211,7 +211,7 @@ class WriteUnit:
         picture = read.picture.replace_pixels(restored.bgr)
         return encode_image(picture, Path(name).suffix, quality=self.settings.quality)
 
-    def _compared(self, read: ReadItem, restored: RestoredPicture) -> bytes:
+    def _compared(self, read: SourceImage, restored: RestoredImage) -> bytes:
         from ..media.contact_sheet import side_by_side
 
         assert read.picture is not None

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from musetalk_enhance.errors import ConfigError
-from musetalk_enhance.jobs import images, sampling
-from musetalk_enhance.jobs.sampling import Sweep, restore_samples, restore_sweep
+from musetalk_enhance.jobs import images, samples
+from musetalk_enhance.jobs.samples import Sweep, restore_samples, restore_sweep
 
 from .conftest import WHOLE, files, put, read
 
@@ -51,11 +51,11 @@ def test_an_unreadable_sample_is_counted(network, folders):
 
 def test_a_sheet_of_many_pictures_shows_some(network, folders, monkeypatch):
     source, output = folders
-    monkeypatch.setattr(sampling, "MOST_ON_SHEET", 2)
+    monkeypatch.setattr(samples, "MOST_ON_SHEET", 2)
     few = restore_sweep(source, output, WHOLE, Sweep.parse("strength=0,1"))
     height = read(few.sheet).shape[0]
     assert len(list((output / "sweep").rglob("*_strength.jpg"))) == 8
-    monkeypatch.setattr(sampling, "MOST_ON_SHEET", 8)
+    monkeypatch.setattr(samples, "MOST_ON_SHEET", 8)
     assert read(restore_sweep(source, output, WHOLE, Sweep.parse("strength=0,1")).sheet).shape[0] > 2 * height
 
 
@@ -141,4 +141,4 @@ def test_sheets_within_the_input_are_no_inputs(network, folders, what):
         assert network.faces % 8 == 0
     with pytest.raises(ConfigError, match="--output-dir"):
         restore_samples(source, source, WHOLE, 2)
-    assert sampling.SHEET != images.STATS
+    assert samples.SHEET != images.STATS

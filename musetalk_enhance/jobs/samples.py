@@ -14,17 +14,17 @@ from ..errors import ConfigError, MediaError
 from ..media.contact_sheet import contact_sheet, side_by_side
 from ..media.image import StillImage, decode_image, encode_image
 from ..runtime.files import write_bytes
-from .folder import SAMPLES, SWEEP, evenly, list_pictures, root_of
+from .folder import SAMPLES, SWEEP, evenly, list_images, root_folder
 from .images import ImagesResult, Progress, restore_images
+from .job import Engine
 from .manifest import sweep_parts
-from .models import Facts
+from .models import RunInfo
 from .options import ImageSettings, option_named
-from .work import Engine
 
 logger = logging.getLogger("musetalk_enhance")
 
 SHEET = "contact_sheet.jpg"
-MOST_ON_SHEET = 100
+MAX_ON_SHEET = 100
 """Pictures on a contact sheet; of more, as many, spread evenly."""
 _CELL, _STRIP = 480, 4096  # widest picture on a contact sheet; longest strip, in pixels
 
@@ -65,7 +65,7 @@ class Sweep:
 
 
 @dataclass(frozen=True)
-class Tried:
+class SampleResult:
     """What trying came to.
 
     Attributes:
@@ -92,21 +92,21 @@ def restore_samples(
     *,
     engine: Engine | None = None,
     progress: Progress | None = None,
-) -> Tried:
+) -> SampleResult:
     """Restore `count` pictures, spread over the folder, below ``output/samples``, with a contact sheet.
 
     Raises:
         ConfigError: `count` is under 1; and whatever `restore_images` raises.
     """
     source, place = Path(source), Path(output) / SAMPLES
-    names = chosen(source, Path(output), count)
+    names = select_images(source, Path(output), count)
     result = restore_images(source, place, settings, engine=engine, pictures=names, progress=progress)
     rows = [
-        (name, _strip([_read(root_of(source) / name), *_restored(result, name)], ["before", "after"], _CELL))
-        for name in evenly(names, MOST_ON_SHEET)
+        (name, _strip([_read(root_folder(source) / name), *_restored(result, name)], ["before", "after"], _CELL))
+        for name in evenly(names, MAX_ON_SHEET)
         if _restored(result, name)
     ]
-    return Tried(place, _write_sheet(place, rows), (result,))
+    return SampleResult(place, _write_sheet(place, rows), (result,))
 
 
 def restore_sweep(
@@ -118,7 +118,7 @@ def restore_sweep(
     *,
     engine: Engine | None = None,
     progress: Progress | None = None,
-) -> Tried:
+) -> SampleResult:
     """Restore pictures once for each value, below ``output/sweep``: a strip for each picture, and a contact sheet.
 
     Args:
@@ -135,7 +135,7 @@ def restore_sweep(
     """
     source, place = Path(source), Path(output) / SWEEP
     every = [settings.replace(**{sweep.name: value}) for value in sweep.values]  # refused now, not after hours
-    names = chosen(source, Path(output), count)
+    names = select_images(source, Path(output), count)
     results = []
     for value, mine in zip(sweep.values, every, strict=True):
         folder = place / re.sub(r"[^\w.=+-]+", "_", sweep.label(value))
@@ -144,20 +144,20 @@ def restore_sweep(
             restore_images(source, folder, mine, engine=engine, pictures=names, approve=approve, progress=progress)
         )
     labels = ["input", *(sweep.label(value) for value in sweep.values)]
-    rows, shown = [], set(evenly(names, MOST_ON_SHEET))
+    rows, shown = [], set(evenly(names, MAX_ON_SHEET))
     sweep_parts(place, {name.partition("/")[0] for name in names if "/" in name})
     for name in names:
         made = [picture for result in results for picture in _restored(result, name)]
         if len(made) != len(results):
             continue
-        pictures = [_read(root_of(source) / name), *made]
+        pictures = [_read(root_folder(source) / name), *made]
         _write_jpeg(place / f"{name}_{sweep.name}.jpg", _strip(pictures, labels, None))
         if name in shown:
             rows.append((name, _strip(pictures, labels, _CELL)))
-    return Tried(place, _write_sheet(place, rows), tuple(results))
+    return SampleResult(place, _write_sheet(place, rows), tuple(results))
 
 
-def chosen(source: Path, output: Path, count: int | None) -> list[str]:
+def select_images(source: Path, output: Path, count: int | None) -> list[str]:
     """`count` pictures of a folder, evenly spread; all of them where it is None.
 
     Raises:
@@ -166,16 +166,16 @@ def chosen(source: Path, output: Path, count: int | None) -> list[str]:
     if count is not None and count < 1:
         raise ConfigError("--num-samples", count, "1 or more")
     troubles: list[tuple[str, str]] = []
-    listed = list_pictures(source, [output], troubles)
+    listed = list_images(source, [output], troubles)
     for _, text in troubles:
         logger.warning("%s", text)
     return listed if count is None else evenly(listed, count)
 
 
-def _has_fidelity(facts: Facts) -> None:
-    if facts.fidelity is None:
-        why = "; ".join(f"{name}: {reason}" for name, reason in facts.passed_over)
-        raise ConfigError("--sweep", "fidelity", f"a model that has it (codeformer); {facts.model} would run ({why})")
+def _has_fidelity(run_info: RunInfo) -> None:
+    if run_info.fidelity is None:
+        why = "; ".join(f"{name}: {reason}" for name, reason in run_info.passed_over)
+        raise ConfigError("--sweep", "fidelity", f"a model that has it (codeformer); {run_info.model} would run ({why})")
 
 
 def _restored(result: ImagesResult, name: str) -> list[Any]:

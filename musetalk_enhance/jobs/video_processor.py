@@ -28,8 +28,8 @@ from ..pipeline.engine import Request
 from ..pipeline.outcome import Cause, Outcome, passed_through
 from ..pipeline.stream import Stream
 from .manifest import State, Unit, file_digest, write_state
-from .models import Facts
-from .opening import OpenedFilm, open_film
+from .model_loader import VideoModels, load_video_models
+from .models import RunInfo
 from .options import VideoSettings
 
 PREROLL = 16
@@ -41,7 +41,7 @@ _ALIKE, _THUMBNAIL_SIDE = 0.5, 32  # correlation of two pictures of one face; pi
 
 
 @dataclass
-class _Shown:
+class _FrameFaces:
     """A frame on its way: what was seen in it, and what became of that."""
 
     shot: DecodedFrame
@@ -53,7 +53,7 @@ class _Shown:
 
 
 @dataclass(frozen=True)
-class OpenFilmMaker:
+class VideoProcessorFactory:
     """Loads the networks in a worker.
 
     Attributes:
@@ -66,14 +66,14 @@ class OpenFilmMaker:
     """
 
     settings: VideoSettings
-    facts: Facts | None
+    run_info: RunInfo | None
     source: Path
     index: VideoIndex
     folder: Path
     told: Callable[[int], None] | None = None
 
-    def __call__(self) -> FilmMaker:
-        return FilmMaker(open_film(self.settings, self.facts), self.source, self.index, self.folder, self.told)
+    def __call__(self) -> VideoProcessor:
+        return VideoProcessor(load_video_models(self.settings, self.run_info), self.source, self.index, self.folder, self.told)
 
 
 @dataclass(frozen=True)
@@ -99,7 +99,7 @@ class WriteSegmentState:
         return state
 
 
-class FilmMaker:
+class VideoProcessor:
     """Second step: makes segments.
 
     Args:
@@ -112,7 +112,7 @@ class FilmMaker:
 
     def __init__(
         self,
-        opened: OpenedFilm,
+        opened: VideoModels,
         source: Path,
         index: VideoIndex,
         folder: Path,
@@ -122,20 +122,20 @@ class FilmMaker:
         self._told: Callable[[int], None] = told or (lambda frames: None)
 
     @property
-    def facts(self) -> Facts:
+    def run_info(self) -> RunInfo:
         """What runs."""
-        return self.opened.facts
+        return self.opened.run_info
 
     def prepare(self, unit: Unit) -> Unit:
         """Nothing: a segment is streamed."""
         return unit
 
-    def make(self, unit: Unit) -> State:
+    def process(self, unit: Unit) -> State:
         """Make a segment and write it; what became of it."""
         name = f"{SEGMENTS}/{unit['id']:06d}.mp4"
         path = self._folder / name
         path.parent.mkdir(parents=True, exist_ok=True)
-        settings, facts = self.opened.settings, _Facts()
+        settings, run_info = self.opened.settings, _SegmentCounts()
         faces = _Faces(self.opened, float(self._index.fps))
         with (
             closing(self._chunks(unit)) as chunks,
@@ -146,17 +146,17 @@ class FilmMaker:
             for chunk in chunks:
                 faces.restore(chunk)
                 kept = [shown for shown in chunk if shown.shot.index >= unit["first"]]
-                facts.add(kept)
+                run_info.add(kept)
                 if writing is not None:
                     writing.result()
                 writing = writers.submit(_write, writer, kept)
                 self._told(len(kept))
             if writing is not None:
                 writing.result()
-        item = {"name": name, "outputs": {name: file_digest(path)}, **facts.as_dict()}
+        item = {"name": name, "outputs": {name: file_digest(path)}, **run_info.as_dict()}
         return {"unit": unit, "items": [item]}
 
-    def _chunks(self, unit: Unit) -> Generator[list[_Shown], None, None]:
+    def _chunks(self, unit: Unit) -> Generator[list[_FrameFaces], None, None]:
         """Frames with the faces that were found in them, some at a time; the next ones are read meanwhile."""
         first = max(0, unit["first"] - PREROLL)
         shots = read_segment(self._source, self._index, first, unit["stop"])
@@ -182,16 +182,16 @@ class FilmMaker:
 class _Faces:
     """The faces of one segment."""
 
-    def __init__(self, opened: OpenedFilm, fps: float) -> None:
+    def __init__(self, opened: VideoModels, fps: float) -> None:
         settings = opened.settings
         self._enhancer = opened.enhancer
         self._tracks = FaceTracker(fps, min_face=settings.min_face, only_center=settings.only_center_face)
         self._streams: dict[int, Stream] = {}
         self._thumbnails: dict[int, Image] = {}
 
-    def restore(self, chunk: Sequence[_Shown]) -> None:
+    def restore(self, chunk: Sequence[_FrameFaces]) -> None:
         """Track, crop and restore the faces of frames that follow one another, all of them together."""
-        frames_of: dict[int, list[_Shown]] = {}
+        frames_of: dict[int, list[_FrameFaces]] = {}
         for shown in chunk:
             height, width = shown.shot.bgr.shape[:2]
             shown.seen = self._tracks.update(shown.faces, (width, height))
@@ -211,7 +211,7 @@ class _Faces:
                 if outcome.restored:
                     shown.pastes[track] = Paste(shown.cuts[track], face)
 
-    def _crop(self, shown: _Shown, face: TrackedFace) -> bool:
+    def _crop(self, shown: _FrameFaces, face: TrackedFace) -> bool:
         """Crop a face; False, with an outcome, where it cannot be aligned or something else is in its place."""
         try:
             crop = crop_face(shown.shot.bgr, face.landmarks, TEMPLATE_SIDE)
@@ -227,7 +227,7 @@ class _Faces:
         shown.cuts[face.track] = crop
         return True
 
-    def _request(self, track: int, frames: Sequence[_Shown]) -> Request:
+    def _request(self, track: int, frames: Sequence[_FrameFaces]) -> Request:
         """The faces of one track."""
         if track not in self._streams:
             self._streams[track] = self._enhancer.stream()
@@ -236,7 +236,7 @@ class _Faces:
         return Request(self._streams[track], aligned, (points, None, None, None))
 
 
-class _Facts:
+class _SegmentCounts:
     """What became of the frames of a segment."""
 
     def __init__(self) -> None:
@@ -247,7 +247,7 @@ class _Facts:
         self._restored = {"strength": 0.0, "change": 0.0}
         self._notes: list[dict[str, Any]] = []
 
-    def add(self, frames: Sequence[_Shown]) -> None:
+    def add(self, frames: Sequence[_FrameFaces]) -> None:
         for shown in frames:
             self._counts["frames"] += 1
             self._counts["frames_with_restored_faces"] += bool(shown.pastes)
@@ -283,7 +283,7 @@ class _Facts:
         return {**{name: dict(counter) for name, counter in counters.items()}, "notes": self._notes}
 
 
-def _main_note(shown: _Shown) -> dict[str, Any]:
+def _main_note(shown: _FrameFaces) -> dict[str, Any]:
     """What became of the largest face, of those that were restored where there are any."""
     if not shown.seen:
         return {"passthrough": "no face"}
@@ -295,11 +295,11 @@ def _main_note(shown: _Shown) -> dict[str, Any]:
     return shown.outcomes[main.track].as_dict()
 
 
-def _read(shots: Iterator[DecodedFrame], detector: FaceDetector) -> list[_Shown]:
-    return [_Shown(shot, detector.detect(shot.bgr)) for shot in islice(shots, CHUNK)]
+def _read(shots: Iterator[DecodedFrame], detector: FaceDetector) -> list[_FrameFaces]:
+    return [_FrameFaces(shot, detector.detect(shot.bgr)) for shot in islice(shots, CHUNK)]
 
 
-def _write(writer: SegmentWriter, frames: Sequence[_Shown]) -> None:
+def _write(writer: SegmentWriter, frames: Sequence[_FrameFaces]) -> None:
     for shown in frames:
         if not shown.pastes:
             writer.write(shown.shot)
@@ -311,7 +311,7 @@ def _write(writer: SegmentWriter, frames: Sequence[_Shown]) -> None:
         writer.write(shown.shot, canvas if boxes else None, boxes or None)
 
 
-def _by_weight(shown: _Shown) -> list[TrackedFace]:
+def _by_weight(shown: _FrameFaces) -> list[TrackedFace]:
     """The restored faces, the most important first: one that was seen covers one that is taken to be there."""
     restored = [seen for seen in shown.seen if seen.track in shown.pastes]
     return sorted(restored, key=lambda seen: (seen.missed, seen.track))

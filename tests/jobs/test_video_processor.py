@@ -15,11 +15,11 @@ import torch
 
 from musetalk_enhance.errors import MediaError, RestorerError
 from musetalk_enhance.faces.detect import FFHQ_512, Face, FaceDetector
-from musetalk_enhance.jobs import VideoSettings, film_maker
-from musetalk_enhance.jobs.film_maker import CHUNK, PREROLL, FilmMaker, OpenFilmMaker
+from musetalk_enhance.jobs import VideoSettings, video_processor
 from musetalk_enhance.jobs.manifest import file_digest, outputs_of
-from musetalk_enhance.jobs.models import Loaded
-from musetalk_enhance.jobs.opening import OpenedFilm
+from musetalk_enhance.jobs.model_loader import VideoModels
+from musetalk_enhance.jobs.models import LoadedModel
+from musetalk_enhance.jobs.video_processor import CHUNK, PREROLL, VideoProcessor, VideoProcessorFactory
 from musetalk_enhance.media import SegmentWriter, VideoWriter, index_video, segment_reader
 from musetalk_enhance.pipeline.engine import Restored
 from musetalk_enhance.pipeline.outcome import Cause, Outcome
@@ -38,7 +38,7 @@ SETTINGS = VideoSettings(crf=0, preset="ultrafast", min_face=16, batch_size=4, *
 @pytest.fixture(autouse=True)
 def cheap(monkeypatch):
     """Faces of 128 px and one thread: the squares are small, and the machine may be busy."""
-    monkeypatch.setattr(film_maker, "TEMPLATE_SIDE", SIDE)
+    monkeypatch.setattr(video_processor, "TEMPLATE_SIDE", SIDE)
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -84,19 +84,19 @@ def film(path, pictures):
     return path
 
 
-def opened_with(function=None, detector=None, record=WHOLE, **options) -> OpenedFilm:
+def opened_with(function=None, detector=None, record=WHOLE, **options) -> VideoModels:
     settings = SETTINGS.replace(**options)
     wanted = settings.enhancer(model="lite")
     restorer = FakeRestorer(LoadRequest(record, wanted, torch.device("cpu")), function)
-    loaded = Loaded(restorer, Choice(Model(record, lambda: FakeRestorer), wanted), None, [])
-    return OpenedFilm(detector or Squares(), loaded.enhancer(output_size="same"), settings, facts=None)
+    loaded = LoadedModel(restorer, Choice(Model(record, lambda: FakeRestorer), wanted), None, [])
+    return VideoModels(detector or Squares(), loaded.enhancer(output_size="same"), settings, run_info=None)
 
 
 def make(path, folder, opened=None, first=0, stop=None, number=0):
     """One segment: the path of its file and its state."""
     index = index_video(path)
-    maker = FilmMaker(opened or opened_with(), path, index, folder)
-    state = maker.make({"id": number, "first": first, "stop": stop or len(index)})
+    processor = VideoProcessor(opened or opened_with(), path, index, folder)
+    state = processor.process({"id": number, "first": first, "stop": stop or len(index)})
     return folder / next(iter(outputs_of(state))), state
 
 
@@ -278,9 +278,9 @@ def test_what_runs_up_to_a_segment_comes_first_and_is_thrown_away(pair, tmp_path
 
 def test_each_segment_opens_streams_of_its_own(pair, tmp_path):
     opened, engine = recorded()
-    maker = FilmMaker(opened, pair, index_video(pair), tmp_path)
+    processor = VideoProcessor(opened, pair, index_video(pair), tmp_path)
     for number in (0, 1):
-        maker.make({"id": number, "first": 18 * number, "stop": 18 * (number + 1)})
+        processor.process({"id": number, "first": 18 * number, "stop": 18 * (number + 1)})
     assert len(engine.streams) == 4, "two faces in each of two segments"
     for stream in engine.streams:
         assert len({square for square, _ in stream.frames}) <= 1, "no stream was given two faces"
@@ -305,11 +305,11 @@ def test_a_segment_does_not_depend_on_what_was_made_before(pair, tmp_path, stabi
     index, unit = index_video(pair), {"id": 1, "first": 20, "stop": 36}
     states = []
     for name, before in {"alone": [], "after": [{"id": 0, "first": 0, "stop": 20}], "again": [unit, unit]}.items():
-        maker = FilmMaker(opened(), pair, index, tmp_path / name)
+        processor = VideoProcessor(opened(), pair, index, tmp_path / name)
         for each in before:
-            maker.make(each)
-        states.append(maker.make(unit))
-        maker.close()
+            processor.process(each)
+        states.append(processor.process(unit))
+        processor.close()
     assert states[0] == states[1] == states[2]
     digests = [file_digest(tmp_path / name / "segments/000001.mp4") for name in ("alone", "after", "again")]
     assert len(set(digests)) == 1 and digests[0] == next(iter(outputs_of(states[0]).values()))
@@ -401,7 +401,7 @@ def test_a_failure_stops_cleanly(moving, tmp_path, monkeypatch, who, at):
     if who == "writer":
         monkeypatch.setattr(SegmentWriter, "write", failing_write(at))
     if who == "film":
-        plain = film_maker.read_segment
+        plain = video_processor.read_segment
 
         def cut_off(*words):
             for shot in plain(*words):
@@ -409,7 +409,7 @@ def test_a_failure_stops_cleanly(moving, tmp_path, monkeypatch, who, at):
                     raise MediaError(moving, "is cut off")
                 yield shot
 
-        monkeypatch.setattr(film_maker, "read_segment", cut_off)
+        monkeypatch.setattr(video_processor, "read_segment", cut_off)
     before = set(threading.enumerate())
     with pytest.raises((MediaError, RestorerError), match="failed|disk is full|cut off"):
         make(moving, tmp_path, opened)
@@ -420,11 +420,11 @@ def test_a_failure_stops_cleanly(moving, tmp_path, monkeypatch, who, at):
 def test_a_maker_goes_on_after_a_failure(moving, tmp_path):
     detector = FailsAt(11)
     opened = opened_with(detector=detector)
-    maker, unit = FilmMaker(opened, moving, index_video(moving), tmp_path), {"id": 0, "first": 0, "stop": 20}
+    processor, unit = VideoProcessor(opened, moving, index_video(moving), tmp_path), {"id": 0, "first": 0, "stop": 20}
     with pytest.raises(RestorerError):
-        maker.make(unit)
+        processor.process(unit)
     detector.left = 1000
-    assert maker.make(unit) == make(moving, tmp_path / "other", opened_with(), stop=20)[1]
+    assert processor.process(unit) == make(moving, tmp_path / "other", opened_with(), stop=20)[1]
 
 
 def test_memory_does_not_grow_with_the_film(tmp_path, monkeypatch):
@@ -443,8 +443,8 @@ def test_memory_does_not_grow_with_the_film(tmp_path, monkeypatch):
     source = film(tmp_path / "film.mp4", [scene(at % 40, [(60 + at % 90, 64)]) for at in range(300)])
     opened, log = recorded()
     told = []
-    maker = FilmMaker(opened, source, index_video(source), tmp_path, told.append)
-    maker.make({"id": 0, "first": 0, "stop": 300})
+    processor = VideoProcessor(opened, source, index_video(source), tmp_path, told.append)
+    processor.process({"id": 0, "first": 0, "stop": 300})
     assert Counted.most <= 4 * CHUNK and Counted.live == 0
     assert sum(told) == 300 and max(told) == CHUNK
 
@@ -452,11 +452,11 @@ def test_memory_does_not_grow_with_the_film(tmp_path, monkeypatch):
 def test_a_worker_opens_the_networks_with_what_ran_before(moving, tmp_path, monkeypatch):
     asked = []
 
-    def open_film(settings, facts):
-        asked.append((settings, facts))
+    def load_video_models(settings, run_info):
+        asked.append((settings, run_info))
         return opened_with()
 
-    monkeypatch.setattr(film_maker, "open_film", open_film)
-    maker = OpenFilmMaker(SETTINGS, "facts", moving, index_video(moving), tmp_path)()
-    assert asked == [(SETTINGS, "facts")] and maker.prepare({"id": 3}) == {"id": 3}
-    assert maker.finish({"unit": 1}) == {"unit": 1}
+    monkeypatch.setattr(video_processor, "open_film", load_video_models)
+    processor = VideoProcessorFactory(SETTINGS, "facts", moving, index_video(moving), tmp_path)()
+    assert asked == [(SETTINGS, "facts")] and processor.prepare({"id": 3}) == {"id": 3}
+    assert processor.finish({"unit": 1}) == {"unit": 1}
