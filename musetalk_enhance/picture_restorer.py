@@ -5,6 +5,7 @@ Faces are found, cut out on the FFHQ template, restored together whatever pictur
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Protocol
@@ -115,10 +116,10 @@ class Item:
         error: why the picture is left as it came.
     """
 
-    picture: Image
+    image: Image
     faces: list[Face] = field(default_factory=list)
     notes: list[FaceNote] = field(default_factory=list)
-    cuts: dict[int, FaceCrop] = field(default_factory=dict)
+    crops: dict[int, FaceCrop] = field(default_factory=dict)
     pastes: dict[int, Paste] = field(default_factory=dict)
     whole: Image | None = None
     error: str | None = None
@@ -157,9 +158,9 @@ class PictureRestorer:
     ) -> None:
         self._whole = isinstance(detector, WholeImage)
         settings = enhancer.settings
-        wanted = "upscale" if self._whole else "same"
-        if settings.output_size != wanted or (self._whole and settings.upscale != upscale):
-            allowed = f"{wanted}{f' with upscale {upscale}' if self._whole else ''} for this detector"
+        expected_size = "upscale" if self._whole else "same"
+        if settings.output_size != expected_size or (self._whole and settings.upscale != upscale):
+            allowed = f"{expected_size}{f' with upscale {upscale}' if self._whole else ''} for this detector"
             raise ConfigError("output_size", settings.output_size, allowed)
         if not upscale >= 1:
             raise ConfigError("upscale", upscale, "1 or more")
@@ -183,14 +184,14 @@ class PictureRestorer:
             EnhanceError: only with ``on_error="raise"`` in the enhancer's settings: what would otherwise stand in
                 `RestoredPicture.error` or in a `FaceNote`.
         """
-        return self.lay(self.restore_faces(self.find(pictures_bgr)))
+        return self.paste(self.restore_faces(self.find(pictures_bgr)))
 
     def find(self, pictures_bgr: Sequence[Image]) -> list[Item]:
         """The first of the three steps of `restore`: find the faces and cut them out.
 
         Each step may be taken in a thread of its own, so that neighbours overlap; of each, one call at a time.
         """
-        items = [Item(picture) for picture in pictures_bgr]
+        items = [Item(image) for image in pictures_bgr]
         for item in items if not self._whole else ():
             self._find(item)
         return items
@@ -199,22 +200,27 @@ class PictureRestorer:
         """The second step: restore what was cut out, of all pictures together. Returns `items`."""
         if self._whole:
             self._restore_whole(items)
-        order = [(item, index) for item in items for index in item.cuts]
+        order = [(item, index) for item in items for index in item.crops]
         for start in range(0, len(order), FACES_AT_ONCE):
             self._restore_faces(order[start : start + FACES_AT_ONCE])
         return items
 
-    def lay(self, items: list[Item]) -> list[RestoredImage]:
+    def paste(self, items: list[Item]) -> list[RestoredImage]:
         """The last step: lay the faces back where they were."""
-        return [self._close(item) for item in items]
+        return [self._composite(item) for item in items]
+
+    def lay(self, items: list[Item]) -> list[RestoredImage]:
+        """Deprecated name of `paste`."""
+        warnings.warn("PictureRestorer.lay is now called paste", DeprecationWarning, stacklevel=2)
+        return self.paste(items)
 
     def _restore_whole(self, items: list[Item]) -> None:
-        frames, outcomes = self._enhanced([item.picture for item in items])
+        frames, outcomes = self._enhanced([item.image for item in items])
         for item, frame, outcome in zip(items, frames, outcomes, strict=True):
-            height, width = item.picture.shape[:2]
+            height, width = item.image.shape[:2]
             face = _judged(FaceNote((0.0, 0.0, float(width), float(height)), 1.0), outcome)
             item.notes = [face]
-            item.whole = frame if face.state == RESTORED else self._enlarged(item.picture)
+            item.whole = frame if face.state == RESTORED else self._enlarged(item.image)
 
     def _enhanced(self, frames: Any) -> tuple[Any, list[Outcome]]:
         """Frames through the network, each a still image, and what became of each."""
@@ -227,11 +233,11 @@ class PictureRestorer:
     def _find(self, item: Item) -> None:
         """Detect, choose and cut out."""
         try:
-            item.faces = self._detector.detect(item.picture)
+            item.faces = self._detector.detect(item.image)
         except Exception as error:  # of any class: detectors are also made by others
             self._failed(item, "the face detector", error)
             return
-        height, width = item.picture.shape[:2]
+        height, width = item.image.shape[:2]
         center = _center_face(item.faces, width, height) if self._only_center_face else None
         for index, face in enumerate(item.faces):
             x1, y1, x2, y2 = (round(float(side), 1) for side in face.box_xyxy)
@@ -241,7 +247,7 @@ class PictureRestorer:
             elif center is not None and index != center:
                 note = replace(note, state=NOT_CENTER)
             else:
-                note = self._cut(item, index, note)
+                note = self._crop(item, index, note)
             item.notes.append(note)
 
     def _failed(self, item: Item, who: str, error: Exception) -> None:
@@ -249,44 +255,51 @@ class PictureRestorer:
             raise error
         item.error = str(error) if isinstance(error, EnhanceError) else f"{who} failed: {error!r}"
 
-    def _cut(self, item: Item, index: int, note: FaceNote) -> FaceNote:
+    def _crop(self, item: Item, index: int, note: FaceNote) -> FaceNote:
         try:
-            item.cuts[index] = crop_face(item.picture, item.faces[index].landmarks)
+            item.crops[index] = crop_face(item.image, item.faces[index].landmarks)
         except FrameError as error:
             if self._enhancer.settings.on_error == "raise":
                 raise
             return replace(note, state=f"cannot be aligned: {error.reason}")
         return note
 
-    def _restore_faces(self, some: list[tuple[Item, int]]) -> None:
+    def _restore_faces(self, batch: list[tuple[Item, int]]) -> None:
         """Restore faces that were cut out, of several pictures together."""
-        faces, outcomes = self._enhanced(np.stack([item.cuts[index].aligned for item, index in some]))
-        for (item, index), face, outcome in zip(some, faces, outcomes, strict=True):
-            judged = _judged(item.notes[index], outcome)
+        faces, outcomes = self._enhanced(
+            np.stack([item.crops[index].aligned for item, index in batch])
+        )
+        for (item, index), face, outcome in zip(batch, faces, outcomes, strict=True):
+            note = _judged(item.notes[index], outcome)
             try:
-                if judged.state == RESTORED:  # one by one: a mask must not depend on its neighbours
-                    item.pastes[index] = Paste(item.cuts[index], face, self._mask(face))
+                if note.state == RESTORED:  # one by one: a mask must not depend on its neighbours
+                    item.pastes[index] = Paste(item.crops[index], face, self._mask(face))
             except EnhanceError as error:
                 if self._enhancer.settings.on_error == "raise":
                     raise
-                judged = _failed_note(judged, str(error))
-            item.notes[index] = judged
+                note = _failed_note(note, str(error))
+            item.notes[index] = note
 
     def _mask(self, face_bgr: Image) -> Any:
         if self._parser is None:
             return None
         import torch
 
-        rgb = torch.from_numpy(np.ascontiguousarray(face_bgr[..., ::-1])).permute(2, 0, 1)[None].float() / 255
+        rgb = (
+            torch.from_numpy(np.ascontiguousarray(face_bgr[..., ::-1]))
+            .permute(2, 0, 1)[None]
+            .float()
+            / 255
+        )
         return self._parser.mask(rgb)[0, 0].cpu().numpy()
 
-    def _close(self, item: Item) -> RestoredImage:
+    def _composite(self, item: Item) -> RestoredImage:
         if item.whole is not None:
             return RestoredImage(item.whole, tuple(item.notes), _fault(item.notes))
         canvas = self._restored_background(item)
         replaced = canvas is not None
         if canvas is None:
-            canvas = self._enlarged(item.picture)
+            canvas = self._enlarged(item.image)
         paste_faces(canvas, [item.pastes[index] for index in sorted(item.pastes)], replace=replaced)
         return RestoredImage(canvas, tuple(item.notes), item.error or _fault(item.notes))
 
@@ -295,32 +308,36 @@ class PictureRestorer:
         if self._background is None:
             return None
         try:
-            return np.ascontiguousarray(self._background.enlarge(item.picture, self._upscale))
+            return np.ascontiguousarray(self._background.enlarge(item.image, self._upscale))
         except EnhanceError as error:
             self._failed(item, "the background upsampler", error)
         item.pastes.clear()
         item.notes = [_failed_note(note, str(item.error)) for note in item.notes]
         return None
 
-    def _enlarged(self, picture: Image) -> Image:
+    def _enlarged(self, image: Image) -> Image:
         """What the faces are laid on, the caller's own: the picture, enlarged plainly."""
         import cv2
 
         if self._upscale == 1:
-            return np.array(picture, np.uint8, order="C")
-        height, width = (max(1, round(side * self._upscale)) for side in picture.shape[:2])
-        large = cv2.resize(picture, (width, height), interpolation=cv2.INTER_LANCZOS4)
+            return np.array(image, np.uint8, order="C")
+        height, width = (max(1, round(side * self._upscale)) for side in image.shape[:2])
+        large = cv2.resize(image, (width, height), interpolation=cv2.INTER_LANCZOS4)
         return np.asarray(large, np.uint8)
 
 
 def _fault(notes: Sequence[FaceNote]) -> str | None:
     """What kept faces from being restored, where that was a failure and no decision."""
-    bad = [note.state for note in notes if note.failed]
-    return f"{len(bad)} of {len(notes)} faces: {', '.join(sorted(set(bad)))}" if bad else None
+    states = [note.state for note in notes if note.failed]
+    return (
+        f"{len(states)} of {len(notes)} faces: {', '.join(sorted(set(states)))}" if states else None
+    )
 
 
 def _failed_note(note: FaceNote, reason: str) -> FaceNote:
-    return replace(note, state=f"failed: {reason}", strength=0.0, lowered=None, change=None, failed=True)
+    return replace(
+        note, state=f"failed: {reason}", strength=0.0, lowered=None, change=None, failed=True
+    )
 
 
 def _judged(note: FaceNote, outcome: Outcome) -> FaceNote:
@@ -338,8 +355,18 @@ def _judged(note: FaceNote, outcome: Outcome) -> FaceNote:
 def _center_face(faces: Sequence[Face], width: int, height: int) -> int | None:
     """The face whose box has its middle nearest to the picture's."""
 
-    def apart(index: int) -> float:
+    def distance(index: int) -> float:
         x1, y1, x2, y2 = faces[index].box_xyxy
         return float(np.hypot((x1 + x2 - width) / 2, (y1 + y2 - height) / 2))
 
-    return min(range(len(faces)), key=apart, default=None)
+    return min(range(len(faces)), key=distance, default=None)
+
+
+def __getattr__(name: str) -> Any:
+    """`RestoredPicture`, the old name of `RestoredImage`, for one release."""
+    if name == "RestoredPicture":
+        warnings.warn(
+            "RestoredPicture is now called RestoredImage", DeprecationWarning, stacklevel=2
+        )
+        return RestoredImage
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -102,7 +102,7 @@ def run_job(folder: Path, output: Path, settings: ImageSettings, processor: Imag
 
 def measure(args: argparse.Namespace, settings: ImageSettings, scratch: Path) -> dict[str, object]:
     processor = ImageProcessorFactory(settings)()
-    opened, rows, each = processor.opened, [], args.count // args.rounds
+    opened, rows, each = processor.models, [], args.count // args.rounds
     with Watched() as memory:
         for number in range(args.rounds + 1):  # the first round warms up
             folder = scratch / f"in{number}"

@@ -48,32 +48,47 @@ def list_images(
     if source.is_file():
         if source.suffix.lower() in IMAGE_EXTENSIONS:
             return [source.name]
-        raise ConfigError("INPUT_DIR", str(source), f"a folder, or a file of {', '.join(sorted(IMAGE_EXTENSIONS))}")
+        raise ConfigError(
+            "INPUT_DIR",
+            str(source),
+            f"a folder, or a file of {', '.join(sorted(IMAGE_EXTENSIONS))}",
+        )
     if not source.is_dir():
         raise MediaError(source, "does not exist")
-    left_out = {path.resolve() for path in skip}
-    here = source.resolve()
-    if _takes_results(here, left_out):
-        raise ConfigError("--output-dir", str(skip[0]), "a folder within the input folder, or one apart from it")
-    found: list[str] = []
-    noted: list[tuple[str, str]] = [] if troubles is None else troubles
+    excluded = {path.resolve() for path in skip}
+    folder_path = source.resolve()
+    if _takes_results(folder_path, excluded):
+        raise ConfigError(
+            "--output-dir", str(skip[0]), "a folder within the input folder, or one apart from it"
+        )
+    names: list[str] = []
+    unreadable: list[tuple[str, str]] = [] if troubles is None else troubles
     linked: set[Path] = set()
-    walk = os.walk(source, onerror=lambda error: _note(error, source, noted), followlinks=True)
+    walk = os.walk(source, onerror=lambda error: _note(error, source, unreadable), followlinks=True)
     for folder, folders, files in walk:
-        here, folders[:] = Path(folder), sorted(one for one in folders if not one.startswith("."))
-        folders[:] = [one for one in folders if _is_new(here / one, source, left_out, linked)]
+        folder_path, folders[:] = (
+            Path(folder),
+            sorted(name for name in folders if not name.startswith(".")),
+        )
+        folders[:] = [
+            name for name in folders if _is_new(folder_path / name, source, excluded, linked)
+        ]
         for name in files:
             if not name.startswith(".") and Path(name).suffix.lower() in IMAGE_EXTENSIONS:
-                found.append((here / name).relative_to(source).as_posix())
-    if not found:
-        raise ConfigError("INPUT_DIR", str(source), f"a folder with pictures ({', '.join(sorted(IMAGE_EXTENSIONS))})")
-    return sorted(found)
+                names.append((folder_path / name).relative_to(source).as_posix())
+    if not names:
+        raise ConfigError(
+            "INPUT_DIR",
+            str(source),
+            f"a folder with pictures ({', '.join(sorted(IMAGE_EXTENSIONS))})",
+        )
+    return sorted(names)
 
 
-def _takes_results(folder: Path, left_out: Collection[Path]) -> bool:
+def _takes_results(folder: Path, excluded: Collection[Path]) -> bool:
     """Whether a folder, resolved, is one of `left_out`, or where results go in one of them."""
-    return folder in left_out or any(
-        place / name in (folder, *folder.parents) for place in left_out for name in _RESULTS
+    return folder in excluded or any(
+        place / name in (folder, *folder.parents) for place in excluded for name in _RESULTS
     )
 
 
@@ -83,24 +98,24 @@ def _holds_results(folder: Path) -> bool:
     return any(folder.glob(f"{below}{FOLDER}/manifest.json"))
 
 
-def _is_new(folder: Path, source: Path, left_out: Collection[Path], linked: set[Path]) -> bool:
+def _is_new(folder: Path, source: Path, excluded: Collection[Path], linked: set[Path]) -> bool:
     """Whether a sub-folder is to be looked into: not where results go, and no link to what is looked into anyway.
 
     What links lead to is added to `linked`.
     """
     try:
-        found, root = folder.resolve(), source.resolve()
+        target, root = folder.resolve(), source.resolve()
     except (OSError, RuntimeError):  # links that lead to one another
         return False
-    if _takes_results(found, left_out):
+    if _takes_results(target, excluded):
         return False
     if _holds_results(folder):
         logger.info("left out %s: it holds the results of another run", folder)
         return False
     if folder.is_symlink():
-        if found in linked or found == root or root in found.parents or found in root.parents:
+        if target in linked or target == root or root in target.parents or target in root.parents:
             return False
-        linked.add(found)
+        linked.add(target)
     return True
 
 
@@ -127,27 +142,32 @@ def result_names(pictures: Iterable[str], format: str) -> dict[str, ResultNames]
     """
     listed = list(pictures)
     restored = {name: name for name in listed}
-    if format != "keep":  # names that are kept are apart already, also where only capitals tell them apart
+    if (
+        format != "keep"
+    ):  # names that are kept are apart already, also where only capitals tell them apart
         restored = _unique_names(listed, _SUFFIX[format])
     compared = _unique_names(listed, "_compare.jpg")
-    return {name: ResultNames(f"{RESTORED}/{restored[name]}", f"{COMPARISONS}/{compared[name]}") for name in listed}
+    return {
+        name: ResultNames(f"{RESTORED}/{restored[name]}", f"{COMPARISONS}/{compared[name]}")
+        for name in listed
+    }
 
 
-def _unique_names(names: Sequence[str], ending: str) -> dict[str, str]:
+def _unique_names(names: Sequence[str], extension: str) -> dict[str, str]:
     """`names` with another ending, all different, capitals aside; where two would be alike they get longer."""
-    short = {name: f"{PurePosixPath(name).with_suffix('')}{ending}" for name in names}
-    taken = Counter(path.lower() for path in short.values())
-    used = {path.lower() for path in short.values() if taken[path.lower()] == 1}
-    found = {}
+    short = {name: f"{PurePosixPath(name).with_suffix('')}{extension}" for name in names}
+    uses = Counter(path.lower() for path in short.values())
+    used = {path.lower() for path in short.values() if uses[path.lower()] == 1}
+    unique = {}
     for name in names:
         path = short[name]
-        if taken[path.lower()] > 1:
-            path = f"{name}{ending}"
+        if uses[path.lower()] > 1:
+            path = f"{name}{extension}"
             while path.lower() in used:
-                path = f"{path.removesuffix(ending)}_{ending}"
+                path = f"{path.removesuffix(extension)}_{extension}"
             used.add(path.lower())
-        found[name] = path
-    return found
+        unique[name] = path
+    return unique
 
 
 def check_no_overwrite(root: Path, output: Path, names: dict[str, ResultNames]) -> None:
@@ -160,7 +180,9 @@ def check_no_overwrite(root: Path, output: Path, names: dict[str, ResultNames]) 
     for name in names.values():
         for target in (output / name.restored, output / name.comparison):
             if target.resolve() in sources:
-                raise ConfigError("--output-dir", str(output), f"a folder whose {target} is not one of the inputs")
+                raise ConfigError(
+                    "--output-dir", str(output), f"a folder whose {target} is not one of the inputs"
+                )
 
 
 def split_into_units(root: Path, pictures: Sequence[str], upscale: int) -> list[list[str]]:
@@ -175,12 +197,12 @@ def split_into_units(root: Path, pictures: Sequence[str], upscale: int) -> list[
             width, height = image_size(root / name)
         except MediaError:
             width = height = 0
-        mine = width * height * upscale**2
-        if not units or len(units[-1]) >= MAX_IMAGES or pixels + mine > MAX_PIXELS:
+        image_pixels = width * height * upscale**2
+        if not units or len(units[-1]) >= MAX_IMAGES or pixels + image_pixels > MAX_PIXELS:
             units.append([])
             pixels = 0
         units[-1].append(name)
-        pixels += mine
+        pixels += image_pixels
     return units
 
 

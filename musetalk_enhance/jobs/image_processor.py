@@ -38,7 +38,7 @@ class SourceImage:
     name: str
     data: bytes = b""
     sha256: str | None = None
-    picture: StillImage | None = None
+    image: StillImage | None = None
     error: str | None = None
     ms: float = 0.0
 
@@ -71,7 +71,7 @@ class ReadUnit:
             with open_regular(path) as file:
                 item.data = file.read()
             item.sha256 = hashlib.sha256(item.data).hexdigest()
-            item.picture = decode_image(item.data, name)
+            item.image = decode_image(item.data, name)
         except MediaError as error:
             item.error = str(error)
         except OSError as error:
@@ -103,46 +103,56 @@ class ImageProcessor:
         opened: the networks.
     """
 
-    def __init__(self, opened: ImageModels) -> None:
-        self.opened = opened
+    def __init__(self, models: ImageModels) -> None:
+        self.models = models
 
     @property
     def run_info(self) -> RunInfo:
         """What runs."""
-        return self.opened.run_info
+        return self.models.run_info
 
-    def prepare(self, loaded: tuple[Unit, list[SourceImage]]) -> tuple[Unit, list[SourceImage], list[Item]]:
+    def prepare(
+        self, source: tuple[Unit, list[SourceImage]]
+    ) -> tuple[Unit, list[SourceImage], list[Item]]:
         """Find the faces and cut them out."""
-        unit, items = loaded
+        unit, items = source
         start = time.perf_counter()
-        found = self.opened.restorer.find([item.picture.bgr for item in items if item.picture is not None])
-        return unit, _timed(items, start), found
+        face_items = self.models.restorer.find(
+            [item.image.bgr for item in items if item.image is not None]
+        )
+        return unit, _timed(items, start), face_items
 
-    def process(self, prepared: tuple[Unit, list[SourceImage], list[Item]]) -> tuple[Unit, list[SourceImage], list[Item]]:
+    def process(
+        self, prepared: tuple[Unit, list[SourceImage], list[Item]]
+    ) -> tuple[Unit, list[SourceImage], list[Item]]:
         """Restore the faces of all pictures together."""
-        unit, items, found = prepared
+        unit, items, face_items = prepared
         start = time.perf_counter()
-        made = self.opened.restorer.restore_faces(found)
-        return unit, _timed(items, start), made
+        restored = self.models.restorer.restore_faces(face_items)
+        return unit, _timed(items, start), restored
 
-    def finish(self, made: tuple[Unit, list[SourceImage], list[Item]]) -> tuple[Unit, list[ProcessedImage]]:
+    def finish(
+        self, processed: tuple[Unit, list[SourceImage], list[Item]]
+    ) -> tuple[Unit, list[ProcessedImage]]:
         """Lay the faces back."""
-        unit, items, found = made
+        unit, items, face_items = processed
         start = time.perf_counter()
-        pictures = iter(self.opened.restorer.lay(found))
+        images = iter(self.models.restorer.paste(face_items))
         items = _timed(items, start)
-        return unit, [ProcessedImage(item, next(pictures) if item.picture is not None else None) for item in items]
+        return unit, [
+            ProcessedImage(item, next(images) if item.image is not None else None) for item in items
+        ]
 
     def close(self) -> None:
         """Give the networks back."""
-        self.opened.close()
+        self.models.close()
 
 
 def _timed(items: list[SourceImage], start: float) -> list[SourceImage]:
     """The items, the time since `start` shared among those that there is work on."""
-    there = sum(item.picture is not None for item in items)
-    each = (time.perf_counter() - start) * 1e3 / max(1, there)
-    return [item if item.picture is None else replace(item, ms=item.ms + each) for item in items]
+    decoded = sum(item.image is not None for item in items)
+    each = (time.perf_counter() - start) * 1e3 / max(1, decoded)
+    return [item if item.image is None else replace(item, ms=item.ms + each) for item in items]
 
 
 @dataclass(frozen=True)
@@ -159,12 +169,14 @@ class WriteUnit:
     settings: ImageSettings
     names: dict[str, ResultNames] = field(repr=False)
 
-    def __call__(self, made: tuple[Unit, list[ProcessedImage]]) -> State:
-        unit, items = made
+    def __call__(self, processed: tuple[Unit, list[ProcessedImage]]) -> State:
+        unit, items = processed
         files: dict[str, bytes] = {}
         state: State = {"unit": unit, "items": [self._recorded(item, files) for item in items]}
         write_begun(
-            self.output, unit, {name: sha for item in state["items"] for name, sha in item["outputs"].items()}
+            self.output,
+            unit,
+            {name: sha for item in state["items"] for name, sha in item["outputs"].items()},
         )
         for name, data in files.items():
             make_folder((self.output / name).parent)
@@ -176,21 +188,36 @@ class WriteUnit:
         """What becomes of a picture; what is to be written is put into `files`."""
         start = time.perf_counter()
         read, restored = item.read, item.restored
-        record: dict[str, Any] = {"name": read.name, "input_sha256": read.sha256, "outputs": {}, "faces": []}
-        if restored is None or read.picture is None:
+        record: dict[str, Any] = {
+            "name": read.name,
+            "input_sha256": read.sha256,
+            "outputs": {},
+            "faces": [],
+        }
+        if restored is None or read.image is None:
             record |= {"state": UNREADABLE, "error": read.error}
         else:
             record["faces"] = [face.as_dict() for face in restored.faces]
             record["size_wh"] = [restored.bgr.shape[1], restored.bgr.shape[0]]
-            record["state"] = FAILED if restored.error else RESTORED if restored.restored else NO_FACE
+            record["state"] = (
+                FAILED if restored.error else RESTORED if restored.restored else NO_FACE
+            )
             record["error"] = restored.error
             try:
-                mine = self._files(read, restored)
-            except FrameError as error:  # larger than its format can be: of this picture alone, the others go on
-                mine = {}
-                record |= {"state": FAILED, "error": f"{read.name}: cannot be written ({error})", "faces": []}
-            files |= mine
-            record["outputs"] = {name: hashlib.sha256(data).hexdigest() for name, data in mine.items()}
+                image_files = self._files(read, restored)
+            except (
+                FrameError
+            ) as error:  # larger than its format can be: of this picture alone, the others go on
+                image_files = {}
+                record |= {
+                    "state": FAILED,
+                    "error": f"{read.name}: cannot be written ({error})",
+                    "faces": [],
+                }
+            files |= image_files
+            record["outputs"] = {
+                name: hashlib.sha256(data).hexdigest() for name, data in image_files.items()
+            }
         record["ms"] = round(read.ms + (time.perf_counter() - start) * 1e3, 1)
         return record
 
@@ -203,17 +230,17 @@ class WriteUnit:
 
     def _encoded(self, read: SourceImage, restored: RestoredImage, name: str) -> bytes:
         """The file; the very bytes that came where nothing was to be changed."""
-        assert read.picture is not None
+        assert read.image is not None
         same_format = Path(name).suffix.lower() == Path(read.name).suffix.lower()
-        if same_format and not restored.restored and restored.bgr.shape == read.picture.bgr.shape:
+        if same_format and not restored.restored and restored.bgr.shape == read.image.bgr.shape:
             if self.settings.bg_upsampler == "none":
                 return read.data
-        picture = read.picture.replace_pixels(restored.bgr)
-        return encode_image(picture, Path(name).suffix, quality=self.settings.quality)
+        image = read.image.replace_pixels(restored.bgr)
+        return encode_image(image, Path(name).suffix, quality=self.settings.quality)
 
     def _compared(self, read: SourceImage, restored: RestoredImage) -> bytes:
         from ..media.contact_sheet import side_by_side
 
-        assert read.picture is not None
-        sheet = side_by_side([read.picture.bgr, restored.bgr], ["before", "after"])
+        assert read.image is not None
+        sheet = side_by_side([read.image.bgr, restored.bgr], ["before", "after"])
         return encode_image(StillImage(sheet), ".jpg", quality=self.settings.quality)

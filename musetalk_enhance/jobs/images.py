@@ -96,24 +96,36 @@ def restore_images(
     settings, source, output = settings or ImageSettings(), Path(source), Path(output)
     start = time.perf_counter()
     troubles: list[tuple[str, str]] = []
-    listed = list(pictures) if pictures is not None else folders.list_images(source, [output], troubles)
+    listed = (
+        list(pictures) if pictures is not None else folders.list_images(source, [output], troubles)
+    )
     root = folders.root_folder(source)
-    elsewhere = settings.absolute()
-    with locked(output), contextlib.closing(engine or LocalEngine()) as place:
+    portable_settings = settings.absolute()
+    with locked(output), contextlib.closing(engine or LocalEngine()) as runner:
         sweep_parts(output, (folders.RESTORED, folders.COMPARISONS))
-        before = Manifest.load(output)
-        _check_source(before, output, root)
-        pinned = RunInfo.of(before.run_info) if before is not None else None
-        run_info = load_run_info(place, ImageProcessorFactory(elsewhere, pinned))
+        previous = Manifest.load(output)
+        _check_source(previous, output, root)
+        pinned = RunInfo.of(previous.run_info) if previous is not None else None
+        run_info = load_run_info(runner, ImageProcessorFactory(portable_settings, pinned))
         if approve is not None:
             approve(run_info)
-        plan = _planned(before, output, root, listed, settings, run_info)
-        read, write = ReadUnit(root.absolute()), WriteUnit(output.absolute(), elsewhere, plan.names)
+        plan = _planned(previous, output, root, listed, settings, run_info)
+        read, write = (
+            ReadUnit(root.absolute()),
+            WriteUnit(output.absolute(), portable_settings, plan.names),
+        )
         gpu = run_info.device != "cpu"
-        job = Job(plan.todo, read, ImageProcessorFactory(elsewhere, run_info), write, gpu, run_info.threads)
+        job = Job(
+            plan.todo,
+            read,
+            ImageProcessorFactory(portable_settings, run_info),
+            write,
+            gpu,
+            run_info.threads,
+        )
         count = _ProgressCounter(progress, listed, plan.valid)
         resumed = count.done
-        place.run(job, count)
+        runner.run(job, count)
         stats = image_stats(settings, run_info, count.states, listed, sorted(troubles))
         write_json(output / STATS, stats)
         return ImagesResult(output, stats, time.perf_counter() - start, resumed)
@@ -131,7 +143,9 @@ class _Plan:
 class _ProgressCounter:
     """Keeps the states and says how far the work is."""
 
-    def __init__(self, progress: Progress | None, listed: Sequence[str], states: Sequence[State]) -> None:
+    def __init__(
+        self, progress: Progress | None, listed: Sequence[str], states: Sequence[State]
+    ) -> None:
         self.states: list[State] = []
         self.done = 0
         self._progress: Progress | None = None
@@ -152,74 +166,92 @@ class _ProgressCounter:
 
 
 def _planned(
-    before: Manifest | None, output: Path, root: Path, listed: Sequence[str], settings: ImageSettings, run_info: RunInfo
+    previous: Manifest | None,
+    output: Path,
+    root: Path,
+    listed: Sequence[str],
+    settings: ImageSettings,
+    run_info: RunInfo,
 ) -> _Plan:
     """Go on with what was begun, or begin: the manifest is written, and what must be done again is taken away."""
-    manifest = _manifest(before, output, settings, run_info)
-    known = {name for unit in manifest.units for name in unit["items"]}
-    names = folders.result_names(sorted({*listed, *known}), settings.format)
+    manifest = _manifest(previous, output, settings, run_info)
+    unit_names = {name for unit in manifest.units for name in unit["items"]}
+    names = folders.result_names(sorted({*listed, *unit_names}), settings.format)
     folders.check_no_overwrite(root, output, names)
-    new = [name for name in listed if name not in known]
+    new = [name for name in listed if name not in unit_names]
     first = 1 + max((unit["id"] for unit in manifest.units), default=-1)
     for index, items in enumerate(folders.split_into_units(root, new, settings.upscale)):
         manifest.units.append({"id": first + index, "job": manifest.job, "items": items})
     manifest.forget()
     manifest.source = str(root.resolve())
     manifest.write()
-    there = set(listed)
+    listed_names = set(listed)
     valid, todo = [], []
     for unit in manifest.units:
-        if not there & set(unit["items"]):
+        if not listed_names & set(unit["items"]):
             continue
         state = manifest.state(unit)
-        if state is not None and _is_valid(output, root, state, there, names, settings):
+        if state is not None and _is_valid(output, root, state, listed_names, names, settings):
             valid.append(state)
         else:
-            manifest.undo(unit, keep=set(unit["items"]) - there)
+            manifest.undo(unit, keep=set(unit["items"]) - listed_names)
             todo.append(unit)
     return _Plan(names, todo, valid)
 
 
-def _check_source(before: Manifest | None, output: Path, root: Path) -> None:
+def _check_source(previous: Manifest | None, output: Path, root: Path) -> None:
     """Keep the results of two folders apart; one folder may be moved, or be seen elsewhere by another machine."""
-    if before is None or before.source is None or not os.path.exists(before.source):
+    if previous is None or previous.source is None or not os.path.exists(previous.source):
         return
-    if not root.exists() or not os.path.samefile(before.source, root):  # one folder may have two names
-        allowed = f"another folder: that one holds the results of {before.source}"
+    if not root.exists() or not os.path.samefile(
+        previous.source, root
+    ):  # one folder may have two names
+        allowed = f"another folder: that one holds the results of {previous.source}"
         raise ConfigError("--output-dir", str(output), allowed)
 
 
-def _manifest(before: Manifest | None, output: Path, settings: ImageSettings, run_info: RunInfo) -> Manifest:
+def _manifest(
+    previous: Manifest | None, output: Path, settings: ImageSettings, run_info: RunInfo
+) -> Manifest:
     decisive = settings.decisive() | run_info.decisive()
-    if before is not None and before.settings != decisive:
-        changed = "; ".join(before.differences(decisive))
+    if previous is not None and previous.settings != decisive:
+        changed = "; ".join(previous.differences(decisive))
         logger.warning("other settings than in the last run (%s): starting afresh", changed)
         (output / STATS).unlink(missing_ok=True)
-        before = None
-    elif before is not None and not run_info.same_bits(before.run_info):
+        previous = None
+    elif previous is not None and not run_info.same_bits(previous.run_info):
         logger.warning("what ran in the last run is not to be had any more: starting afresh")
         (output / STATS).unlink(missing_ok=True)
-        before = None
-    elif before is None and (output / FOLDER / "manifest.json").exists():
+        previous = None
+    elif previous is None and (output / FOLDER / "manifest.json").exists():
         logger.warning("what the last run noted in %s cannot be read: starting afresh", output)
-    return before or Manifest(output, decisive, run_info.as_dict())
+    return previous or Manifest(output, decisive, run_info.as_dict())
 
 
 def _is_valid(
-    output: Path, root: Path, state: State, there: set[str], names: dict[str, folders.ResultNames], settings: ImageSettings
+    output: Path,
+    root: Path,
+    state: State,
+    listed_names: set[str],
+    names: dict[str, folders.ResultNames],
+    settings: ImageSettings,
 ) -> bool:
     """Whether every input is what it was, and every result in its place and called as it would be now.
 
     What failed may go better another time: out of memory, for one.
     """
     for item in state["items"]:
-        if item["name"] not in there:
+        if item["name"] not in listed_names:
             continue
         sha256 = item["input_sha256"]
         if sha256 is None or item["state"] == FAILED or file_digest(root / item["name"]) != sha256:
             return False
-        mine = names[item["name"]]
-        wanted = {mine.restored, mine.comparison} if settings.save_comparison else {mine.restored}
-        if item["outputs"] and set(item["outputs"]) != wanted:
+        item_names = names[item["name"]]
+        paths = (
+            {item_names.restored, item_names.comparison}
+            if settings.save_comparison
+            else {item_names.restored}
+        )
+        if item["outputs"] and set(item["outputs"]) != paths:
             return False
     return outputs_intact(output, state)

@@ -26,7 +26,7 @@ class Processor(Protocol):
     def process(self, prepared: Any, /) -> Any:
         """The network's part."""
 
-    def finish(self, made: Any, /) -> Any:
+    def finish(self, processed: Any, /) -> Any:
         """From what `make` gave to what is to be written."""
 
     @property
@@ -78,7 +78,7 @@ class Engine(Protocol):
             EnhanceError: they cannot be loaded, or there is no such place.
         """
 
-    def run(self, job: Job, done: UnitCallback) -> None:
+    def run(self, job: Job, on_unit: UnitCallback) -> None:
         """Do every unit of `work` and call `done` for each, in this thread.
 
         Raises:
@@ -111,8 +111,8 @@ def load_run_info(engine: Engine, factory: PinnedProcessorFactory) -> RunInfo:
     except EnhanceError:
         if factory.run_info is None:
             raise
-        anew: Any = factory
-        return engine.run_info(replace(anew, run_info=None))
+        unpinned: Any = factory
+        return engine.run_info(replace(unpinned, run_info=None))
 
 
 @dataclass

@@ -25,71 +25,86 @@ class LocalEngine:
     """
 
     def __init__(self, processor: Processor | None = None) -> None:
-        self._given = processor
-        self._kept: Processor | None = None
+        self._external = processor
+        self._loaded: Processor | None = None
 
     def run_info(self, factory: ProcessorFactory) -> RunInfo:
         """See `Engine.facts`. The networks stay loaded for the work that follows."""
-        if self._given is not None:
-            return self._given.run_info
+        if self._external is not None:
+            return self._external.run_info
         self.close()
-        self._kept = factory()
-        return self._kept.run_info
+        self._loaded = factory()
+        return self._loaded.run_info
 
-    def run(self, job: Job, done: UnitCallback) -> None:
+    def run(self, job: Job, on_unit: UnitCallback) -> None:
         """See `Engine.run`. Networks that it loaded are given back."""
         try:
             if not job.units:
                 return
-            if self._given is None and self._kept is None:
-                self._kept = job.make_processor()
-            processor = self._given or self._kept
+            if self._external is None and self._loaded is None:
+                self._loaded = job.make_processor()
+            processor = self._external or self._loaded
             assert processor is not None
-            with ThreadPoolExecutor(1, "read") as readers, ThreadPoolExecutor(1, "write") as writers:
-                self._run(job, processor, done, readers, writers)
+            with (
+                ThreadPoolExecutor(1, "read") as readers,
+                ThreadPoolExecutor(1, "write") as writers,
+            ):
+                self._run(job, processor, on_unit, readers, writers)
         finally:
             self.close()
 
     def close(self) -> None:
         """See `Engine.close`."""
-        kept, self._kept = self._kept, None
-        if kept is not None:
-            kept.close()
+        loaded, self._loaded = self._loaded, None
+        if loaded is not None:
+            loaded.close()
 
     def _run(
-        self, job: Job, processor: Processor, done: UnitCallback, readers: ThreadPoolExecutor, writers: ThreadPoolExecutor
+        self,
+        job: Job,
+        processor: Processor,
+        on_unit: UnitCallback,
+        readers: ThreadPoolExecutor,
+        writers: ThreadPoolExecutor,
     ) -> None:
-        coming: deque[Future[Any]] = deque()
-        going: deque[Future[Any]] = deque()
+        inputs: deque[Future[Any]] = deque()
+        results: deque[Future[Any]] = deque()
         units = iter(job.units)
         try:
             while True:
-                _fill(coming, units, AHEAD + 1, lambda unit: readers.submit(_before, job, processor, unit))
-                if not coming:
+                _fill(
+                    inputs,
+                    units,
+                    AHEAD + 1,
+                    lambda unit: readers.submit(_prepare, job, processor, unit),
+                )
+                if not inputs:
                     break
-                made = processor.process(coming.popleft().result())
-                going.append(writers.submit(_after, job, processor, made))
-                del made  # the writer holds it
-                while going and (len(going) > AHEAD or going[0].done()):
-                    done(going.popleft().result())
-            while going:
-                done(going.popleft().result())
+                processed = processor.process(inputs.popleft().result())
+                results.append(writers.submit(_finish, job, processor, processed))
+                del processed  # the writer holds it
+                while results and (len(results) > AHEAD or results[0].done()):
+                    on_unit(results.popleft().result())
+            while results:
+                on_unit(results.popleft().result())
         finally:
-            for waiting in (*coming, *going):
-                waiting.cancel()
+            for future in (*inputs, *results):
+                future.cancel()
 
 
-def _before(job: Job, processor: Processor, unit: Unit) -> Any:
+def _prepare(job: Job, processor: Processor, unit: Unit) -> Any:
     return processor.prepare(job.read(unit))
 
 
-def _after(job: Job, processor: Processor, made: Any) -> State:
-    return job.write(processor.finish(made))
+def _finish(job: Job, processor: Processor, processed: Any) -> State:
+    return job.write(processor.finish(processed))
 
 
-def _fill(coming: deque[Future[Any]], units: Any, size: int, submit: Callable[[Any], Future[Any]]) -> None:
-    while len(coming) < size:
+def _fill(
+    inputs: deque[Future[Any]], units: Any, size: int, submit: Callable[[Any], Future[Any]]
+) -> None:
+    while len(inputs) < size:
         unit = next(units, None)
         if unit is None:
             return
-        coming.append(submit(unit))
+        inputs.append(submit(unit))

@@ -38,14 +38,14 @@ def digest(value: Any) -> str:
 
 def file_digest(path: Path) -> str | None:
     """sha256 of a file; None where it cannot be read."""
-    found = hashlib.sha256()
+    sha256 = hashlib.sha256()
     try:
         with path.open("rb") as file:
             while block := file.read(2**20):
-                found.update(block)
+                sha256.update(block)
     except OSError:
         return None
-    return found.hexdigest()
+    return sha256.hexdigest()
 
 
 def read_json(path: Path) -> Any:
@@ -63,7 +63,9 @@ def write_json(path: Path, value: Any) -> None:
         MediaError: it cannot be written.
     """
     make_folder(path.parent)
-    write_bytes(path, (json.dumps(value, indent=1, sort_keys=True, allow_nan=False) + "\n").encode())
+    write_bytes(
+        path, (json.dumps(value, indent=1, sort_keys=True, allow_nan=False) + "\n").encode()
+    )
 
 
 @dataclass
@@ -103,7 +105,9 @@ class Manifest:
         kinds = {"settings": dict, "facts": dict, "units": list}
         if any(not isinstance(raw.get(name), kind) for name, kind in kinds.items()):
             return None
-        if raw.get("sha256") != digest([raw["settings"], raw["facts"], raw["units"], raw.get("source")]):
+        if raw.get("sha256") != digest(
+            [raw["settings"], raw["facts"], raw["units"], raw.get("source")]
+        ):
             return None
         return cls(folder, raw["settings"], raw["facts"], raw["units"], raw.get("source"))
 
@@ -123,7 +127,11 @@ class Manifest:
     def state(self, unit: Unit) -> State | None:
         """What became of a unit; None where it is not done, or was cut otherwise then."""
         state = _read_state(state_path(self.folder, unit))
-        return state if state is not None and state["unit"] == unit and not state.get("begun") else None
+        return (
+            state
+            if state is not None and state["unit"] == unit and not state.get("begun")
+            else None
+        )
 
     def undo(self, unit: Unit, keep: Container[str] = ()) -> None:
         """Take away what was made of a unit, done or begun, so far as it still is what was made.
@@ -186,13 +194,13 @@ def _read_state(path: Path) -> State | None:
     return raw
 
 
-def outputs_of(state: State, leave: Container[str] = ()) -> dict[str, str]:
+def outputs_of(state: State, skip: Container[str] = ()) -> dict[str, str]:
     """The results that a state names, relative to the folder, and their sha256; without those of items in `leave`."""
-    found: dict[str, str] = {}
+    outputs: dict[str, str] = {}
     for item in state.get("items", ()):
-        if item.get("name") not in leave:
-            found.update(item.get("outputs", {}))
-    return found
+        if item.get("name") not in skip:
+            outputs.update(item.get("outputs", {}))
+    return outputs
 
 
 def outputs_intact(folder: Path, state: State) -> bool:
@@ -208,8 +216,8 @@ def discard(folder: Path, state: State | None, keep: Container[str] = ()) -> Non
         with contextlib.suppress(OSError):
             if file_digest(path) == sha256:
                 path.unlink()
-                for above in path.parents[: name.count("/")]:  # folders that are empty now
-                    above.rmdir()
+                for parent in path.parents[: name.count("/")]:  # folders that are empty now
+                    parent.rmdir()
 
 
 def sweep_parts(folder: Path, below: Iterable[str] = ()) -> None:
@@ -248,23 +256,28 @@ def locked(folder: Path) -> Iterator[None]:
     """
     from filelock import FileLock, Timeout
 
-    place, new = folder / FOLDER, [one for one in (folder, *folder.parents) if not one.exists()]
-    make_folder(place)
-    lock = FileLock(str(place / "lock"))
+    state_folder, missing_folders = (
+        folder / FOLDER,
+        [path for path in (folder, *folder.parents) if not path.exists()],
+    )
+    make_folder(state_folder)
+    lock = FileLock(str(state_folder / "lock"))
     try:
         lock.acquire(timeout=0)
     except Timeout:
-        raise ConfigError("output", str(folder), "a folder on which no other run is at work") from None
+        raise ConfigError(
+            "output", str(folder), "a folder on which no other run is at work"
+        ) from None
     except (OSError, NotImplementedError) as error:
         reason = getattr(error, "strerror", None) or error
-        raise MediaError(place / "lock", f"cannot be locked ({reason})") from error
+        raise MediaError(state_folder / "lock", f"cannot be locked ({reason})") from error
     try:
         yield
     finally:
         with contextlib.suppress(OSError):  # where an open file cannot be deleted, it stays
-            if [path.name for path in place.iterdir()] == ["lock"]:
-                (place / "lock").unlink()
-                place.rmdir()
-                for one in new:
-                    one.rmdir()
+            if [path.name for path in state_folder.iterdir()] == ["lock"]:
+                (state_folder / "lock").unlink()
+                state_folder.rmdir()
+                for path in missing_folders:
+                    path.rmdir()
         lock.release()

@@ -71,7 +71,11 @@ def load_image_models(settings: ImageSettings, pinned: RunInfo | None = None) ->
         stack.enter_context(closing(loaded.restorer))
         whole = isinstance(detector, WholeImage)
         enhancer = make_enhancer(
-            loaded, settings, output_size="upscale" if whole else "same", upscale=settings.upscale, stability=0
+            loaded,
+            settings,
+            output_size="upscale" if whole else "same",
+            upscale=settings.upscale,
+            stability=0,
         )
         stack.enter_context(closing(enhancer))
         parser = None if whole else _open_parser(settings, loaded)
@@ -89,7 +93,9 @@ def load_image_models(settings: ImageSettings, pinned: RunInfo | None = None) ->
         helpers = {
             "face_detector": detector_digest(settings),
             "parser": None if parser is None else weights.table.WEIGHTS.get(PARSENET).sha256,
-            "bg_upsampler": None if background is None else weights.table.WEIGHTS.get(REALESRGAN).sha256,
+            "bg_upsampler": None
+            if background is None
+            else weights.table.WEIGHTS.get(REALESRGAN).sha256,
         }
         run_info = run_info_of(loaded, enhancer, settings, helpers, threads)
         return ImageModels(restorer, detector, enhancer, loaded, run_info, stack.pop_all())
@@ -126,9 +132,15 @@ def load_video_models(settings: VideoSettings, pinned: RunInfo | None = None) ->
         loaded = load(settings, pinned=pinned)
         stack.enter_context(closing(loaded.restorer))
         enhancer = stack.enter_context(closing(make_enhancer(loaded, settings, output_size="same")))
-        run_info = run_info_of(loaded, enhancer, settings, {"face_detector": detector_digest(settings)}, threads)
+        run_info = run_info_of(
+            loaded, enhancer, settings, {"face_detector": detector_digest(settings)}, threads
+        )
         return VideoModels(
-            detector, enhancer, settings.replace(batch_size=run_info.batch_size), run_info, stack.pop_all()
+            detector,
+            enhancer,
+            settings.replace(batch_size=run_info.batch_size),
+            run_info,
+            stack.pop_all(),
         )
 
 
@@ -137,7 +149,9 @@ def make_enhancer(loaded: LoadedModel, settings: FaceSettings, **changes: Any) -
     choice = loaded.choice.settings
     if settings.batch_size == "auto" and settings.mode == "batch" and choice.batch_size == "auto":
         restorer = loaded.restorer
-        changes["batch_size"] = BatchPlanner(choice, restorer.request.record, restorer.device).planned
+        changes["batch_size"] = BatchPlanner(
+            choice, restorer.request.record, restorer.device
+        ).planned
     enhancer = loaded.enhancer(**changes)
     backend = enhancer.backend
     if backend is not None and backend[1] != "fp32":
@@ -150,7 +164,9 @@ def warm_up(enhancer: GFPGANEnhancer) -> None:
     import cv2
 
     coarse = np.random.default_rng(5).integers(0, 256, (1, 9, 9, 3), np.uint8)
-    enhancer(cv2.resize(coarse[0], (_WARM_UP_SIDE, _WARM_UP_SIDE), interpolation=cv2.INTER_CUBIC)[None])
+    enhancer(
+        cv2.resize(coarse[0], (_WARM_UP_SIDE, _WARM_UP_SIDE), interpolation=cv2.INTER_CUBIC)[None]
+    )
     enhancer.reset()
     enhancer.stats.clear()
 
@@ -160,7 +176,11 @@ def use_threads(pinned: RunInfo | None) -> int:
     import cv2
     import torch
 
-    count = pinned.threads if pinned is not None and pinned.threads > 0 else int(torch.get_num_threads())
+    count = (
+        pinned.threads
+        if pinned is not None and pinned.threads > 0
+        else int(torch.get_num_threads())
+    )
     torch.set_num_threads(count)
     cv2.setNumThreads(count)
     return count
@@ -192,7 +212,9 @@ def detector_digest(settings: FaceSettings) -> str | None:
     if settings.face_detector == "none":
         return None
     if settings.detector_path is not None:
-        return weights.open_file(settings.detector_path, trust_unpinned=settings.trust_unpinned).sha256
+        return weights.open_file(
+            settings.detector_path, trust_unpinned=settings.trust_unpinned
+        ).sha256
     names = {"yunet": YuNet.weight_name, "retinaface": RetinaFace.weight_names["resnet50"]}
     name = names.get(settings.face_detector, RetinaFace.weight_names["mobile0.25"])
     return weights.table.WEIGHTS.get(name).sha256
@@ -209,8 +231,12 @@ def _open_parser(settings: ImageSettings, loaded: LoadedModel) -> Any:
     if settings.commercial and not entry.commercial:
         if auto:
             return None
-        raise ConfigError("face_mask", "parsed", f"auto | feathered with commercial: true ({entry.license})")
-    if auto and (loaded.restorer.request.record.landmark_template is None or weights.find(PARSENET) is None):
+        raise ConfigError(
+            "face_mask", "parsed", f"auto | feathered with commercial: true ({entry.license})"
+        )
+    if auto and (
+        loaded.restorer.request.record.landmark_template is None or weights.find(PARSENET) is None
+    ):
         return None
     try:
         return FaceParser(device=loaded.restorer.device, download=settings.download)

@@ -10,7 +10,13 @@ from typing import TYPE_CHECKING, Any
 
 from .._version import __version__
 from ..enhancer import GFPGANEnhancer
-from ..errors import ConfigError, LicenseError, MissingDependencyError, MissingWeightError, WeightError
+from ..errors import (
+    ConfigError,
+    LicenseError,
+    MissingDependencyError,
+    MissingWeightError,
+    WeightError,
+)
 from ..restorers.catalog import AUTO_ORDER, MODELS, Choice, choose, get_model, model_names
 from ..restorers.codeformer import RECORD as CODEFORMER_RECORD
 from ..runtime.devices import pick_device
@@ -71,13 +77,13 @@ class RunInfo:
         except TypeError:
             return None
 
-    def same_bits(self, before: Any) -> bool:
+    def same_bits(self, other: Any) -> bool:
         """Whether what ran `before`, as plain values, comes to the same bits: what was measured then is kept now."""
         names = ("backend", "dtype", "batch_size", "threads", "forms")
-        if not isinstance(before, dict):
+        if not isinstance(other, dict):
             return False
-        then = {"forms": [], **before}  # an older version did not note them
-        return all(then.get(name) == getattr(self, name) for name in names)
+        other_info = {"forms": [], **other}  # an older version did not note them
+        return all(other_info.get(name) == getattr(self, name) for name in names)
 
     def decisive(self) -> dict[str, Any]:
         """What makes other pixels where it differs; what was only measured (backend, dtype, ...) is kept instead."""
@@ -101,10 +107,10 @@ class LoadedModel:
 
 def candidates(model: str) -> list[str]:
     """Models to try for ``model``, best first."""
-    takers = list(AUTO_ORDER)
+    fallbacks = list(AUTO_ORDER)
     if model == "auto":
-        return ["codeformer", *takers, "lite"]
-    return ["codeformer", *takers] if model.lower() == "codeformer" else [model]
+        return ["codeformer", *fallbacks, "lite"]
+    return ["codeformer", *fallbacks] if model.lower() == "codeformer" else [model]
 
 
 def load(settings: FaceSettings, *, pinned: RunInfo | None = None) -> LoadedModel:
@@ -124,24 +130,34 @@ def load(settings: FaceSettings, *, pinned: RunInfo | None = None) -> LoadedMode
     errors: list[Exception] = []
     for name in candidates(settings.model):
         try:
-            _check_licence(settings, name)
+            _check_license(settings, name)
             loaded = _load_one(settings, name, pinned, passed_over)
         except (WeightError, MissingDependencyError, LicenseError) as error:
-            passed_over.append([name, _short(error)])
+            passed_over.append([name, _reason(error)])
             errors.append(error)
         else:
-            _say(passed_over, name, settings.fidelity is not None and loaded.fidelity is None)
+            _warn_of_fallback(
+                passed_over, name, settings.fidelity is not None and loaded.fidelity is None
+            )
             return loaded
-    raise _said_of_all(errors[0], passed_over[1:]) from errors[0]
+    raise _with_fallback_errors(errors[0], passed_over[1:]) from errors[0]
 
 
 def run_info_of(
-    loaded: LoadedModel, enhancer: GFPGANEnhancer, settings: FaceSettings, helpers: dict[str, str | None], threads: int
+    loaded: LoadedModel,
+    enhancer: GFPGANEnhancer,
+    settings: FaceSettings,
+    helpers: dict[str, str | None],
+    threads: int,
 ) -> RunInfo:
     """What runs."""
     record, weight = loaded.restorer.request.record, loaded.restorer.request.weight
     backend, dtype = enhancer.backend or (None, None)
-    size = settings.batch_size if isinstance(settings.batch_size, int) else enhancer.memory_plan()["planned"]
+    size = (
+        settings.batch_size
+        if isinstance(settings.batch_size, int)
+        else enhancer.memory_plan()["planned"]
+    )
     return RunInfo(
         model=record.name,
         licence=record.licence,
@@ -158,17 +174,23 @@ def run_info_of(
     )
 
 
-def _load_one(settings: FaceSettings, name: str, pinned: RunInfo | None, passed_over: list[list[str]]) -> LoadedModel:
-    kept = pinned if _is_of(settings, name, pinned) else None
-    wanted = settings.enhancer(model=name, **_choices(settings, kept))
-    fidelity = _fidelity(settings, wanted, name, bool(passed_over))
-    choice = choose(wanted if fidelity is None else wanted.replace(fidelity=fidelity))
+def _load_one(
+    settings: FaceSettings, name: str, pinned: RunInfo | None, passed_over: list[list[str]]
+) -> LoadedModel:
+    previous = pinned if _is_of(settings, name, pinned) else None
+    enhancer_settings = settings.enhancer(model=name, **_choices(settings, previous))
+    fidelity = _fidelity(settings, enhancer_settings, name, bool(passed_over))
+    choice = choose(
+        enhancer_settings if fidelity is None else enhancer_settings.replace(fidelity=fidelity)
+    )
     if settings.commercial and not choice.model.record.commercial:  # a path, which no name told
         key = "model" if settings.model_path is None else "model_path"
         raise LicenseError(key, settings.model_path or name, CODEFORMER_RECORD.licence)
-    if kept is not None:
-        choice = dataclasses.replace(choice, forms=tuple(kept.forms))
-    return LoadedModel(choice.load(pick_device(wanted.device)), choice, fidelity, list(passed_over))
+    if previous is not None:
+        choice = dataclasses.replace(choice, forms=tuple(previous.forms))
+    return LoadedModel(
+        choice.load(pick_device(enhancer_settings.device)), choice, fidelity, list(passed_over)
+    )
 
 
 def _is_of(settings: FaceSettings, name: str, pinned: RunInfo | None) -> bool:
@@ -177,51 +199,69 @@ def _is_of(settings: FaceSettings, name: str, pinned: RunInfo | None) -> bool:
     return pinned is not None and pinned.model in (stem, MODELS.canonical(name))
 
 
-def _choices(settings: FaceSettings, kept: RunInfo | None) -> dict[str, Any]:
+def _choices(settings: FaceSettings, previous: RunInfo | None) -> dict[str, Any]:
     """Values of the options that are left open: what ran before, or fp32 whatever is faster.
 
     The measurement that chooses a reduced precision for a host would make other files on another day.
     """
-    before: dict[str, Any] = {"dtype": "fp32"}
-    if kept is not None:
-        before = {"backend": kept.backend, "dtype": kept.dtype, "batch_size": kept.batch_size}
-    return {key: value for key, value in before.items() if value is not None and getattr(settings, key) == "auto"}
+    choices: dict[str, Any] = {"dtype": "fp32"}
+    if previous is not None:
+        choices = {
+            "backend": previous.backend,
+            "dtype": previous.dtype,
+            "batch_size": previous.batch_size,
+        }
+    return {
+        key: value
+        for key, value in choices.items()
+        if value is not None and getattr(settings, key) == "auto"
+    }
 
 
-def _fidelity(settings: FaceSettings, wanted: Any, name: str, took_over: bool) -> float | None:
+def _fidelity(
+    settings: FaceSettings, enhancer_settings: Any, name: str, is_fallback: bool
+) -> float | None:
     """CodeFormer's w for this model; an option that it cannot honour is refused, except where it only took over."""
-    known = settings.model_path is None and name in model_names()
-    has = get_model(name).record.has_fidelity if known else wanted.arch == "CodeFormer"
-    if has:
+    is_named = settings.model_path is None and name in model_names()
+    has_fidelity = (
+        get_model(name).record.has_fidelity if is_named else enhancer_settings.arch == "CodeFormer"
+    )
+    if has_fidelity:
         return FIDELITY if settings.fidelity is None else settings.fidelity
-    if settings.fidelity is not None and not took_over:
-        allowed = f"auto with model: {name} (only codeformer has it; strength works for every model)"
+    if settings.fidelity is not None and not is_fallback:
+        allowed = (
+            f"auto with model: {name} (only codeformer has it; strength works for every model)"
+        )
         raise ConfigError("fidelity", settings.fidelity, allowed)
     return None
 
 
-def _check_licence(settings: FaceSettings, name: str) -> None:
+def _check_license(settings: FaceSettings, name: str) -> None:
     if settings.commercial and name in model_names():
         record = get_model(name).record
         if not record.commercial:
             raise LicenseError("model", name, record.licence)
 
 
-def _short(error: Exception) -> str:
+def _reason(error: Exception) -> str:
     if isinstance(error, MissingWeightError) and error.name:
         return f"its weight is not on this machine (`{error.command}`)"
-    return "its licence is refused by commercial: true" if isinstance(error, LicenseError) else str(error)
+    return (
+        "its licence is refused by commercial: true"
+        if isinstance(error, LicenseError)
+        else str(error)
+    )
 
 
-def _said_of_all(error: Exception, others: list[list[str]]) -> Exception:
+def _with_fallback_errors(error: Exception, others: list[list[str]]) -> Exception:
     """The first candidate's error, and what kept those behind it from taking over."""
     if others:
-        tried = "; ".join(f"{name}: {reason}" for name, reason in others)
-        error.args = (f"{error} And behind it {tried}.", *error.args[1:])
+        reasons = "; ".join(f"{name}: {reason}" for name, reason in others)
+        error.args = (f"{error} And behind it {reasons}.", *error.args[1:])
     return error
 
 
-def _say(passed_over: list[list[str]], name: str, without_fidelity: bool) -> None:
+def _warn_of_fallback(passed_over: list[list[str]], name: str, without_fidelity: bool) -> None:
     if passed_over:
         first, reason = passed_over[0]
         note = " Fidelity means nothing there." if without_fidelity else ""

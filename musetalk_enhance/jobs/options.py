@@ -20,8 +20,23 @@ from ..restorers.catalog import is_path
 _ENHANCER = {option.name: option for option in options()}
 
 _NOT_DECISIVE = {
-    *("model", "model_path", "arch", "fidelity", "detector_path"),  # the models themselves are told by their hashes
-    *("device", "provider", "allow_cpu", "mode", "memory_budget", "commercial", "download", "trust_unpinned"),
+    *(
+        "model",
+        "model_path",
+        "arch",
+        "fidelity",
+        "detector_path",
+    ),  # the models themselves are told by their hashes
+    *(
+        "device",
+        "provider",
+        "allow_cpu",
+        "mode",
+        "memory_budget",
+        "commercial",
+        "download",
+        "trust_unpinned",
+    ),
 }
 
 Settings = TypeVar("Settings", bound="FaceSettings")
@@ -31,16 +46,20 @@ def borrowed(name: str, default: Any = MISSING, help: str | None = None) -> Any:
     """An option of `EnhancerSettings`, with another default or help where a job needs one."""
     source = _ENHANCER[name]
     metadata = dict(source.metadata) if help is None else {**source.metadata, "help": help}
-    return dataclasses.field(default=source.default if default is MISSING else default, metadata=metadata)
+    return dataclasses.field(
+        default=source.default if default is MISSING else default, metadata=metadata
+    )
 
 
-def _maybe(check: tuple[schema.Check, str], word: str) -> tuple[schema.Check, str]:
+def _optional(check: tuple[schema.Check, str], word: str) -> tuple[schema.Check, str]:
     """`check`, or nothing, which is called `word`."""
 
-    def either(raw: Any) -> Any:
-        return None if raw is None or (isinstance(raw, str) and raw.lower() == word) else check[0](raw)
+    def check_or_none(raw: Any) -> Any:
+        return (
+            None if raw is None or (isinstance(raw, str) and raw.lower() == word) else check[0](raw)
+        )
 
-    return either, f"{word} | {check[1]}"
+    return check_or_none, f"{word} | {check[1]}"
 
 
 _GATE_HELP = "Leave a face alone that is as sharp as a photograph already. auto: the default."
@@ -65,7 +84,7 @@ class FaceSettings:
         None,
         "CodeFormer's w: 0 paints the best face, 1 keeps closest to the input. Other models have no such thing. "
         "auto: 0.7.",
-        _maybe(schema.number(0, 1), "auto"),
+        _optional(schema.number(0, 1), "auto"),
     )
     strength: float = borrowed("strength")
     commercial: bool = schema.option(
@@ -77,13 +96,19 @@ class FaceSettings:
         schema.choice("yunet", "retinaface", "retinaface-mobile", "none"),
     )
     detector_path: str | None = schema.option(
-        None, "A weight of the detector of your own in place of the published one.", schema.text("a path")
+        None,
+        "A weight of the detector of your own in place of the published one.",
+        schema.text("a path"),
     )
     detection_size: int = schema.option(
-        1280, "Long side, in pixels, that a picture is reduced to for the detector.", schema.whole(64, 16384)
+        1280,
+        "Long side, in pixels, that a picture is reduced to for the detector.",
+        schema.whole(64, 16384),
     )
     min_face: float = schema.option(
-        32, "Leave faces alone whose box is smaller than this on both sides, in pixels.", schema.number(0, 16384)
+        32,
+        "Leave faces alone whose box is smaller than this on both sides, in pixels.",
+        schema.number(0, 16384),
     )
     only_center_face: bool = schema.option(
         False, "Restore only the face nearest to the middle of the picture.", schema.switch()
@@ -110,17 +135,25 @@ class FaceSettings:
 
     def __post_init__(self) -> None:
         for option in dataclasses.fields(self):
-            object.__setattr__(self, option.name, schema.checked(option, getattr(self, option.name), option.name))
+            object.__setattr__(
+                self, option.name, schema.checked(option, getattr(self, option.name), option.name)
+            )
         if self.model_path is not None and self.model != "auto":
-            raise ConfigError("model_path", self.model_path, f"not together with model: {self.model}; give one")
+            raise ConfigError(
+                "model_path", self.model_path, f"not together with model: {self.model}; give one"
+            )
         if self.detector_path is not None and self.face_detector == "none":
-            raise ConfigError("detector_path", self.detector_path, "only with a face_detector that has a weight")
+            raise ConfigError(
+                "detector_path", self.detector_path, "only with a face_detector that has a weight"
+            )
         if self.only_center_face and self.face_detector == "none":
-            raise ConfigError("only_center_face", True, "false with face_detector: none (there is one face)")
+            raise ConfigError(
+                "only_center_face", True, "false with face_detector: none (there is one face)"
+            )
         for name in ("detection_size", "min_face"):
-            usual = getattr(type(self), name)
-            if self.face_detector == "none" and getattr(self, name) != usual:
-                allowed = f"{usual} with face_detector: none (nothing is looked for)"
+            default = getattr(type(self), name)
+            if self.face_detector == "none" and getattr(self, name) != default:
+                allowed = f"{default} with face_detector: none (nothing is looked for)"
                 raise ConfigError(name, getattr(self, name), allowed)
 
     def replace(self: Settings, **changes: Any) -> Settings:
@@ -130,23 +163,36 @@ class FaceSettings:
     def absolute(self: Settings) -> Settings:
         """A copy whose paths mean the same files in every working directory."""
         names = [
-            name for name in ("model", "model_path", "detector_path", "occluder") if getattr(self, name) is not None
+            name
+            for name in ("model", "model_path", "detector_path", "occluder")
+            if getattr(self, name) is not None
         ]
         if not is_path(self.model):
             names.remove("model")
-        return self.replace(**{name: os.path.abspath(os.path.expanduser(getattr(self, name))) for name in names})
+        return self.replace(
+            **{name: os.path.abspath(os.path.expanduser(getattr(self, name))) for name in names}
+        )
 
     def enhancer(self, **changes: Any) -> EnhancerSettings:
         """The settings of the enhancer that restores the faces, `changes` applied."""
-        mine = {option.name for option in dataclasses.fields(self)} & {option.name for option in enhancer_options()}
-        common = {name: getattr(self, name) for name in mine - {"fidelity", "upscale", "bg_upsampler"}}
+        shared_names = {option.name for option in dataclasses.fields(self)} & {
+            option.name for option in enhancer_options()
+        }
+        common = {
+            name: getattr(self, name)
+            for name in shared_names - {"fidelity", "upscale", "bg_upsampler"}
+        }
         if self.sharpness_gate == "auto":
             common["sharpness_gate"] = type(self).sharpness_gate
         return EnhancerSettings(**{"enabled": True, **common, **changes})
 
     def decisive(self) -> dict[str, Any]:
         """The options that decide what comes out, as plain values; what `models.Facts` tell exactly is left out."""
-        return {name: value for name, value in dataclasses.asdict(self).items() if name not in _NOT_DECISIVE}
+        return {
+            name: value
+            for name, value in dataclasses.asdict(self).items()
+            if name not in _NOT_DECISIVE
+        }
 
 
 @dataclass(frozen=True)
@@ -155,7 +201,9 @@ class ImageSettings(FaceSettings):
 
     guard: str | bool = borrowed("guard", False)
     sharpness_gate: str | bool = borrowed("sharpness_gate", False, _GATE_HELP)
-    upscale: int = schema.option(1, "How much larger pictures are handed back.", (schema.whole(1, 4)[0], "1 | 2 | 4"))
+    upscale: int = schema.option(
+        1, "How much larger pictures are handed back.", (schema.whole(1, 4)[0], "1 | 2 | 4")
+    )
     face_mask: str = schema.option(
         "auto",
         "What of a restored face is pasted. feathered: all that the network saw, fading at its border. parsed: only "
@@ -163,13 +211,17 @@ class ImageSettings(FaceSettings):
         schema.choice("auto", "feathered", "parsed"),
     )
     bg_upsampler: str = schema.option(
-        "none", "What restores and enlarges the rest of the picture.", schema.choice("none", "realesrgan")
+        "none",
+        "What restores and enlarges the rest of the picture.",
+        schema.choice("none", "realesrgan"),
     )
     save_comparison: bool = schema.option(
         False, "Write comparisons/NAME_compare.jpg, before beside after.", schema.switch()
     )
     format: str = schema.option(
-        "keep", "Format of what is written; keep: that of each input.", schema.choice("keep", "png", "jpg", "webp")
+        "keep",
+        "Format of what is written; keep: that of each input.",
+        schema.choice("keep", "png", "jpg", "webp"),
     )
     quality: int = schema.option(95, "Quality of JPEG and lossy WebP.", schema.whole(1, 100))
 
@@ -178,7 +230,11 @@ class ImageSettings(FaceSettings):
         if self.upscale == 3:
             raise ConfigError("upscale", self.upscale, "1 | 2 | 4")
         if self.face_detector == "none" and self.face_mask == "parsed":
-            raise ConfigError("face_mask", "parsed", "auto | feathered with face_detector: none (nothing is pasted)")
+            raise ConfigError(
+                "face_mask",
+                "parsed",
+                "auto | feathered with face_detector: none (nothing is pasted)",
+            )
         if self.face_detector == "none" and self.bg_upsampler != "none":
             allowed = "none with face_detector: none (there is nothing but the face)"
             raise ConfigError("bg_upsampler", self.bg_upsampler, allowed)
@@ -192,7 +248,9 @@ class VideoSettings(FaceSettings):
         "yunet", "Who finds the faces.", schema.choice("yunet", "retinaface", "retinaface-mobile")
     )
     detection_size: int = schema.option(
-        640, "Long side, in pixels, that a frame is reduced to for the detector.", schema.whole(64, 16384)
+        640,
+        "Long side, in pixels, that a frame is reduced to for the detector.",
+        schema.whole(64, 16384),
     )
     only_center_face: bool = schema.option(
         False, "Follow only one face, the one nearest to the middle.", schema.switch()
@@ -205,9 +263,13 @@ class VideoSettings(FaceSettings):
     stability: str | float = borrowed("stability")
     sharpness_gate: str | bool = borrowed("sharpness_gate", True, _GATE_HELP)
     crf: int = schema.option(
-        18, "x264's constant rate factor: 0 loses nothing, 18 hardly anything to be seen.", schema.whole(0, 51)
+        18,
+        "x264's constant rate factor: 0 loses nothing, 18 hardly anything to be seen.",
+        schema.whole(0, 51),
     )
-    preset: str = schema.option("medium", "x264's preset: slower ones make smaller files.", schema.choice(*PRESETS))
+    preset: str = schema.option(
+        "medium", "x264's preset: slower ones make smaller files.", schema.choice(*PRESETS)
+    )
     segment: int = schema.option(
         240,
         "Frames that are restored and kept at once: what a killed run loses at most, and what one worker gets.",
@@ -215,16 +277,18 @@ class VideoSettings(FaceSettings):
     )
 
 
-def option_named(settings: type[FaceSettings], name: str, value: str = "") -> dataclasses.Field[Any]:
+def option_named(
+    settings: type[FaceSettings], name: str, value: str = ""
+) -> dataclasses.Field[Any]:
     """The option of that name; `value` is what was to be set, for the error.
 
     Raises:
         ConfigError: there is none.
     """
-    known = {option.name: option for option in dataclasses.fields(settings)}
-    if name.replace("-", "_") not in known:
-        raise ConfigError.unknown(name, value, known)
-    return known[name.replace("-", "_")]
+    fields = {option.name: option for option in dataclasses.fields(settings)}
+    if name.replace("-", "_") not in fields:
+        raise ConfigError.unknown(name, value, fields)
+    return fields[name.replace("-", "_")]
 
 
 __all__ = ["FaceSettings", "ImageSettings", "VideoSettings", "borrowed", "option_named"]

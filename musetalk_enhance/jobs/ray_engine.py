@@ -27,10 +27,10 @@ if TYPE_CHECKING:
 PROCESSOR_CPUS, STEP_CPUS = 0.8, 0.1
 """What Ray books of a core for a maker and for a step beside it: one core for each worker in all. That decides only
 how many workers a machine is given; how many threads a maker has, `Work.threads` says."""
-PATIENCE = 60.0
+WAIT_TIMEOUT_S = 60.0
 """Seconds to wait for what others use of a cluster."""
-_SILENT = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_DATA_USAGE_DISABLED": "1"}
-_REACHED = 5.0
+_NO_TELEMETRY = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_DATA_USAGE_DISABLED": "1"}
+_CONNECT_TIMEOUT_S = 5.0
 _ADDRESS = "auto | HOST:PORT of a Ray cluster that runs (`ray start --head` starts one)"
 
 
@@ -56,16 +56,16 @@ class RayEngine:
         if workers is not None and workers < 1:
             raise ConfigError("workers", workers, "1 or more")
         self.address, self.workers = address, workers
-        self._started = self._held = False
+        self._started = self._keep_cluster = False
         self._handler: Any = None
         self._inherited: dict[str, str] | None = None
 
     def __enter__(self) -> RayEngine:
-        self._held = True
+        self._keep_cluster = True
         return self
 
     def __exit__(self, *exc: object) -> None:
-        self._held = False
+        self._keep_cluster = False
         self.close()
 
     def run_info(self, factory: ProcessorFactory) -> RunInfo:
@@ -78,17 +78,24 @@ class RayEngine:
         """
         ray = self._start()
         gpu = ray.cluster_resources().get("GPU", 0) >= 1
-        self._room(ray, gpu)
+        self._worker_count(ray, gpu)
         threads = os.environ.get("OMP_NUM_THREADS")
-        options = {"num_cpus": PROCESSOR_CPUS, "num_gpus": int(gpu), "max_calls": 1, **self._environment()}
-        with _typed(ray):
-            answer = pickle.loads(ray.get(ray.remote(**options)(worker_run_info).remote(factory, threads)))
+        options = {
+            "num_cpus": PROCESSOR_CPUS,
+            "num_gpus": int(gpu),
+            "max_calls": 1,
+            **self._environment(),
+        }
+        with _ray_errors_translated(ray):
+            answer = pickle.loads(
+                ray.get(ray.remote(**options)(worker_run_info).remote(factory, threads))
+            )
         if isinstance(answer, Failure):
             answer.throw()
-        found: RunInfo = answer
-        return found
+        run_info: RunInfo = answer
+        return run_info
 
-    def run(self, job: Job, done: UnitCallback) -> None:
+    def run(self, job: Job, on_unit: UnitCallback) -> None:
         """See `Engine.run`. A cluster that it started is stopped in the end.
 
         Raises:
@@ -100,16 +107,16 @@ class RayEngine:
             if not job.units:
                 return
             ray = self._start()
-            workers = min(self._room(ray, job.gpu), len(job.units))
+            workers = min(self._worker_count(ray, job.gpu), len(job.units))
             with contextlib.closing(_states(ray, job, workers, self._environment())) as states:
                 for state in states:
-                    done(state)
+                    on_unit(state)
         finally:
             self.close()
 
     def close(self) -> None:
         """See `Engine.close`: stop the cluster that was started, leave the one that was joined."""
-        if not self._started or self._held:
+        if not self._started or self._keep_cluster:
             return
         import ray
 
@@ -122,17 +129,19 @@ class RayEngine:
 
     def _start(self) -> Any:
         """The module ``ray``, with a cluster behind it."""
-        ray = _imported()
+        ray = _import_ray()
         if ray.is_initialized():
             return ray
         main = threading.current_thread() is threading.main_thread()
-        self._handler = signal.getsignal(signal.SIGTERM) if main else None  # Ray sets one of its own
+        self._handler = (
+            signal.getsignal(signal.SIGTERM) if main else None
+        )  # Ray sets one of its own
         try:
             with _quiet(), warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # tips for what Ray will do otherwise one day
                 if self.address is None:
                     self._inherited = _variables()
-                    _start_alone(ray, self.workers or 1, self._inherited)
+                    _start_local_cluster(ray, self.workers or 1, self._inherited)
                 else:
                     _join(ray, self.address)
         except BaseException:
@@ -143,28 +152,35 @@ class RayEngine:
 
     def _environment(self) -> dict[str, Any]:
         """The option of a task or actor that gives it our variables, where the cluster does not have them."""
-        mine = _variables()
-        return {} if mine == self._inherited else {"runtime_env": {"env_vars": mine}}
+        variables = _variables()
+        return {} if variables == self._inherited else {"runtime_env": {"env_vars": variables}}
 
-    def _room(self, ray: Any, gpu: bool) -> int:
+    def _worker_count(self, ray: Any, gpu: bool) -> int:
         """How many workers there will be.
 
         Raises:
             ConfigError: the cluster has no room for so many.
         """
         nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-        most = sum(int(min(node.get("CPU", 0), node.get("GPU", 0) if gpu else node.get("CPU", 0))) for node in nodes)
+        capacity = sum(
+            int(min(node.get("CPU", 0), node.get("GPU", 0) if gpu else node.get("CPU", 0)))
+            for node in nodes
+        )
         what = "GPU and core" if gpu else "core"
-        allowed = f"at most {most} on this cluster (one {what} each)" if most else f"a cluster with a {what} to give"
-        workers = self.workers or (max(most, 1) if gpu else 1)
-        if workers > most:
+        allowed = (
+            f"at most {capacity} on this cluster (one {what} each)"
+            if capacity
+            else f"a cluster with a {what} to give"
+        )
+        workers = self.workers or (max(capacity, 1) if gpu else 1)
+        if workers > capacity:
             raise ConfigError("workers", workers, allowed)
         if self.address is not None or not self._started:
             _wait_for(ray, workers, gpu)
         return workers
 
 
-def _imported() -> Any:
+def _import_ray() -> Any:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -176,11 +192,15 @@ def _imported() -> Any:
     return ray
 
 
-def _start_alone(ray: Any, workers: int, inherited: dict[str, str]) -> None:
+def _start_local_cluster(ray: Any, workers: int, inherited: dict[str, str]) -> None:
     """A cluster of this machine alone, reachable over the loopback device only, that reports to nobody."""
-    variables = inherited | _SILENT | _python_path() | {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
-    constants = vars(ray._private.ray_constants)  # the second variable, which was read when ray was imported
-    with _put(os.environ, variables), _put(constants, {"ENABLE_RAY_CLUSTER": False}):
+    variables = (
+        inherited | _NO_TELEMETRY | _python_path() | {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
+    )
+    constants = vars(
+        ray._private.ray_constants
+    )  # the second variable, which was read when ray was imported
+    with _override(os.environ, variables), _override(constants, {"ENABLE_RAY_CLUSTER": False}):
         ray.init(
             num_cpus=max(workers, os.cpu_count() or 1),
             include_dashboard=False,
@@ -192,9 +212,13 @@ def _start_alone(ray: Any, workers: int, inherited: dict[str, str]) -> None:
 def _python_path() -> dict[str, str]:
     """The variable that lets workers, whose working directory is another, import this very library."""
     root = Path(__file__).resolve().parents[2]
-    given = [os.path.abspath(path) for path in os.environ.get("PYTHONPATH", "").split(os.pathsep) if path]
-    installed = root in {Path(sysconfig.get_path(name)).resolve() for name in ("purelib", "platlib")}
-    paths = given if installed else [str(root), *given]
+    inherited = [
+        os.path.abspath(path) for path in os.environ.get("PYTHONPATH", "").split(os.pathsep) if path
+    ]
+    installed = root in {
+        Path(sysconfig.get_path(name)).resolve() for name in ("purelib", "platlib")
+    }
+    paths = inherited if installed else [str(root), *inherited]
     return {"PYTHONPATH": os.pathsep.join(paths)} if paths else {}
 
 
@@ -204,9 +228,11 @@ def _join(ray: Any, address: str) -> None:
         if not host or not port.isdecimal():
             raise ConfigError("address", address, _ADDRESS)
         try:  # Ray itself would try for a minute
-            socket.create_connection((host, int(port)), _REACHED).close()
+            socket.create_connection((host, int(port)), _CONNECT_TIMEOUT_S).close()
         except (OSError, OverflowError) as error:
-            raise ConfigError("address", address, _ADDRESS, f" Nobody answers there ({error}).") from error
+            raise ConfigError(
+                "address", address, _ADDRESS, f" Nobody answers there ({error})."
+            ) from error
     try:
         ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
     except (OSError, RuntimeError, ValueError) as error:
@@ -220,20 +246,22 @@ def _wait_for(ray: Any, workers: int, gpu: bool) -> None:
     Raises:
         ConfigError: it has none in time.
     """
-    each = {"CPU": PROCESSOR_CPUS + 2 * STEP_CPUS} | ({"GPU": 1.0} if gpu else {})
-    booked = ray.util.placement_group([each] * workers, strategy="SPREAD")
-    there = booked.wait(timeout_seconds=PATIENCE)
-    ray.util.remove_placement_group(booked)
-    if not there:
-        allowed = f"as many as have room beside what else runs there (waited {PATIENCE:g} s for that)"
+    bundle = {"CPU": PROCESSOR_CPUS + 2 * STEP_CPUS} | ({"GPU": 1.0} if gpu else {})
+    group = ray.util.placement_group([bundle] * workers, strategy="SPREAD")
+    has_room = group.wait(timeout_seconds=WAIT_TIMEOUT_S)
+    ray.util.remove_placement_group(group)
+    if not has_room:
+        allowed = f"as many as have room beside what else runs there (waited {WAIT_TIMEOUT_S:g} s for that)"
         raise ConfigError("workers", workers, allowed)
 
 
-def _states(ray: Any, job: Job, workers: int, environment: dict[str, Any]) -> Generator[State, None, None]:
+def _states(
+    ray: Any, job: Job, workers: int, environment: dict[str, Any]
+) -> Generator[State, None, None]:
     """The states of all units as they are finished."""
     attempts = ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1)(Attempts).remote()
-    seen: set[int] = set()
-    with _quiet(), _quiet_data(ray), _put(os.environ, _SILENT):
+    finished: set[int] = set()
+    with _quiet(), _quiet_data(ray), _override(os.environ, _NO_TELEMETRY):
         units = _pipeline(ray, job, workers, attempts, environment)
         tables = iter(units.iter_batches(batch_size=1, batch_format="pyarrow", prefetch_batches=0))
         try:
@@ -241,16 +269,18 @@ def _states(ray: Any, job: Job, workers: int, environment: dict[str, Any]) -> Ge
                 number, value = unpack(table)
                 if isinstance(value, Failure):
                     value.throw()
-                if number not in seen:
-                    seen.add(number)
+                if number not in finished:
+                    finished.add(number)
                     yield value
         finally:
             if hasattr(tables, "close"):
                 tables.close()
             del tables  # what stops the makers on a cluster that goes on
             ray.kill(attempts)
-    if len(seen) != len(job.units):
-        raise RestorerError(f"the cluster lost {len(job.units) - len(seen)} units; run it again to do them")
+    if len(finished) != len(job.units):
+        raise RestorerError(
+            f"the cluster lost {len(job.units) - len(finished)} units; run it again to do them"
+        )
 
 
 def _pipeline(ray: Any, job: Job, workers: int, attempts: Any, environment: dict[str, Any]) -> Any:
@@ -264,10 +294,14 @@ def _pipeline(ray: Any, job: Job, workers: int, attempts: Any, environment: dict
     common = {"batch_size": 1, "batch_format": "pyarrow", **environment}
     loading = {"make_processor": job.make_processor, "threads": job.threads, "attempts": attempts}
     beside = common | {"num_cpus": STEP_CPUS, "compute": TaskPoolStrategy(workers)}
-    pool = ActorPoolStrategy(size=workers, max_tasks_in_flight_per_actor=2)  # one is made, one is at hand
+    pool = ActorPoolStrategy(
+        size=workers, max_tasks_in_flight_per_actor=2
+    )  # one is made, one is at hand
     units = ray.data.from_arrow([pack(number, unit) for number, unit in enumerate(job.units)])
     return (
-        units.map_batches(run_step, fn_kwargs={"name": "read", "step": job.read, "attempts": attempts}, **beside)
+        units.map_batches(
+            run_step, fn_kwargs={"name": "read", "step": job.read, "attempts": attempts}, **beside
+        )
         .map_batches(
             ProcessStep,
             fn_constructor_kwargs=loading,
@@ -276,23 +310,27 @@ def _pipeline(ray: Any, job: Job, workers: int, attempts: Any, environment: dict
             **({"num_gpus": 1} if job.gpu else {}),
             **common,
         )
-        .map_batches(run_step, fn_kwargs={"name": "write", "step": job.write, "attempts": attempts}, **beside)
+        .map_batches(
+            run_step, fn_kwargs={"name": "write", "step": job.write, "attempts": attempts}, **beside
+        )
     )
 
 
 def _next(ray: Any, tables: Iterator[Any]) -> Any:
-    with _typed(ray):
+    with _ray_errors_translated(ray):
         return next(tables, None)
 
 
 def _variables() -> dict[str, str]:
     """The environment variables that workers need."""
-    mine = {name: value for name, value in os.environ.items() if name.startswith("MUSETALK_ENHANCE_")}
-    return mine | {CACHE_ENV: str(cache_dir())}
+    variables = {
+        name: value for name, value in os.environ.items() if name.startswith("MUSETALK_ENHANCE_")
+    }
+    return variables | {CACHE_ENV: str(cache_dir())}
 
 
 @contextlib.contextmanager
-def _typed(ray: Any) -> Iterator[None]:
+def _ray_errors_translated(ray: Any) -> Iterator[None]:
     """Ray's own errors as ours."""
     try:
         yield
@@ -326,18 +364,18 @@ def _quiet_data(ray: Any) -> Iterator[None]:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # some versions warn of an option of their own
         options = vars(ray.data.DataContext.get_current())
-    with _put(options, {"enable_progress_bars": False, "print_on_execution_start": False}):
+    with _override(options, {"enable_progress_bars": False, "print_on_execution_start": False}):
         yield
 
 
 @contextlib.contextmanager
-def _put(mapping: Any, values: dict[str, Any]) -> Iterator[None]:
+def _override(mapping: Any, values: dict[str, Any]) -> Iterator[None]:
     """`values` in a mapping for a while."""
-    before = {name: mapping[name] for name in values if name in mapping}
+    previous = {name: mapping[name] for name in values if name in mapping}
     mapping.update(values)
     try:
         yield
     finally:
         for name in values:
             del mapping[name]
-        mapping.update(before)
+        mapping.update(previous)

@@ -64,7 +64,9 @@ def pack(number: int, value: Any) -> Any:
     """A unit's number and what became of it, as an Arrow table of one row."""
     import pyarrow as pa
 
-    return pa.table({COLUMN: pa.array([pickle.dumps((number, value), protocol=5)], pa.large_binary())})
+    return pa.table(
+        {COLUMN: pa.array([pickle.dumps((number, value), protocol=5)], pa.large_binary())}
+    )
 
 
 def unpack(table: Any) -> tuple[int, Any]:
@@ -110,11 +112,11 @@ def run_step(table: Any, name: str, step: Callable[[Any], Any], attempts: Any) -
                 f"unit {number}, step {name!r}: its worker process died {count - 1} times in a row. See Ray's logs; "
                 "a processor's or GPU's memory that is too small is the usual reason"
             )
-        made = pack(number, step(value))
+        packed = pack(number, step(value))
     except Exception as error:
-        made = pack(number, Failure.of(error))
+        packed = pack(number, Failure.of(error))
     attempts.end.remote(name, number)
-    return made
+    return packed
 
 
 class ProcessStep:

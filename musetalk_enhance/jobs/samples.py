@@ -98,15 +98,24 @@ def restore_samples(
     Raises:
         ConfigError: `count` is under 1; and whatever `restore_images` raises.
     """
-    source, place = Path(source), Path(output) / SAMPLES
+    source, folder_path = Path(source), Path(output) / SAMPLES
     names = select_images(source, Path(output), count)
-    result = restore_images(source, place, settings, engine=engine, pictures=names, progress=progress)
+    result = restore_images(
+        source, folder_path, settings, engine=engine, pictures=names, progress=progress
+    )
     rows = [
-        (name, _strip([_read(root_folder(source) / name), *_restored(result, name)], ["before", "after"], _CELL))
+        (
+            name,
+            _strip(
+                [_read(root_folder(source) / name), *_restored(result, name)],
+                ["before", "after"],
+                _CELL,
+            ),
+        )
         for name in evenly(names, MAX_ON_SHEET)
         if _restored(result, name)
     ]
-    return SampleResult(place, _write_sheet(place, rows), (result,))
+    return SampleResult(folder_path, _write_sheet(folder_path, rows), (result,))
 
 
 def restore_sweep(
@@ -133,28 +142,38 @@ def restore_sweep(
     Raises:
         ConfigError: the model that runs does not have the option; and whatever `restore_images` raises.
     """
-    source, place = Path(source), Path(output) / SWEEP
-    every = [settings.replace(**{sweep.name: value}) for value in sweep.values]  # refused now, not after hours
+    source, folder_path = Path(source), Path(output) / SWEEP
+    settings_by_value = [
+        settings.replace(**{sweep.name: value}) for value in sweep.values
+    ]  # refused now, not after hours
     names = select_images(source, Path(output), count)
     results = []
-    for value, mine in zip(sweep.values, every, strict=True):
-        folder = place / re.sub(r"[^\w.=+-]+", "_", sweep.label(value))
+    for value, value_settings in zip(sweep.values, settings_by_value, strict=True):
+        folder = folder_path / re.sub(r"[^\w.=+-]+", "_", sweep.label(value))
         approve = None if sweep.name != "fidelity" else _has_fidelity
         results.append(
-            restore_images(source, folder, mine, engine=engine, pictures=names, approve=approve, progress=progress)
+            restore_images(
+                source,
+                folder,
+                value_settings,
+                engine=engine,
+                pictures=names,
+                approve=approve,
+                progress=progress,
+            )
         )
     labels = ["input", *(sweep.label(value) for value in sweep.values)]
-    rows, shown = [], set(evenly(names, MAX_ON_SHEET))
-    sweep_parts(place, {name.partition("/")[0] for name in names if "/" in name})
+    rows, sheet_names = [], set(evenly(names, MAX_ON_SHEET))
+    sweep_parts(folder_path, {name.partition("/")[0] for name in names if "/" in name})
     for name in names:
-        made = [picture for result in results for picture in _restored(result, name)]
-        if len(made) != len(results):
+        restored = [picture for result in results for picture in _restored(result, name)]
+        if len(restored) != len(results):
             continue
-        pictures = [_read(root_folder(source) / name), *made]
-        _write_jpeg(place / f"{name}_{sweep.name}.jpg", _strip(pictures, labels, None))
-        if name in shown:
+        pictures = [_read(root_folder(source) / name), *restored]
+        _write_jpeg(folder_path / f"{name}_{sweep.name}.jpg", _strip(pictures, labels, None))
+        if name in sheet_names:
             rows.append((name, _strip(pictures, labels, _CELL)))
-    return SampleResult(place, _write_sheet(place, rows), tuple(results))
+    return SampleResult(folder_path, _write_sheet(folder_path, rows), tuple(results))
 
 
 def select_images(source: Path, output: Path, count: int | None) -> list[str]:
@@ -165,17 +184,21 @@ def select_images(source: Path, output: Path, count: int | None) -> list[str]:
     """
     if count is not None and count < 1:
         raise ConfigError("--num-samples", count, "1 or more")
-    troubles: list[tuple[str, str]] = []
-    listed = list_images(source, [output], troubles)
-    for _, text in troubles:
+    unreadable: list[tuple[str, str]] = []
+    listed = list_images(source, [output], unreadable)
+    for _, text in unreadable:
         logger.warning("%s", text)
     return listed if count is None else evenly(listed, count)
 
 
 def _has_fidelity(run_info: RunInfo) -> None:
     if run_info.fidelity is None:
-        why = "; ".join(f"{name}: {reason}" for name, reason in run_info.passed_over)
-        raise ConfigError("--sweep", "fidelity", f"a model that has it (codeformer); {run_info.model} would run ({why})")
+        reasons = "; ".join(f"{name}: {reason}" for name, reason in run_info.passed_over)
+        raise ConfigError(
+            "--sweep",
+            "fidelity",
+            f"a model that has it (codeformer); {run_info.model} would run ({reasons})",
+        )
 
 
 def _restored(result: ImagesResult, name: str) -> list[Any]:
@@ -192,26 +215,31 @@ def _read(path: Path) -> Any:
         raise MediaError(path, f"cannot be read ({error.strerror or error})") from error
 
 
-def _strip(pictures: Sequence[Any], labels: Sequence[str], widest: int | None) -> Any:
+def _strip(images: Sequence[Any], labels: Sequence[str], max_width: int | None) -> Any:
     """One row; with `widest` small enough for a contact sheet."""
     import cv2
 
-    if widest is None:
-        return side_by_side(pictures, labels, max_side=_STRIP)
-    small = []
-    for picture in pictures:
-        scale = min(1.0, widest / picture.shape[1])
-        size_wh = max(1, round(picture.shape[1] * scale)), max(1, round(picture.shape[0] * scale))
-        small.append(cv2.resize(picture, size_wh, interpolation=cv2.INTER_AREA) if scale < 1 else picture)
-    return side_by_side(small, labels, max_side=_STRIP)
+    if max_width is None:
+        return side_by_side(images, labels, max_side=_STRIP)
+    scaled = []
+    for image in images:
+        scale = min(1.0, max_width / image.shape[1])
+        size_wh = max(1, round(image.shape[1] * scale)), max(1, round(image.shape[0] * scale))
+        scaled.append(
+            cv2.resize(image, size_wh, interpolation=cv2.INTER_AREA) if scale < 1 else image
+        )
+    return side_by_side(scaled, labels, max_side=_STRIP)
 
 
-def _write_sheet(place: Path, rows: Sequence[tuple[str, Any]]) -> Path | None:
+def _write_sheet(folder_path: Path, rows: Sequence[tuple[str, Any]]) -> Path | None:
     if not rows:
         return None
     width = min(_STRIP, max(row.shape[1] for _, row in rows))
-    _write_jpeg(place / SHEET, contact_sheet([row for _, row in rows], [name for name, _ in rows], width=width))
-    return place / SHEET
+    _write_jpeg(
+        folder_path / SHEET,
+        contact_sheet([row for _, row in rows], [name for name, _ in rows], width=width),
+    )
+    return folder_path / SHEET
 
 
 def _write_jpeg(path: Path, picture_bgr: Any) -> None:

@@ -35,10 +35,14 @@ def write_sidecar(path: Path, head: Mapping[str, Any], notes: Iterable[Mapping[s
     """
     try:
         with path.open("w", encoding="utf-8") as file:
-            file.write(json.dumps(head, indent=1, sort_keys=True, allow_nan=False).removesuffix("\n}"))
+            file.write(
+                json.dumps(head, indent=1, sort_keys=True, allow_nan=False).removesuffix("\n}")
+            )
             file.write(f",\n {_NOTES}")
             for number, note in enumerate(notes):
-                file.write(f"{',' if number else ''}\n  {json.dumps(note, sort_keys=True, allow_nan=False)}")
+                file.write(
+                    f"{',' if number else ''}\n  {json.dumps(note, sort_keys=True, allow_nan=False)}"
+                )
             file.write("\n ]\n}\n")
     except MediaError:  # an OSError too, but it is the notes that it tells of
         raise

@@ -13,17 +13,28 @@ from .manifest import State, digest
 from .models import RunInfo
 from .options import FaceSettings
 
-_MODEL = ("model", "licence", "weight_sha256", "fidelity", "backend", "dtype", "device", "batch_size")
+_MODEL = (
+    "model",
+    "licence",
+    "weight_sha256",
+    "fidelity",
+    "backend",
+    "dtype",
+    "device",
+    "batch_size",
+)
 
 
 def settings_stats(settings: FaceSettings, run_info: RunInfo) -> dict[str, Any]:
     """What was asked and what ran, as plain values; the same for every run that comes to the same files."""
-    known = run_info.as_dict()
+    info = run_info.as_dict()
     return {
         "version": __version__,
         "model_asked_for": settings.model_path or settings.model,
-        "model_that_ran": {name: known[name] for name in _MODEL},
-        "models_passed_over": [{"model": name, "reason": reason} for name, reason in run_info.passed_over],
+        "model_that_ran": {name: info[name] for name in _MODEL},
+        "models_passed_over": [
+            {"model": name, "reason": reason} for name, reason in run_info.passed_over
+        ],
         "helpers_sha256": run_info.helpers,
         "settings": settings.decisive(),
         "settings_sha256": digest(settings.decisive() | run_info.decisive()),
@@ -48,20 +59,21 @@ def image_stats(
         listed: the pictures that belong to the folder now.
         troubles: sub-folders that cannot be read, with the reason.
     """
-    wanted = set(listed)
+    names = set(listed)
     items = sorted(
-        (item for state in states for item in state["items"] if item["name"] in wanted), key=lambda item: item["name"]
+        (item for state in states for item in state["items"] if item["name"] in names),
+        key=lambda item: item["name"],
     )
-    kinds = Counter(item["state"] for item in items)
+    state_counts = Counter(item["state"] for item in items)
     errors = [(item["name"], item["error"]) for item in items if item["error"]]
     faces = Counter(face["state"] for item in items for face in item["faces"])
     return settings_stats(settings, run_info) | {
         "pictures": {
             "all": len(items),
-            "with_restored_faces": kinds[RESTORED],
-            "without_restored_face": kinds[NO_FACE],
-            "failed": kinds[FAILED],
-            "unreadable": kinds[UNREADABLE],
+            "with_restored_faces": state_counts[RESTORED],
+            "without_restored_face": state_counts[NO_FACE],
+            "failed": state_counts[FAILED],
+            "unreadable": state_counts[UNREADABLE],
             "unreadable_folders": len(troubles),
         },
         "faces": {

@@ -17,7 +17,14 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from ..errors import ConfigError, MediaError
-from ..media import SegmentWriter, VideoIndex, check_output, concat_segments, index_video, read_segment
+from ..media import (
+    SegmentWriter,
+    VideoIndex,
+    check_output,
+    concat_segments,
+    index_video,
+    read_segment,
+)
 from ..pipeline.stats import mean_or_none
 from .job import Engine, Job, load_run_info
 from .local import LocalEngine
@@ -107,7 +114,7 @@ def restore_video(
         WeightError, MissingDependencyError: a network cannot be loaded.
     """
     settings, source, output = settings or VideoSettings(), Path(source), Path(output)
-    began = time.perf_counter()
+    start_time = time.perf_counter()
     if source.resolve() == output.resolve():
         raise ConfigError("OUT", str(output), "another file than IN")
     index = index_video(source, start, end)
@@ -115,20 +122,28 @@ def restore_video(
     sha256 = file_digest(source)
     if sha256 is None:
         raise MediaError(source, "cannot be read")
-    film = {"input_sha256": sha256, "start": start, "end": end, "preroll": PREROLL, "chunk": CHUNK}
+    input_info = {
+        "input_sha256": sha256,
+        "start": start,
+        "end": end,
+        "preroll": PREROLL,
+        "chunk": CHUNK,
+    }
     folder = parts_folder(output)
-    held = False
+    is_locked = False
     try:
         with locked(folder):
-            held = True
-            _swept(output)
-            stats, resumed = _restored(source, output, settings, index, film, engine, progress)
+            is_locked = True
+            _sweep_probe_files(output)
+            stats, resumed = _restored(
+                source, output, settings, index, input_info, engine, progress
+            )
     except BaseException:
-        if held and not _is_begun(folder):
+        if is_locked and not _is_resumable(folder):
             shutil.rmtree(folder, ignore_errors=True)
         raise
     shutil.rmtree(folder, ignore_errors=True)
-    return VideoResult(output, stats, time.perf_counter() - began, resumed)
+    return VideoResult(output, stats, time.perf_counter() - start_time, resumed)
 
 
 def _restored(
@@ -136,104 +151,132 @@ def _restored(
     output: Path,
     settings: VideoSettings,
     index: VideoIndex,
-    film: dict[str, Any],
+    input_info: dict[str, Any],
     engine: Engine | None,
     progress: Progress | None,
 ) -> tuple[dict[str, Any], int]:
     folder = parts_folder(output)
-    before, known = Manifest.load(folder), read_head(sidecar_path(output))
-    ticker = _Ticker() if engine is None or isinstance(engine, LocalEngine) else None
+    previous, head = Manifest.load(folder), read_head(sidecar_path(output))
+    frame_callback = _FrameCallback() if engine is None or isinstance(engine, LocalEngine) else None
     factory = VideoProcessorFactory(
-        settings.absolute(), _pinned(before, known), source.absolute(), index, folder.absolute(), ticker
+        settings.absolute(),
+        _pinned(previous, head),
+        source.absolute(),
+        index,
+        folder.absolute(),
+        frame_callback,
     )
-    with closing(engine or LocalEngine()) as place:
-        run_info = load_run_info(place, factory)
-        decisive = settings.decisive() | run_info.decisive() | film
-        if _is_done(output, known, decisive):
+    with closing(engine or LocalEngine()) as runner:
+        run_info = load_run_info(runner, factory)
+        decisive = settings.decisive() | run_info.decisive() | input_info
+        if _is_done(output, head, decisive):
             logger.info("%s is done already", output)
-            _tell(progress, len(index), len(index))
-            return dict(known), len(index)
-        if before is None:
-            _say_what_was(output, known, decisive)
-        manifest = _manifest(before, folder, decisive, run_info, index, settings)
-        valid, todo = _sorted_out(manifest)
+            _report(progress, len(index), len(index))
+            return dict(head), len(index)
+        if previous is None:
+            _warn_of_restart(output, head, decisive)
+        manifest = _manifest(previous, folder, decisive, run_info, index, settings)
+        valid, todo = _split_by_state(manifest)
         resumed = sum(_frames(state["unit"]) for state in valid)
-        count = _ProgressCounter(progress, resumed, len(index), valid)
-        if ticker is not None:
-            ticker.heard = count.made
+        counter = _ProgressCounter(progress, resumed, len(index), valid)
+        if frame_callback is not None:
+            frame_callback.callback = counter.add_frames
         gpu, write = run_info.device != "cpu", WriteSegmentState(factory.folder)
-        place.run(Job(todo, PassUnit(), replace(factory, run_info=run_info), write, gpu, run_info.threads), count)
-    states = sorted(count.states, key=lambda state: state["unit"]["id"])
+        runner.run(
+            Job(
+                todo, PassUnit(), replace(factory, run_info=run_info), write, gpu, run_info.threads
+            ),
+            counter,
+        )
+    states = sorted(counter.states, key=lambda state: state["unit"]["id"])
     segments = [folder / name for state in states for name in outputs_of(state)]
-    whole, beside = folder / f"film{output.suffix}", folder / "film.json"  # so that a kill leaves no litter
-    concat_segments(segments, index, source, whole)
-    stats = _stats(settings, run_info, index, film, states, whole, decisive)
-    write_sidecar(beside, stats, _notes(manifest))
-    _put(whole, output)
-    _put(beside, sidecar_path(output))
+    video, sidecar = (
+        folder / f"film{output.suffix}",
+        folder / "film.json",
+    )  # so that a kill leaves no litter
+    concat_segments(segments, index, source, video)
+    stats = _stats(settings, run_info, index, input_info, states, video, decisive)
+    write_sidecar(sidecar, stats, _notes(manifest))
+    _move(video, output)
+    _move(sidecar, sidecar_path(output))
     return stats, resumed
 
 
-def _put(made: Path, target: Path) -> None:
+def _move(path: Path, target: Path) -> None:
     try:
-        os.replace(made, target)
+        os.replace(path, target)
     except OSError as error:
         raise MediaError(target, f"cannot be written ({error.strerror or error})") from error
 
 
-def _swept(output: Path) -> None:
+def _sweep_probe_files(output: Path) -> None:
     """Take away the unfinished file of a run that was killed while it looked whether `output` can be written."""
-    name = re.compile(re.escape(f".{output.stem}.part-") + "[0-9a-f]{32}" + re.escape(output.suffix))
+    name = re.compile(
+        re.escape(f".{output.stem}.part-") + "[0-9a-f]{32}" + re.escape(output.suffix)
+    )
     for path in output.parent.iterdir():
         if name.fullmatch(path.name):
             path.unlink(missing_ok=True)
 
 
-def _is_begun(folder: Path) -> bool:
+def _is_resumable(folder: Path) -> bool:
     """Whether something lies there that a later run can go on with, or does not understand."""
     return any(path.name != "lock" for path in folder.rglob("*") if path.is_file())
 
 
 def segment_of(index: VideoIndex, settings: VideoSettings) -> int:
     """Frames of a segment; more where every segment has to be decoded from the film's beginning."""
-    return max(settings.segment, -(-len(index) // MAX_COUNTED_SEGMENTS)) if index.counted else settings.segment
+    return (
+        max(settings.segment, -(-len(index) // MAX_COUNTED_SEGMENTS))
+        if index.counted
+        else settings.segment
+    )
 
 
-class _Ticker:
+class _FrameCallback:
     """Passes on the number of frames that were just finished, once somebody wants to hear it."""
 
     def __init__(self) -> None:
-        self.heard: Callable[[int], None] | None = None
+        self.callback: Callable[[int], None] | None = None
 
     def __call__(self, frames: int) -> None:
-        if self.heard is not None:
-            self.heard(frames)
+        if self.callback is not None:
+            self.callback(frames)
 
 
 class _ProgressCounter:
     """Keeps the states and says how far the work is: in frames here, in segments where the work is elsewhere."""
 
-    def __init__(self, progress: Progress | None, done: int, total: int, states: list[State]) -> None:
+    def __init__(
+        self, progress: Progress | None, frames: int, total: int, states: list[State]
+    ) -> None:
         self.states = list(states)
-        self._progress, self._done, self._total, self._by_frames = progress, done, total, False
-        _tell(progress, done, total)
+        self._progress, self._frames_done, self._total, self._by_frames = (
+            progress,
+            frames,
+            total,
+            False,
+        )
+        _report(progress, frames, total)
 
-    def made(self, frames: int) -> None:
+    def add_frames(self, frames: int) -> None:
         """Some frames are finished."""
         self._by_frames = True
-        self._done += frames
-        _tell(self._progress, self._done, self._total)
+        self._frames_done += frames
+        _report(self._progress, self._frames_done, self._total)
 
     def __call__(self, state: State) -> None:
         self.states.append(_without_notes(state))
         if not self._by_frames:
-            self._done += _frames(state["unit"])
-            _tell(self._progress, self._done, self._total)
+            self._frames_done += _frames(state["unit"])
+            _report(self._progress, self._frames_done, self._total)
 
 
 def _without_notes(state: State) -> State:
     """A state without what it says of each frame: that is kept on disk."""
-    items = [{name: value for name, value in item.items() if name != "notes"} for item in state["items"]]
+    items = [
+        {name: value for name, value in item.items() if name != "notes"} for item in state["items"]
+    ]
     return {**state, "items": items}
 
 
@@ -251,70 +294,77 @@ def _notes(manifest: Manifest) -> Iterator[dict[str, Any]]:
             yield from item["notes"]
 
 
-def _tell(progress: Progress | None, done: int, total: int) -> None:
+def _report(progress: Progress | None, frames: int, total: int) -> None:
     if progress is not None:
-        progress(min(done, total), total)
+        progress(min(frames, total), total)
 
 
 def _frames(unit: Unit) -> int:
     return int(unit["stop"] - unit["first"])
 
 
-def _pinned(before: Manifest | None, known: Any) -> RunInfo | None:
-    return RunInfo.of(_job(known).get("facts") if before is None else before.run_info)
+def _pinned(previous: Manifest | None, head: Any) -> RunInfo | None:
+    return RunInfo.of(_job(head).get("facts") if previous is None else previous.run_info)
 
 
-def _job(known: Any) -> dict[str, Any]:
+def _job(head: Any) -> dict[str, Any]:
     """What the file beside a film says of the job; nothing where it is no such file."""
-    job = known.get("job") if isinstance(known, dict) else None
+    job = head.get("job") if isinstance(head, dict) else None
     return job if isinstance(job, dict) else {}
 
 
-def _is_done(output: Path, known: Any, decisive: dict[str, Any]) -> bool:
+def _is_done(output: Path, head: Any, decisive: dict[str, Any]) -> bool:
     """Whether the film is there as an earlier run with the same settings left it."""
-    job = _job(known)
-    if job.get("settings_sha256") != digest(decisive) or not isinstance(known.get("totals"), dict) or _failed(known):
+    job = _job(head)
+    if (
+        job.get("settings_sha256") != digest(decisive)
+        or not isinstance(head.get("totals"), dict)
+        or _failed(head)
+    ):
         return False
     return job.get("output_sha256") is not None and job["output_sha256"] == file_digest(output)
 
 
-def _failed(known: dict[str, Any]) -> bool:
+def _failed(head: dict[str, Any]) -> bool:
     """Whether the network failed at some faces of the film that is there."""
-    totals = known.get("totals")
+    totals = head.get("totals")
     return isinstance(totals, dict) and bool(totals.get("faces_failed"))
 
 
-def _say_what_was(output: Path, known: Any, decisive: dict[str, Any]) -> None:
+def _warn_of_restart(output: Path, head: Any, decisive: dict[str, Any]) -> None:
     """Say why a film that is there is made again."""
-    then = _job(known).get("settings_sha256")
-    if then == digest(decisive) and _failed(known):
+    previous_sha256 = _job(head).get("settings_sha256")
+    if previous_sha256 == digest(decisive) and _failed(head):
         logger.warning("%s holds faces at which the network failed: starting afresh", output)
-    elif then is not None and then != digest(decisive):
-        logger.warning("%s was made with other settings or from another film: starting afresh", output)
-    elif then is not None:
+    elif previous_sha256 is not None and previous_sha256 != digest(decisive):
+        logger.warning(
+            "%s was made with other settings or from another film: starting afresh", output
+        )
+    elif previous_sha256 is not None:
         what = "is not as it was left" if output.exists() else "is gone"
         logger.warning("%s %s: starting afresh", output, what)
 
 
 def _manifest(
-    before: Manifest | None,
+    previous: Manifest | None,
     folder: Path,
     decisive: dict[str, Any],
     run_info: RunInfo,
     index: VideoIndex,
     settings: VideoSettings,
 ) -> Manifest:
-    if before is None and (folder / FOLDER / "manifest.json").exists():
+    if previous is None and (folder / FOLDER / "manifest.json").exists():
         logger.warning("the manifest in %s cannot be read: starting afresh", folder)
-    elif before is not None and before.settings != decisive:
+    elif previous is not None and previous.settings != decisive:
         logger.warning(
-            "other settings than in the last run (%s): starting afresh", "; ".join(before.differences(decisive))
+            "other settings than in the last run (%s): starting afresh",
+            "; ".join(previous.differences(decisive)),
         )
-        before = None
-    elif before is not None and not run_info.same_bits(before.run_info):
+        previous = None
+    elif previous is not None and not run_info.same_bits(previous.run_info):
         logger.warning("what ran in the last run is not to be had any more: starting afresh")
-        before = None
-    manifest = before or Manifest(folder, decisive, run_info.as_dict())
+        previous = None
+    manifest = previous or Manifest(folder, decisive, run_info.as_dict())
     size, job = segment_of(index, settings), manifest.job
     manifest.units = [
         {"id": number, "job": job, "first": first, "stop": min(first + size, len(index))}
@@ -325,7 +375,7 @@ def _manifest(
     return manifest
 
 
-def _sorted_out(manifest: Manifest) -> tuple[list[State], list[Unit]]:
+def _split_by_state(manifest: Manifest) -> tuple[list[State], list[Unit]]:
     """States of segments that are there, and the units that are to be done."""
     valid, todo = [], []
     for unit in manifest.units:
@@ -344,7 +394,10 @@ def _is_whole(state: State) -> bool:
         frames = _frames(state["unit"])
         (item,) = state["items"]
         counts, notes = item["counts"], item["notes"]
-        parts = [counts, *(item[name] for name in ("left", "partial", "passed_through", "restored"))]
+        parts = [
+            counts,
+            *(item[name] for name in ("left", "partial", "passed_through", "restored")),
+        ]
     except (KeyError, TypeError, ValueError):
         return False
     forms = all(isinstance(part, dict) for part in parts) and isinstance(notes, list)
@@ -355,27 +408,27 @@ def _stats(
     settings: VideoSettings,
     run_info: RunInfo,
     index: VideoIndex,
-    film: dict[str, Any],
+    input_info: dict[str, Any],
     states: list[State],
     output: Path,
     decisive: dict[str, Any],
 ) -> dict[str, Any]:
     """What is said of the film as a whole; ``musetalk-enhance report`` reads the totals."""
     counts: Counter[str] = Counter()
-    left: Counter[str] = Counter()
+    left_alone: Counter[str] = Counter()
     partial: Counter[str] = Counter()
     passed: Counter[str] = Counter()
     strength = change = 0.0
     for item in (item for state in states for item in state["items"]):
         counts.update(item["counts"])
-        left.update(item["left"])
+        left_alone.update(item["left"])
         partial.update(item["partial"])
         passed.update(item["passed_through"])
         strength += item["restored"]["strength"]
         change += item["restored"]["change"]
     job = (
         settings_stats(settings, run_info)
-        | film
+        | input_info
         | {
             "settings_sha256": digest(decisive),
             "output_sha256": file_digest(output),
@@ -392,7 +445,7 @@ def _stats(
         "faces_held": counts["faces_held"],
         "faces_failed": counts["faces_failed"],
         "passed_through": {"no face": 0} | dict(sorted(passed.items())),
-        "left": dict(sorted(left.items())),
+        "left": dict(sorted(left_alone.items())),
         "faces": counts["faces"],
         "partial": dict(sorted(partial.items())),
         "mean_strength": mean_or_none(strength, counts["faces_restored"], 4),
@@ -402,7 +455,7 @@ def _stats(
 
 
 @contextlib.contextmanager
-def excerpt(source: Path, beside: Path, start: float | None, end: float | None) -> Iterator[Path]:
+def excerpt(source: Path, output: Path, start: float | None, end: float | None) -> Iterator[Path]:
     """The film, or a copy without loss of the stretch from `start` to `end`, which goes when the block ends.
 
     Args:
@@ -415,10 +468,10 @@ def excerpt(source: Path, beside: Path, start: float | None, end: float | None) 
         yield source
         return
     index = index_video(source, start, end)
-    with TemporaryDirectory(prefix=".excerpt-", dir=beside.parent) as folder:
-        part, whole = Path(folder) / "part.mp4", Path(folder) / f"excerpt{beside.suffix}"
+    with TemporaryDirectory(prefix=".excerpt-", dir=output.parent) as folder:
+        part, whole = Path(folder) / "part.mp4", Path(folder) / f"excerpt{output.suffix}"
         with SegmentWriter(part, index, crf=0, preset="ultrafast") as writer:
-            for shot in read_segment(source, index, 0, len(index)):
-                writer.write(shot)
+            for frame in read_segment(source, index, 0, len(index)):
+                writer.write(frame)
         concat_segments([part], index, source, whole)
         yield whole

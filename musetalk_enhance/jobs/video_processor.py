@@ -37,17 +37,20 @@ PREROLL = 16
 CHUNK = 8
 """Frames that are worked on together."""
 SEGMENTS = "segments"
-_ALIKE, _THUMBNAIL_SIDE = 0.5, 32  # correlation of two pictures of one face; pixels at which it is taken
+_ALIKE, _THUMBNAIL_SIDE = (
+    0.5,
+    32,
+)  # correlation of two pictures of one face; pixels at which it is taken
 
 
 @dataclass
 class _FrameFaces:
     """A frame on its way: what was seen in it, and what became of that."""
 
-    shot: DecodedFrame
+    decoded: DecodedFrame
     faces: list[Face]
-    seen: list[TrackedFace] = field(default_factory=list)
-    cuts: dict[int, FaceCrop] = field(default_factory=dict)
+    tracked: list[TrackedFace] = field(default_factory=list)
+    crops: dict[int, FaceCrop] = field(default_factory=dict)
     pastes: dict[int, Paste] = field(default_factory=dict)
     outcomes: dict[int, Outcome] = field(default_factory=dict)
 
@@ -70,10 +73,16 @@ class VideoProcessorFactory:
     source: Path
     index: VideoIndex
     folder: Path
-    told: Callable[[int], None] | None = None
+    on_frames: Callable[[int], None] | None = None
 
     def __call__(self) -> VideoProcessor:
-        return VideoProcessor(load_video_models(self.settings, self.run_info), self.source, self.index, self.folder, self.told)
+        return VideoProcessor(
+            load_video_models(self.settings, self.run_info),
+            self.source,
+            self.index,
+            self.folder,
+            self.on_frames,
+        )
 
 
 @dataclass(frozen=True)
@@ -112,19 +121,19 @@ class VideoProcessor:
 
     def __init__(
         self,
-        opened: VideoModels,
+        models: VideoModels,
         source: Path,
         index: VideoIndex,
         folder: Path,
-        told: Callable[[int], None] | None = None,
+        on_frames: Callable[[int], None] | None = None,
     ) -> None:
-        self.opened, self._source, self._index, self._folder = opened, source, index, folder
-        self._told: Callable[[int], None] = told or (lambda frames: None)
+        self.models, self._source, self._index, self._folder = models, source, index, folder
+        self._on_frames: Callable[[int], None] = on_frames or (lambda frames: None)
 
     @property
     def run_info(self) -> RunInfo:
         """What runs."""
-        return self.opened.run_info
+        return self.models.run_info
 
     def prepare(self, unit: Unit) -> Unit:
         """Nothing: a segment is streamed."""
@@ -135,40 +144,40 @@ class VideoProcessor:
         name = f"{SEGMENTS}/{unit['id']:06d}.mp4"
         path = self._folder / name
         path.parent.mkdir(parents=True, exist_ok=True)
-        settings, run_info = self.opened.settings, _SegmentCounts()
-        faces = _Faces(self.opened, float(self._index.fps))
+        settings, counts = self.models.settings, _SegmentCounts()
+        faces = _Faces(self.models, float(self._index.fps))
         with (
             closing(self._chunks(unit)) as chunks,
             SegmentWriter(path, self._index, settings.crf, settings.preset) as writer,
             ThreadPoolExecutor(1, "write") as writers,
         ):
-            writing: Future[None] | None = None
+            pending: Future[None] | None = None
             for chunk in chunks:
                 faces.restore(chunk)
-                kept = [shown for shown in chunk if shown.shot.index >= unit["first"]]
-                run_info.add(kept)
-                if writing is not None:
-                    writing.result()
-                writing = writers.submit(_write, writer, kept)
-                self._told(len(kept))
-            if writing is not None:
-                writing.result()
-        item = {"name": name, "outputs": {name: file_digest(path)}, **run_info.as_dict()}
+                segment_frames = [frame for frame in chunk if frame.decoded.index >= unit["first"]]
+                counts.add(segment_frames)
+                if pending is not None:
+                    pending.result()
+                pending = writers.submit(_write, writer, segment_frames)
+                self._on_frames(len(segment_frames))
+            if pending is not None:
+                pending.result()
+        item = {"name": name, "outputs": {name: file_digest(path)}, **counts.as_dict()}
         return {"unit": unit, "items": [item]}
 
     def _chunks(self, unit: Unit) -> Generator[list[_FrameFaces], None, None]:
         """Frames with the faces that were found in them, some at a time; the next ones are read meanwhile."""
         first = max(0, unit["first"] - PREROLL)
-        shots = read_segment(self._source, self._index, first, unit["stop"])
+        decoded_frames = read_segment(self._source, self._index, first, unit["stop"])
         with ThreadPoolExecutor(1, "read") as readers:
-            coming = readers.submit(_read, shots, self.opened.detector)
+            upcoming = readers.submit(_read, decoded_frames, self.models.detector)
             try:
-                while chunk := coming.result():
-                    coming = readers.submit(_read, shots, self.opened.detector)
+                while chunk := upcoming.result():
+                    upcoming = readers.submit(_read, decoded_frames, self.models.detector)
                     yield chunk
             finally:
-                coming.cancel()
-                readers.submit(getattr(shots, "close", lambda: None)).result()
+                upcoming.cancel()
+                readers.submit(getattr(decoded_frames, "close", lambda: None)).result()
 
     def finish(self, state: State) -> State:
         """Nothing: the segment is written."""
@@ -176,62 +185,68 @@ class VideoProcessor:
 
     def close(self) -> None:
         """Give the networks back."""
-        self.opened.close()
+        self.models.close()
 
 
 class _Faces:
     """The faces of one segment."""
 
-    def __init__(self, opened: VideoModels, fps: float) -> None:
-        settings = opened.settings
-        self._enhancer = opened.enhancer
-        self._tracks = FaceTracker(fps, min_face=settings.min_face, only_center=settings.only_center_face)
+    def __init__(self, models: VideoModels, fps: float) -> None:
+        settings = models.settings
+        self._enhancer = models.enhancer
+        self._tracks = FaceTracker(
+            fps, min_face=settings.min_face, only_center=settings.only_center_face
+        )
         self._streams: dict[int, Stream] = {}
         self._thumbnails: dict[int, Image] = {}
 
     def restore(self, chunk: Sequence[_FrameFaces]) -> None:
         """Track, crop and restore the faces of frames that follow one another, all of them together."""
         frames_of: dict[int, list[_FrameFaces]] = {}
-        for shown in chunk:
-            height, width = shown.shot.bgr.shape[:2]
-            shown.seen = self._tracks.update(shown.faces, (width, height))
-            for face in shown.seen:
-                if self._crop(shown, face):
-                    frames_of.setdefault(face.track, []).append(shown)
-        visible = {face.track for face in chunk[-1].seen}
-        for track in [track for track in self._streams if track not in frames_of and track not in visible]:
+        for frame in chunk:
+            height, width = frame.decoded.bgr.shape[:2]
+            frame.tracked = self._tracks.update(frame.faces, (width, height))
+            for face in frame.tracked:
+                if self._crop(frame, face):
+                    frames_of.setdefault(face.track, []).append(frame)
+        visible = {face.track for face in chunk[-1].tracked}
+        for track in [
+            track for track in self._streams if track not in frames_of and track not in visible
+        ]:
             self._thumbnails.pop(track, None)
             self._streams.pop(track).close()
         requests = [self._request(track, frames) for track, frames in frames_of.items()]
         for (track, frames), restored in zip(
             frames_of.items(), self._enhancer.engine.restore(requests), strict=True
         ):
-            for shown, face, outcome in zip(frames, restored.frames, restored.outcomes, strict=True):
-                shown.outcomes[track] = outcome
+            for frame, face, outcome in zip(
+                frames, restored.frames, restored.outcomes, strict=True
+            ):
+                frame.outcomes[track] = outcome
                 if outcome.restored:
-                    shown.pastes[track] = Paste(shown.cuts[track], face)
+                    frame.pastes[track] = Paste(frame.crops[track], face)
 
-    def _crop(self, shown: _FrameFaces, face: TrackedFace) -> bool:
+    def _crop(self, frame: _FrameFaces, face: TrackedFace) -> bool:
         """Crop a face; False, with an outcome, where it cannot be aligned or something else is in its place."""
         try:
-            crop = crop_face(shown.shot.bgr, face.landmarks, TEMPLATE_SIDE)
+            crop = crop_face(frame.decoded.bgr, face.landmarks, TEMPLATE_SIDE)
         except FrameError as error:
-            shown.outcomes[face.track] = passed_through(Cause.ALIGNMENT, error.reason)
+            frame.outcomes[face.track] = passed_through(Cause.ALIGNMENT, error.reason)
             return False
         thumbnail = _thumbnail(crop.aligned)
         if not face.missed:
             self._thumbnails[face.track] = thumbnail
         elif face.track in self._thumbnails and not _alike(self._thumbnails[face.track], thumbnail):
-            shown.outcomes[face.track] = passed_through(Cause.LOST)
+            frame.outcomes[face.track] = passed_through(Cause.LOST)
             return False
-        shown.cuts[face.track] = crop
+        frame.crops[face.track] = crop
         return True
 
     def _request(self, track: int, frames: Sequence[_FrameFaces]) -> Request:
         """The faces of one track."""
         if track not in self._streams:
             self._streams[track] = self._enhancer.stream()
-        aligned = np.stack([shown.cuts[track].aligned for shown in frames])
+        aligned = np.stack([frame.crops[track].aligned for frame in frames])
         points = [FFHQ_512] * len(aligned) if self._enhancer.settings.region == "mouth" else None
         return Request(self._streams[track], aligned, (points, None, None, None))
 
@@ -248,16 +263,18 @@ class _SegmentCounts:
         self._notes: list[dict[str, Any]] = []
 
     def add(self, frames: Sequence[_FrameFaces]) -> None:
-        for shown in frames:
+        for frame in frames:
             self._counts["frames"] += 1
-            self._counts["frames_with_restored_faces"] += bool(shown.pastes)
-            self._counts["faces_restored"] += len(shown.pastes)
-            self._counts["faces_held"] += sum(seen.missed and seen.track in shown.pastes for seen in shown.seen)
-            for outcome in shown.outcomes.values():
+            self._counts["frames_with_restored_faces"] += bool(frame.pastes)
+            self._counts["faces_restored"] += len(frame.pastes)
+            self._counts["faces_held"] += sum(
+                face.missed and face.track in frame.pastes for face in frame.tracked
+            )
+            for outcome in frame.outcomes.values():
                 self._count(outcome)
-            main = _main_note(shown)
-            self._passed.update([main["passthrough"]] if "passthrough" in main else [])
-            self._notes.append(main)
+            note = _main_note(frame)
+            self._passed.update([note["passthrough"]] if "passthrough" in note else [])
+            self._notes.append(note)
 
     def _count(self, outcome: Outcome) -> None:
         """Count one face of a frame."""
@@ -283,38 +300,45 @@ class _SegmentCounts:
         return {**{name: dict(counter) for name, counter in counters.items()}, "notes": self._notes}
 
 
-def _main_note(shown: _FrameFaces) -> dict[str, Any]:
+def _main_note(frame: _FrameFaces) -> dict[str, Any]:
     """What became of the largest face, of those that were restored where there are any."""
-    if not shown.seen:
+    if not frame.tracked:
         return {"passthrough": "no face"}
 
-    def weight(seen: TrackedFace) -> tuple[bool, float]:
-        return seen.track in shown.pastes, float(np.prod(seen.box_xyxy[2:] - seen.box_xyxy[:2]))
+    def weight(face: TrackedFace) -> tuple[bool, float]:
+        return face.track in frame.pastes, float(np.prod(face.box_xyxy[2:] - face.box_xyxy[:2]))
 
-    main = max(shown.seen, key=weight)
-    return shown.outcomes[main.track].as_dict()
+    main = max(frame.tracked, key=weight)
+    return frame.outcomes[main.track].as_dict()
 
 
-def _read(shots: Iterator[DecodedFrame], detector: FaceDetector) -> list[_FrameFaces]:
-    return [_FrameFaces(shot, detector.detect(shot.bgr)) for shot in islice(shots, CHUNK)]
+def _read(decoded_frames: Iterator[DecodedFrame], detector: FaceDetector) -> list[_FrameFaces]:
+    return [
+        _FrameFaces(decoded, detector.detect(decoded.bgr))
+        for decoded in islice(decoded_frames, CHUNK)
+    ]
 
 
 def _write(writer: SegmentWriter, frames: Sequence[_FrameFaces]) -> None:
-    for shown in frames:
-        if not shown.pastes:
-            writer.write(shown.shot)
+    for frame in frames:
+        if not frame.pastes:
+            writer.write(frame.decoded)
             continue
-        canvas = shown.shot.bgr.copy()
-        pastes = [shown.pastes[seen.track] for seen in _by_weight(shown)]
+        canvas = frame.decoded.bgr.copy()
+        pastes = [frame.pastes[face.track] for face in _by_weight(frame)]
         paste_faces(canvas, pastes)
-        boxes = [box for box in (paste.crop.box() for paste in pastes) if box[0] < box[2] and box[1] < box[3]]
-        writer.write(shown.shot, canvas if boxes else None, boxes or None)
+        boxes = [
+            box
+            for box in (paste.crop.box() for paste in pastes)
+            if box[0] < box[2] and box[1] < box[3]
+        ]
+        writer.write(frame.decoded, canvas if boxes else None, boxes or None)
 
 
-def _by_weight(shown: _FrameFaces) -> list[TrackedFace]:
+def _by_weight(frame: _FrameFaces) -> list[TrackedFace]:
     """The restored faces, the most important first: one that was seen covers one that is taken to be there."""
-    restored = [seen for seen in shown.seen if seen.track in shown.pastes]
-    return sorted(restored, key=lambda seen: (seen.missed, seen.track))
+    restored = [face for face in frame.tracked if face.track in frame.pastes]
+    return sorted(restored, key=lambda face: (face.missed, face.track))
 
 
 def _thumbnail(aligned: Image) -> Image:

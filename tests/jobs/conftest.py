@@ -70,7 +70,9 @@ class Middle(FaceDetector):
 def network(monkeypatch) -> Network:
     """In place of the model and the detector, for `face_detector` none and yunet."""
     network = Network()
-    monkeypatch.setattr(gc, "collect", lambda *_: 0)  # at every close, and slow beside all that the tests import
+    monkeypatch.setattr(
+        gc, "collect", lambda *_: 0
+    )  # at every close, and slow beside all that the tests import
     monkeypatch.setattr(model_loader, "load", network.load)
     found = {"none": WholeImage, "yunet": Middle}
     monkeypatch.setattr(model_loader, "make_detector", lambda name, *_, **__: found[name]())
@@ -80,7 +82,7 @@ def network(monkeypatch) -> Network:
 @pytest.fixture
 def pairs(monkeypatch) -> None:
     """Two pictures in a unit."""
-    monkeypatch.setattr(folder, "MOST_PICTURES", 2)
+    monkeypatch.setattr(folder, "MAX_IMAGES", 2)
 
 
 WHOLE = ImageSettings(face_detector="none")
@@ -98,7 +100,9 @@ def put(folder: Path, *names: str, size_hw=(64, 64)) -> None:
         path = folder / name
         path.parent.mkdir(parents=True, exist_ok=True)
         suffix = path.suffix.lower()
-        done, data = cv2.imencode(suffix if suffix != ".jfif" else ".jpg", picture(20 * index + 20, size_hw))
+        done, data = cv2.imencode(
+            suffix if suffix != ".jfif" else ".jpg", picture(20 * index + 20, size_hw)
+        )
         assert done
         path.write_bytes(data.tobytes())
 

@@ -51,14 +51,31 @@ def test_each_linked_folder_is_listed_once(tmp_path):
 
 
 def test_results_of_other_runs_are_no_inputs(tmp_path):
-    put(tmp_path, "a.png", "sub/b.png", "sub/out/restored/b.png", "sub/out/mine.png", "out/sweep/a.png_strength.jpg")
-    put(tmp_path, "out/sweep/strength=1/restored/a.png", "out/c.png", "sweep/d.png", "sweep/e/f.png")
+    put(
+        tmp_path,
+        "a.png",
+        "sub/b.png",
+        "sub/out/restored/b.png",
+        "sub/out/mine.png",
+        "out/sweep/a.png_strength.jpg",
+    )
+    put(
+        tmp_path, "out/sweep/strength=1/restored/a.png", "out/c.png", "sweep/d.png", "sweep/e/f.png"
+    )
     for name in ("sub/out", "out/sweep/strength=1"):
         memory = tmp_path / name / FOLDER
         memory.mkdir()
         (memory / "manifest.json").write_text("{}")
-    assert list_images(tmp_path) == ["a.png", "out/c.png", "sub/b.png", "sweep/d.png", "sweep/e/f.png"]
-    assert list_images(tmp_path / "sub" / "out") == ["mine.png", "restored/b.png"], "where it is asked for"
+    assert list_images(tmp_path) == [
+        "a.png",
+        "out/c.png",
+        "sub/b.png",
+        "sweep/d.png",
+        "sweep/e/f.png",
+    ]
+    assert list_images(tmp_path / "sub" / "out") == ["mine.png", "restored/b.png"], (
+        "where it is asked for"
+    )
 
 
 def test_links_to_results_are_not_followed(tmp_path):
@@ -78,7 +95,9 @@ def test_a_folder_that_cannot_be_read_is_named(tmp_path, monkeypatch):
         list_images(tmp_path)
 
 
-@pytest.mark.parametrize(("name", "kind"), [("notes.txt", ConfigError), ("missing", MediaError), ("", ConfigError)])
+@pytest.mark.parametrize(
+    ("name", "kind"), [("notes.txt", ConfigError), ("missing", MediaError), ("", ConfigError)]
+)
 def test_no_pictures(tmp_path, name, kind):
     (tmp_path / "notes.txt").write_text("no picture")
     with pytest.raises(kind):
@@ -87,7 +106,10 @@ def test_no_pictures(tmp_path, name, kind):
 
 def test_names_are_kept():
     names = result_names(["a.jpg", "sub/b.PNG"], "keep")
-    assert names["a.jpg"].restored == "restored/a.jpg" and names["sub/b.PNG"].restored == "restored/sub/b.PNG"
+    assert (
+        names["a.jpg"].restored == "restored/a.jpg"
+        and names["sub/b.PNG"].restored == "restored/sub/b.PNG"
+    )
     assert names["sub/b.PNG"].comparison == "comparisons/sub/b_compare.jpg"
     assert result_names(["a.b.jpg"], "webp")["a.b.jpg"].restored == "restored/a.b.webp"
     same = result_names(["a.JPG", "a.jpg"], "keep")  # where capitals tell files apart
@@ -127,7 +149,9 @@ def test_units_are_few_pictures_and_few_pixels(tmp_path, monkeypatch):
     monkeypatch.setattr(folder, "MOST_PIXELS", 64 * 64 * 12)
     assert [len(unit) for unit in split_into_units(tmp_path, names, 1)] == [8, 4]
     assert [len(unit) for unit in split_into_units(tmp_path, names, 2)] == [3, 3, 3, 3]
-    assert [len(unit) for unit in split_into_units(tmp_path, names, 4)] == [1] * 12  # more than fits is a unit of its own
+    assert [len(unit) for unit in split_into_units(tmp_path, names, 4)] == [
+        1
+    ] * 12  # more than fits is a unit of its own
     (tmp_path / "03.png").write_text("no picture")
     assert [name for unit in split_into_units(tmp_path, names, 2) for name in unit] == names
     assert split_into_units(tmp_path, [], 1) == []

@@ -13,7 +13,12 @@ import torch
 from musetalk_enhance import GFPGANEnhancer, weights
 from musetalk_enhance.backends import choosing, tuning
 from musetalk_enhance.backends.ops import FORMS
-from musetalk_enhance.errors import ConfigError, LicenseError, MissingDependencyError, MissingWeightError
+from musetalk_enhance.errors import (
+    ConfigError,
+    LicenseError,
+    MissingDependencyError,
+    MissingWeightError,
+)
 from musetalk_enhance.jobs import ImageSettings, restore_images
 from musetalk_enhance.jobs.manifest import FOLDER, read_json
 from musetalk_enhance.jobs.models import FIDELITY, RunInfo, candidates, load, run_info_of
@@ -64,7 +69,11 @@ def test_the_order():
 def test_codeformer_comes_first(available, model):
     available(["codeformer", CODEFORMER.weight, "GFPGANv1.4", "gfpgan-1.4"])
     found = load(PLAIN.replace(model=model))
-    assert record_of(found).name == "codeformer" and found.passed_over == [] and found.fidelity == FIDELITY == 0.7
+    assert (
+        record_of(found).name == "codeformer"
+        and found.passed_over == []
+        and found.fidelity == FIDELITY == 0.7
+    )
     assert found.choice.settings.fidelity == 0.7
     assert load(PLAIN.replace(model=model, fidelity=0)).choice.settings.fidelity == 0
 
@@ -93,15 +102,22 @@ def test_gfpgan_takes_over_where_the_licence_is_refused(available):
     assert record_of(found).name == "gfpgan-1.4" and "licence is refused" in found.passed_over[0][1]
 
 
-def test_gfpgan_takes_over_where_the_package_is_missing(available, tmp_path, own_cache, monkeypatch):
+def test_gfpgan_takes_over_where_the_package_is_missing(
+    available, tmp_path, own_cache, monkeypatch
+):
     file = tmp_path / "codeformer.pth"
     torch.save({"params_ema": {"position_emb": torch.zeros(1)}}, file)
     put_in_cache({CODEFORMER.weight: file}, own_cache, monkeypatch)
     monkeypatch.setitem(sys.modules, "spandrel_extra_arches.architectures.CodeFormer", None)
     available(["GFPGANv1.4"])
     found = load(PLAIN)
-    assert record_of(found).name == "gfpgan-1.4" and "musetalk_enhance[codeformer]" in found.passed_over[0][1]
-    monkeypatch.setattr(weights, "require", lambda name, **_: weights.open_file(file, trust_unpinned=True))
+    assert (
+        record_of(found).name == "gfpgan-1.4"
+        and "musetalk_enhance[codeformer]" in found.passed_over[0][1]
+    )
+    monkeypatch.setattr(
+        weights, "require", lambda name, **_: weights.open_file(file, trust_unpinned=True)
+    )
     with pytest.raises(MissingDependencyError, match="codeformer"):
         Choice.load(replace(found.choice, weight=weights.open_file(file, trust_unpinned=True),
                             model=replace(found.choice.model, kind=codeformer_kind)), "cpu")  # fmt: skip
@@ -118,7 +134,9 @@ def test_lite_comes_last_and_only_with_auto():
     assert record_of(found).name == "lite" and len(found.passed_over) == 4
     with pytest.raises(MissingWeightError) as caught:
         load(PLAIN.replace(model="codeformer"))
-    assert f"weights fetch {CODEFORMER.weight}" in str(caught.value) and "gfpgan-1.2" in str(caught.value)
+    assert f"weights fetch {CODEFORMER.weight}" in str(caught.value) and "gfpgan-1.2" in str(
+        caught.value
+    )
 
 
 @pytest.mark.parametrize("model", ["gfpgan-1.4", "GFPGANv1.4", "lite", "restoreformer"])
@@ -163,7 +181,11 @@ def test_statistics_say_which_ran_and_why(available, tmp_path, missing, options,
     assert stats["model_that_ran"]["model"] == name and stats["model_asked_for"] == "auto"
     assert stats["model_that_ran"]["fidelity"] == (0.4 if why is None else None)
     passed = stats["models_passed_over"]
-    assert passed == [] if why is None else (passed[0]["model"], why in passed[0]["reason"]) == ("codeformer", True)
+    assert (
+        passed == []
+        if why is None
+        else (passed[0]["model"], why in passed[0]["reason"]) == ("codeformer", True)
+    )
 
 
 def test_codeformer_that_comes_later_starts_afresh(available, tmp_path, caplog):
@@ -178,14 +200,31 @@ def test_codeformer_that_comes_later_starts_afresh(available, tmp_path, caplog):
 
 
 def run_info(**changes) -> RunInfo:
-    values = {"model": "lite", "licence": "x", "weight_sha256": None, "fidelity": None, "backend": "torch"}
-    values |= {"dtype": "fp32", "device": "cpu", "batch_size": 3, "threads": 2, "helpers": {}, "passed_over": []}
+    values = {
+        "model": "lite",
+        "licence": "x",
+        "weight_sha256": None,
+        "fidelity": None,
+        "backend": "torch",
+    }
+    values |= {
+        "dtype": "fp32",
+        "device": "cpu",
+        "batch_size": 3,
+        "threads": 2,
+        "helpers": {},
+        "passed_over": [],
+    }
     return RunInfo(**(values | changes))
 
 
 def test_facts_come_back_from_json():
     assert RunInfo.of(run_info().as_dict()) == run_info()
-    assert RunInfo.of({"model": "lite"}) is None and RunInfo.of(None) is None and RunInfo.of([1]) is None
+    assert (
+        RunInfo.of({"model": "lite"}) is None
+        and RunInfo.of(None) is None
+        and RunInfo.of([1]) is None
+    )
 
 
 def test_what_ran_before_runs_again_where_it_is_left_open():
@@ -204,7 +243,9 @@ def measured(monkeypatch):
     def from_now_on(name):
         monkeypatch.delenv(tuning.SWITCH, raising=False)
         monkeypatch.setattr(tuning, "cpu_name", lambda: "a processor avx512_bf16")
-        monkeypatch.setattr(choosing, "_timed", lambda backend, *_: 1 if str(backend) == name else 10)
+        monkeypatch.setattr(
+            choosing, "_timed", lambda backend, *_: 1 if str(backend) == name else 10
+        )
 
     return from_now_on
 
@@ -224,7 +265,10 @@ def test_a_reduced_precision_that_was_asked_for_or_noted_stays():
     lite = PLAIN.replace(model="lite", backend="torch")
     assert load(lite.replace(dtype="bf16")).choice.settings.dtype == "bf16"
     assert load(lite, pinned=run_info(dtype="bf16")).choice.settings.dtype == "bf16"
-    assert load(lite.replace(dtype="fp32"), pinned=run_info(dtype="bf16")).choice.settings.dtype == "fp32"
+    assert (
+        load(lite.replace(dtype="fp32"), pinned=run_info(dtype="bf16")).choice.settings.dtype
+        == "fp32"
+    )
     other = run_info(model="gfpgan-1.4", dtype="bf16")
     assert load(lite, pinned=other).choice.settings.dtype == "fp32"
 
@@ -240,7 +284,9 @@ class Styled(NetworkRestorer):
 
 
 def test_forms_of_convolutions_are_noted_and_kept(monkeypatch):
-    monkeypatch.setattr(Choice, "load", lambda choice, device: Styled(choice._request(torch.device("cpu"))))
+    monkeypatch.setattr(
+        Choice, "load", lambda choice, device: Styled(choice._request(torch.device("cpu")))
+    )
     lite = PLAIN.replace(model="lite", backend="torch", batch_size=1)
     first = load(lite)
     noted = run_info_of(first, first.enhancer(), lite, {}, 2)

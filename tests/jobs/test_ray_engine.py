@@ -77,7 +77,7 @@ def holds_soon(condition, seconds: float = 60) -> bool:
     return holds
 
 
-MAKERS = "ray::MapWorker(MapBatches(MakeStep)"
+PROCESSORS = "ray::MapWorker(MapBatches(ProcessStep)"
 
 
 @dataclass(frozen=True)
@@ -119,7 +119,11 @@ class Processor:
             (self.folder / "pid").write_text(str(os.getpid()))
             time.sleep(120)
         names = ("OMP_NUM_THREADS", "MUSETALK_ENHANCE_CACHE")
-        return unit, int(array.sum()), {"pid": os.getpid(), **{name: os.environ.get(name) for name in names}}
+        return (
+            unit,
+            int(array.sum()),
+            {"pid": os.getpid(), **{name: os.environ.get(name) for name in names}},
+        )
 
     def finish(self, made):
         return made
@@ -165,13 +169,17 @@ def test_an_error_stops_the_work_and_arrives_as_it_was(kept, tmp_path):
     with pytest.raises(MediaError, match="the disk is full") as caught:
         kept.run(Steps(tmp_path).job(units), states.append)
     assert caught.value.path == tmp_path / "x.png"
-    assert isinstance(caught.value.__cause__, ElsewhereError) and "in write" in str(caught.value.__cause__)
+    assert isinstance(caught.value.__cause__, ElsewhereError) and "in write" in str(
+        caught.value.__cause__
+    )
     assert len(states) < len(units)
-    assert holds_soon(lambda: rays(MAKERS) == [])
+    assert holds_soon(lambda: rays(PROCESSORS) == [])
 
 
 def test_a_unit_that_kills_every_worker_is_given_up(kept, tmp_path):
-    with pytest.raises(RestorerError, match=f"unit 1, step 'read': its worker process died {ATTEMPTS} times"):
+    with pytest.raises(
+        RestorerError, match=f"unit 1, step 'read': its worker process died {ATTEMPTS} times"
+    ):
         done_by(kept, Steps(tmp_path).job([{"id": 0}, {"id": 1, "dies": True}]))
 
 
@@ -206,8 +214,15 @@ def test_more_workers_than_there_is_room_for_are_refused(kept, tmp_path):
 
 
 def digests(folder):
-    paths = [path for path in folder.rglob("*") if path.is_file() and ".musetalk_enhance" not in path.parts]
-    return {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in paths}
+    paths = [
+        path
+        for path in folder.rglob("*")
+        if path.is_file() and ".musetalk_enhance" not in path.parts
+    ]
+    return {
+        str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in paths
+    }
 
 
 @pytest.mark.slow
@@ -225,7 +240,7 @@ def test_pictures_come_out_as_on_this_machine_alone(kept, tmp_path, rng, monkeyp
 
     def kill_one(done, total):
         if 0 < done < total and not killed:
-            killed.append(rays(MAKERS)[0])
+            killed.append(rays(PROCESSORS)[0])
             killed[0].kill()
 
     restore_images("in", "alone", settings, engine=LocalEngine())
@@ -293,4 +308,8 @@ def test_an_error_that_cannot_be_sent_becomes_one_that_can():
 def test_what_is_packed_is_unpacked():
     pytest.importorskip("pyarrow")
     number, (unit, array) = unpack(pack(7, ({"id": 3}, np.arange(6).reshape(2, 3))))
-    assert (number, unit) == (7, {"id": 3}) and (array == np.arange(6).reshape(2, 3)).all() and array.flags.writeable
+    assert (
+        (number, unit) == (7, {"id": 3})
+        and (array == np.arange(6).reshape(2, 3)).all()
+        and array.flags.writeable
+    )

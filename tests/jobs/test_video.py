@@ -26,7 +26,13 @@ from musetalk_enhance.jobs.models import LoadedModel, load
 from musetalk_enhance.jobs.sidecar import read_head, sidecar_path, write_sidecar
 from musetalk_enhance.jobs.video import excerpt, parts_folder, segment_of
 from musetalk_enhance.jobs.video_processor import VideoProcessor
-from musetalk_enhance.media import SegmentWriter, VideoWriter, concat_segments, index_video, read_frames
+from musetalk_enhance.media import (
+    SegmentWriter,
+    VideoWriter,
+    concat_segments,
+    index_video,
+    read_frames,
+)
 from musetalk_enhance.restorers.base import LoadRequest
 from musetalk_enhance.restorers.catalog import Choice, Model
 from tests.conftest import PLAIN, RECORD, ROOT, FakeRestorer
@@ -65,13 +71,17 @@ def clip(shared, small, tmp_path_factory):
     with VideoWriter(folder / "silent.mp4", Fraction(30), (SIDE, SIDE), crf=10) as writer:
         for frame in small:
             writer.write(frame)
-    concat_segments([folder / "silent.mp4"], index_video(source, end=COUNT / 30), source, folder / "clip.mp4")
+    concat_segments(
+        [folder / "silent.mp4"], index_video(source, end=COUNT / 30), source, folder / "clip.mp4"
+    )
     return folder / "clip.mp4"
 
 
 @pytest.fixture(scope="module")
 def settings(shared):
-    return VideoSettings(detector_path=str(shared / "weights/face_detection_yunet_2023mar.onnx"), **QUICK)
+    return VideoSettings(
+        detector_path=str(shared / "weights/face_detection_yunet_2023mar.onnx"), **QUICK
+    )
 
 
 @pytest.fixture(autouse=True)
@@ -101,7 +111,8 @@ def load_fake(settings, *, pinned=None) -> LoadedModel:
         return load(settings, pinned=pinned)
     wanted = settings.enhancer()
     restorer = FakeRestorer(
-        LoadRequest(SMALL, wanted, torch.device("cpu")), lambda faces: (faces * 1.2 - 0.1).clip(0, 1)
+        LoadRequest(SMALL, wanted, torch.device("cpu")),
+        lambda faces: (faces * 1.2 - 0.1).clip(0, 1),
     )
     return LoadedModel(restorer, Choice(Model(SMALL, lambda: FakeRestorer), wanted), None, [])
 
@@ -125,7 +136,10 @@ def lite(clip, settings, tmp_path_factory):
 
 
 def bytes_of(out: Path) -> tuple[bytes, bytes]:
-    assert {path.name for path in out.parent.iterdir() if "out" in path.name} == {out.name, f"{out.name}.json"}
+    assert {path.name for path in out.parent.iterdir() if "out" in path.name} == {
+        out.name,
+        f"{out.name}.json",
+    }
     return out.read_bytes(), sidecar_path(out).read_bytes()
 
 
@@ -138,7 +152,7 @@ def made(monkeypatch):
         numbers.append(unit["id"])
         return plain(self, unit)
 
-    monkeypatch.setattr(VideoProcessor, "make", make)
+    monkeypatch.setattr(VideoProcessor, "process", process)
     return numbers
 
 
@@ -160,7 +174,9 @@ def failing(name, owner, after, monkeypatch):
     return lambda: monkeypatch.setattr(owner, name, plain)
 
 
-def stopped(clip, out, settings, monkeypatch, name="write", owner=SegmentWriter, after=SEGMENT + 12):
+def stopped(
+    clip, out, settings, monkeypatch, name="write", owner=SegmentWriter, after=SEGMENT + 12
+):
     undo = failing(name, owner, after, monkeypatch)
     with pytest.raises(Stop):
         restore_video(clip, out, settings)
@@ -184,7 +200,9 @@ def test_everything_but_the_face_is_kept(clip, settings, lite, tmp_path):
         "color_trc",
         "audio",
     )
-    assert all(getattr(index, name) == getattr(after, name) for name in kept) and after.fps == Fraction(30)
+    assert all(
+        getattr(index, name) == getattr(after, name) for name in kept
+    ) and after.fps == Fraction(30)
     before = list(read_frames(clip))
     for one, other in zip(before, read_frames(out), strict=True):
         change = np.abs(one.astype(int) - other).mean(axis=2)
@@ -194,7 +212,9 @@ def test_everything_but_the_face_is_kept(clip, settings, lite, tmp_path):
 def whole_lines(sidecar: bytes) -> int:
     """Notes that stand in a line of their own."""
     lines = sidecar.decode().split("\n")
-    return sum(bool(json.loads(line.rstrip(","))) for line in lines[lines.index(' "notes": [') + 1 : -3])
+    return sum(
+        bool(json.loads(line.rstrip(","))) for line in lines[lines.index(' "notes": [') + 1 : -3]
+    )
 
 
 def test_the_file_beside_it_says_what_was_done(lite):
@@ -216,8 +236,14 @@ def test_the_file_beside_it_says_what_was_done(lite):
     assert all(0 < note["strength"] <= 1 and note["change"] > 0 for note in stats["notes"])
     assert all(note["left alone"] is None for note in stats["notes"])
     job = stats["job"]
-    assert job["model_that_ran"]["model"] == "lite" and job["fps"] == "30" and job["size_wh"] == [SIDE, SIDE]
-    assert "shared" not in lite[1].decode() and "/tmp" not in lite[1].decode(), "no path of this machine"
+    assert (
+        job["model_that_ran"]["model"] == "lite"
+        and job["fps"] == "30"
+        and job["size_wh"] == [SIDE, SIDE]
+    )
+    assert "shared" not in lite[1].decode() and "/tmp" not in lite[1].decode(), (
+        "no path of this machine"
+    )
 
 
 def test_a_second_run_has_nothing_to_do(clip, settings, whole, tmp_path, made, caplog):
@@ -227,7 +253,12 @@ def test_a_second_run_has_nothing_to_do(clip, settings, whole, tmp_path, made, c
     stamps = [path.stat().st_mtime_ns for path in (out, sidecar_path(out))]
     with caplog.at_level(logging.INFO, "musetalk_enhance"):
         again = restore_video(clip, out, settings, progress=lambda *words: told.append(words))
-    assert not made and again.resumed == COUNT and "done already" in caplog.text and told == [(COUNT, COUNT)]
+    assert (
+        not made
+        and again.resumed == COUNT
+        and "done already" in caplog.text
+        and told == [(COUNT, COUNT)]
+    )
     said = json.loads(whole[1])
     assert len(said.pop("notes")) == COUNT and again.stats == said and bytes_of(out) == whole
     assert stamps == [path.stat().st_mtime_ns for path in (out, sidecar_path(out))]
@@ -239,13 +270,15 @@ POINTS = {
     "state of the second": ("write_state", video_processor, 1, SEGMENT),
     "join": ("concat_segments", video, 0, COUNT),
     "sidecar": ("_stats", video, 0, COUNT),
-    "film in place": ("_put", video, 1, COUNT),
+    "film in place": ("_move", video, 1, COUNT),
 }
 """What fails, in which call after how many, and the frames that are done then."""
 
 
 @pytest.mark.parametrize("point", POINTS)
-def test_a_stopped_run_goes_on_to_the_same_bytes(clip, settings, whole, tmp_path, made, monkeypatch, point):
+def test_a_stopped_run_goes_on_to_the_same_bytes(
+    clip, settings, whole, tmp_path, made, monkeypatch, point
+):
     name, owner, after, resumed = POINTS[point]
     out, told = tmp_path / "out.mp4", []
     stopped(clip, out, settings, monkeypatch, name, owner, after)
@@ -257,7 +290,9 @@ def test_a_stopped_run_goes_on_to_the_same_bytes(clip, settings, whole, tmp_path
     assert told[0] == (resumed, COUNT) and told[-1] == (COUNT, COUNT) and told == sorted(told)
 
 
-def test_stopped_between_the_end_and_the_clean_up(clip, settings, whole, tmp_path, made, monkeypatch):
+def test_stopped_between_the_end_and_the_clean_up(
+    clip, settings, whole, tmp_path, made, monkeypatch
+):
     out = tmp_path / "out.mp4"
     stopped(clip, out, settings, monkeypatch, "rmtree", video.shutil, 0)
     assert parts_folder(out).is_dir() and made == [0, 1, 2]
@@ -290,7 +325,9 @@ def emptied(path: Path) -> None:
         (f"{FOLDER}/manifest.json", cut_short, [2]),
     ],
 )
-def test_what_is_damaged_is_made_again(clip, settings, whole, tmp_path, made, monkeypatch, name, damage, again):
+def test_what_is_damaged_is_made_again(
+    clip, settings, whole, tmp_path, made, monkeypatch, name, damage, again
+):
     out = tmp_path / "out.mp4"
     stopped(clip, out, settings, monkeypatch, after=2 * SEGMENT + 2)
     damage(parts_folder(out) / name)
@@ -299,7 +336,9 @@ def test_what_is_damaged_is_made_again(clip, settings, whole, tmp_path, made, mo
     assert bytes_of(out) == whole and made == again
 
 
-def test_segments_of_a_damaged_manifest_are_not_mixed_with_others(clip, settings, tmp_path, monkeypatch, caplog):
+def test_segments_of_a_damaged_manifest_are_not_mixed_with_others(
+    clip, settings, tmp_path, monkeypatch, caplog
+):
     out, fresh, other = tmp_path / "out.mp4", tmp_path / "fresh.mp4", settings.replace(crf=30)
     stopped(clip, out, settings, monkeypatch)
     cut_short(parts_folder(out) / FOLDER / "manifest.json")
@@ -309,24 +348,36 @@ def test_segments_of_a_damaged_manifest_are_not_mixed_with_others(clip, settings
     assert out.read_bytes() == fresh.read_bytes()
 
 
-def test_other_settings_start_afresh_and_say_so(clip, settings, whole, tmp_path, made, monkeypatch, caplog):
+def test_other_settings_start_afresh_and_say_so(
+    clip, settings, whole, tmp_path, made, monkeypatch, caplog
+):
     out = tmp_path / "out.mp4"
     stopped(clip, out, settings.replace(crf=40), monkeypatch)
     made.clear()
     restore_video(clip, out, settings)
     assert made == [0, 1, 2] and bytes_of(out) == whole
-    assert "other settings than in the last run (crf: 40 then, 18 now): starting afresh" in caplog.text
+    assert (
+        "other settings than in the last run (crf: 40 then, 18 now): starting afresh" in caplog.text
+    )
 
 
-def test_a_finished_film_of_other_settings_is_made_again(clip, settings, whole, tmp_path, made, caplog):
+def test_a_finished_film_of_other_settings_is_made_again(
+    clip, settings, whole, tmp_path, made, caplog
+):
     out = tmp_path / "out.mp4"
     out.write_bytes(whole[0])
     sidecar_path(out).write_bytes(whole[1])
     restore_video(clip, out, settings, end=0.5)
-    assert made == [0] and len(decoded(out)) == 15 and "with other settings or from another film" in caplog.text
+    assert (
+        made == [0]
+        and len(decoded(out)) == 15
+        and "with other settings or from another film" in caplog.text
+    )
 
 
-def test_another_film_under_the_same_name_starts_afresh(clip, settings, tmp_path, made, monkeypatch, caplog):
+def test_another_film_under_the_same_name_starts_afresh(
+    clip, settings, tmp_path, made, monkeypatch, caplog
+):
     source, out = tmp_path / "in.mp4", tmp_path / "out.mp4"
     source.write_bytes(clip.read_bytes())
     stopped(source, out, settings, monkeypatch)
@@ -338,7 +389,9 @@ def test_another_film_under_the_same_name_starts_afresh(clip, settings, tmp_path
 
 
 @pytest.mark.parametrize("damage", [Path.unlink, garbled])
-def test_a_result_that_is_gone_or_damaged_is_made_again(clip, settings, whole, tmp_path, made, caplog, damage):
+def test_a_result_that_is_gone_or_damaged_is_made_again(
+    clip, settings, whole, tmp_path, made, caplog, damage
+):
     out = tmp_path / "out.mp4"
     out.write_bytes(whole[0])
     sidecar_path(out).write_bytes(whole[1])
@@ -347,7 +400,9 @@ def test_a_result_that_is_gone_or_damaged_is_made_again(clip, settings, whole, t
     assert made == [0, 1, 2] and bytes_of(out) == whole and "starting afresh" in caplog.text
 
 
-@pytest.mark.parametrize("text", ["", "[]", '{"job": "x"}', '{"job": {"facts": {"threads": 1}}}', "\x00\xff"])
+@pytest.mark.parametrize(
+    "text", ["", "[]", '{"job": "x"}', '{"job": {"facts": {"threads": 1}}}', "\x00\xff"]
+)
 def test_a_file_beside_it_that_says_nothing_is_looked_past(clip, settings, tmp_path, made, text):
     out = tmp_path / "out.mp4"
     sidecar_path(out).write_text(text, encoding="latin-1")
@@ -359,7 +414,10 @@ def test_the_head_of_the_file_beside_it_is_read_alone(tmp_path):
     path, head = tmp_path / "film.mp4.json", {"totals": {"frames": 2}, "job": {"notes": "["}}
     write_sidecar(path, head, iter([{"strength": 0.5}, {"passthrough": 'a "notes": [ in it'}]))
     whole = json.loads(path.read_text())
-    assert whole.pop("notes") == [{"strength": 0.5}, {"passthrough": 'a "notes": [ in it'}] and whole == head
+    assert (
+        whole.pop("notes") == [{"strength": 0.5}, {"passthrough": 'a "notes": [ in it'}]
+        and whole == head
+    )
     assert read_head(path) == head
     path.write_text(path.read_text()[: path.read_text().index("strength")])
     assert read_head(path) == head, "what stands before the notes needs nothing of them"
@@ -416,9 +474,14 @@ def test_a_turned_film_stays_turned(small, settings, tmp_path):
 def test_no_sound_and_uneven_times(small, settings, tmp_path, monkeypatch, suffix):
     uneven = [0, 7, 40, 41, 90, 200, 201, 203, 260, 300]
     monkeypatch.setattr(clips, "picture", lambda at, size_wh: small[at])
-    source = make_film(tmp_path / f"in{suffix}", 10, (SIDE, SIDE), pts=uneven, time_base=Fraction(1, 1000))
+    source = make_film(
+        tmp_path / f"in{suffix}", 10, (SIDE, SIDE), pts=uneven, time_base=Fraction(1, 1000)
+    )
     done = restore_video(source, tmp_path / f"out{suffix}", settings)
-    assert times(done.output) == [Fraction(at, 1000) for at in uneven] and done.stats["totals"]["restored"] == 10
+    assert (
+        times(done.output) == [Fraction(at, 1000) for at in uneven]
+        and done.stats["totals"]["restored"] == 10
+    )
     assert not index_video(done.output).audio
 
 
@@ -464,14 +527,17 @@ def test_a_film_without_times_is_cut_into_few_segments(tmp_path):
     index = index_video(make_film(tmp_path / "film.mp4", 200, (32, 32)))
     counted = replace(index, counted=True)
     assert segment_of(index, VideoSettings(segment=16)) == 16
-    assert segment_of(counted, VideoSettings(segment=16)) == 25 and segment_of(counted, VideoSettings()) == 240
+    assert (
+        segment_of(counted, VideoSettings(segment=16)) == 25
+        and segment_of(counted, VideoSettings()) == 240
+    )
 
 
 KILLED = """
 import sys
 import torch
-from musetalk_enhance.jobs import VideoSettings, film_maker, restore_video, video
-film_maker.TEMPLATE_SIDE, film_maker.PREROLL, video.PREROLL = 128, 4, 4
+from musetalk_enhance.jobs import VideoSettings, restore_video, video, video_processor
+video_processor.TEMPLATE_SIDE, video_processor.PREROLL, video.PREROLL = 128, 4, 4
 torch.set_num_threads(1)
 source, out, detector, *quick = sys.argv[1:]
 settings = VideoSettings(detector_path=detector, **eval(quick[0]))
@@ -481,7 +547,15 @@ restore_video(source, out, settings, progress=lambda done, total: print(done, fl
 
 def test_kill_9_in_the_middle(clip, settings, lite, tmp_path, made):
     out = tmp_path / "out.mp4"
-    words = [sys.executable, "-c", KILLED, str(clip), str(out), str(settings.detector_path), repr(QUICK)]
+    words = [
+        sys.executable,
+        "-c",
+        KILLED,
+        str(clip),
+        str(out),
+        str(settings.detector_path),
+        repr(QUICK),
+    ]
     with subprocess.Popen(words, cwd=ROOT, stdout=subprocess.PIPE, text=True) as run:
         for line in run.stdout:
             if int(line) > SEGMENT:
