@@ -1,6 +1,7 @@
-"""`PictureRestorer`: whole pictures in, the same pictures out, every face in them restored.
+"""`PictureRestorer`: restores every face in whole images.
 
-Faces are found, cut out on the FFHQ template, restored together whatever picture they come from, and laid back.
+Faces are detected, cropped on the FFHQ template, restored together whatever image they come from,
+and pasted back.
 """
 
 from __future__ import annotations
@@ -28,18 +29,18 @@ Image = NDArray[np.uint8]
 
 RESTORED, TOO_SMALL, NOT_CENTER = "restored", "too small", "not the center face"
 FACES_AT_ONCE = 32
-"""Most faces handed to the enhancer in one call; how many of them run at once is its own affair."""
+"""Most faces passed to the enhancer in one call; it splits them into batches itself."""
 
 
 class Parser(Protocol):
-    """Says which part of an aligned face is face; see `faces.parsing.FaceParser`."""
+    """Segments the face in an aligned crop; see `faces.parsing.FaceParser`."""
 
     def mask(self, faces_rgb: torch.Tensor) -> torch.Tensor:
         """float32 (n, 3, 512, 512), RGB, 0..1 to float32 (n, 1, 512, 512), 0..1."""
 
 
 class Background(Protocol):
-    """Enlarges a picture; see `upsampling.BackgroundUpsampler`."""
+    """Enlarges an image; see `upsampling.BackgroundUpsampler`."""
 
     def enlarge(self, picture_bgr: Image, scale: float) -> Image:
         """BGR uint8 (H, W, 3) to (round(H * scale), round(W * scale), 3)."""
@@ -47,18 +48,20 @@ class Background(Protocol):
 
 @dataclass(frozen=True)
 class FaceNote:
-    """What became of one face.
+    """The outcome of one face.
 
     Attributes:
-        box_xyxy: left, top, right, bottom in pixels of the picture that came, to a tenth.
-        score: how sure the detector was, 0..1.
-        state: ``"restored"`` where pixels changed, ``"too small"``, ``"not the center face"``, ``"sharp already"``,
-            or why else it was left as it came.
-        strength: how much of the restored face it got, 0..1.
-        lowered: why it got less than the option `strength`; None where it did not, or was left.
-        change: mean absolute change in 1/255 of the face crop, before it is pasted; None where the face
-            did not go through the network.
-        failed: whether restoring it failed, which is neither a decision nor the fault of the image.
+        box_xyxy: left, top, right, bottom in pixels of the input image, to a tenth.
+        score: confidence of the detector, 0..1.
+        state: ``"restored"`` if pixels changed, ``"too small"``, ``"not the center face"``,
+            ``"sharp already"``, or another reason why it was left unchanged.
+        strength: weight of the restored face, 0..1.
+        lowered: why it is below the option `strength`; None if it is not, or if the face was
+            left unchanged.
+        change: mean absolute change in 1/255 of the face crop, before it is pasted; None if the
+            face did not go through the network.
+        failed: whether restoring it failed, which is neither a decision nor the fault of the
+            image.
     """
 
     box_xyxy: tuple[float, float, float, float]
@@ -83,13 +86,13 @@ class FaceNote:
 
 @dataclass(frozen=True, eq=False)
 class RestoredImage:
-    """One picture.
+    """One image.
 
     Attributes:
         bgr: BGR uint8 (round(H * upscale), round(W * upscale), 3).
-        faces: what became of each face, the largest first.
-        error: what failed: the detector or the background, so that the picture was left as it came, or the network
-            at some of its faces; None where all is well.
+        faces: outcome of each face, the largest first.
+        error: what failed: the detector or the background, which leaves the image unchanged, or
+            the network at some of its faces; None if nothing did.
     """
 
     bgr: Image
@@ -98,22 +101,22 @@ class RestoredImage:
 
     @property
     def restored(self) -> int:
-        """Faces that were restored."""
+        """Number of restored faces."""
         return sum(face.state == RESTORED for face in self.faces)
 
 
 @dataclass
 class Item:
-    """A picture on its way.
+    """An image between two steps.
 
     Attributes:
-        picture: as it came.
-        faces: that were found.
-        notes: what became of each.
-        cuts: place among the faces, to the face cut out.
-        pastes: place among the faces, to the face restored.
-        whole: the restored picture, where it was one face crop.
-        error: why the picture is left as it came.
+        image: the input.
+        faces: detected faces.
+        notes: outcome of each.
+        crops: index of a face to its crop.
+        pastes: index of a face to the restored face.
+        whole: the restored image, if it is a single face crop.
+        error: why the image is left unchanged.
     """
 
     image: Image
@@ -126,23 +129,27 @@ class Item:
 
 
 class PictureRestorer:
-    """Restores the faces of pictures with a given enhancer and detector.
+    """Restores the faces of images with a given enhancer and detector.
 
-    Each picture is one of its own: nothing of another has any part in it, and with the same faces in the same order
-    the same bits come out.
+    Images are independent of one another: the same faces in the same order give the same bits.
 
     Args:
-        enhancer: restores faces; its settings must leave the frames' size alone (``output_size="same"``), or be
-            ``"upscale"`` with a `WholeImage` detector. It is used for nothing else meanwhile.
-        detector: finds the faces; `WholeImage` takes each picture as one face crop, neither cut nor pasted.
-        upscale: how much larger pictures are handed back.
-        min_face: a face whose box has no side of as many pixels is left alone.
-        only_center_face: restore only the face nearest to the middle.
-        parser: limits what is pasted to the face itself; None: the whole template, fading at its border.
-        background: enlarges, or restores at one to one, what is around the faces; None: plain interpolation.
+        enhancer: restores faces; its settings must keep the size of the frames
+            (``output_size="same"``), or be ``"upscale"`` with a `WholeImage` detector. It must not
+            be used for anything else meanwhile.
+        detector: detects the faces; `WholeImage` takes each image as one face crop, neither
+            cropped nor pasted.
+        upscale: scale factor of the output.
+        min_face: a face whose box is smaller than this on both sides, in pixels, is left
+            unchanged.
+        only_center_face: restore only the face nearest to the center.
+        parser: limits the paste to the face itself; None: the whole template, feathered at its
+            border.
+        background: enlarges, or restores at scale 1, what surrounds the faces; None:
+            interpolation.
 
     Raises:
-        ConfigError: a value is impossible, or the enhancer's `output_size` does not fit.
+        ConfigError: a value is invalid, or the enhancer's `output_size` does not fit.
     """
 
     def __init__(
@@ -172,24 +179,26 @@ class PictureRestorer:
         self._stream = enhancer.stream()
 
     def restore(self, pictures_bgr: Sequence[Image]) -> list[RestoredImage]:
-        """Restore the faces of some pictures.
+        """Restore the faces of some images.
 
         Args:
-            pictures_bgr: BGR uint8 (H, W, 3), of any sizes; not changed.
+            pictures_bgr: BGR uint8 (H, W, 3), of any sizes; not modified.
 
         Returns:
-            As many pictures in the same order. One in which no face is found comes back as it is, enlarged.
+            As many images in the same order. One without a face is returned unchanged,
+                enlarged.
 
         Raises:
-            EnhanceError: only with ``on_error="raise"`` in the enhancer's settings: what would otherwise stand in
-                `RestoredPicture.error` or in a `FaceNote`.
+            EnhanceError: only with ``on_error="raise"`` in the enhancer's settings: errors that
+                are otherwise reported in `RestoredImage.error` or in a `FaceNote`.
         """
         return self.paste(self.restore_faces(self.find(pictures_bgr)))
 
     def find(self, pictures_bgr: Sequence[Image]) -> list[Item]:
-        """The first of the three steps of `restore`: find the faces and cut them out.
+        """The first of the three steps of `restore`: detect the faces and crop them.
 
-        Each step may be taken in a thread of its own, so that neighbours overlap; of each, one call at a time.
+        Each step may run in a thread of its own, so that neighbors overlap; of each step, one call
+        at a time.
         """
         items = [Item(image) for image in pictures_bgr]
         for item in items if not self._whole else ():
@@ -197,7 +206,7 @@ class PictureRestorer:
         return items
 
     def restore_faces(self, items: list[Item]) -> list[Item]:
-        """The second step: restore what was cut out, of all pictures together. Returns `items`."""
+        """The second step: restore the crops of all images together. Returns `items`."""
         if self._whole:
             self._restore_whole(items)
         order = [(item, index) for item in items for index in item.crops]
@@ -206,7 +215,7 @@ class PictureRestorer:
         return items
 
     def paste(self, items: list[Item]) -> list[RestoredImage]:
-        """The last step: lay the faces back where they were."""
+        """The last step: paste the faces back."""
         return [self._composite(item) for item in items]
 
     def lay(self, items: list[Item]) -> list[RestoredImage]:
@@ -223,7 +232,7 @@ class PictureRestorer:
             item.whole = frame if face.state == RESTORED else self._enlarged(item.image)
 
     def _enhanced(self, frames: Any) -> tuple[Any, list[Outcome]]:
-        """Frames through the network, each a still image, and what became of each."""
+        """Run frames through the network, each as a still image; returns frames and outcomes."""
         self._stream.reset()
         size = self._enhancer.settings.output_size
         request = Request(self._stream, frames, (None, None, None, [True] * len(frames)), size)
@@ -231,7 +240,7 @@ class PictureRestorer:
         return restored.frames, restored.outcomes
 
     def _find(self, item: Item) -> None:
-        """Detect, choose and cut out."""
+        """Detect, select and crop."""
         try:
             item.faces = self._detector.detect(item.image)
         except Exception as error:  # of any class: detectors are also made by others
@@ -265,7 +274,7 @@ class PictureRestorer:
         return note
 
     def _restore_faces(self, batch: list[tuple[Item, int]]) -> None:
-        """Restore faces that were cut out, of several pictures together."""
+        """Restore the crops of several images together."""
         faces, outcomes = self._enhanced(
             np.stack([item.crops[index].aligned for item, index in batch])
         )
@@ -304,7 +313,7 @@ class PictureRestorer:
         return RestoredImage(canvas, tuple(item.notes), item.error or _fault(item.notes))
 
     def _restored_background(self, item: Item) -> Image | None:
-        """What the faces are laid on, restored itself. Where that fails, the picture is left as it came."""
+        """The restored canvas for the faces; if that fails, the image is left unchanged."""
         if self._background is None:
             return None
         try:
@@ -316,7 +325,7 @@ class PictureRestorer:
         return None
 
     def _enlarged(self, image: Image) -> Image:
-        """What the faces are laid on, the caller's own: the picture, enlarged plainly."""
+        """The canvas for the faces, a new array: the image, enlarged by interpolation."""
         import cv2
 
         if self._upscale == 1:
@@ -327,7 +336,7 @@ class PictureRestorer:
 
 
 def _fault(notes: Sequence[FaceNote]) -> str | None:
-    """What kept faces from being restored, where that was a failure and no decision."""
+    """Which faces failed, and why; None if every unrestored face was a decision."""
     states = [note.state for note in notes if note.failed]
     return (
         f"{len(states)} of {len(notes)} faces: {', '.join(sorted(set(states)))}" if states else None
@@ -353,7 +362,7 @@ def _judged(note: FaceNote, outcome: Outcome) -> FaceNote:
 
 
 def _center_face(faces: Sequence[Face], width: int, height: int) -> int | None:
-    """The face whose box has its middle nearest to the picture's."""
+    """The face whose box center is nearest to the center of the image."""
 
     def distance(index: int) -> float:
         x1, y1, x2, y2 = faces[index].box_xyxy

@@ -1,4 +1,4 @@
-"""Which pictures a folder holds, in which units they are worked on, and what their results are called."""
+"""Lists the images of a folder, splits them into units and names their results."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from .manifest import FOLDER
 logger = logging.getLogger("musetalk_enhance")
 
 MAX_IMAGES, MAX_PIXELS = 8, 16 * 2**20
-"""What one unit of work holds at most, unless a single picture has more: pictures, and pixels as handed back."""
+"""Upper limits of one unit, unless a single image exceeds them: images, and output pixels."""
 RESTORED, COMPARISONS, SAMPLES, SWEEP = "restored", "comparisons", "samples", "sweep"
 """Sub-folders of the output folder."""
 _RESULTS = (RESTORED, COMPARISONS)
@@ -25,7 +25,7 @@ _SUFFIX = {"png": ".png", "jpg": ".jpg", "webp": ".webp"}
 
 @dataclass(frozen=True)
 class ResultNames:
-    """Where the results of one picture go, relative to the output folder, with ``/`` between folders."""
+    """Paths of the results of one image, relative to the output folder, with ``/`` as separator."""
 
     restored: str
     comparison: str
@@ -34,16 +34,19 @@ class ResultNames:
 def list_images(
     source: Path, skip: Sequence[Path] = (), troubles: list[tuple[str, str]] | None = None
 ) -> list[str]:
-    """The pictures below a folder, as paths relative to it with ``/``, sorted; or the one picture named.
+    """List the images below a folder, as sorted paths relative to it with ``/``; or the one image
+    named.
 
-    A picture is told by its suffix. Names that begin with a dot are left out, and so is what lies in `skip`.
-    Linked folders outside are followed, each once, except to where results go. Folders that hold the results of other
-    runs are left out, too. Sub-folders that cannot be read are added to `troubles`, with the reason.
+    Images are recognized by their extension. Names that start with a dot are skipped, and so is
+    everything in `skip`. Links to folders outside are followed, each once, except to where results
+    are written. Folders that hold the results of other runs are skipped too. Subfolders that cannot
+    be read are added to `troubles`, with the reason.
 
     Raises:
-        MediaError: `source` is missing, or cannot be read.
-        ConfigError: there is no picture; or the first of `skip`, where the results go, is the folder itself, or the
-            folder is where results go: the next run would take them for inputs.
+        MediaError: `source` is missing or cannot be read.
+        ConfigError: there is no image; or the first of `skip`, where the results are written,
+            is the folder itself; or the folder is where results are written, so that the next run
+            would read them as inputs.
     """
     if source.is_file():
         if source.suffix.lower() in IMAGE_EXTENSIONS:
@@ -86,22 +89,23 @@ def list_images(
 
 
 def _takes_results(folder: Path, excluded: Collection[Path]) -> bool:
-    """Whether a folder, resolved, is one of `left_out`, or where results go in one of them."""
+    """Whether a resolved folder is one of `excluded`, or a result folder in one of them."""
     return folder in excluded or any(
         place / name in (folder, *folder.parents) for place in excluded for name in _RESULTS
     )
 
 
 def _holds_results(folder: Path) -> bool:
-    """Whether a job's memory lies in a folder, or, where a sweep was tried, in the folders of its values."""
+    """Whether a folder holds the state of a job; for a sweep folder, whether a subfolder does."""
     below = "*/" if folder.name == SWEEP else ""
     return any(folder.glob(f"{below}{FOLDER}/manifest.json"))
 
 
 def _is_new(folder: Path, source: Path, excluded: Collection[Path], linked: set[Path]) -> bool:
-    """Whether a sub-folder is to be looked into: not where results go, and no link to what is looked into anyway.
+    """Whether to descend into a subfolder: not a result folder, and not a link to a folder already
+    covered.
 
-    What links lead to is added to `linked`.
+    The targets of links are added to `linked`.
     """
     try:
         target, root = folder.resolve(), source.resolve()
@@ -120,7 +124,7 @@ def _is_new(folder: Path, source: Path, excluded: Collection[Path], linked: set[
 
 
 def _note(error: OSError, source: Path, troubles: list[tuple[str, str]]) -> None:
-    """Note a sub-folder that cannot be read; without the folder itself there is no work."""
+    """Record a subfolder that cannot be read; raise if it is the source folder itself."""
     text = f"cannot be read ({error.strerror or error})"
     place = Path(error.filename or source)
     if place == source:
@@ -130,15 +134,16 @@ def _note(error: OSError, source: Path, troubles: list[tuple[str, str]]) -> None
 
 
 def root_folder(source: Path) -> Path:
-    """The folder that names are relative to."""
+    """The folder that image names are relative to."""
     return source.parent if source.is_file() else source
 
 
 def result_names(pictures: Iterable[str], format: str) -> dict[str, ResultNames]:
-    """What the results of each picture are called.
+    """Name the results of each image.
 
-    Names and sub-folders are kept. Where two results would have one name (``a.jpg`` and ``a.png`` as ``png``, or
-    their comparisons), the whole old name stands before the suffix: ``a.jpg.png``.
+    Names and subfolders are kept. Where two results would collide (``a.jpg`` and ``a.png`` as
+    ``png``, or their comparisons), the whole input name comes before the new extension:
+    ``a.jpg.png``.
     """
     listed = list(pictures)
     restored = {name: name for name in listed}
@@ -154,7 +159,7 @@ def result_names(pictures: Iterable[str], format: str) -> dict[str, ResultNames]
 
 
 def _unique_names(names: Sequence[str], extension: str) -> dict[str, str]:
-    """`names` with another ending, all different, capitals aside; where two would be alike they get longer."""
+    """Replace the extension of each name; names that collide, ignoring case, get longer."""
     short = {name: f"{PurePosixPath(name).with_suffix('')}{extension}" for name in names}
     uses = Counter(path.lower() for path in short.values())
     used = {path.lower() for path in short.values() if uses[path.lower()] == 1}
@@ -171,10 +176,10 @@ def _unique_names(names: Sequence[str], extension: str) -> dict[str, str]:
 
 
 def check_no_overwrite(root: Path, output: Path, names: dict[str, ResultNames]) -> None:
-    """Refuse results that would be written over pictures that are read.
+    """Refuse results that would overwrite input images.
 
     Raises:
-        ConfigError: one would be.
+        ConfigError: a result would overwrite an input.
     """
     sources = {(root / name).resolve() for name in names}
     for name in names.values():
@@ -186,9 +191,10 @@ def check_no_overwrite(root: Path, output: Path, names: dict[str, ResultNames]) 
 
 
 def split_into_units(root: Path, pictures: Sequence[str], upscale: int) -> list[list[str]]:
-    """`pictures` in groups that are worked on together: neighbours, few enough to fit into memory.
+    """Group `pictures` into units that are processed together: neighbors, few enough to fit into
+    memory.
 
-    The sizes are read from the files' headers; a picture that cannot be read counts as nothing.
+    The sizes are read from the file headers; an image that cannot be read counts as zero pixels.
     """
     units: list[list[str]] = []
     pixels = 0
@@ -207,7 +213,8 @@ def split_into_units(root: Path, pictures: Sequence[str], upscale: int) -> list[
 
 
 def evenly(pictures: Sequence[str], count: int) -> list[str]:
-    """`count` of the pictures, spread evenly over the list; all where there are no more."""
+    """Pick `count` of the images, spread evenly over the list; all if there are no more than that.
+    """
     if count >= len(pictures):
         return list(pictures)
     return [pictures[(2 * index + 1) * len(pictures) // (2 * count)] for index in range(count)]

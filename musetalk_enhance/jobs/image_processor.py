@@ -1,4 +1,4 @@
-"""The three steps that a unit of pictures goes through: read, restore, write."""
+"""The three steps of a unit of images: read, restore, write."""
 
 from __future__ import annotations
 
@@ -19,20 +19,21 @@ from .models import RunInfo
 from .options import ImageSettings
 
 RESTORED, NO_FACE, FAILED, UNREADABLE = "restored", "no face restored", "failed", "unreadable"
-"""What may become of a picture. One that is not unreadable is written, unless it outgrew its format (failed)."""
+"""States of an image. Every readable one is written, unless it exceeds the limits of its format
+(failed)."""
 
 
 @dataclass
 class SourceImage:
-    """One picture as it was read.
+    """One input image.
 
     Attributes:
         name: relative to the input folder.
-        data: the file; empty where it could not be read.
-        sha256: of the file, None where it could not be read.
-        picture: what it holds.
-        error: why there is no picture.
-        ms: spent on it so far.
+        data: the file; empty if it could not be read.
+        sha256: of the file, None if it could not be read.
+        image: the decoded image.
+        error: why there is no image.
+        ms: milliseconds spent on it so far.
     """
 
     name: str
@@ -45,7 +46,7 @@ class SourceImage:
 
 @dataclass
 class ProcessedImage:
-    """One picture with its faces restored; `restored` is None where it could not be read."""
+    """One image with its faces restored; `restored` is None if it could not be read."""
 
     read: SourceImage
     restored: RestoredImage | None = None
@@ -82,11 +83,11 @@ class ReadUnit:
 
 @dataclass(frozen=True)
 class ImageProcessorFactory:
-    """Loads the networks in a worker, to run as `facts` say.
+    """Loads the networks in a worker, as recorded in `run_info`.
 
     Attributes:
         settings: of the job.
-        facts: what ran before, None the first time.
+        run_info: of an earlier run, None the first time.
     """
 
     settings: ImageSettings
@@ -100,7 +101,7 @@ class ImageProcessor:
     """Second step: restore the faces.
 
     Args:
-        opened: the networks.
+        models: the networks.
     """
 
     def __init__(self, models: ImageModels) -> None:
@@ -114,7 +115,7 @@ class ImageProcessor:
     def prepare(
         self, source: tuple[Unit, list[SourceImage]]
     ) -> tuple[Unit, list[SourceImage], list[Item]]:
-        """Find the faces and cut them out."""
+        """Detect the faces and crop them."""
         unit, items = source
         start = time.perf_counter()
         face_items = self.models.restorer.find(
@@ -125,7 +126,7 @@ class ImageProcessor:
     def process(
         self, prepared: tuple[Unit, list[SourceImage], list[Item]]
     ) -> tuple[Unit, list[SourceImage], list[Item]]:
-        """Restore the faces of all pictures together."""
+        """Restore the faces of all images together."""
         unit, items, face_items = prepared
         start = time.perf_counter()
         restored = self.models.restorer.restore_faces(face_items)
@@ -134,7 +135,7 @@ class ImageProcessor:
     def finish(
         self, processed: tuple[Unit, list[SourceImage], list[Item]]
     ) -> tuple[Unit, list[ProcessedImage]]:
-        """Lay the faces back."""
+        """Paste the faces back."""
         unit, items, face_items = processed
         start = time.perf_counter()
         images = iter(self.models.restorer.paste(face_items))
@@ -144,12 +145,12 @@ class ImageProcessor:
         ]
 
     def close(self) -> None:
-        """Give the networks back."""
+        """Close the networks."""
         self.models.close()
 
 
 def _timed(items: list[SourceImage], start: float) -> list[SourceImage]:
-    """The items, the time since `start` shared among those that there is work on."""
+    """The items, with the time since `start` shared among those that were decoded."""
     decoded = sum(item.image is not None for item in items)
     each = (time.perf_counter() - start) * 1e3 / max(1, decoded)
     return [item if item.image is None else replace(item, ms=item.ms + each) for item in items]
@@ -157,12 +158,13 @@ def _timed(items: list[SourceImage], start: float) -> list[SourceImage]:
 
 @dataclass(frozen=True)
 class WriteUnit:
-    """Last step: encode, say what is about to be written, write each file whole or not at all, then the state.
+    """Last step: encode, record what is about to be written, write each file atomically, then the
+    state.
 
     Attributes:
-        output: the output folder.
+        output: output folder.
         settings: of the job.
-        names: where the results of each picture go.
+        names: paths of the results of each image.
     """
 
     output: Path
@@ -185,7 +187,7 @@ class WriteUnit:
         return state
 
     def _recorded(self, item: ProcessedImage, files: dict[str, bytes]) -> dict[str, Any]:
-        """What becomes of a picture; what is to be written is put into `files`."""
+        """The record of an image; the files to be written are added to `files`."""
         start = time.perf_counter()
         read, restored = item.read, item.restored
         record: dict[str, Any] = {
@@ -229,7 +231,7 @@ class WriteUnit:
         return files
 
     def _encoded(self, read: SourceImage, restored: RestoredImage, name: str) -> bytes:
-        """The file; the very bytes that came where nothing was to be changed."""
+        """The file; the input bytes if nothing changed."""
         assert read.image is not None
         same_format = Path(name).suffix.lower() == Path(read.name).suffix.lower()
         if same_format and not restored.restored and restored.bgr.shape == read.image.bgr.shape:

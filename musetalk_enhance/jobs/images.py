@@ -1,4 +1,4 @@
-"""`restore_images`: the faces of a folder of pictures, resumable, on one machine or many."""
+"""`restore_images`: restores the faces in a folder of images, resumable, on one machine or many."""
 
 from __future__ import annotations
 
@@ -35,19 +35,19 @@ logger = logging.getLogger("musetalk_enhance")
 
 STATS = "restoration_stats.json"
 Progress = Callable[[int, int], None]
-"""Called with how many pictures are done, and how many there are."""
+"""Called with the number of images done and the total."""
 Approve = Callable[[RunInfo], None]
 
 
 @dataclass(frozen=True)
 class ImagesResult:
-    """What a run over a folder came to.
+    """Result of a run over a folder.
 
     Attributes:
-        output: the output folder.
-        stats: what stands in ``restoration_stats.json``.
-        seconds: that this run took.
-        resumed: pictures that an earlier run had finished.
+        output: output folder.
+        stats: content of ``restoration_stats.json``.
+        seconds: duration of this run.
+        resumed: images that an earlier run had finished.
     """
 
     output: Path
@@ -57,7 +57,7 @@ class ImagesResult:
 
     @property
     def errors(self) -> int:
-        """Pictures and folders that could not be read or restored."""
+        """Number of images and folders that could not be read or restored."""
         counts = self.stats["pictures"]
         return int(counts["unreadable"] + counts["failed"] + counts["unreadable_folders"])
 
@@ -72,24 +72,24 @@ def restore_images(
     approve: Approve | None = None,
     progress: Progress | None = None,
 ) -> ImagesResult:
-    """Restore the faces of every picture below a folder.
+    """Restore the faces of every image below a folder.
 
-    Written below `output`: ``restored/`` (names and sub-folders kept), ``comparisons/`` where asked for, and
-    ``restoration_stats.json``. A run that was stopped in any way goes on where it was, to the same bytes; pictures
-    that are new, that changed, or that could not be restored are done then, too. Results of pictures that are not
-    there any more stay.
+    Written below `output`: ``restored/`` (names and subfolders kept), ``comparisons/`` if enabled,
+    and ``restoration_stats.json``. An interrupted run resumes where it stopped and produces the
+    same bytes; images that are new, changed, or failed in an earlier run are then processed too.
+    Results of images that no longer exist are kept.
 
     Args:
-        source: the folder, or one picture.
-        output: the output folder; made where it is missing.
-        settings: None takes the defaults.
-        engine: where the work is done; None: here.
-        pictures: restore only these, as `folder.list_pictures` names them.
-        approve: called with what is going to run, before anything is written; it may raise.
-        progress: told how far the work is.
+        source: the folder, or one image.
+        output: output folder; created if missing.
+        settings: None uses the defaults.
+        engine: runs the job; None runs it in this process.
+        pictures: restore only these, named as by `folder.list_images`.
+        approve: called with what is going to run before anything is written; may raise.
+        progress: called as images are finished.
 
     Raises:
-        ConfigError: no picture is found, or an option is impossible.
+        ConfigError: there is no image, or an option is invalid.
         MediaError: the input folder is missing, or the output cannot be written.
         WeightError, MissingDependencyError: a network cannot be loaded.
     """
@@ -133,7 +133,7 @@ def restore_images(
 
 @dataclass(frozen=True)
 class _Plan:
-    """What is left to do, and what is done."""
+    """Units still to be processed, and the states of those already done."""
 
     names: dict[str, folders.ResultNames]
     todo: list[Unit]
@@ -141,7 +141,7 @@ class _Plan:
 
 
 class _ProgressCounter:
-    """Keeps the states and says how far the work is."""
+    """Collects unit states and reports progress."""
 
     def __init__(
         self, progress: Progress | None, listed: Sequence[str], states: Sequence[State]
@@ -173,7 +173,7 @@ def _planned(
     settings: ImageSettings,
     run_info: RunInfo,
 ) -> _Plan:
-    """Go on with what was begun, or begin: the manifest is written, and what must be done again is taken away."""
+    """Resume or start: write the manifest, and remove results that must be made again."""
     manifest = _manifest(previous, output, settings, run_info)
     unit_names = {name for unit in manifest.units for name in unit["items"]}
     names = folders.result_names(sorted({*listed, *unit_names}), settings.format)
@@ -200,7 +200,8 @@ def _planned(
 
 
 def _check_source(previous: Manifest | None, output: Path, root: Path) -> None:
-    """Keep the results of two folders apart; one folder may be moved, or be seen elsewhere by another machine."""
+    """Refuse to mix the results of two folders; a folder may be moved, or have another path
+    elsewhere."""
     if previous is None or previous.source is None or not os.path.exists(previous.source):
         return
     if not root.exists() or not os.path.samefile(
@@ -236,9 +237,9 @@ def _is_valid(
     names: dict[str, folders.ResultNames],
     settings: ImageSettings,
 ) -> bool:
-    """Whether every input is what it was, and every result in its place and called as it would be now.
+    """Whether every input is unchanged and every result is intact under the name it would get now.
 
-    What failed may go better another time: out of memory, for one.
+    Failed images are not valid: they may succeed next time, after an out-of-memory error for one.
     """
     for item in state["items"]:
         if item["name"] not in listed_names:

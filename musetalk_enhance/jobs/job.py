@@ -1,4 +1,4 @@
-"""What an engine is given: units of work, and the three steps that each goes through."""
+"""A job for an engine: units, and the three steps that each goes through."""
 
 from __future__ import annotations
 
@@ -16,42 +16,42 @@ if TYPE_CHECKING:
 class Processor(Protocol):
     """The middle step: holds the networks.
 
-    It comes in three parts, one after the other, so that those of neighbouring units can overlap; of each part one
-    call runs at a time.
+    It has three parts, one after the other, so that those of neighboring units can overlap; of each
+    part one call runs at a time.
     """
 
     def prepare(self, loaded: Any, /) -> Any:
-        """From what was read to what `make` takes."""
+        """From the result of reading to the input of `process`."""
 
     def process(self, prepared: Any, /) -> Any:
-        """The network's part."""
+        """Run the network."""
 
     def finish(self, processed: Any, /) -> Any:
-        """From what `make` gave to what is to be written."""
+        """From the result of `process` to what is to be written."""
 
     @property
     def run_info(self) -> RunInfo:
         """What runs."""
 
     def close(self) -> None:
-        """Give back what it holds."""
+        """Release the networks."""
 
 
 ProcessorFactory = Callable[[], Processor]
-"""Loads the networks; can be sent to another process. Its paths must hold there too."""
+"""Loads the networks; can be sent to another process. Its paths must be valid there too."""
 
 
 @dataclass(frozen=True)
 class Job:
-    """A job, cut into units. Everything here can be sent to another process.
+    """A job, split into units. Everything here can be sent to another process.
 
     Attributes:
-        units: what is to be done, in order.
-        read: first step, needs no network: from a unit to what the maker takes.
-        open_maker: loads the networks; called once in each worker.
+        units: to be processed, in order.
+        read: first step, needs no network: from a unit to the input of the processor.
+        make_processor: loads the networks; called once in each worker.
         write: last step: writes the results and then the unit's state, and returns it.
-        gpu: whether a maker wants a GPU.
-        threads: processor threads of one maker.
+        gpu: whether a processor needs a GPU.
+        threads: CPU threads of one processor.
     """
 
     units: Sequence[Unit]
@@ -67,30 +67,31 @@ UnitCallback = Callable[[State], None]
 
 
 class Engine(Protocol):
-    """Runs the work. After `close` it can be used again."""
+    """Runs jobs. It can be used again after `close`."""
 
     def run_info(self, factory: ProcessorFactory) -> RunInfo:
-        """Load the networks where the work will be done, and say what runs.
+        """Load the networks where the job will run, and return what runs.
 
         What was loaded or started for that may be kept for the next `run`.
 
         Raises:
-            EnhanceError: they cannot be loaded, or there is no such place.
+            EnhanceError: they cannot be loaded, or the cluster is unavailable.
         """
 
     def run(self, job: Job, on_unit: UnitCallback) -> None:
-        """Do every unit of `work` and call `done` for each, in this thread.
+        """Process every unit of `job` and call `on_unit` for each, in this thread.
 
         Raises:
-            EnhanceError: the work cannot go on; what is done stays done.
+            EnhanceError: the job cannot continue; finished units stay finished.
         """
 
     def close(self) -> None:
-        """Give back what is kept: networks, processes. Harmless where there is nothing."""
+        """Release networks and processes. Does nothing if there are none."""
 
 
 class PinnedProcessorFactory(Protocol):
-    """An `Opener` that is a dataclass with a field `facts`: what ran before, to run again; None the first time."""
+    """A `ProcessorFactory` that is a dataclass with a field `run_info`: of an earlier run; None the
+    first time."""
 
     @property
     def run_info(self) -> RunInfo | None:
@@ -101,10 +102,10 @@ class PinnedProcessorFactory(Protocol):
 
 
 def load_run_info(engine: Engine, factory: PinnedProcessorFactory) -> RunInfo:
-    """What runs: what ran before, so far as it is still to be had.
+    """Return what runs: the same as before, if that is still available.
 
     Raises:
-        EnhanceError: see `Engine.facts`.
+        EnhanceError: see `Engine.run_info`.
     """
     try:
         return engine.run_info(factory)
@@ -117,10 +118,10 @@ def load_run_info(engine: Engine, factory: PinnedProcessorFactory) -> RunInfo:
 
 @dataclass
 class Tally:
-    """States as they come in.
+    """Collects states.
 
     Attributes:
-        states: of the units that are done.
+        states: of the finished units.
     """
 
     states: list[State] = field(default_factory=list)

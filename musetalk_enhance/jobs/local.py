@@ -1,4 +1,5 @@
-"""The work on this machine, in this process: while one unit is restored, the next is read and the last written."""
+"""Runs a job in this process: while one unit is restored, the next is read and the last is written.
+"""
 
 from __future__ import annotations
 
@@ -14,14 +15,15 @@ if TYPE_CHECKING:
     from .models import RunInfo
 
 AHEAD = 1
-"""Units that are read before they are wanted; as many may wait to be written."""
+"""Units read ahead of the network; as many may wait to be written."""
 
 
 class LocalEngine:
-    """Runs the work here.
+    """Runs jobs in this process.
 
     Args:
-        maker: networks that are loaded already, and stay the caller's; None loads them when they are wanted.
+        processor: a processor with its networks already loaded, which stays the caller's; None
+            loads one when it is needed.
     """
 
     def __init__(self, processor: Processor | None = None) -> None:
@@ -29,7 +31,7 @@ class LocalEngine:
         self._loaded: Processor | None = None
 
     def run_info(self, factory: ProcessorFactory) -> RunInfo:
-        """See `Engine.facts`. The networks stay loaded for the work that follows."""
+        """See `Engine.run_info`. The networks stay loaded for the job that follows."""
         if self._external is not None:
             return self._external.run_info
         self.close()
@@ -37,7 +39,7 @@ class LocalEngine:
         return self._loaded.run_info
 
     def run(self, job: Job, on_unit: UnitCallback) -> None:
-        """See `Engine.run`. Networks that it loaded are given back."""
+        """See `Engine.run`. Networks that it loaded are released."""
         try:
             if not job.units:
                 return

@@ -1,4 +1,4 @@
-"""The networks of a job, loaded: restorer, detector, and where they are wanted parser and upsampler."""
+"""Loads the networks of a job: restorer, detector, and if enabled parser and upsampler."""
 
 from __future__ import annotations
 
@@ -24,15 +24,15 @@ _WARM_UP_SIDE = 512
 
 @dataclass(frozen=True)
 class ImageModels:
-    """The networks of a job over pictures.
+    """The networks of a job over images.
 
     Attributes:
-        restorer: restores the faces of pictures.
-        detector: finds them.
-        enhancer: what it uses.
-        loaded: the network behind that.
-        facts: what runs.
-        held: closes all of them.
+        restorer: restores the faces of images.
+        detector: detects them.
+        enhancer: used by the restorer.
+        loaded: the network of the enhancer.
+        run_info: what runs.
+        resources: closes all of them.
     """
 
     restorer: PictureRestorer
@@ -43,22 +43,22 @@ class ImageModels:
     held: ExitStack = field(default_factory=ExitStack, repr=False, compare=False)
 
     def close(self) -> None:
-        """Give everything back."""
+        """Close all networks."""
         self.held.close()
 
 
 def load_image_models(settings: ImageSettings, pinned: RunInfo | None = None) -> ImageModels:
-    """Load the networks that pictures are restored with.
+    """Load the networks of a job over images.
 
-    The detector comes first: it is small, and what it lacks is known before gigabytes are read.
+    The detector comes first: it is small, so its errors are raised before gigabytes are read.
 
     Args:
         settings: of the job.
-        pinned: what ran before, to run again to the same bits.
+        pinned: of an earlier run, to produce the same bits.
 
     Raises:
-        ConfigError: an option is impossible.
-        WeightError: a weight is missing (says what to fetch), damaged or not to be trusted.
+        ConfigError: an option is invalid.
+        WeightError: a weight is missing (says what to fetch), damaged or untrusted.
         MissingDependencyError: a package is not installed.
     """
     threads = use_threads(pinned)
@@ -103,14 +103,14 @@ def load_image_models(settings: ImageSettings, pinned: RunInfo | None = None) ->
 
 @dataclass(frozen=True)
 class VideoModels:
-    """The networks of a job over a film.
+    """The networks of a job over a video.
 
     Attributes:
-        detector: finds the faces.
+        detector: detects the faces.
         enhancer: restores them, each track with a stream of its own.
-        settings: of the job, its batches of one size.
-        facts: what runs.
-        held: closes detector and network.
+        settings: of the job, with a fixed batch size.
+        run_info: what runs.
+        resources: closes detector and network.
     """
 
     detector: FaceDetector
@@ -120,12 +120,12 @@ class VideoModels:
     held: ExitStack = field(default_factory=ExitStack, repr=False, compare=False)
 
     def close(self) -> None:
-        """Give everything back."""
+        """Close all networks."""
         self.held.close()
 
 
 def load_video_models(settings: VideoSettings, pinned: RunInfo | None = None) -> VideoModels:
-    """Load the networks that a film is restored with; see `open_pictures`."""
+    """Load the networks of a job over a video; see `load_image_models`."""
     threads = use_threads(pinned)
     with ExitStack() as stack:
         detector = stack.enter_context(closing(load_detector(settings)))
@@ -145,7 +145,7 @@ def load_video_models(settings: VideoSettings, pinned: RunInfo | None = None) ->
 
 
 def make_enhancer(loaded: LoadedModel, settings: FaceSettings, **changes: Any) -> GFPGANEnhancer:
-    """An enhancer around the loaded network, whose batches are of one size from now on."""
+    """Make an enhancer with the loaded network and a fixed batch size."""
     choice = loaded.choice.settings
     if settings.batch_size == "auto" and settings.mode == "batch" and choice.batch_size == "auto":
         restorer = loaded.restorer
@@ -160,7 +160,7 @@ def make_enhancer(loaded: LoadedModel, settings: FaceSettings, **changes: Any) -
 
 
 def warm_up(enhancer: GFPGANEnhancer) -> None:
-    """Let a reduced precision be judged on a picture that is always the same, not on whichever face comes first."""
+    """Check a reduced precision on a fixed image, not on whichever face comes first."""
     import cv2
 
     coarse = np.random.default_rng(5).integers(0, 256, (1, 9, 9, 3), np.uint8)
@@ -172,7 +172,8 @@ def warm_up(enhancer: GFPGANEnhancer) -> None:
 
 
 def use_threads(pinned: RunInfo | None) -> int:
-    """As many threads as before, in torch and OpenCV: with another number, sums come out in another order."""
+    """Set the thread count of the earlier run in torch and OpenCV: another count changes the order
+    of sums."""
     import cv2
     import torch
 
@@ -187,9 +188,9 @@ def use_threads(pinned: RunInfo | None) -> int:
 
 
 def load_detector(settings: FaceSettings, least_face: float = 0) -> FaceDetector:
-    """The detector that the settings mean; for `least_face` see `NetworkDetector`.
+    """Load the detector of the settings; for `least_face` see `NetworkDetector`.
 
-    RetinaFace runs where the restorer does, or on the CPU where that is Metal.
+    RetinaFace runs on the restorer's device, or on the CPU if that is Metal.
 
     Raises:
         ConfigError: there is no such device.
@@ -208,7 +209,7 @@ def load_detector(settings: FaceSettings, least_face: float = 0) -> FaceDetector
 
 
 def detector_digest(settings: FaceSettings) -> str | None:
-    """sha256 of the detector's file; None where it has none."""
+    """sha256 of the detector's file; None if it has none."""
     if settings.face_detector == "none":
         return None
     if settings.detector_path is not None:
@@ -221,7 +222,7 @@ def detector_digest(settings: FaceSettings) -> str | None:
 
 
 def _open_parser(settings: ImageSettings, loaded: LoadedModel) -> Any:
-    """ParseNet, where it is wanted; with ``auto``, where it is there and may be used."""
+    """Load ParseNet if enabled; with ``auto``, if its weight is available and may be used."""
     from ..faces.parsing import FaceParser
 
     auto = settings.face_mask == "auto"

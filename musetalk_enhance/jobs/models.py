@@ -1,4 +1,5 @@
-"""Which restorer a job runs: CodeFormer first, GFPGAN behind it; and everything that must be the same again later."""
+"""Selects and loads the restorer of a job, CodeFormer first and then GFPGAN, and records what runs.
+"""
 
 from __future__ import annotations
 
@@ -28,25 +29,27 @@ if TYPE_CHECKING:
 logger = logging.getLogger("musetalk_enhance")
 
 FIDELITY = 0.7
-"""CodeFormer's w where nothing is said."""
+"""Default of CodeFormer's w."""
 
 
 @dataclass(frozen=True)
 class RunInfo:
-    """What runs, so that it can run again to the same bits: on a resume, and in every worker.
+    """What runs, so that a resumed run and every worker produce the same bits.
+
+    The field names are the JSON keys, hence the spelling of `licence`.
 
     Attributes:
-        model: the restorer's name.
-        licence: of its weights.
+        model: name of the restorer.
+        licence: license of its weights.
         weight_sha256: of its weight file; None for an embedded one.
-        fidelity: CodeFormer's w, None where the model has none.
-        backend: what executes the network, None where it is not one network.
+        fidelity: CodeFormer's w, None if the model has none.
+        backend: what executes the network, None if it is not a single network.
         dtype: its arithmetic.
         device: kind of device, such as ``"cpu"``.
         batch_size: faces in one run.
-        threads: of the processor, for one worker.
-        helpers: sha256 of the detector's, parser's and upsampler's files, by name.
-        passed_over: restorers that come first and could not be loaded: name and reason.
+        threads: CPU threads of one worker.
+        helpers: sha256 of the files of detector, parser and upsampler, by name.
+        passed_over: restorers of higher priority that could not be loaded: name and reason.
         forms: of torch's modulated convolutions, each of which sums in an order of its own.
         version: of this library.
     """
@@ -71,14 +74,15 @@ class RunInfo:
 
     @classmethod
     def of(cls, raw: Any) -> RunInfo | None:
-        """What `as_dict` gave; None where `raw` is nothing of the kind."""
+        """Inverse of `as_dict`; None if `raw` is something else."""
         try:
             return cls(**raw)
         except TypeError:
             return None
 
     def same_bits(self, other: Any) -> bool:
-        """Whether what ran `before`, as plain values, comes to the same bits: what was measured then is kept now."""
+        """Whether `other`, as plain values, produces the same bits; measured choices are compared
+        too."""
         names = ("backend", "dtype", "batch_size", "threads", "forms")
         if not isinstance(other, dict):
             return False
@@ -86,7 +90,8 @@ class RunInfo:
         return all(other_info.get(name) == getattr(self, name) for name in names)
 
     def decisive(self) -> dict[str, Any]:
-        """What makes other pixels where it differs; what was only measured (backend, dtype, ...) is kept instead."""
+        """Values that change the pixels; measured choices (backend, dtype, ...) are pinned instead.
+        """
         names = ("model", "weight_sha256", "fidelity", "device", "helpers", "version")
         return {name: getattr(self, name) for name in names}
 
@@ -101,7 +106,7 @@ class LoadedModel:
     passed_over: list[list[str]]
 
     def enhancer(self, **changes: Any) -> GFPGANEnhancer:
-        """An enhancer around the loaded network."""
+        """Make an enhancer with the loaded network."""
         return GFPGANEnhancer.from_settings(self.choice.settings.replace(**changes), self.restorer)
 
 
@@ -114,15 +119,17 @@ def candidates(model: str) -> list[str]:
 
 
 def load(settings: FaceSettings, *, pinned: RunInfo | None = None) -> LoadedModel:
-    """Load the first model that can be.
+    """Load the first candidate that can be loaded.
 
     Args:
         settings: of the job.
-        pinned: what ran before: its backend, arithmetic and batch size are taken, where the settings leave them open.
+        pinned: of an earlier run: its backend, arithmetic and batch size are used where the
+            settings are ``auto``.
 
     Raises:
-        ConfigError: the model is unknown, may not be used commercially, or cannot honour an option.
-        WeightError, MissingDependencyError: of the last candidate, where none can be loaded.
+        ConfigError: the model is unknown, may not be used commercially, or does not support an
+            option.
+        WeightError, MissingDependencyError: of the first candidate, if none can be loaded.
     """
     if settings.model_path is not None:
         return _load_one(settings, "auto", pinned, [])
@@ -150,7 +157,7 @@ def run_info_of(
     helpers: dict[str, str | None],
     threads: int,
 ) -> RunInfo:
-    """What runs."""
+    """Collect what runs."""
     record, weight = loaded.restorer.request.record, loaded.restorer.request.weight
     backend, dtype = enhancer.backend or (None, None)
     size = (
@@ -194,15 +201,16 @@ def _load_one(
 
 
 def _is_of(settings: FaceSettings, name: str, pinned: RunInfo | None) -> bool:
-    """Whether what ran before was this model."""
+    """Whether the earlier run used this model."""
     stem = Path(settings.model_path or name).stem if "/" in (settings.model_path or name) else name
     return pinned is not None and pinned.model in (stem, MODELS.canonical(name))
 
 
 def _choices(settings: FaceSettings, previous: RunInfo | None) -> dict[str, Any]:
-    """Values of the options that are left open: what ran before, or fp32 whatever is faster.
+    """Values for options that are ``auto``: those of the earlier run, or fp32 whatever is faster.
 
-    The measurement that chooses a reduced precision for a host would make other files on another day.
+    The measurement that selects a reduced precision for a host could make other files on another
+    day.
     """
     choices: dict[str, Any] = {"dtype": "fp32"}
     if previous is not None:
@@ -221,7 +229,8 @@ def _choices(settings: FaceSettings, previous: RunInfo | None) -> dict[str, Any]
 def _fidelity(
     settings: FaceSettings, enhancer_settings: Any, name: str, is_fallback: bool
 ) -> float | None:
-    """CodeFormer's w for this model; an option that it cannot honour is refused, except where it only took over."""
+    """CodeFormer's w for this model; if it has none, the option is an error, except for a fallback.
+    """
     is_named = settings.model_path is None and name in model_names()
     has_fidelity = (
         get_model(name).record.has_fidelity if is_named else enhancer_settings.arch == "CodeFormer"
@@ -254,7 +263,7 @@ def _reason(error: Exception) -> str:
 
 
 def _with_fallback_errors(error: Exception, others: list[list[str]]) -> Exception:
-    """The first candidate's error, and what kept those behind it from taking over."""
+    """The first candidate's error, with the reasons why the fallbacks failed too."""
     if others:
         reasons = "; ".join(f"{name}: {reason}" for name, reason in others)
         error.args = (f"{error} And behind it {reasons}.", *error.args[1:])

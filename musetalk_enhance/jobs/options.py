@@ -1,6 +1,6 @@
-"""The options of a job: what decides which pixels come out. Names, defaults, checks and help stand here once.
+"""The options of a job, which decide the pixels of the output: names, defaults, checks and help.
 
-Options that `EnhancerSettings` has too are borrowed from there, help and check included.
+Options that `EnhancerSettings` has too are borrowed from there, with their help and check.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ Settings = TypeVar("Settings", bound="FaceSettings")
 
 
 def borrowed(name: str, default: Any = MISSING, help: str | None = None) -> Any:
-    """An option of `EnhancerSettings`, with another default or help where a job needs one."""
+    """An option of `EnhancerSettings`, with another default or help if a job needs one."""
     source = _ENHANCER[name]
     metadata = dict(source.metadata) if help is None else {**source.metadata, "help": help}
     return dataclasses.field(
@@ -52,7 +52,7 @@ def borrowed(name: str, default: Any = MISSING, help: str | None = None) -> Any:
 
 
 def _optional(check: tuple[schema.Check, str], word: str) -> tuple[schema.Check, str]:
-    """`check`, or nothing, which is called `word`."""
+    """`check`, or None, which is written as `word`."""
 
     def check_or_none(raw: Any) -> Any:
         return (
@@ -67,10 +67,10 @@ _GATE_HELP = "Leave a face alone that is as sharp as a photograph already. auto:
 
 @dataclass(frozen=True)
 class FaceSettings:
-    """What pictures and videos have in common. Immutable; every value has been checked.
+    """Options shared by images and videos. Immutable; every value has been checked.
 
     Raises:
-        ConfigError: a value is impossible, or two options contradict each other.
+        ConfigError: a value is invalid, or two options contradict each other.
     """
 
     model: str = borrowed(
@@ -157,11 +157,11 @@ class FaceSettings:
                 raise ConfigError(name, getattr(self, name), allowed)
 
     def replace(self: Settings, **changes: Any) -> Settings:
-        """A copy with `changes`, checked anew."""
+        """A copy with `changes`, checked."""
         return dataclasses.replace(self, **changes)
 
     def absolute(self: Settings) -> Settings:
-        """A copy whose paths mean the same files in every working directory."""
+        """A copy with absolute paths, valid in every working directory."""
         names = [
             name
             for name in ("model", "model_path", "detector_path", "occluder")
@@ -174,7 +174,7 @@ class FaceSettings:
         )
 
     def enhancer(self, **changes: Any) -> EnhancerSettings:
-        """The settings of the enhancer that restores the faces, `changes` applied."""
+        """The settings of the enhancer that restores the faces, with `changes` applied."""
         shared_names = {option.name for option in dataclasses.fields(self)} & {
             option.name for option in enhancer_options()
         }
@@ -187,7 +187,8 @@ class FaceSettings:
         return EnhancerSettings(**{"enabled": True, **common, **changes})
 
     def decisive(self) -> dict[str, Any]:
-        """The options that decide what comes out, as plain values; what `models.Facts` tell exactly is left out."""
+        """The options that decide the output, as plain values; without those that `models.RunInfo`
+        records exactly."""
         return {
             name: value
             for name, value in dataclasses.asdict(self).items()
@@ -280,10 +281,10 @@ class VideoSettings(FaceSettings):
 def option_named(
     settings: type[FaceSettings], name: str, value: str = ""
 ) -> dataclasses.Field[Any]:
-    """The option of that name; `value` is what was to be set, for the error.
+    """The option with that name; `value` is only used in the error.
 
     Raises:
-        ConfigError: there is none.
+        ConfigError: there is no such option.
     """
     fields = {option.name: option for option in dataclasses.fields(settings)}
     if name.replace("-", "_") not in fields:

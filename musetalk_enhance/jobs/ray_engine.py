@@ -1,4 +1,5 @@
-"""The work on a Ray cluster: Ray Data reads, restores and writes unit by unit; each worker holds the networks."""
+"""Runs a job on a Ray cluster: Ray Data reads, restores and writes units; each worker holds the
+networks."""
 
 from __future__ import annotations
 
@@ -25,31 +26,35 @@ if TYPE_CHECKING:
     from .models import RunInfo
 
 PROCESSOR_CPUS, STEP_CPUS = 0.8, 0.1
-"""What Ray books of a core for a maker and for a step beside it: one core for each worker in all. That decides only
-how many workers a machine is given; how many threads a maker has, `Work.threads` says."""
+"""Fractions of a core that Ray books for a processor and for a step beside it: one core per worker
+in all. They only decide how many workers are placed on a machine; `Job.threads` sets the threads
+of a processor."""
 WAIT_TIMEOUT_S = 60.0
-"""Seconds to wait for what others use of a cluster."""
+"""Seconds to wait for resources of the cluster that are in use by others."""
 _NO_TELEMETRY = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_DATA_USAGE_DISABLED": "1"}
 _CONNECT_TIMEOUT_S = 5.0
 _ADDRESS = "auto | HOST:PORT of a Ray cluster that runs (`ray start --head` starts one)"
 
 
 class RayEngine:
-    """Runs the work on a Ray cluster. A worker that is killed is started anew, and what it had is done again.
+    """Runs jobs on a Ray cluster. A worker that is killed is restarted, and its unit is processed
+    again.
 
-    Each worker holds one set of networks. The input, the output and the weights' cache must lie on storage that every
-    machine of the cluster sees under the same path, and each must have the same version of this library.
+    Each worker holds one set of networks. The input, the output and the weight cache must be on
+    storage that every machine of the cluster sees under the same path, and each must have the same
+    version of this library.
 
     Used in a ``with`` statement, it keeps the cluster that it started from one job to the next.
 
     Args:
-        address: None starts a cluster of this machine alone, reachable from nowhere else, for as long as the work
-            lasts; ``"auto"`` or ``"HOST:PORT"`` joins one, and leaves it running. Where this process uses Ray
-            already, that cluster is taken in any case.
-        workers: how many makers work side by side; None: one for each GPU, or one where there is none.
+        address: None starts a cluster on this machine alone, not reachable from outside, for
+            the duration of the job; ``"auto"`` or ``"HOST:PORT"`` joins a cluster and leaves it
+            running. If this process is already connected to a cluster, that one is used in any
+            case.
+        workers: number of processors side by side; None: one per GPU, or one if there is none.
 
     Raises:
-        ConfigError: an argument is impossible.
+        ConfigError: an argument is invalid.
     """
 
     def __init__(self, address: str | None = None, workers: int | None = None) -> None:
@@ -69,12 +74,12 @@ class RayEngine:
         self.close()
 
     def run_info(self, factory: ProcessorFactory) -> RunInfo:
-        """See `Engine.facts`: a worker is asked, and the cluster stays for the work that follows.
+        """See `Engine.run_info`: a worker is asked, and the cluster stays for the job that follows.
 
         Raises:
             ConfigError: there is no such cluster, or it has no room for the workers.
             MissingDependencyError: Ray is not installed.
-            EnhanceError: what the worker raised.
+            EnhanceError: raised by the worker.
         """
         ray = self._start()
         gpu = ray.cluster_resources().get("GPU", 0) >= 1
@@ -101,7 +106,8 @@ class RayEngine:
         Raises:
             ConfigError: there is no such cluster, or it has no room for the workers.
             MissingDependencyError: Ray is not installed.
-            EnhanceError: what a worker raised; RestorerError where a unit kills each worker that has it.
+            EnhanceError: raised by a worker; RestorerError if a unit kills every worker that
+                gets it.
         """
         try:
             if not job.units:
@@ -115,7 +121,8 @@ class RayEngine:
             self.close()
 
     def close(self) -> None:
-        """See `Engine.close`: stop the cluster that was started, leave the one that was joined."""
+        """See `Engine.close`: stop the cluster if this engine started it, leave a joined one
+        running."""
         if not self._started or self._keep_cluster:
             return
         import ray
@@ -128,7 +135,7 @@ class RayEngine:
             self._handler = None
 
     def _start(self) -> Any:
-        """The module ``ray``, with a cluster behind it."""
+        """The module ``ray``, connected to a cluster."""
         ray = _import_ray()
         if ray.is_initialized():
             return ray
@@ -151,12 +158,13 @@ class RayEngine:
         return ray
 
     def _environment(self) -> dict[str, Any]:
-        """The option of a task or actor that gives it our variables, where the cluster does not have them."""
+        """Options of a task or actor that pass on our variables, if the cluster does not have them.
+        """
         variables = _variables()
         return {} if variables == self._inherited else {"runtime_env": {"env_vars": variables}}
 
     def _worker_count(self, ray: Any, gpu: bool) -> int:
-        """How many workers there will be.
+        """Number of workers.
 
         Raises:
             ConfigError: the cluster has no room for so many.
@@ -193,7 +201,7 @@ def _import_ray() -> Any:
 
 
 def _start_local_cluster(ray: Any, workers: int, inherited: dict[str, str]) -> None:
-    """A cluster of this machine alone, reachable over the loopback device only, that reports to nobody."""
+    """Start a cluster on this machine alone, on the loopback device only, without telemetry."""
     variables = (
         inherited | _NO_TELEMETRY | _python_path() | {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
     )
@@ -210,7 +218,8 @@ def _start_local_cluster(ray: Any, workers: int, inherited: dict[str, str]) -> N
 
 
 def _python_path() -> dict[str, str]:
-    """The variable that lets workers, whose working directory is another, import this very library."""
+    """The variable that lets workers, whose working directory differs, import this copy of the
+    library."""
     root = Path(__file__).resolve().parents[2]
     inherited = [
         os.path.abspath(path) for path in os.environ.get("PYTHONPATH", "").split(os.pathsep) if path
@@ -241,7 +250,7 @@ def _join(ray: Any, address: str) -> None:
 
 
 def _wait_for(ray: Any, workers: int, gpu: bool) -> None:
-    """Until the cluster has room for the workers, others may be at work there.
+    """Wait until the cluster has room for the workers; others may be using it.
 
     Raises:
         ConfigError: it has none in time.
@@ -284,10 +293,10 @@ def _states(
 
 
 def _pipeline(ray: Any, job: Job, workers: int, attempts: Any, environment: dict[str, Any]) -> Any:
-    """Read, restore, write: one unit is one block, and no more are on their way than the workers need.
+    """Read, restore, write: one unit is one block, and no more are in flight than the workers need.
 
-    Ray Data restarts actors and repeats tasks whose process died without end (``max_restarts`` and
-    ``max_task_retries`` are -1 there, and may not be given any more); `Attempts` sets the end.
+    Ray Data restarts actors and repeats tasks whose process died without limit (``max_restarts``
+    and ``max_task_retries`` are -1 there, and can no longer be set); `Attempts` sets the limit.
     """
     from ray.data import ActorPoolStrategy, TaskPoolStrategy
 
@@ -331,7 +340,7 @@ def _variables() -> dict[str, str]:
 
 @contextlib.contextmanager
 def _ray_errors_translated(ray: Any) -> Iterator[None]:
-    """Ray's own errors as ours."""
+    """Raise Ray's errors as ours."""
     try:
         yield
     except EnhanceError:
@@ -346,7 +355,7 @@ def _ray_errors_translated(ray: Any) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Ray says on the terminal only what is an error."""
+    """Let Ray log errors only."""
     loggers = [logging.getLogger(name) for name in ("ray", "ray.data")]
     levels = [logger.level for logger in loggers]
     for logger in loggers:
@@ -360,7 +369,7 @@ def _quiet() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _quiet_data(ray: Any) -> Iterator[None]:
-    """No bars of Ray Data: the caller has one."""
+    """Hide the progress bars of Ray Data: the caller has one."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # some versions warn of an option of their own
         options = vars(ray.data.DataContext.get_current())
@@ -370,7 +379,7 @@ def _quiet_data(ray: Any) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _override(mapping: Any, values: dict[str, Any]) -> Iterator[None]:
-    """`values` in a mapping for a while."""
+    """Set `values` in a mapping for the duration of the block."""
     previous = {name: mapping[name] for name in values if name in mapping}
     mapping.update(values)
     try:

@@ -1,8 +1,9 @@
-"""What runs on the workers of a Ray cluster: the three steps, and how things travel between them.
+"""What runs on the workers of a Ray cluster: the three steps, and how values are passed between
+them.
 
-Between two steps a unit is one row of an Arrow table, pickled into one binary value: blocks stay whole, nothing is
-guessed about types, and it is read where it lies in Ray's shared memory. An error travels in place of the result: Ray
-neither tries again nor wraps it, and the caller gets the very error that was raised.
+Between two steps a unit is one row of an Arrow table, pickled into one binary value: blocks stay
+whole, no types are inferred, and it is read in place from Ray's shared memory. An error is passed
+on in place of the result: Ray neither retries nor wraps it, and the caller gets the original error.
 """
 
 from __future__ import annotations
@@ -18,7 +19,8 @@ from ..errors import RestorerError
 from .job import Processor, ProcessorFactory
 
 ATTEMPTS = 3
-"""How often a unit may end the worker that has it, by a crash or for want of memory, before the work is given up."""
+"""How often a unit may kill its worker, by a crash or for lack of memory, before the job is
+aborted."""
 COLUMN = "unit"
 
 
@@ -34,8 +36,8 @@ class Failure:
     """An error on its way to the caller.
 
     Attributes:
-        error: what was raised.
-        trace: where, as text.
+        error: the error.
+        trace: its traceback as text.
     """
 
     error: Exception
@@ -43,7 +45,8 @@ class Failure:
 
     @classmethod
     def of(cls, error: Exception) -> Failure:
-        """From an error that is being handled; one that cannot be sent becomes a `RestorerError` with its text."""
+        """From an error that is being handled; one that cannot be pickled becomes a
+        `RestorerError`."""
         try:
             same = type(pickle.loads(pickle.dumps(error))) is type(error)
         except Exception:
@@ -55,13 +58,13 @@ class Failure:
         """Raise the error.
 
         Raises:
-            Exception: it.
+            Exception: the error.
         """
         raise self.error from ElsewhereError(self.trace)
 
 
 def pack(number: int, value: Any) -> Any:
-    """A unit's number and what became of it, as an Arrow table of one row."""
+    """A unit's number and its value, as an Arrow table of one row."""
     import pyarrow as pa
 
     return pa.table(
@@ -70,34 +73,35 @@ def pack(number: int, value: Any) -> Any:
 
 
 def unpack(table: Any) -> tuple[int, Any]:
-    """What `pack` was given."""
+    """Inverse of `pack`."""
     number, value = pickle.loads(table.column(COLUMN)[0].as_buffer())
     return number, value
 
 
 class Attempts:
-    """Counts, as an actor, how often a step of a unit was begun and never came to an end."""
+    """Counts, as an actor, how often a step of a unit was started and did not end."""
 
     def __init__(self) -> None:
         self._begun: dict[tuple[str, int], int] = {}
 
     def begin(self, step: str, number: int) -> int:
-        """Say that it begins; returns how often it did so without an end, this time included."""
+        """Record a start; returns how often it started without an end, this time included."""
         self._begun[step, number] = self._begun.get((step, number), 0) + 1
         return self._begun[step, number]
 
     def end(self, step: str, number: int) -> None:
-        """Say that it came to an end, be it an error."""
+        """Record an end, with a result or an error."""
         self._begun.pop((step, number), None)
 
 
 def run_step(table: Any, name: str, step: Callable[[Any], Any], attempts: Any) -> Any:
-    """One step of one unit, in a task or an actor of Ray; never raises an `Exception` of the step.
+    """Run one step of one unit, in a task or an actor of Ray; never raises an `Exception` of the
+    step.
 
     Args:
-        table: what `pack` made.
+        table: made by `pack`.
         name: of the step.
-        step: what is done.
+        step: the function to call.
         attempts: an `Attempts` actor.
     """
     import ray
@@ -123,8 +127,8 @@ class ProcessStep:
     """The middle step: an actor that holds the networks. They are loaded with its first unit.
 
     Args:
-        open_maker: loads them.
-        threads: of the processor.
+        make_processor: loads them.
+        threads: number of CPU threads.
         attempts: an `Attempts` actor.
     """
 
@@ -143,7 +147,8 @@ class ProcessStep:
 
 
 def set_threads(threads: str | None) -> None:
-    """``OMP_NUM_THREADS`` of a worker, before torch is imported. Ray makes it 1, but other threads, other sums.
+    """Set ``OMP_NUM_THREADS`` of a worker before torch is imported. Ray sets it to 1, which changes
+    sums.
 
     Args:
         threads: None for all cores.
@@ -155,11 +160,12 @@ def set_threads(threads: str | None) -> None:
 
 
 def worker_run_info(factory: ProcessorFactory, threads: str | None) -> bytes:
-    """Load the networks as a worker would, and say what runs: pickled `Facts`, or a pickled `Failure`.
+    """Load the networks as a worker would, and return what runs: pickled `RunInfo`, or a pickled
+    `Failure`.
 
     Args:
-        opener: loads them.
-        threads: ``OMP_NUM_THREADS`` as the caller has it, None where it has none.
+        factory: loads them.
+        threads: ``OMP_NUM_THREADS`` of the caller, None if it is not set.
     """
     set_threads(threads)
     answer: Any

@@ -1,4 +1,5 @@
-"""Trying first: a few pictures of a folder, or one option at several values, side by side on a sheet."""
+"""Samples: a few images of a folder, or one option at several values, side by side on a contact
+sheet."""
 
 from __future__ import annotations
 
@@ -25,7 +26,7 @@ logger = logging.getLogger("musetalk_enhance")
 
 SHEET = "contact_sheet.jpg"
 MAX_ON_SHEET = 100
-"""Pictures on a contact sheet; of more, as many, spread evenly."""
+"""Images on a contact sheet; of a larger number, this many, spread evenly."""
 _CELL, _STRIP = 480, 4096  # widest picture on a contact sheet; longest strip, in pixels
 
 
@@ -35,7 +36,7 @@ class Sweep:
 
     Attributes:
         name: of the option.
-        values: checked, in the order to be shown.
+        values: checked, in display order.
     """
 
     name: str
@@ -46,7 +47,7 @@ class Sweep:
         """From ``fidelity=0.5,0.7,0.9``.
 
         Raises:
-            ConfigError: another form, an unknown option, or an impossible value.
+            ConfigError: another format, an unknown option, or an invalid value.
         """
         name, equals, listed = text.partition("=")
         words = [word.strip() for word in listed.split(",")]
@@ -60,17 +61,17 @@ class Sweep:
         return cls(option.name, values)
 
     def label(self, value: Any) -> str:
-        """What a value is called on sheets and in the names of folders."""
+        """Name of a value on sheets and in folder names."""
         return f"{self.name}={value}"
 
 
 @dataclass(frozen=True)
 class SampleResult:
-    """What trying came to.
+    """Result of restoring samples.
 
     Attributes:
-        output: the folder of the sheets.
-        sheet: the contact sheet; None where no picture could be restored.
+        output: folder of the sheets.
+        sheet: the contact sheet; None if no image could be restored.
         results: one for each value; a single one without a sweep.
     """
 
@@ -80,7 +81,7 @@ class SampleResult:
 
     @property
     def errors(self) -> int:
-        """Pictures that could not be read or restored, with one value or another."""
+        """Number of images that could not be read or restored with some value."""
         return len({error["name"] for result in self.results for error in result.stats["errors"]})
 
 
@@ -93,7 +94,8 @@ def restore_samples(
     engine: Engine | None = None,
     progress: Progress | None = None,
 ) -> SampleResult:
-    """Restore `count` pictures, spread over the folder, below ``output/samples``, with a contact sheet.
+    """Restore `count` images, spread over the folder, below ``output/samples``, with a contact
+    sheet.
 
     Raises:
         ConfigError: `count` is under 1; and whatever `restore_images` raises.
@@ -128,19 +130,21 @@ def restore_sweep(
     engine: Engine | None = None,
     progress: Progress | None = None,
 ) -> SampleResult:
-    """Restore pictures once for each value, below ``output/sweep``: a strip for each picture, and a contact sheet.
+    """Restore images once per value, below ``output/sweep``: a strip per image, and a contact
+    sheet.
 
     Args:
-        source: the folder, or one picture.
-        output: the output folder.
-        settings: of everything but the option that changes.
+        source: the folder, or one image.
+        output: output folder.
+        settings: of all options but the one that varies.
         sweep: the option and its values.
-        count: as many pictures, spread over the folder; None: all.
+        count: number of images, spread over the folder; None: all.
         engine: see `restore_images`.
-        progress: see `restore_images`; told anew for each value.
+        progress: see `restore_images`; starts over for each value.
 
     Raises:
-        ConfigError: the model that runs does not have the option; and whatever `restore_images` raises.
+        ConfigError: the model that runs does not have the option; and whatever `restore_images`
+            raises.
     """
     source, folder_path = Path(source), Path(output) / SWEEP
     settings_by_value = [
@@ -177,10 +181,10 @@ def restore_sweep(
 
 
 def select_images(source: Path, output: Path, count: int | None) -> list[str]:
-    """`count` pictures of a folder, evenly spread; all of them where it is None.
+    """Select `count` images of a folder, evenly spread; all of them if it is None.
 
     Raises:
-        ConfigError: `count` is under 1, or there is no picture.
+        ConfigError: `count` is under 1, or there is no image.
     """
     if count is not None and count < 1:
         raise ConfigError("--num-samples", count, "1 or more")
@@ -202,7 +206,7 @@ def _has_fidelity(run_info: RunInfo) -> None:
 
 
 def _restored(result: ImagesResult, name: str) -> list[Any]:
-    """The restored picture as it was written; nothing where there is none."""
+    """The restored image as it was written; empty if there is none."""
     items = [item for item in result.stats["items"] if item["name"] == name]
     paths = [path for item in items for path in item["outputs"] if path.startswith("restored/")]
     return [_read(result.output / path) for path in paths]
@@ -216,7 +220,7 @@ def _read(path: Path) -> Any:
 
 
 def _strip(images: Sequence[Any], labels: Sequence[str], max_width: int | None) -> Any:
-    """One row; with `widest` small enough for a contact sheet."""
+    """One row; with `max_width` small enough for a contact sheet."""
     import cv2
 
     if max_width is None:

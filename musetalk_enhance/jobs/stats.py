@@ -1,4 +1,4 @@
-"""``restoration_stats.json``: what was asked, what ran, and what became of every picture and face."""
+"""``restoration_stats.json``: the settings, what ran, and the outcome of every image and face."""
 
 from __future__ import annotations
 
@@ -26,7 +26,8 @@ _MODEL = (
 
 
 def settings_stats(settings: FaceSettings, run_info: RunInfo) -> dict[str, Any]:
-    """What was asked and what ran, as plain values; the same for every run that comes to the same files."""
+    """The settings and what ran, as plain values; equal for all runs that produce the same files.
+    """
     info = run_info.as_dict()
     return {
         "version": __version__,
@@ -50,14 +51,15 @@ def image_stats(
 ) -> dict[str, Any]:
     """The statistics of a folder, as plain values.
 
-    There are no times in them: a run that was stopped and went on writes the same file as one that was not.
+    They contain no times: an interrupted and resumed run writes the same file as an uninterrupted
+    one.
 
     Args:
         settings: of the job.
-        facts: what ran.
+        run_info: what ran.
         states: of all units.
-        listed: the pictures that belong to the folder now.
-        troubles: sub-folders that cannot be read, with the reason.
+        listed: the images that are in the folder now.
+        troubles: subfolders that cannot be read, with the reason.
     """
     names = set(listed)
     items = sorted(
@@ -88,7 +90,8 @@ def image_stats(
 
 
 def _restoration(faces: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """How much the restored faces changed; a face that an older version noted has no ``change``."""
+    """How much the restored faces changed; a face recorded by an older version has no ``change``.
+    """
     restored = [face for face in faces if face["state"] == "restored"]
     changes = [face["change"] for face in restored if face.get("change") is not None]
     partial = Counter(face["lowered"] for face in restored if face.get("lowered"))

@@ -1,4 +1,4 @@
-"""`restore_video`: the faces of a film, resumable, on one machine or many."""
+"""`restore_video`: restores the faces in a video, resumable, on one machine or many."""
 
 from __future__ import annotations
 
@@ -49,21 +49,21 @@ from .video_processor import CHUNK, PREROLL, PassUnit, VideoProcessorFactory, Wr
 logger = logging.getLogger("musetalk_enhance")
 
 Progress = Callable[[int, int], None]
-"""Called with how many frames are done, and how many there are."""
+"""Called with the number of frames done and the total."""
 
 
 MAX_COUNTED_SEGMENTS = 8
-"""Most segments of a film without time stamps: there is no going to a place in it."""
+"""Most segments of a video without timestamps: it cannot be seeked."""
 
 
 @dataclass(frozen=True)
 class VideoResult:
-    """What a run over a film came to.
+    """Result of a run over a video.
 
     Attributes:
-        output: the film.
-        stats: what stands in the JSON file beside it, less the notes on each frame.
-        seconds: that this run took.
+        output: the video.
+        stats: content of the JSON file beside it, without the notes on each frame.
+        seconds: duration of this run.
         resumed: frames that an earlier run had finished.
     """
 
@@ -74,12 +74,13 @@ class VideoResult:
 
     @property
     def errors(self) -> int:
-        """Faces at which the network failed; their frames are as they came, and the next run does the film again."""
+        """Number of faces at which the network failed; they are unchanged, and the next run
+        processes the video again."""
         return int(self.stats["totals"]["faces_failed"])
 
 
 def parts_folder(output: Path) -> Path:
-    """Where the segments of an unfinished film are kept."""
+    """Folder of the segments of an unfinished video."""
     return output.with_name(f".{output.name}.parts")
 
 
@@ -93,24 +94,25 @@ def restore_video(
     engine: Engine | None = None,
     progress: Progress | None = None,
 ) -> VideoResult:
-    """Restore the faces of a film.
+    """Restore the faces in a video.
 
-    Frames, their times, sound, rotation, colours and everything outside the faces stay as they are. Beside the film
-    a JSON file of its name says what was done. Until then segments lie in a hidden folder beside it: a run that was
-    stopped in any way goes on where it was, to the same bytes.
+    Frames, timestamps, audio, rotation, colors and everything outside the faces are kept. A JSON
+    file beside the video, with its name, records what was done. Until the end, segments are stored
+    in a hidden folder beside it: an interrupted run resumes where it stopped and produces the same
+    bytes.
 
     Args:
-        source: the film.
-        output: the new one; its ending tells the container.
-        settings: None takes the defaults.
-        start: seconds after the first frame; what is before is left out.
-        end: frames from here on are left out.
-        engine: where the work is done; None: here.
-        progress: told how far the work is.
+        source: the video.
+        output: the new video; its extension selects the container.
+        settings: None uses the defaults.
+        start: seconds after the first frame; earlier frames are left out.
+        end: frames from this second on are left out.
+        engine: runs the job; None runs it in this process.
+        progress: called as frames are finished.
 
     Raises:
-        ConfigError: an option is impossible, or `output` is `source`.
-        MediaError: the film cannot be read, or the new one not be written.
+        ConfigError: an option is invalid, or `output` is `source`.
+        MediaError: the video cannot be read, or the output cannot be written.
         WeightError, MissingDependencyError: a network cannot be loaded.
     """
     settings, source, output = settings or VideoSettings(), Path(source), Path(output)
@@ -210,7 +212,8 @@ def _move(path: Path, target: Path) -> None:
 
 
 def _sweep_probe_files(output: Path) -> None:
-    """Take away the unfinished file of a run that was killed while it looked whether `output` can be written."""
+    """Delete the temporary file of a run that was killed while it checked whether `output` can be
+    written."""
     name = re.compile(
         re.escape(f".{output.stem}.part-") + "[0-9a-f]{32}" + re.escape(output.suffix)
     )
@@ -220,12 +223,12 @@ def _sweep_probe_files(output: Path) -> None:
 
 
 def _is_resumable(folder: Path) -> bool:
-    """Whether something lies there that a later run can go on with, or does not understand."""
+    """Whether the folder holds files that a later run can resume from, or does not know."""
     return any(path.name != "lock" for path in folder.rglob("*") if path.is_file())
 
 
 def segment_of(index: VideoIndex, settings: VideoSettings) -> int:
-    """Frames of a segment; more where every segment has to be decoded from the film's beginning."""
+    """Frames per segment; more if every segment has to be decoded from the start of the video."""
     return (
         max(settings.segment, -(-len(index) // MAX_COUNTED_SEGMENTS))
         if index.counted
@@ -234,7 +237,7 @@ def segment_of(index: VideoIndex, settings: VideoSettings) -> int:
 
 
 class _FrameCallback:
-    """Passes on the number of frames that were just finished, once somebody wants to hear it."""
+    """Passes on the number of frames just finished, once a callback is set."""
 
     def __init__(self) -> None:
         self.callback: Callable[[int], None] | None = None
@@ -245,7 +248,7 @@ class _FrameCallback:
 
 
 class _ProgressCounter:
-    """Keeps the states and says how far the work is: in frames here, in segments where the work is elsewhere."""
+    """Collects the states and reports progress: in frames locally, in segments on a cluster."""
 
     def __init__(
         self, progress: Progress | None, frames: int, total: int, states: list[State]
@@ -260,7 +263,7 @@ class _ProgressCounter:
         _report(progress, frames, total)
 
     def add_frames(self, frames: int) -> None:
-        """Some frames are finished."""
+        """Count frames that are finished."""
         self._by_frames = True
         self._frames_done += frames
         _report(self._progress, self._frames_done, self._total)
@@ -273,7 +276,7 @@ class _ProgressCounter:
 
 
 def _without_notes(state: State) -> State:
-    """A state without what it says of each frame: that is kept on disk."""
+    """A state without its notes on each frame: those stay on disk."""
     items = [
         {name: value for name, value in item.items() if name != "notes"} for item in state["items"]
     ]
@@ -281,10 +284,10 @@ def _without_notes(state: State) -> State:
 
 
 def _notes(manifest: Manifest) -> Iterator[dict[str, Any]]:
-    """What is said of each frame, segment by segment.
+    """The notes on each frame, segment by segment.
 
     Raises:
-        MediaError: somebody has taken a segment's state away.
+        MediaError: the state of a segment is missing or damaged.
     """
     for unit in manifest.units:
         state = manifest.state(unit)
@@ -308,13 +311,13 @@ def _pinned(previous: Manifest | None, head: Any) -> RunInfo | None:
 
 
 def _job(head: Any) -> dict[str, Any]:
-    """What the file beside a film says of the job; nothing where it is no such file."""
+    """The job section of the JSON file beside a video; empty if it is not such a file."""
     job = head.get("job") if isinstance(head, dict) else None
     return job if isinstance(job, dict) else {}
 
 
 def _is_done(output: Path, head: Any, decisive: dict[str, Any]) -> bool:
-    """Whether the film is there as an earlier run with the same settings left it."""
+    """Whether the video is intact as an earlier run with the same settings wrote it."""
     job = _job(head)
     if (
         job.get("settings_sha256") != digest(decisive)
@@ -326,13 +329,13 @@ def _is_done(output: Path, head: Any, decisive: dict[str, Any]) -> bool:
 
 
 def _failed(head: dict[str, Any]) -> bool:
-    """Whether the network failed at some faces of the film that is there."""
+    """Whether the network failed at some faces of the existing video."""
     totals = head.get("totals")
     return isinstance(totals, dict) and bool(totals.get("faces_failed"))
 
 
 def _warn_of_restart(output: Path, head: Any, decisive: dict[str, Any]) -> None:
-    """Say why a film that is there is made again."""
+    """Log why an existing video is made again."""
     previous_sha256 = _job(head).get("settings_sha256")
     if previous_sha256 == digest(decisive) and _failed(head):
         logger.warning("%s holds faces at which the network failed: starting afresh", output)
@@ -376,7 +379,7 @@ def _manifest(
 
 
 def _split_by_state(manifest: Manifest) -> tuple[list[State], list[Unit]]:
-    """States of segments that are there, and the units that are to be done."""
+    """States of intact segments, and the units still to be processed."""
     valid, todo = [], []
     for unit in manifest.units:
         state = manifest.state(unit)
@@ -389,7 +392,7 @@ def _split_by_state(manifest: Manifest) -> tuple[list[State], list[Unit]]:
 
 
 def _is_whole(state: State) -> bool:
-    """Whether a state says all that is asked of it in the end."""
+    """Whether a state has all the values that are used in the end."""
     try:
         frames = _frames(state["unit"])
         (item,) = state["items"]
@@ -413,7 +416,7 @@ def _stats(
     output: Path,
     decisive: dict[str, Any],
 ) -> dict[str, Any]:
-    """What is said of the film as a whole; ``musetalk-enhance report`` reads the totals."""
+    """Values of the video as a whole; ``musetalk-enhance report`` reads the totals."""
     counts: Counter[str] = Counter()
     left_alone: Counter[str] = Counter()
     partial: Counter[str] = Counter()
@@ -456,11 +459,12 @@ def _stats(
 
 @contextlib.contextmanager
 def excerpt(source: Path, output: Path, start: float | None, end: float | None) -> Iterator[Path]:
-    """The film, or a copy without loss of the stretch from `start` to `end`, which goes when the block ends.
+    """The video, or a lossless copy of the range from `start` to `end`, deleted when the block
+    ends.
 
     Args:
-        source: the film.
-        beside: in whose folder the copy may lie for a while.
+        source: the video.
+        output: the copy is stored in its folder, with its extension.
         start: see `restore_video`.
         end: see `restore_video`.
     """

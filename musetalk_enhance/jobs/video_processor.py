@@ -1,8 +1,9 @@
-"""One segment of a film: its frames read, their faces found, followed, restored and laid back, and written.
+"""One segment of a video: decodes its frames, detects, tracks, restores and pastes the faces, and
+encodes it.
 
-A segment is made from the film and its own place in it alone, so it comes out the same whoever makes it, and when.
-That the faces of its first frames do not start anew where the last segment ended, some frames before it are
-restored too and thrown away.
+A segment depends on the video and its own range alone, so it comes out the same in any process and
+order. Some frames before it are restored and discarded, so that temporal state does not start from
+zero at its first frame.
 """
 
 from __future__ import annotations
@@ -33,9 +34,9 @@ from .models import RunInfo
 from .options import VideoSettings
 
 PREROLL = 16
-"""Frames before a segment that are restored for what is remembered of them."""
+"""Frames before a segment that are restored to build up temporal state."""
 CHUNK = 8
-"""Frames that are worked on together."""
+"""Frames that are processed together."""
 SEGMENTS = "segments"
 _ALIKE, _THUMBNAIL_SIDE = (
     0.5,
@@ -45,7 +46,7 @@ _ALIKE, _THUMBNAIL_SIDE = (
 
 @dataclass
 class _FrameFaces:
-    """A frame on its way: what was seen in it, and what became of that."""
+    """A frame with its faces, and their outcomes."""
 
     decoded: DecodedFrame
     faces: list[Face]
@@ -61,11 +62,11 @@ class VideoProcessorFactory:
 
     Attributes:
         settings: of the job.
-        facts: what ran before, None the first time.
-        source: the film.
+        run_info: of an earlier run, None the first time.
+        source: the video.
         index: its frames.
-        folder: the job's own folder.
-        told: see `FilmMaker`; None for makers in other processes.
+        folder: state folder of the job.
+        on_frames: see `VideoProcessor`; None in other processes.
     """
 
     settings: VideoSettings
@@ -87,7 +88,7 @@ class VideoProcessorFactory:
 
 @dataclass(frozen=True)
 class PassUnit:
-    """First step: nothing to be read ahead, a segment is streamed."""
+    """First step: nothing to read ahead, a segment is streamed."""
 
     def __call__(self, unit: Unit) -> Unit:
         return unit
@@ -95,10 +96,10 @@ class PassUnit:
 
 @dataclass(frozen=True)
 class WriteSegmentState:
-    """Last step: say that a segment is done.
+    """Last step: mark a segment as done.
 
     Attributes:
-        folder: the job's own folder.
+        folder: state folder of the job.
     """
 
     folder: Path
@@ -109,14 +110,14 @@ class WriteSegmentState:
 
 
 class VideoProcessor:
-    """Second step: makes segments.
+    """Second step: restores segments.
 
     Args:
-        opened: the networks.
-        source: the film.
+        models: the networks.
+        source: the video.
         index: its frames.
-        folder: the job's own folder; segments are written into its folder ``segments``.
-        told: called with the number of frames that were just finished.
+        folder: state folder of the job; segments are written to its subfolder ``segments``.
+        on_frames: called with the number of frames just finished.
     """
 
     def __init__(
@@ -136,11 +137,11 @@ class VideoProcessor:
         return self.models.run_info
 
     def prepare(self, unit: Unit) -> Unit:
-        """Nothing: a segment is streamed."""
+        """Does nothing: a segment is streamed."""
         return unit
 
     def process(self, unit: Unit) -> State:
-        """Make a segment and write it; what became of it."""
+        """Restore a segment and write it; returns its state."""
         name = f"{SEGMENTS}/{unit['id']:06d}.mp4"
         path = self._folder / name
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -166,7 +167,7 @@ class VideoProcessor:
         return {"unit": unit, "items": [item]}
 
     def _chunks(self, unit: Unit) -> Generator[list[_FrameFaces], None, None]:
-        """Frames with the faces that were found in them, some at a time; the next ones are read meanwhile."""
+        """Frames with their detected faces, in chunks; the next chunk is read meanwhile."""
         first = max(0, unit["first"] - PREROLL)
         decoded_frames = read_segment(self._source, self._index, first, unit["stop"])
         with ThreadPoolExecutor(1, "read") as readers:
@@ -180,11 +181,11 @@ class VideoProcessor:
                 readers.submit(getattr(decoded_frames, "close", lambda: None)).result()
 
     def finish(self, state: State) -> State:
-        """Nothing: the segment is written."""
+        """Does nothing: the segment is written."""
         return state
 
     def close(self) -> None:
-        """Give the networks back."""
+        """Close the networks."""
         self.models.close()
 
 
@@ -201,7 +202,7 @@ class _Faces:
         self._thumbnails: dict[int, Image] = {}
 
     def restore(self, chunk: Sequence[_FrameFaces]) -> None:
-        """Track, crop and restore the faces of frames that follow one another, all of them together."""
+        """Track, crop and restore the faces of consecutive frames together."""
         frames_of: dict[int, list[_FrameFaces]] = {}
         for frame in chunk:
             height, width = frame.decoded.bgr.shape[:2]
@@ -227,7 +228,7 @@ class _Faces:
                     frame.pastes[track] = Paste(frame.crops[track], face)
 
     def _crop(self, frame: _FrameFaces, face: TrackedFace) -> bool:
-        """Crop a face; False, with an outcome, where it cannot be aligned or something else is in its place."""
+        """Crop a face; False, with an outcome, if it cannot be aligned or is no longer there."""
         try:
             crop = crop_face(frame.decoded.bgr, face.landmarks, TEMPLATE_SIDE)
         except FrameError as error:
@@ -243,7 +244,7 @@ class _Faces:
         return True
 
     def _request(self, track: int, frames: Sequence[_FrameFaces]) -> Request:
-        """The faces of one track."""
+        """The request for the faces of one track."""
         if track not in self._streams:
             self._streams[track] = self._enhancer.stream()
         aligned = np.stack([frame.crops[track].aligned for frame in frames])
@@ -252,7 +253,7 @@ class _Faces:
 
 
 class _SegmentCounts:
-    """What became of the frames of a segment."""
+    """Counts of the outcomes of a segment."""
 
     def __init__(self) -> None:
         self._counts: Counter[str] = Counter()
@@ -301,7 +302,7 @@ class _SegmentCounts:
 
 
 def _main_note(frame: _FrameFaces) -> dict[str, Any]:
-    """What became of the largest face, of those that were restored where there are any."""
+    """The outcome of the largest face, of the restored ones if there are any."""
     if not frame.tracked:
         return {"passthrough": "no face"}
 
@@ -336,13 +337,13 @@ def _write(writer: SegmentWriter, frames: Sequence[_FrameFaces]) -> None:
 
 
 def _by_weight(frame: _FrameFaces) -> list[TrackedFace]:
-    """The restored faces, the most important first: one that was seen covers one that is taken to be there."""
+    """The restored faces in paste order: a detected face covers one that is only predicted."""
     restored = [face for face in frame.tracked if face.track in frame.pastes]
     return sorted(restored, key=lambda face: (face.missed, face.track))
 
 
 def _thumbnail(aligned: Image) -> Image:
-    """A face as a few gray pixels."""
+    """A face as a small gray image."""
     import cv2
 
     small = cv2.resize(aligned, (_THUMBNAIL_SIDE, _THUMBNAIL_SIDE), interpolation=cv2.INTER_AREA)
@@ -350,7 +351,7 @@ def _thumbnail(aligned: Image) -> Image:
 
 
 def _alike(first: Image, second: Image) -> bool:
-    """Whether two thumbnails show one thing, by the correlation of their pixels."""
+    """Whether two thumbnails show the same thing, by the correlation of their pixels."""
     a, b = (image.astype(np.float64) - image.mean() for image in (first, second))
     scale = float(np.sqrt((a * a).sum() * (b * b).sum()))
     return scale > 0 and float((a * b).sum()) >= _ALIKE * scale
