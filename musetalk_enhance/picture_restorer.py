@@ -167,7 +167,8 @@ class PictureRestorer:
         settings = enhancer.settings
         expected_size = "upscale" if self._whole else "same"
         if settings.output_size != expected_size or (self._whole and settings.upscale != upscale):
-            allowed = f"{expected_size}{f' with upscale {upscale}' if self._whole else ''} for this detector"
+            scale = f" with upscale {upscale}" if self._whole else ""
+            allowed = f"{expected_size}{scale} for this detector"
             raise ConfigError("output_size", settings.output_size, allowed)
         if not upscale >= 1:
             raise ConfigError("upscale", upscale, "1 or more")

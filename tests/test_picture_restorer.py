@@ -258,6 +258,8 @@ def test_notes_are_plain_values(make):
         "score": 0.9877,
         "state": RESTORED,
         "strength": 1.0,
+        "lowered": None,
+        "change": 40.0,
     }
 
 
@@ -445,7 +447,7 @@ def test_impossible_values(make, detector, options, enhancer, said):
 
 
 def test_old_names_work_for_one_release(make):
-    restorer = make()
+    restorer = make(Given())
     items = restorer.restore_faces(restorer.find([grey()]))
     with pytest.warns(DeprecationWarning, match="paste"):
         (image,) = restorer.lay(items)

@@ -62,7 +62,7 @@ def list_images(
     folder_path = source.resolve()
     if _takes_results(folder_path, excluded):
         raise ConfigError(
-            "--output-dir", str(skip[0]), "a folder within the input folder, or one apart from it"
+            "--output-dir", str(skip[0]), "a subfolder of the input folder, or a folder outside it"
         )
     names: list[str] = []
     unreadable: list[tuple[str, str]] = [] if troubles is None else troubles
@@ -83,7 +83,7 @@ def list_images(
         raise ConfigError(
             "INPUT_DIR",
             str(source),
-            f"a folder with pictures ({', '.join(sorted(IMAGE_EXTENSIONS))})",
+            f"a folder with images ({', '.join(sorted(IMAGE_EXTENSIONS))})",
         )
     return sorted(names)
 
@@ -114,7 +114,7 @@ def _is_new(folder: Path, source: Path, excluded: Collection[Path], linked: set[
     if _takes_results(target, excluded):
         return False
     if _holds_results(folder):
-        logger.info("left out %s: it holds the results of another run", folder)
+        logger.info("skipping %s: it holds the results of another run", folder)
         return False
     if folder.is_symlink():
         if target in linked or target == root or root in target.parents or target in root.parents:
@@ -213,8 +213,7 @@ def split_into_units(root: Path, pictures: Sequence[str], upscale: int) -> list[
 
 
 def evenly(pictures: Sequence[str], count: int) -> list[str]:
-    """Pick `count` of the images, spread evenly over the list; all if there are no more than that.
-    """
+    """Pick `count` of the images, spread evenly over the list; all if there are no more than that."""
     if count >= len(pictures):
         return list(pictures)
     return [pictures[(2 * index + 1) * len(pictures) // (2 * count)] for index in range(count)]

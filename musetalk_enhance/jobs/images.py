@@ -217,15 +217,17 @@ def _manifest(
     decisive = settings.decisive() | run_info.decisive()
     if previous is not None and previous.settings != decisive:
         changed = "; ".join(previous.differences(decisive))
-        logger.warning("other settings than in the last run (%s): starting afresh", changed)
+        logger.warning("the settings differ from the last run (%s): starting over", changed)
         (output / STATS).unlink(missing_ok=True)
         previous = None
     elif previous is not None and not run_info.same_bits(previous.run_info):
-        logger.warning("what ran in the last run is not to be had any more: starting afresh")
+        logger.warning(
+            "the backend, dtype or batch size of the last run is no longer available: starting over"
+        )
         (output / STATS).unlink(missing_ok=True)
         previous = None
     elif previous is None and (output / FOLDER / "manifest.json").exists():
-        logger.warning("what the last run noted in %s cannot be read: starting afresh", output)
+        logger.warning("the manifest of the last run in %s cannot be read: starting over", output)
     return previous or Manifest(output, decisive, run_info.as_dict())
 
 

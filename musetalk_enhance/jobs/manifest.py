@@ -202,8 +202,7 @@ def _read_state(path: Path) -> State | None:
 
 
 def outputs_of(state: State, skip: Container[str] = ()) -> dict[str, str]:
-    """Results in a state: path relative to the folder, to sha256; without those of items in `skip`.
-    """
+    """Results in a state: path relative to the folder, to sha256; without those of items in `skip`."""
     outputs: dict[str, str] = {}
     for item in state.get("items", ()):
         if item.get("name") not in skip:
@@ -252,7 +251,7 @@ def make_folder(folder: Path) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise MediaError(folder, f"cannot be made ({error.strerror or error})") from error
+        raise MediaError(folder, f"cannot be created ({error.strerror or error})") from error
 
 
 @contextlib.contextmanager
@@ -276,9 +275,7 @@ def locked(folder: Path) -> Iterator[None]:
     try:
         lock.acquire(timeout=0)
     except Timeout:
-        raise ConfigError(
-            "output", str(folder), "a folder on which no other run is at work"
-        ) from None
+        raise ConfigError("output", str(folder), "a folder that no other run is using") from None
     except (OSError, NotImplementedError) as error:
         reason = getattr(error, "strerror", None) or error
         raise MediaError(state_folder / "lock", f"cannot be locked ({reason})") from error

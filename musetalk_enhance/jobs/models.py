@@ -1,5 +1,4 @@
-"""Selects and loads the restorer of a job, CodeFormer first and then GFPGAN, and records what runs.
-"""
+"""Selects and loads the restorer of a job, CodeFormer first and then GFPGAN, and records what runs."""
 
 from __future__ import annotations
 
@@ -90,8 +89,7 @@ class RunInfo:
         return all(other_info.get(name) == getattr(self, name) for name in names)
 
     def decisive(self) -> dict[str, Any]:
-        """Values that change the pixels; measured choices (backend, dtype, ...) are pinned instead.
-        """
+        """Values that change the pixels; measured choices (backend, dtype, ...) are pinned instead."""
         names = ("model", "weight_sha256", "fidelity", "device", "helpers", "version")
         return {name: getattr(self, name) for name in names}
 
@@ -229,8 +227,7 @@ def _choices(settings: FaceSettings, previous: RunInfo | None) -> dict[str, Any]
 def _fidelity(
     settings: FaceSettings, enhancer_settings: Any, name: str, is_fallback: bool
 ) -> float | None:
-    """CodeFormer's w for this model; if it has none, the option is an error, except for a fallback.
-    """
+    """CodeFormer's w for this model; if it has none, the option is an error, except for a fallback."""
     is_named = settings.model_path is None and name in model_names()
     has_fidelity = (
         get_model(name).record.has_fidelity if is_named else enhancer_settings.arch == "CodeFormer"
@@ -254,9 +251,9 @@ def _check_license(settings: FaceSettings, name: str) -> None:
 
 def _reason(error: Exception) -> str:
     if isinstance(error, MissingWeightError) and error.name:
-        return f"its weight is not on this machine (`{error.command}`)"
+        return f"its weight is not on this machine; run `{error.command}`"
     return (
-        "its licence is refused by commercial: true"
+        "its license does not allow commercial: true"
         if isinstance(error, LicenseError)
         else str(error)
     )
@@ -266,12 +263,12 @@ def _with_fallback_errors(error: Exception, others: list[list[str]]) -> Exceptio
     """The first candidate's error, with the reasons why the fallbacks failed too."""
     if others:
         reasons = "; ".join(f"{name}: {reason}" for name, reason in others)
-        error.args = (f"{error} And behind it {reasons}.", *error.args[1:])
+        error.args = (f"{error} The fallbacks failed too: {reasons}.", *error.args[1:])
     return error
 
 
 def _warn_of_fallback(passed_over: list[list[str]], name: str, without_fidelity: bool) -> None:
     if passed_over:
         first, reason = passed_over[0]
-        note = " Fidelity means nothing there." if without_fidelity else ""
-        logger.warning("%s cannot be loaded: %s. %s takes over.%s", first, reason, name, note)
+        note = " The option fidelity is ignored." if without_fidelity else ""
+        logger.warning("%s cannot be loaded: %s. Falling back to %s.%s", first, reason, name, note)

@@ -26,7 +26,7 @@ _NOT_DECISIVE = {
         "arch",
         "fidelity",
         "detector_path",
-    ),  # the models themselves are told by their hashes
+    ),  # the models themselves are identified by their hashes
     *(
         "device",
         "provider",
@@ -75,34 +75,35 @@ class FaceSettings:
 
     model: str = borrowed(
         "model",
-        help="Which restorer: a name (`musetalk-enhance models` lists them) or the path of a checkpoint. codeformer: "
-        "where it cannot be loaded, GFPGAN takes over, and says so. auto: the same, with the embedded lite at last.",
+        help="Restorer: a name (`musetalk-enhance models` lists them) or the path of a checkpoint. "
+        "codeformer falls back to GFPGAN, with a warning, if it cannot be loaded. auto: the same, "
+        "with the embedded lite as the last fallback.",
     )
     model_path: str | None = borrowed("model_path")
     arch: str = borrowed("arch")
     fidelity: float | None = schema.option(
         None,
-        "CodeFormer's w: 0 paints the best face, 1 keeps closest to the input. Other models have no such thing. "
-        "auto: 0.7.",
+        "CodeFormer's w: 0 gives the best quality, 1 stays closest to the input. Other models do "
+        "not have it. auto: 0.7.",
         _optional(schema.number(0, 1), "auto"),
     )
     strength: float = borrowed("strength")
     commercial: bool = schema.option(
-        False, "Use no weight whose licence allows non-commercial use only.", schema.switch()
+        False, "Use no weight whose license allows non-commercial use only.", schema.switch()
     )
     face_detector: str = schema.option(
         "yunet",
-        "Who finds the faces. none: each picture is one face crop.",
+        "Face detector. none: each image is one face crop.",
         schema.choice("yunet", "retinaface", "retinaface-mobile", "none"),
     )
     detector_path: str | None = schema.option(
         None,
-        "A weight of the detector of your own in place of the published one.",
+        "Path of your own detector weight, instead of the published one.",
         schema.text("a path"),
     )
     detection_size: int = schema.option(
         1280,
-        "Long side, in pixels, that a picture is reduced to for the detector.",
+        "Long side, in pixels, to which an image is reduced for the detector.",
         schema.whole(64, 16384),
     )
     min_face: float = schema.option(
@@ -111,15 +112,15 @@ class FaceSettings:
         schema.number(0, 16384),
     )
     only_center_face: bool = schema.option(
-        False, "Restore only the face nearest to the middle of the picture.", schema.switch()
+        False, "Restore only the face nearest to the center of the image.", schema.switch()
     )
     device: str = borrowed("device")
     backend: str = borrowed("backend")
     dtype: str = borrowed(
         "dtype",
-        help="Arithmetic of the network. bf16 and fp16 are checked against fp32 on a fixed image and given up where "
-        "they fail. auto: fp32, so that every run makes the same files; bf16 is faster where the processor or GPU "
-        "has it.",
+        help="Arithmetic of the network. bf16 and fp16 are checked against fp32 on a fixed image "
+        "and fall back to it if they fail. auto: fp32, so that every run makes the same files; "
+        "bf16 is faster on a CPU or GPU that supports it.",
     )
     provider: str = borrowed("provider")
     allow_cpu: bool = borrowed("allow_cpu")
@@ -130,7 +131,7 @@ class FaceSettings:
     mode: str = borrowed("mode")
     batch_size: str | int = borrowed("batch_size")
     memory_budget: str | int | float = borrowed("memory_budget")
-    download: bool = borrowed("download", help="Fetch missing weights before the work begins.")
+    download: bool = borrowed("download", help="Fetch missing weights before the job starts.")
     trust_unpinned: bool = borrowed("trust_unpinned")
 
     def __post_init__(self) -> None:
@@ -140,7 +141,9 @@ class FaceSettings:
             )
         if self.model_path is not None and self.model != "auto":
             raise ConfigError(
-                "model_path", self.model_path, f"not together with model: {self.model}; give one"
+                "model_path",
+                self.model_path,
+                f"unset with model: {self.model}; set only one of them",
             )
         if self.detector_path is not None and self.face_detector == "none":
             raise ConfigError(
@@ -153,7 +156,7 @@ class FaceSettings:
         for name in ("detection_size", "min_face"):
             default = getattr(type(self), name)
             if self.face_detector == "none" and getattr(self, name) != default:
-                allowed = f"{default} with face_detector: none (nothing is looked for)"
+                allowed = f"{default} with face_detector: none (no faces are detected)"
                 raise ConfigError(name, getattr(self, name), allowed)
 
     def replace(self: Settings, **changes: Any) -> Settings:
@@ -203,25 +206,26 @@ class ImageSettings(FaceSettings):
     guard: str | bool = borrowed("guard", False)
     sharpness_gate: str | bool = borrowed("sharpness_gate", False, _GATE_HELP)
     upscale: int = schema.option(
-        1, "How much larger pictures are handed back.", (schema.whole(1, 4)[0], "1 | 2 | 4")
+        1, "Scale factor of the output.", (schema.whole(1, 4)[0], "1 | 2 | 4")
     )
     face_mask: str = schema.option(
         "auto",
-        "What of a restored face is pasted. feathered: all that the network saw, fading at its border. parsed: only "
-        "what ParseNet takes for face. auto: parsed where ParseNet's weight is in the cache, except with lite.",
+        "Which part of a restored face is pasted. feathered: the whole crop, feathered at its "
+        "border. parsed: only what ParseNet labels as face. auto: parsed if ParseNet's weight is in "
+        "the cache, except with lite.",
         schema.choice("auto", "feathered", "parsed"),
     )
     bg_upsampler: str = schema.option(
         "none",
-        "What restores and enlarges the rest of the picture.",
+        "Upsampler that restores and enlarges the rest of the image.",
         schema.choice("none", "realesrgan"),
     )
     save_comparison: bool = schema.option(
-        False, "Write comparisons/NAME_compare.jpg, before beside after.", schema.switch()
+        False, "Write comparisons/NAME_compare.jpg, before and after side by side.", schema.switch()
     )
     format: str = schema.option(
         "keep",
-        "Format of what is written; keep: that of each input.",
+        "Output format; keep: the format of each input.",
         schema.choice("keep", "png", "jpg", "webp"),
     )
     quality: int = schema.option(95, "Quality of JPEG and lossy WebP.", schema.whole(1, 100))
@@ -237,7 +241,7 @@ class ImageSettings(FaceSettings):
                 "auto | feathered with face_detector: none (nothing is pasted)",
             )
         if self.face_detector == "none" and self.bg_upsampler != "none":
-            allowed = "none with face_detector: none (there is nothing but the face)"
+            allowed = "none with face_detector: none (the image is only the face)"
             raise ConfigError("bg_upsampler", self.bg_upsampler, allowed)
 
 
@@ -246,26 +250,26 @@ class VideoSettings(FaceSettings):
     """The options of `restore_video`; see `FaceSettings`."""
 
     face_detector: str = schema.option(
-        "yunet", "Who finds the faces.", schema.choice("yunet", "retinaface", "retinaface-mobile")
+        "yunet", "Face detector.", schema.choice("yunet", "retinaface", "retinaface-mobile")
     )
     detection_size: int = schema.option(
         640,
-        "Long side, in pixels, that a frame is reduced to for the detector.",
+        "Long side, in pixels, to which a frame is reduced for the detector.",
         schema.whole(64, 16384),
     )
     only_center_face: bool = schema.option(
-        False, "Follow only one face, the one nearest to the middle.", schema.switch()
+        False, "Restore only one face, the one nearest to the center.", schema.switch()
     )
     region: str = borrowed(
         "region",
-        help="Which part of a face may change, on the FFHQ template. lower: from the eyes down; rows that cannot "
-        "reach it are not computed. mouth: lips and chin only.",
+        help="Which part of a face may change, on the FFHQ template. lower: from the eyes down; "
+        "rows that cannot affect it are not computed. mouth: lips and chin only.",
     )
     stability: str | float = borrowed("stability")
     sharpness_gate: str | bool = borrowed("sharpness_gate", True, _GATE_HELP)
     crf: int = schema.option(
         18,
-        "x264's constant rate factor: 0 loses nothing, 18 hardly anything to be seen.",
+        "x264's constant rate factor: 0 is lossless, 18 visually almost lossless.",
         schema.whole(0, 51),
     )
     preset: str = schema.option(
@@ -273,7 +277,7 @@ class VideoSettings(FaceSettings):
     )
     segment: int = schema.option(
         240,
-        "Frames that are restored and kept at once: what a killed run loses at most, and what one worker gets.",
+        "Frames per segment: the most that a killed run loses, and the unit of work of one worker.",
         schema.whole(16, 100000),
     )
 

@@ -33,7 +33,7 @@ WAIT_TIMEOUT_S = 60.0
 """Seconds to wait for resources of the cluster that are in use by others."""
 _NO_TELEMETRY = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_DATA_USAGE_DISABLED": "1"}
 _CONNECT_TIMEOUT_S = 5.0
-_ADDRESS = "auto | HOST:PORT of a Ray cluster that runs (`ray start --head` starts one)"
+_ADDRESS = "auto | HOST:PORT of a running Ray cluster (`ray start --head` starts one)"
 
 
 class RayEngine:
@@ -158,8 +158,7 @@ class RayEngine:
         return ray
 
     def _environment(self) -> dict[str, Any]:
-        """Options of a task or actor that pass on our variables, if the cluster does not have them.
-        """
+        """Options of a task or actor that pass on our variables, if the cluster does not have them."""
         variables = _variables()
         return {} if variables == self._inherited else {"runtime_env": {"env_vars": variables}}
 
@@ -178,7 +177,7 @@ class RayEngine:
         allowed = (
             f"at most {capacity} on this cluster (one {what} each)"
             if capacity
-            else f"a cluster with a {what} to give"
+            else f"a cluster with a free {what}"
         )
         workers = self.workers or (max(capacity, 1) if gpu else 1)
         if workers > capacity:
@@ -240,7 +239,7 @@ def _join(ray: Any, address: str) -> None:
             socket.create_connection((host, int(port)), _CONNECT_TIMEOUT_S).close()
         except (OSError, OverflowError) as error:
             raise ConfigError(
-                "address", address, _ADDRESS, f" Nobody answers there ({error})."
+                "address", address, _ADDRESS, f" The connection failed ({error})."
             ) from error
     try:
         ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
@@ -260,7 +259,7 @@ def _wait_for(ray: Any, workers: int, gpu: bool) -> None:
     has_room = group.wait(timeout_seconds=WAIT_TIMEOUT_S)
     ray.util.remove_placement_group(group)
     if not has_room:
-        allowed = f"as many as have room beside what else runs there (waited {WAIT_TIMEOUT_S:g} s for that)"
+        allowed = f"as many as fit beside other jobs there (waited {WAIT_TIMEOUT_S:g} s)"
         raise ConfigError("workers", workers, allowed)
 
 
@@ -288,7 +287,7 @@ def _states(
             ray.kill(attempts)
     if len(finished) != len(job.units):
         raise RestorerError(
-            f"the cluster lost {len(job.units) - len(finished)} units; run it again to do them"
+            f"the cluster lost {len(job.units) - len(finished)} units; run the job again to process them"
         )
 
 
@@ -348,8 +347,8 @@ def _ray_errors_translated(ray: Any) -> Iterator[None]:
     except ray.exceptions.RayError as error:
         lines = [line.strip() for line in str(error).splitlines() if line.strip()]
         raise RestorerError(
-            f"the Ray cluster cannot go on: {lines[-1] if lines else type(error).__name__}. What is done stays done. "
-            "Each machine must have this version of musetalk_enhance, and see the same folders"
+            f"the Ray cluster failed: {lines[-1] if lines else type(error).__name__}. "
+            "Finished units stay finished. Each machine must have this version of musetalk_enhance, and see the same folders"
         ) from error
 
 

@@ -113,8 +113,8 @@ def run_step(table: Any, name: str, step: Callable[[Any], Any], attempts: Any) -
     try:
         if count > ATTEMPTS:
             raise RestorerError(
-                f"unit {number}, step {name!r}: its worker process died {count - 1} times in a row. See Ray's logs; "
-                "a processor's or GPU's memory that is too small is the usual reason"
+                f"unit {number}, step {name!r}: its worker process died {count - 1} times in a "
+                "row. See Ray's logs; the usual reason is too little CPU or GPU memory"
             )
         packed = pack(number, step(value))
     except Exception as error:

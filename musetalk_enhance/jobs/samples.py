@@ -51,7 +51,7 @@ class Sweep:
         """
         name, equals, listed = text.partition("=")
         words = [word.strip() for word in listed.split(",")]
-        allowed = "OPTION=VALUE,VALUE,... with two values at least, all different"
+        allowed = "OPTION=VALUE,VALUE,... with at least two different values"
         if not equals or not all(words):
             raise ConfigError("--sweep", text, allowed)
         option = option_named(ImageSettings, name.strip(), listed)

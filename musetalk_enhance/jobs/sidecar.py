@@ -40,9 +40,8 @@ def write_sidecar(path: Path, head: Mapping[str, Any], notes: Iterable[Mapping[s
             )
             file.write(f",\n {_NOTES}")
             for number, note in enumerate(notes):
-                file.write(
-                    f"{',' if number else ''}\n  {json.dumps(note, sort_keys=True, allow_nan=False)}"
-                )
+                text = json.dumps(note, sort_keys=True, allow_nan=False)
+                file.write(f"{',' if number else ''}\n  {text}")
             file.write("\n ]\n}\n")
     except MediaError:  # an OSError too, but it is the notes that it tells of
         raise

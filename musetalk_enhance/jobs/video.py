@@ -172,7 +172,7 @@ def _restored(
         run_info = load_run_info(runner, factory)
         decisive = settings.decisive() | run_info.decisive() | input_info
         if _is_done(output, head, decisive):
-            logger.info("%s is done already", output)
+            logger.info("%s is already done", output)
             _report(progress, len(index), len(index))
             return dict(head), len(index)
         if previous is None:
@@ -292,7 +292,7 @@ def _notes(manifest: Manifest) -> Iterator[dict[str, Any]]:
     for unit in manifest.units:
         state = manifest.state(unit)
         if state is None:
-            raise MediaError(state_path(manifest.folder, unit), "is gone or damaged")
+            raise MediaError(state_path(manifest.folder, unit), "is missing or damaged")
         for item in state["items"]:
             yield from item["notes"]
 
@@ -338,14 +338,14 @@ def _warn_of_restart(output: Path, head: Any, decisive: dict[str, Any]) -> None:
     """Log why an existing video is made again."""
     previous_sha256 = _job(head).get("settings_sha256")
     if previous_sha256 == digest(decisive) and _failed(head):
-        logger.warning("%s holds faces at which the network failed: starting afresh", output)
+        logger.warning("%s has faces at which the network failed: starting over", output)
     elif previous_sha256 is not None and previous_sha256 != digest(decisive):
         logger.warning(
-            "%s was made with other settings or from another film: starting afresh", output
+            "%s was made with other settings or from another video: starting over", output
         )
     elif previous_sha256 is not None:
-        what = "is not as it was left" if output.exists() else "is gone"
-        logger.warning("%s %s: starting afresh", output, what)
+        what = "was modified" if output.exists() else "is missing"
+        logger.warning("%s %s: starting over", output, what)
 
 
 def _manifest(
@@ -357,15 +357,17 @@ def _manifest(
     settings: VideoSettings,
 ) -> Manifest:
     if previous is None and (folder / FOLDER / "manifest.json").exists():
-        logger.warning("the manifest in %s cannot be read: starting afresh", folder)
+        logger.warning("the manifest in %s cannot be read: starting over", folder)
     elif previous is not None and previous.settings != decisive:
         logger.warning(
-            "other settings than in the last run (%s): starting afresh",
+            "the settings differ from the last run (%s): starting over",
             "; ".join(previous.differences(decisive)),
         )
         previous = None
     elif previous is not None and not run_info.same_bits(previous.run_info):
-        logger.warning("what ran in the last run is not to be had any more: starting afresh")
+        logger.warning(
+            "the backend, dtype or batch size of the last run is no longer available: starting over"
+        )
         previous = None
     manifest = previous or Manifest(folder, decisive, run_info.as_dict())
     size, job = segment_of(index, settings), manifest.job

@@ -69,7 +69,7 @@ def test_one_line_for_a_person_and_none_when_it_is_done(words, tmp_path, capsys,
     monkeypatch.setattr(VideoProcessor, "process", None)
     assert main([*words, "--quiet"]) == 0
     printed = capsys.readouterr()
-    assert "16 frames done before" in printed.out and "done already" in printed.err
+    assert "16 frames done before" in printed.out and "already done" in printed.err
     assert "frame/s" not in printed.err
 
 

@@ -146,7 +146,7 @@ def test_units_are_few_pictures_and_few_pixels(tmp_path, monkeypatch):
     names = [f"{index:02}.png" for index in range(12)]
     put(tmp_path, *names)
     assert [len(unit) for unit in split_into_units(tmp_path, names, 1)] == [8, 4]
-    monkeypatch.setattr(folder, "MOST_PIXELS", 64 * 64 * 12)
+    monkeypatch.setattr(folder, "MAX_PIXELS", 64 * 64 * 12)
     assert [len(unit) for unit in split_into_units(tmp_path, names, 1)] == [8, 4]
     assert [len(unit) for unit in split_into_units(tmp_path, names, 2)] == [3, 3, 3, 3]
     assert [len(unit) for unit in split_into_units(tmp_path, names, 4)] == [

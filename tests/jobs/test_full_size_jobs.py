@@ -39,8 +39,11 @@ def published(arch: str, path, face_bgr: np.ndarray) -> np.ndarray:
 @pytest.mark.shared
 @pytest.mark.parametrize("arch", ["clean", "RestoreFormer"])
 def test_a_portrait_gets_the_face_that_the_published_network_makes(
-    shared, checkpoint, tmp_path, arch
-):  # noqa: F811
+    shared,
+    checkpoint,
+    tmp_path,
+    arch,  # noqa: F811
+):
     path, source = checkpoint(arch), tmp_path / "in"
     source.mkdir()
     shutil.copy(shared / "data" / "portraits" / "s5.jpg", source)

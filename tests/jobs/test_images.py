@@ -341,7 +341,7 @@ def test_no_input_is_written_over(network, tmp_path):
 
 def test_nothing_to_do_is_an_error(network, tmp_path):
     (tmp_path / "in").mkdir()
-    with pytest.raises(ConfigError, match="a folder with pictures"):
+    with pytest.raises(ConfigError, match="a folder with images"):
         restore_images(tmp_path / "in", tmp_path / "out", WHOLE)
     with pytest.raises(MediaError, match="does not exist"):
         restore_images(tmp_path / "other", tmp_path / "out", WHOLE)
@@ -351,7 +351,7 @@ def test_nothing_to_do_is_an_error(network, tmp_path):
 def test_an_output_that_cannot_be_written(network, folders):
     source, output = folders
     output.write_text("a file")
-    with pytest.raises(MediaError, match="cannot be made"):
+    with pytest.raises(MediaError, match="cannot be created"):
         restore_images(source, output, WHOLE)
     output.unlink()
     (output / "restored").mkdir(parents=True)
@@ -479,7 +479,7 @@ def test_other_settings_start_afresh_and_say_so(network, folders, tmp_path, capl
     result = restore_images(source, output, WHOLE.replace(strength=0.5))
     said = caplog.records[-1].getMessage()
     assert (
-        "starting afresh" in said
+        "starting over" in said
         and "strength: 1.0 then, 0.5 now" in said
         and "format: 'png' then" in said
     )
@@ -576,7 +576,7 @@ def test_a_damaged_memory_is_made_again(network, folders, whole, which, harm, ca
     caplog.clear()
     restore_images(source, output, settings)
     assert files(output) == expected
-    assert ("starting afresh" in caplog.text) == (which == "manifest.json" and harm != "gone")
+    assert ("starting over" in caplog.text) == (which == "manifest.json" and harm != "gone")
 
 
 def test_states_of_other_settings_are_nothing_without_their_manifest(network, folders, tmp_path):
@@ -673,7 +673,7 @@ def test_what_was_opened_is_closed_where_a_later_step_fails(network, folders, mo
 
 def test_two_runs_at_once_are_refused(network, folders):
     source, output = folders
-    with locked(output), pytest.raises(ConfigError, match="no other run is at work"):
+    with locked(output), pytest.raises(ConfigError, match="no other run is using"):
         restore_images(source, output, WHOLE)
     restore_images(source, output, WHOLE)
 
@@ -749,7 +749,5 @@ def test_what_cannot_run_again_is_not_mixed_with_what_does(network, folders, mon
         torch.set_num_threads(threads)
         cv2.setNumThreads(-1)
     assert (
-        again.resumed == 0
-        and network.faces == 2 * before
-        and "not to be had any more" in caplog.text
+        again.resumed == 0 and network.faces == 2 * before and "no longer available" in caplog.text
     )

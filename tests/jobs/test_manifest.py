@@ -224,11 +224,11 @@ def test_folders_that_were_made_for_nothing_go_again(tmp_path):
 
 def test_folders_that_cannot_be_made_or_locked(tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(MediaError, match="cannot be made"), locked(tmp_path / "file"):
+    with pytest.raises(MediaError, match="cannot be created"), locked(tmp_path / "file"):
         pass
-    with pytest.raises(MediaError, match="cannot be made"):
+    with pytest.raises(MediaError, match="cannot be created"):
         make_folder(tmp_path / "file" / "sub")
-    with pytest.raises(MediaError, match="cannot be made"):
+    with pytest.raises(MediaError, match="cannot be created"):
         write_json(tmp_path / "file" / "a.json", 1)
     (tmp_path / "out" / FOLDER / "lock").mkdir(parents=True)
     with pytest.raises(MediaError, match="cannot be locked"), locked(tmp_path / "out"):

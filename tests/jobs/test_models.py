@@ -86,7 +86,9 @@ def test_gfpgan_takes_over_where_the_weight_is_missing(available, model, caplog)
     assert record_of(found).name == "gfpgan-1.4" and found.fidelity is None
     assert [name for name, _ in found.passed_over] == ["codeformer"]
     assert f"weights fetch {CODEFORMER.weight}" in found.passed_over[0][1]
-    assert "codeformer cannot be loaded" in caplog.text and "gfpgan-1.4 takes over" in caplog.text
+    assert (
+        "codeformer cannot be loaded" in caplog.text and "Falling back to gfpgan-1.4" in caplog.text
+    )
 
 
 def test_an_older_gfpgan_takes_over_where_the_newer_is_missing(available):
@@ -99,7 +101,10 @@ def test_an_older_gfpgan_takes_over_where_the_newer_is_missing(available):
 def test_gfpgan_takes_over_where_the_licence_is_refused(available):
     available([CODEFORMER.weight, "GFPGANv1.4"])
     found = load(PLAIN.replace(commercial=True))
-    assert record_of(found).name == "gfpgan-1.4" and "licence is refused" in found.passed_over[0][1]
+    assert (
+        record_of(found).name == "gfpgan-1.4"
+        and "license does not allow" in found.passed_over[0][1]
+    )
 
 
 def test_gfpgan_takes_over_where_the_package_is_missing(
@@ -169,7 +174,7 @@ def test_a_licence_is_refused_for_a_path_too(available, way, tmp_path):
     ("missing", "options", "name", "why"),
     [
         ("weight", {}, "gfpgan-1.4", "its weight is not on this machine"),
-        ("licence", {"commercial": True}, "gfpgan-1.4", "its licence is refused"),
+        ("licence", {"commercial": True}, "gfpgan-1.4", "its license does not allow"),
         ("nothing", {"fidelity": 0.4}, "codeformer", None),
     ],
 )

@@ -107,7 +107,7 @@ def test_a_sweep_over_all_pictures_and_sub_folders(network, folders):
     ("text", "said"),
     [
         ("strength", "--sweep"),
-        ("strength=0.5", "two values"),
+        ("strength=0.5", "two different values"),
         ("strength=0.5,0.50", "all different"),
         ("strength=0.5,,1", "--sweep"),
         ("strength=0.5,9", "--sweep strength"),

@@ -256,7 +256,7 @@ def test_a_second_run_has_nothing_to_do(clip, settings, whole, tmp_path, made, c
     assert (
         not made
         and again.resumed == COUNT
-        and "done already" in caplog.text
+        and "already done" in caplog.text
         and told == [(COUNT, COUNT)]
     )
     said = json.loads(whole[1])
@@ -343,7 +343,7 @@ def test_segments_of_a_damaged_manifest_are_not_mixed_with_others(
     stopped(clip, out, settings, monkeypatch)
     cut_short(parts_folder(out) / FOLDER / "manifest.json")
     restore_video(clip, out, other)
-    assert "cannot be read: starting afresh" in caplog.text
+    assert "cannot be read: starting over" in caplog.text
     restore_video(clip, fresh, other)
     assert out.read_bytes() == fresh.read_bytes()
 
@@ -357,7 +357,7 @@ def test_other_settings_start_afresh_and_say_so(
     restore_video(clip, out, settings)
     assert made == [0, 1, 2] and bytes_of(out) == whole
     assert (
-        "other settings than in the last run (crf: 40 then, 18 now): starting afresh" in caplog.text
+        "the settings differ from the last run (crf: 40 then, 18 now): starting over" in caplog.text
     )
 
 
@@ -371,7 +371,7 @@ def test_a_finished_film_of_other_settings_is_made_again(
     assert (
         made == [0]
         and len(decoded(out)) == 15
-        and "with other settings or from another film" in caplog.text
+        and "with other settings or from another video" in caplog.text
     )
 
 
@@ -397,7 +397,7 @@ def test_a_result_that_is_gone_or_damaged_is_made_again(
     sidecar_path(out).write_bytes(whole[1])
     damage(out)
     restore_video(clip, out, settings)
-    assert made == [0, 1, 2] and bytes_of(out) == whole and "starting afresh" in caplog.text
+    assert made == [0, 1, 2] and bytes_of(out) == whole and "starting over" in caplog.text
 
 
 @pytest.mark.parametrize(
@@ -428,9 +428,9 @@ def test_the_head_of_the_file_beside_it_is_read_alone(tmp_path):
 def test_notes_that_cannot_be_had_are_named(tmp_path):
     def notes():
         yield {}
-        raise MediaError(tmp_path / "units" / "000001.json", "is gone or damaged")
+        raise MediaError(tmp_path / "units" / "000001.json", "is missing or damaged")
 
-    with pytest.raises(MediaError, match="^[^:]*000001.json: is gone or damaged$"):
+    with pytest.raises(MediaError, match="^[^:]*000001.json: is missing or damaged$"):
         write_sidecar(tmp_path / "film.json", {"totals": {}}, notes())
     with pytest.raises(MediaError, match="film.json: cannot be written"):
         write_sidecar(tmp_path / "missing" / "film.json", {"totals": {}}, [])
@@ -594,5 +594,5 @@ def test_a_network_that_fails_at_some_faces_is_counted_and_the_next_run_does_bet
     assert bytes_of(out) != whole
     monkeypatch.setattr(FakeRestorer, "restore", plain)
     again = restore_video(clip, out, settings)
-    assert again.errors == 0 and "the network failed: starting afresh" in caplog.text
+    assert again.errors == 0 and "the network failed: starting over" in caplog.text
     assert bytes_of(out) == whole

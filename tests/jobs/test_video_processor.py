@@ -512,7 +512,7 @@ def test_a_worker_opens_the_networks_with_what_ran_before(moving, tmp_path, monk
         asked.append((settings, run_info))
         return opened_with()
 
-    monkeypatch.setattr(video_processor, "open_film", load_video_models)
+    monkeypatch.setattr(video_processor, "load_video_models", load_video_models)
     processor = VideoProcessorFactory(SETTINGS, "facts", moving, index_video(moving), tmp_path)()
     assert asked == [(SETTINGS, "facts")] and processor.prepare({"id": 3}) == {"id": 3}
     assert processor.finish({"unit": 1}) == {"unit": 1}
