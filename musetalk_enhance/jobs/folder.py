@@ -213,7 +213,7 @@ def split_into_units(root: Path, pictures: Sequence[str], upscale: int) -> list[
 
 
 def evenly(pictures: Sequence[str], count: int) -> list[str]:
-    """Pick `count` of the images, spread evenly over the list; all if there are no more than that."""
+    """Pick `count` of the images, spread evenly over the list; all if there are fewer."""
     if count >= len(pictures):
         return list(pictures)
     return [pictures[(2 * index + 1) * len(pictures) // (2 * count)] for index in range(count)]

@@ -1,4 +1,4 @@
-"""Runs a job in this process: while one unit is restored, the next is read and the last is written."""
+"""Runs a job in this process: reading, restoring and writing of neighboring units overlap."""
 
 from __future__ import annotations
 

@@ -202,7 +202,7 @@ def _read_state(path: Path) -> State | None:
 
 
 def outputs_of(state: State, skip: Container[str] = ()) -> dict[str, str]:
-    """Results in a state: path relative to the folder, to sha256; without those of items in `skip`."""
+    """Results in a state: relative path to sha256; without those of items in `skip`."""
     outputs: dict[str, str] = {}
     for item in state.get("items", ()):
         if item.get("name") not in skip:

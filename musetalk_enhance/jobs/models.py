@@ -1,4 +1,4 @@
-"""Selects and loads the restorer of a job, CodeFormer first and then GFPGAN, and records what runs."""
+"""Selects and loads the restorer of a job, CodeFormer before GFPGAN, and records what runs."""
 
 from __future__ import annotations
 
@@ -89,7 +89,7 @@ class RunInfo:
         return all(other_info.get(name) == getattr(self, name) for name in names)
 
     def decisive(self) -> dict[str, Any]:
-        """Values that change the pixels; measured choices (backend, dtype, ...) are pinned instead."""
+        """Values that change the pixels; measured ones (backend, dtype, ...) are pinned instead."""
         names = ("model", "weight_sha256", "fidelity", "device", "helpers", "version")
         return {name: getattr(self, name) for name in names}
 
@@ -227,7 +227,7 @@ def _choices(settings: FaceSettings, previous: RunInfo | None) -> dict[str, Any]
 def _fidelity(
     settings: FaceSettings, enhancer_settings: Any, name: str, is_fallback: bool
 ) -> float | None:
-    """CodeFormer's w for this model; if it has none, the option is an error, except for a fallback."""
+    """CodeFormer's w for this model; an error if it has none, except for a fallback."""
     is_named = settings.model_path is None and name in model_names()
     has_fidelity = (
         get_model(name).record.has_fidelity if is_named else enhancer_settings.arch == "CodeFormer"

@@ -211,8 +211,8 @@ class ImageSettings(FaceSettings):
     face_mask: str = schema.option(
         "auto",
         "Which part of a restored face is pasted. feathered: the whole crop, feathered at its "
-        "border. parsed: only what ParseNet labels as face. auto: parsed if ParseNet's weight is in "
-        "the cache, except with lite.",
+        "border. parsed: only what ParseNet labels as face. auto: parsed if ParseNet's weight is "
+        "in the cache, except with lite.",
         schema.choice("auto", "feathered", "parsed"),
     )
     bg_upsampler: str = schema.option(

@@ -158,7 +158,7 @@ class RayEngine:
         return ray
 
     def _environment(self) -> dict[str, Any]:
-        """Options of a task or actor that pass on our variables, if the cluster does not have them."""
+        """Options of a task or actor that pass on our variables, if the cluster lacks them."""
         variables = _variables()
         return {} if variables == self._inherited else {"runtime_env": {"env_vars": variables}}
 
@@ -287,7 +287,8 @@ def _states(
             ray.kill(attempts)
     if len(finished) != len(job.units):
         raise RestorerError(
-            f"the cluster lost {len(job.units) - len(finished)} units; run the job again to process them"
+            f"the cluster lost {len(job.units) - len(finished)} units; "
+            "run the job again to process them"
         )
 
 
@@ -348,7 +349,8 @@ def _ray_errors_translated(ray: Any) -> Iterator[None]:
         lines = [line.strip() for line in str(error).splitlines() if line.strip()]
         raise RestorerError(
             f"the Ray cluster failed: {lines[-1] if lines else type(error).__name__}. "
-            "Finished units stay finished. Each machine must have this version of musetalk_enhance, and see the same folders"
+            "Finished units stay finished. Each machine must have this version of "
+            "musetalk_enhance, and see the same folders"
         ) from error
 
 

@@ -26,7 +26,7 @@ _MODEL = (
 
 
 def settings_stats(settings: FaceSettings, run_info: RunInfo) -> dict[str, Any]:
-    """The settings and what ran, as plain values; equal for all runs that produce the same files."""
+    """The settings and what ran, as plain values; equal for runs that produce the same files."""
     info = run_info.as_dict()
     return {
         "version": __version__,
@@ -89,7 +89,7 @@ def image_stats(
 
 
 def _restoration(faces: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """How much the restored faces changed; a face recorded by an older version has no ``change``."""
+    """How much the restored faces changed; states of older versions have no ``change``."""
     restored = [face for face in faces if face["state"] == "restored"]
     changes = [face["change"] for face in restored if face.get("change") is not None]
     partial = Counter(face["lowered"] for face in restored if face.get("lowered"))

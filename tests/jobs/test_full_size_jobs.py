@@ -40,9 +40,9 @@ def published(arch: str, path, face_bgr: np.ndarray) -> np.ndarray:
 @pytest.mark.parametrize("arch", ["clean", "RestoreFormer"])
 def test_a_portrait_gets_the_face_that_the_published_network_makes(
     shared,
-    checkpoint,
+    checkpoint,  # noqa: F811
     tmp_path,
-    arch,  # noqa: F811
+    arch,
 ):
     path, source = checkpoint(arch), tmp_path / "in"
     source.mkdir()

@@ -108,7 +108,7 @@ def test_a_sweep_over_all_pictures_and_sub_folders(network, folders):
     [
         ("strength", "--sweep"),
         ("strength=0.5", "two different values"),
-        ("strength=0.5,0.50", "all different"),
+        ("strength=0.5,0.50", "two different values"),
         ("strength=0.5,,1", "--sweep"),
         ("strength=0.5,9", "--sweep strength"),
         ("strenght=0,1", "strength"),
