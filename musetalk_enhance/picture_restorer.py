@@ -1,10 +1,12 @@
-"""`PictureRestorer`: whole pictures in, the same pictures out, every face in them restored.
+"""`PictureRestorer`: restores every face in whole images.
 
-Faces are found, cut out on the FFHQ template, restored together whatever picture they come from, and laid back.
+Faces are detected, cropped on the FFHQ template, restored together whatever image they come from,
+and pasted back.
 """
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Protocol
@@ -27,18 +29,18 @@ Image = NDArray[np.uint8]
 
 RESTORED, TOO_SMALL, NOT_CENTER = "restored", "too small", "not the center face"
 FACES_AT_ONCE = 32
-"""Most faces handed to the enhancer in one call; how many of them run at once is its own affair."""
+"""Most faces passed to the enhancer in one call; it splits them into batches itself."""
 
 
 class Parser(Protocol):
-    """Says which part of an aligned face is face; see `faces.parsing.FaceParser`."""
+    """Segments the face in an aligned crop; see `faces.parsing.FaceParser`."""
 
     def mask(self, faces_rgb: torch.Tensor) -> torch.Tensor:
         """float32 (n, 3, 512, 512), RGB, 0..1 to float32 (n, 1, 512, 512), 0..1."""
 
 
 class Background(Protocol):
-    """Enlarges a picture; see `BackgroundUpsampler`."""
+    """Enlarges an image; see `BackgroundUpsampler`."""
 
     def enlarge(self, picture_bgr: Image, scale: float) -> Image:
         """BGR uint8 (H, W, 3) to (round(H * scale), round(W * scale), 3)."""
@@ -46,18 +48,20 @@ class Background(Protocol):
 
 @dataclass(frozen=True)
 class FaceNote:
-    """What became of one face.
+    """The outcome of one face.
 
     Attributes:
-        box_xyxy: left, top, right, bottom in pixels of the picture that came, to a tenth.
-        score: how sure the detector was, 0..1.
-        state: ``"restored"`` where pixels changed, ``"too small"``, ``"not the center face"``, ``"sharp already"``,
-            or why else it was left as it came.
-        strength: how much of the restored face it got, 0..1.
-        lowered: why it got less than the option `strength`; None where it did not, or was left.
-        change: mean absolute change in 1/255 of the face crop, before it is pasted; None where the face
-            did not go through the network.
-        failed: whether restoring it failed, which is neither a decision nor the fault of the image.
+        box_xyxy: left, top, right, bottom in pixels of the input image, to a tenth.
+        score: confidence of the detector, 0..1.
+        state: ``"restored"`` if pixels changed, ``"too small"``, ``"not the center face"``,
+            ``"sharp already"``, or another reason why it was left unchanged.
+        strength: weight of the restored face, 0..1.
+        lowered: why it is below the option `strength`; None if it is not, or if the face was
+            left unchanged.
+        change: mean absolute change in 1/255 of the face crop, before it is pasted; None if the
+            face did not go through the network.
+        failed: whether restoring it failed, which is neither a decision nor the fault of the
+            image.
     """
 
     box_xyxy: tuple[float, float, float, float]
@@ -81,14 +85,14 @@ class FaceNote:
 
 
 @dataclass(frozen=True, eq=False)
-class RestoredPicture:
-    """One picture.
+class RestoredImage:
+    """One image.
 
     Attributes:
         bgr: BGR uint8 (round(H * upscale), round(W * upscale), 3).
-        faces: what became of each face, the largest first.
-        error: what failed: the detector or the background, so that the picture was left as it came, or the network
-            at some of its faces; None where all is well.
+        faces: outcome of each face, the largest first.
+        error: what failed: the detector or the background, which leaves the image unchanged, or
+            the network at some of its faces; None if nothing did.
     """
 
     bgr: Image
@@ -97,51 +101,55 @@ class RestoredPicture:
 
     @property
     def restored(self) -> int:
-        """Faces that were restored."""
+        """Number of restored faces."""
         return sum(face.state == RESTORED for face in self.faces)
 
 
 @dataclass
 class Item:
-    """A picture on its way.
+    """An image between two steps.
 
     Attributes:
-        picture: as it came.
-        faces: that were found.
-        notes: what became of each.
-        cuts: place among the faces, to the face cut out.
-        pastes: place among the faces, to the face restored.
-        whole: the restored picture, where it was one face crop.
-        error: why the picture is left as it came.
+        image: the input.
+        faces: detected faces.
+        notes: outcome of each.
+        crops: index of a face to its crop.
+        pastes: index of a face to the restored face.
+        whole: the restored image, if it is a single face crop.
+        error: why the image is left unchanged.
     """
 
-    picture: Image
+    image: Image
     faces: list[Face] = field(default_factory=list)
     notes: list[FaceNote] = field(default_factory=list)
-    cuts: dict[int, FaceCrop] = field(default_factory=dict)
+    crops: dict[int, FaceCrop] = field(default_factory=dict)
     pastes: dict[int, Paste] = field(default_factory=dict)
     whole: Image | None = None
     error: str | None = None
 
 
 class PictureRestorer:
-    """Restores the faces of pictures with a given enhancer and detector.
+    """Restores the faces of images with a given enhancer and detector.
 
-    Each picture is one of its own: nothing of another has any part in it, and with the same faces in the same order
-    the same bits come out.
+    Images are independent of one another: the same faces in the same order give the same bits.
 
     Args:
-        enhancer: restores faces; its settings must leave the frames' size alone (``output_size="same"``), or be
-            ``"upscale"`` with a `WholeImage` detector. It is used for nothing else meanwhile.
-        detector: finds the faces; `WholeImage` takes each picture as one face crop, neither cut nor pasted.
-        upscale: how much larger pictures are handed back.
-        min_face: a face whose box has no side of as many pixels is left alone.
-        only_center_face: restore only the face nearest to the middle.
-        parser: limits what is pasted to the face itself; None: the whole template, fading at its border.
-        background: enlarges, or restores at one to one, what is around the faces; None: plain interpolation.
+        enhancer: restores faces; its settings must keep the size of the frames
+            (``output_size="same"``), or be ``"upscale"`` with a `WholeImage` detector. It must not
+            be used for anything else meanwhile.
+        detector: detects the faces; `WholeImage` takes each image as one face crop, neither
+            cropped nor pasted.
+        upscale: scale factor of the output.
+        min_face: a face whose box is smaller than this on both sides, in pixels, is left
+            unchanged.
+        only_center_face: restore only the face nearest to the center.
+        parser: limits the paste to the face itself; None: the whole template, feathered at its
+            border.
+        background: enlarges, or restores at scale 1, what surrounds the faces; None:
+            interpolation.
 
     Raises:
-        ConfigError: a value is impossible, or the enhancer's `output_size` does not fit.
+        ConfigError: a value is invalid, or the enhancer's `output_size` does not fit.
     """
 
     def __init__(
@@ -157,9 +165,10 @@ class PictureRestorer:
     ) -> None:
         self._whole = isinstance(detector, WholeImage)
         settings = enhancer.settings
-        wanted = "upscale" if self._whole else "same"
-        if settings.output_size != wanted or (self._whole and settings.upscale != upscale):
-            allowed = f"{wanted}{f' with upscale {upscale}' if self._whole else ''} for this detector"
+        expected_size = "upscale" if self._whole else "same"
+        if settings.output_size != expected_size or (self._whole and settings.upscale != upscale):
+            scale = f" with upscale {upscale}" if self._whole else ""
+            allowed = f"{expected_size}{scale} for this detector"
             raise ConfigError("output_size", settings.output_size, allowed)
         if not upscale >= 1:
             raise ConfigError("upscale", upscale, "1 or more")
@@ -170,54 +179,61 @@ class PictureRestorer:
         self._parser, self._background = parser, background
         self._stream = enhancer.stream()
 
-    def restore(self, pictures_bgr: Sequence[Image]) -> list[RestoredPicture]:
-        """Restore the faces of some pictures.
+    def restore(self, pictures_bgr: Sequence[Image]) -> list[RestoredImage]:
+        """Restore the faces of some images.
 
         Args:
-            pictures_bgr: BGR uint8 (H, W, 3), of any sizes; not changed.
+            pictures_bgr: BGR uint8 (H, W, 3), of any sizes; not modified.
 
         Returns:
-            As many pictures in the same order. One in which no face is found comes back as it is, enlarged.
+            As many images in the same order. One without a face is returned unchanged,
+                enlarged.
 
         Raises:
-            EnhanceError: only with ``on_error="raise"`` in the enhancer's settings: what would otherwise stand in
-                `RestoredPicture.error` or in a `FaceNote`.
+            EnhanceError: only with ``on_error="raise"`` in the enhancer's settings: errors that
+                are otherwise reported in `RestoredImage.error` or in a `FaceNote`.
         """
-        return self.lay(self.restore_faces(self.find(pictures_bgr)))
+        return self.paste(self.restore_faces(self.find(pictures_bgr)))
 
     def find(self, pictures_bgr: Sequence[Image]) -> list[Item]:
-        """The first of the three steps of `restore`: find the faces and cut them out.
+        """The first of the three steps of `restore`: detect the faces and crop them.
 
-        Each step may be taken in a thread of its own, so that neighbours overlap; of each, one call at a time.
+        Each step may run in a thread of its own, so that neighbors overlap; of each step, one call
+        at a time.
         """
-        items = [Item(picture) for picture in pictures_bgr]
+        items = [Item(image) for image in pictures_bgr]
         for item in items if not self._whole else ():
             self._find(item)
         return items
 
     def restore_faces(self, items: list[Item]) -> list[Item]:
-        """The second step: restore what was cut out, of all pictures together. Returns `items`."""
+        """The second step: restore the crops of all images together. Returns `items`."""
         if self._whole:
             self._restore_whole(items)
-        order = [(item, index) for item in items for index in item.cuts]
+        order = [(item, index) for item in items for index in item.crops]
         for start in range(0, len(order), FACES_AT_ONCE):
             self._restore_faces(order[start : start + FACES_AT_ONCE])
         return items
 
-    def lay(self, items: list[Item]) -> list[RestoredPicture]:
-        """The last step: lay the faces back where they were."""
-        return [self._close(item) for item in items]
+    def paste(self, items: list[Item]) -> list[RestoredImage]:
+        """The last step: paste the faces back."""
+        return [self._composite(item) for item in items]
+
+    def lay(self, items: list[Item]) -> list[RestoredImage]:
+        """Deprecated name of `paste`."""
+        warnings.warn("PictureRestorer.lay is now called paste", DeprecationWarning, stacklevel=2)
+        return self.paste(items)
 
     def _restore_whole(self, items: list[Item]) -> None:
-        frames, outcomes = self._enhanced([item.picture for item in items])
+        frames, outcomes = self._enhanced([item.image for item in items])
         for item, frame, outcome in zip(items, frames, outcomes, strict=True):
-            height, width = item.picture.shape[:2]
+            height, width = item.image.shape[:2]
             face = _judged(FaceNote((0.0, 0.0, float(width), float(height)), 1.0), outcome)
             item.notes = [face]
-            item.whole = frame if face.state == RESTORED else self._enlarged(item.picture)
+            item.whole = frame if face.state == RESTORED else self._enlarged(item.image)
 
     def _enhanced(self, frames: Any) -> tuple[Any, list[Outcome]]:
-        """Frames through the network, each a still image, and what became of each."""
+        """Run frames through the network, each as a still image; returns frames and outcomes."""
         self._stream.reset()
         size = self._enhancer.settings.output_size
         request = Request(self._stream, frames, (None, None, None, [True] * len(frames)), size)
@@ -225,13 +241,13 @@ class PictureRestorer:
         return restored.frames, restored.outcomes
 
     def _find(self, item: Item) -> None:
-        """Detect, choose and cut out."""
+        """Detect, select and crop."""
         try:
-            item.faces = self._detector.detect(item.picture)
+            item.faces = self._detector.detect(item.image)
         except Exception as error:  # of any class: detectors are also made by others
             self._failed(item, "the face detector", error)
             return
-        height, width = item.picture.shape[:2]
+        height, width = item.image.shape[:2]
         center = _center_face(item.faces, width, height) if self._only_center_face else None
         for index, face in enumerate(item.faces):
             x1, y1, x2, y2 = (round(float(side), 1) for side in face.box_xyxy)
@@ -241,7 +257,7 @@ class PictureRestorer:
             elif center is not None and index != center:
                 note = replace(note, state=NOT_CENTER)
             else:
-                note = self._cut(item, index, note)
+                note = self._crop(item, index, note)
             item.notes.append(note)
 
     def _failed(self, item: Item, who: str, error: Exception) -> None:
@@ -249,78 +265,89 @@ class PictureRestorer:
             raise error
         item.error = str(error) if isinstance(error, EnhanceError) else f"{who} failed: {error!r}"
 
-    def _cut(self, item: Item, index: int, note: FaceNote) -> FaceNote:
+    def _crop(self, item: Item, index: int, note: FaceNote) -> FaceNote:
         try:
-            item.cuts[index] = crop_face(item.picture, item.faces[index].landmarks)
+            item.crops[index] = crop_face(item.image, item.faces[index].landmarks)
         except FrameError as error:
             if self._enhancer.settings.on_error == "raise":
                 raise
             return replace(note, state=f"cannot be aligned: {error.reason}")
         return note
 
-    def _restore_faces(self, some: list[tuple[Item, int]]) -> None:
-        """Restore faces that were cut out, of several pictures together."""
-        faces, outcomes = self._enhanced(np.stack([item.cuts[index].aligned for item, index in some]))
-        for (item, index), face, outcome in zip(some, faces, outcomes, strict=True):
-            judged = _judged(item.notes[index], outcome)
+    def _restore_faces(self, batch: list[tuple[Item, int]]) -> None:
+        """Restore the crops of several images together."""
+        faces, outcomes = self._enhanced(
+            np.stack([item.crops[index].aligned for item, index in batch])
+        )
+        for (item, index), face, outcome in zip(batch, faces, outcomes, strict=True):
+            note = _judged(item.notes[index], outcome)
             try:
-                if judged.state == RESTORED:  # one by one: a mask must not depend on its neighbours
-                    item.pastes[index] = Paste(item.cuts[index], face, self._mask(face))
+                if note.state == RESTORED:  # one by one: a mask must not depend on its neighbours
+                    item.pastes[index] = Paste(item.crops[index], face, self._mask(face))
             except EnhanceError as error:
                 if self._enhancer.settings.on_error == "raise":
                     raise
-                judged = _failed_note(judged, str(error))
-            item.notes[index] = judged
+                note = _failed_note(note, str(error))
+            item.notes[index] = note
 
     def _mask(self, face_bgr: Image) -> Any:
         if self._parser is None:
             return None
         import torch
 
-        rgb = torch.from_numpy(np.ascontiguousarray(face_bgr[..., ::-1])).permute(2, 0, 1)[None].float() / 255
+        rgb = (
+            torch.from_numpy(np.ascontiguousarray(face_bgr[..., ::-1]))
+            .permute(2, 0, 1)[None]
+            .float()
+            / 255
+        )
         return self._parser.mask(rgb)[0, 0].cpu().numpy()
 
-    def _close(self, item: Item) -> RestoredPicture:
+    def _composite(self, item: Item) -> RestoredImage:
         if item.whole is not None:
-            return RestoredPicture(item.whole, tuple(item.notes), _fault(item.notes))
+            return RestoredImage(item.whole, tuple(item.notes), _fault(item.notes))
         canvas = self._restored_background(item)
         replaced = canvas is not None
         if canvas is None:
-            canvas = self._enlarged(item.picture)
+            canvas = self._enlarged(item.image)
         paste_faces(canvas, [item.pastes[index] for index in sorted(item.pastes)], replace=replaced)
-        return RestoredPicture(canvas, tuple(item.notes), item.error or _fault(item.notes))
+        return RestoredImage(canvas, tuple(item.notes), item.error or _fault(item.notes))
 
     def _restored_background(self, item: Item) -> Image | None:
-        """What the faces are laid on, restored itself. Where that fails, the picture is left as it came."""
+        """The restored canvas for the faces; if that fails, the image is left unchanged."""
         if self._background is None:
             return None
         try:
-            return np.ascontiguousarray(self._background.enlarge(item.picture, self._upscale))
+            return np.ascontiguousarray(self._background.enlarge(item.image, self._upscale))
         except EnhanceError as error:
             self._failed(item, "the background upsampler", error)
         item.pastes.clear()
         item.notes = [_failed_note(note, str(item.error)) for note in item.notes]
         return None
 
-    def _enlarged(self, picture: Image) -> Image:
-        """What the faces are laid on, the caller's own: the picture, enlarged plainly."""
+    def _enlarged(self, image: Image) -> Image:
+        """The canvas for the faces, a new array: the image, enlarged by interpolation."""
         import cv2
 
         if self._upscale == 1:
-            return np.array(picture, np.uint8, order="C")
-        height, width = (max(1, round(side * self._upscale)) for side in picture.shape[:2])
-        large = cv2.resize(picture, (width, height), interpolation=cv2.INTER_LANCZOS4)
+            return np.array(image, np.uint8, order="C")
+        height, width = (max(1, round(side * self._upscale)) for side in image.shape[:2])
+        large = cv2.resize(image, (width, height), interpolation=cv2.INTER_LANCZOS4)
         return np.asarray(large, np.uint8)
 
 
 def _fault(notes: Sequence[FaceNote]) -> str | None:
-    """What kept faces from being restored, where that was a failure and no decision."""
-    bad = [note.state for note in notes if note.failed]
-    return f"{len(bad)} of {len(notes)} faces: {', '.join(sorted(set(bad)))}" if bad else None
+    """Which faces failed, and why; None if every unrestored face was a decision."""
+    states = [note.state for note in notes if note.failed]
+    return (
+        f"{len(states)} of {len(notes)} faces: {', '.join(sorted(set(states)))}" if states else None
+    )
 
 
 def _failed_note(note: FaceNote, reason: str) -> FaceNote:
-    return replace(note, state=f"failed: {reason}", strength=0.0, lowered=None, change=None, failed=True)
+    return replace(
+        note, state=f"failed: {reason}", strength=0.0, lowered=None, change=None, failed=True
+    )
 
 
 def _judged(note: FaceNote, outcome: Outcome) -> FaceNote:
@@ -336,10 +363,20 @@ def _judged(note: FaceNote, outcome: Outcome) -> FaceNote:
 
 
 def _center_face(faces: Sequence[Face], width: int, height: int) -> int | None:
-    """The face whose box has its middle nearest to the picture's."""
+    """The face whose box center is nearest to the center of the image."""
 
-    def apart(index: int) -> float:
+    def distance(index: int) -> float:
         x1, y1, x2, y2 = faces[index].box_xyxy
         return float(np.hypot((x1 + x2 - width) / 2, (y1 + y2 - height) / 2))
 
-    return min(range(len(faces)), key=apart, default=None)
+    return min(range(len(faces)), key=distance, default=None)
+
+
+def __getattr__(name: str) -> Any:
+    """`RestoredPicture`, the old name of `RestoredImage`, for one release."""
+    if name == "RestoredPicture":
+        warnings.warn(
+            "RestoredPicture is now called RestoredImage", DeprecationWarning, stacklevel=2
+        )
+        return RestoredImage
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

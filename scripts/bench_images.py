@@ -24,9 +24,9 @@ import psutil
 
 from musetalk_enhance.faces.paste import crop_face
 from musetalk_enhance.jobs import ImageSettings, LocalEngine
-from musetalk_enhance.jobs.folder import in_units, list_pictures, names_of
-from musetalk_enhance.jobs.stages import OpenMaker, PictureMaker, ReadUnit, WriteUnit
-from musetalk_enhance.jobs.work import Tally, Work
+from musetalk_enhance.jobs.folder import list_images, result_names, split_into_units
+from musetalk_enhance.jobs.image_processor import ImageProcessor, ImageProcessorFactory, ReadUnit, WriteUnit
+from musetalk_enhance.jobs.job import Job, Tally
 from musetalk_enhance.media import read_image
 from musetalk_enhance.picture_restorer import RESTORED
 
@@ -53,7 +53,7 @@ class Watched:
 
 def make_pictures(source: Path, folder: Path, count: int, size: int, suffix: str) -> None:
     """`count` pictures of `size` pixels, all different in their bytes."""
-    names = list_pictures(source)
+    names = list_images(source)
     folder.mkdir(parents=True)
     rng = np.random.default_rng(1)
     for index in range(count):
@@ -79,36 +79,36 @@ def main() -> None:
     parser.add_argument("--out", type=Path, help="write the figures as JSON")
     args = parser.parse_args()
     settings = ImageSettings(model=args.model, backend=args.backend, detector_path=args.detector_path)
-    work = Path(tempfile.mkdtemp(prefix="bench-images-"))
+    scratch = Path(tempfile.mkdtemp(prefix="bench-images-"))
     try:
-        figures = measure(args, settings, work)
+        figures = measure(args, settings, scratch)
     finally:
-        shutil.rmtree(work)
+        shutil.rmtree(scratch)
     print(json.dumps(figures, indent=1))
     if args.out:
         args.out.write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
 
 
-def run_job(folder: Path, output: Path, settings: ImageSettings, maker: PictureMaker) -> int:
+def run_job(folder: Path, output: Path, settings: ImageSettings, processor: ImageProcessor) -> int:
     """The whole job but for the loading of networks; returns how many faces were restored."""
-    listed = list_pictures(folder)
-    units = [{"id": number, "items": items} for number, items in enumerate(in_units(folder, listed, 1))]
-    write = WriteUnit(output, settings, names_of(listed, settings.format))
+    listed = list_images(folder)
+    units = [{"id": number, "items": items} for number, items in enumerate(split_into_units(folder, listed, 1))]
+    write = WriteUnit(output, settings, result_names(listed, settings.format))
     states = Tally()
-    LocalEngine(maker).run(Work(units, ReadUnit(folder), OpenMaker(settings), write), states)
+    LocalEngine(processor).run(Job(units, ReadUnit(folder), ImageProcessorFactory(settings), write), states)
     faces = [face for state in states.states for item in state["items"] for face in item["faces"]]
     return sum(face["state"] == RESTORED for face in faces)
 
 
-def measure(args: argparse.Namespace, settings: ImageSettings, work: Path) -> dict[str, object]:
-    maker = OpenMaker(settings)()
-    opened, rows, each = maker.opened, [], args.count // args.rounds
+def measure(args: argparse.Namespace, settings: ImageSettings, scratch: Path) -> dict[str, object]:
+    processor = ImageProcessorFactory(settings)()
+    opened, rows, each = processor.models, [], args.count // args.rounds
     with Watched() as memory:
         for number in range(args.rounds + 1):  # the first round warms up
-            folder = work / f"in{number}"
+            folder = scratch / f"in{number}"
             make_pictures(args.pictures, folder, each if number else 16, args.size, args.suffix)
             aligned = []
-            for name in list_pictures(folder):
+            for name in list_images(folder):
                 picture = read_image(folder / name)
                 aligned += [crop_face(picture, face.landmarks).aligned for face in opened.detector.detect(picture)]
             start = time.perf_counter()
@@ -119,16 +119,16 @@ def measure(args: argparse.Namespace, settings: ImageSettings, work: Path) -> di
             alone = time.perf_counter() - start
             del aligned
             start = time.perf_counter()
-            faces = run_job(folder, work / f"out{number}", settings, maker)
+            faces = run_job(folder, scratch / f"out{number}", settings, processor)
             whole = time.perf_counter() - start
             rows.append({"pictures": each, "faces": faces, "alone_s": round(alone, 2), "job_s": round(whole, 2)})
             print(rows[-1], f"job / restorer alone: {whole / alone:.3f}", file=sys.stderr)
             shutil.rmtree(folder)
-            shutil.rmtree(work / f"out{number}")
+            shutil.rmtree(scratch / f"out{number}")
     alone, whole = (sum(float(row[name]) for row in rows[1:]) for name in ("alone_s", "job_s"))
     return {
-        "model": opened.facts.model,
-        "backend": opened.facts.backend,
+        "model": opened.run_info.model,
+        "backend": opened.run_info.backend,
         "pictures": each * args.rounds,
         "faces": sum(int(row["faces"]) for row in rows[1:]),
         "size": args.size,

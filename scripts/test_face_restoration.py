@@ -203,9 +203,9 @@ def check_rest(check: Checks, pairs: Sequence[Pair], settings: ImageSettings) ->
             what, "--bg-upsampler restores it" if settings.bg_upsampler != "none" else "each picture is one face"
         )
         return
-    from musetalk_enhance.jobs.opening import open_detector
+    from musetalk_enhance.jobs.model_loader import load_detector
 
-    detector = open_detector(settings)
+    detector = load_detector(settings)
     outside = changed = 0
     for pair in pairs:
         rest = ~templates(pair, detector.detect(pair.before))
@@ -251,7 +251,7 @@ def snapshot(output: Path) -> dict[str, tuple[str, int]]:
 def run_checks(source: Path, output: Path, count: int, rest: Sequence[str], hint: str) -> int:
     """Restore, and check; 0 where all is well, else 1."""
     from musetalk_enhance.cli import main as musetalk_enhance
-    from musetalk_enhance.jobs.sampling import chosen
+    from musetalk_enhance.jobs.samples import select_images
 
     common = ["--num-samples", str(count), "--save-comparison", "true", "--format", "png", "--quiet"]
     words = [str(source), "--output-dir", str(output), *rest, *common]
@@ -262,7 +262,7 @@ def run_checks(source: Path, output: Path, count: int, rest: Sequence[str], hint
     samples = output / "samples"
     stats = json.loads((samples / "restoration_stats.json").read_text(encoding="utf-8"))
     pairs = pairs_of(source, samples, stats)
-    check_counts(check, samples, stats, len(chosen(source, output, count)))
+    check_counts(check, samples, stats, len(select_images(source, output, count)))
     check_sizes(check, pairs, settings.upscale)
     check_faces(check, pairs, hint)
     check_rest(check, pairs, settings)

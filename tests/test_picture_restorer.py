@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 
+from musetalk_enhance import picture_restorer
 from musetalk_enhance.errors import ConfigError, OutOfMemoryError, RestorerError
 from musetalk_enhance.faces.detect import FFHQ_512, Face, FaceDetector, WholeImage, YuNet
 from musetalk_enhance.picture_restorer import NOT_CENTER, RESTORED, TOO_SMALL, PictureRestorer
@@ -59,14 +60,19 @@ def grey(height: int = 300, width: int = 600) -> np.ndarray:
 @pytest.fixture
 def make(make_enhancer):
     def make(detector, function=brighter, enhancer=None, **options) -> PictureRestorer:
-        return PictureRestorer(make_enhancer(function, ALIGNED, **(enhancer or {})), detector, **options)
+        return PictureRestorer(
+            make_enhancer(function, ALIGNED, **(enhancer or {})), detector, **options
+        )
 
     return make
 
 
 @pytest.fixture(scope="session")
 def portraits(shared) -> dict[str, np.ndarray]:
-    return {path.stem: cv2.imread(str(path)) for path in sorted((shared / "data" / "portraits").glob("*.jpg"))}
+    return {
+        path.stem: cv2.imread(str(path))
+        for path in sorted((shared / "data" / "portraits").glob("*.jpg"))
+    }
 
 
 @pytest.fixture(scope="session")
@@ -115,13 +121,18 @@ def landed(change: np.ndarray, left: np.ndarray, places: np.ndarray) -> tuple[fl
     side = 512 * np.linalg.norm(places[1] - places[0]) / np.linalg.norm(FFHQ_512[1] - FFHQ_512[0])
     reach, worst, count = 30 * side / 512 + 2, 0.0, 0
     for px, py in places:
-        y, x = np.mgrid[: change.shape[0], : change.shape[1]][:, max(0, int(py - reach)) :, max(0, int(px - reach)) :]
+        y, x = np.mgrid[: change.shape[0], : change.shape[1]][
+            :, max(0, int(py - reach)) :, max(0, int(px - reach)) :
+        ]
         y, x = (part[: int(2 * reach) + 3, : int(2 * reach) + 3] for part in (y, x))
         near = np.hypot(x + 0.5 - px, y + 0.5 - py) < reach
         weight = np.where(near, change[y, x], 0)
         left[y[near], x[near]] = 0
         if min(px, py, change.shape[1] - px, change.shape[0] - py) > reach:
-            middle = ((x + 0.5) * weight).sum() / weight.sum(), ((y + 0.5) * weight).sum() / weight.sum()
+            middle = (
+                ((x + 0.5) * weight).sum() / weight.sum(),
+                ((y + 0.5) * weight).sum() / weight.sum(),
+            )
             worst, count = max(worst, np.hypot(middle[0] - px, middle[1] - py)), count + 1
     return worst, count
 
@@ -139,7 +150,10 @@ def test_a_network_that_changes_nothing_changes_no_portrait(make, portraits, yun
 
 @pytest.mark.shared
 def test_several_faces_in_one_picture(make, portraits, yunet):
-    some = [cv2.resize(portraits[name], (400, 400), interpolation=cv2.INTER_AREA) for name in ("s5", "s6", "s7")]
+    some = [
+        cv2.resize(portraits[name], (400, 400), interpolation=cv2.INTER_AREA)
+        for name in ("s5", "s6", "s7")
+    ]
     together = np.hstack(some)
     after = make(yunet).restore([together])[0]
     assert after.restored == 3
@@ -164,9 +178,17 @@ def test_faces_of_many_pictures_run_together_and_come_back_to_their_own(make, ma
     restorer = make(detector, seen, {"batch_size": 8})
     found = restorer.restore([grey(), grey(299), grey(301), grey()])
     assert [one.restored for one in found] == [2, 0, 1, 2] and batches == [5]
-    assert found[0].bgr[130, 120].tolist() == [140] * 3 and found[0].bgr[120, 430].tolist() == [140] * 3
-    assert np.array_equal(found[1].bgr, grey(299)) and found[1].faces == () and found[1].error is None
-    assert found[2].bgr[150, 200].tolist() == [140] * 3 and found[2].bgr[120, 430].tolist() == [100] * 3
+    assert (
+        found[0].bgr[130, 120].tolist() == [140] * 3
+        and found[0].bgr[120, 430].tolist() == [140] * 3
+    )
+    assert (
+        np.array_equal(found[1].bgr, grey(299)) and found[1].faces == () and found[1].error is None
+    )
+    assert (
+        found[2].bgr[150, 200].tolist() == [140] * 3
+        and found[2].bgr[120, 430].tolist() == [100] * 3
+    )
     assert np.array_equal(found[0].bgr, found[3].bgr)
 
 
@@ -192,7 +214,9 @@ def test_small_faces_are_left(make):
     detector = Given(h300=[face(20, 30, 200), face(350, 40, 100)])
     after = make(detector, min_face=60).restore([grey()])[0]
     assert [note.state for note in after.faces] == [RESTORED, TOO_SMALL]
-    assert (after.bgr[:, 300:] == 100).all() and after.faces[1].strength == 0 and after.restored == 1
+    assert (
+        (after.bgr[:, 300:] == 100).all() and after.faces[1].strength == 0 and after.restored == 1
+    )
 
 
 def test_only_the_face_nearest_to_the_middle(make):
@@ -218,8 +242,12 @@ def test_a_face_that_cannot_be_aligned_is_listed(make):
 
 def test_a_face_that_is_sharp_already_is_left(make, monkeypatch):
     monkeypatch.setattr(sharpness, "needed", lambda ratio: torch.zeros_like(ratio))
-    after = make(Given(h300=[face(20, 30, 200)]), enhancer={"sharpness_gate": True}).restore([grey()])[0]
-    assert [note.state for note in after.faces] == ["sharp already"] and after.faces[0].strength == 0
+    after = make(Given(h300=[face(20, 30, 200)]), enhancer={"sharpness_gate": True}).restore(
+        [grey()]
+    )[0]
+    assert [note.state for note in after.faces] == ["sharp already"] and after.faces[
+        0
+    ].strength == 0
     assert after.restored == 0 and after.error is None and np.array_equal(after.bgr, grey())
 
 
@@ -230,6 +258,8 @@ def test_notes_are_plain_values(make):
         "score": 0.9877,
         "state": RESTORED,
         "strength": 1.0,
+        "lowered": None,
+        "change": 40.0,
     }
 
 
@@ -242,19 +272,32 @@ def test_a_network_that_fails_costs_its_faces_only(make):
     bright = np.full((301, 600, 3), 200, np.uint8)
     mixed = grey(302)
     mixed[:, 300:] = 200
-    detector = Given(h300=[face(20, 30, 200)], h301=[face(20, 30, 200)], h302=[face(20, 30, 200), face(350, 40, 160)])
+    detector = Given(
+        h300=[face(20, 30, 200)],
+        h301=[face(20, 30, 200)],
+        h302=[face(20, 30, 200), face(350, 40, 160)],
+    )
     found = make(detector, nan_where_bright).restore([grey(), bright, mixed])
     assert [one.restored for one in found] == [1, 0, 1]
-    assert found[1].faces[0].state == "handed back: restorer: RestorerError" and found[1].faces[0].strength == 0
+    assert (
+        found[1].faces[0].state == "handed back: restorer: RestorerError"
+        and found[1].faces[0].strength == 0
+    )
     assert found[0].error is None and "1 of 1 faces: handed back" in found[1].error
     assert "1 of 2 faces" in found[2].error
-    assert np.array_equal(found[1].bgr, bright) and np.array_equal(found[2].bgr[:, 300:], mixed[:, 300:])
+    assert np.array_equal(found[1].bgr, bright) and np.array_equal(
+        found[2].bgr[:, 300:], mixed[:, 300:]
+    )
     assert found[2].bgr[130, 120, 0] == 140
 
 
-@pytest.mark.parametrize("error", [RestorerError("the detector broke"), ValueError("some plug-in's")])
+@pytest.mark.parametrize(
+    "error", [RestorerError("the detector broke"), ValueError("some plug-in's")]
+)
 def test_a_detector_that_raises_costs_one_picture(make, error):
-    found = make(Given(h300=[face(20, 30, 200)], h301=error), upscale=2).restore([grey(301), grey()])
+    found = make(Given(h300=[face(20, 30, 200)], h301=error), upscale=2).restore(
+        [grey(301), grey()]
+    )
     assert found[0].error and str(error) in found[0].error and found[0].faces == ()
     assert np.array_equal(found[0].bgr, grey(602, 1200)) and found[1].restored == 1
 
@@ -309,7 +352,10 @@ def test_a_parser_that_fails_costs_one_face(make):
     picture[:, 300:] = 200
     detector = Given(h300=[face(20, 30, 200), face(350, 40, 160)])
     after = make(detector, parser=HalfMask()).restore([picture])[0]
-    assert [note.state for note in after.faces] == [RESTORED, "failed: no room"] and "1 of 2 faces" in after.error
+    assert [note.state for note in after.faces] == [
+        RESTORED,
+        "failed: no room",
+    ] and "1 of 2 faces" in after.error
     assert np.array_equal(after.bgr[:, 300:], picture[:, 300:])
 
 
@@ -324,9 +370,13 @@ class Darker:
 
 @pytest.mark.parametrize("upscale", [1, 2, 4])
 def test_a_background_is_restored_and_faces_take_its_place(make, upscale):
-    after = make(Given(h300=[face(20, 30, 200)]), background=Darker(), upscale=upscale).restore([grey()])[0]
+    after = make(Given(h300=[face(20, 30, 200)]), background=Darker(), upscale=upscale).restore(
+        [grey()]
+    )[0]
     assert after.bgr.shape == (300 * upscale, 600 * upscale, 3)
-    assert after.bgr[130 * upscale, 120 * upscale, 0] == 140  # the face itself, not the difference on a darker ground
+    assert (
+        after.bgr[130 * upscale, 120 * upscale, 0] == 140
+    )  # the face itself, not the difference on a darker ground
     assert (after.bgr[:, 300 * upscale :] == 50).all()
 
 
@@ -340,19 +390,28 @@ def test_a_background_that_fails_costs_one_picture(make):
 @pytest.mark.parametrize("upscale", [1, 1.5, 2, 4])
 @pytest.mark.parametrize("size", [(300, 600), (301, 133)])
 def test_sizes(make, upscale, size):
-    after = make(Given(h300=[face(20, 30, 200)], h301=[face(10, 30, 100)]), upscale=upscale).restore([grey(*size)])[0]
-    assert after.bgr.shape == (round(size[0] * upscale), round(size[1] * upscale), 3) and after.restored == 1
+    after = make(
+        Given(h300=[face(20, 30, 200)], h301=[face(10, 30, 100)]), upscale=upscale
+    ).restore([grey(*size)])[0]
+    assert (
+        after.bgr.shape == (round(size[0] * upscale), round(size[1] * upscale), 3)
+        and after.restored == 1
+    )
 
 
 @pytest.mark.parametrize("upscale", [1, 2])
 def test_whole_pictures_are_face_crops(make, upscale):
-    restorer = make(WholeImage(), brighter, {"output_size": "upscale", "upscale": upscale}, upscale=upscale)
+    restorer = make(
+        WholeImage(), brighter, {"output_size": "upscale", "upscale": upscale}, upscale=upscale
+    )
     found = restorer.restore([grey(64, 64), grey(3, 5), grey(40, 64)])
     assert [one.bgr.shape[:2] for one in found] == [
         (h * upscale, w * upscale) for h, w in ((64, 64), (3, 5), (40, 64))
     ]
     assert (
-        [one.restored for one in found] == [1, 0, 1] and (found[0].bgr == 140).all() and (found[1].bgr == 100).all()
+        [one.restored for one in found] == [1, 0, 1]
+        and (found[0].bgr == 140).all()
+        and (found[1].bgr == 100).all()
     )
     assert found[1].faces[0].state.startswith("handed back: ") and found[1].error is None
     assert found[0].faces[0].box_xyxy == (0, 0, 64, 64)
@@ -361,7 +420,9 @@ def test_whole_pictures_are_face_crops(make, upscale):
 
 def test_a_whole_picture_on_which_the_network_fails(make):
     options = {"output_size": "upscale", "upscale": 2}
-    found = make(WholeImage(), lambda faces: faces * torch.nan, options, upscale=2).restore([grey(64, 64)])[0]
+    found = make(WholeImage(), lambda faces: faces * torch.nan, options, upscale=2).restore(
+        [grey(64, 64)]
+    )[0]
     assert "1 of 1 faces" in found.error and np.array_equal(found.bgr, grey(128, 128))
 
 
@@ -383,3 +444,12 @@ def test_no_pictures_at_all(make):
 def test_impossible_values(make, detector, options, enhancer, said):
     with pytest.raises(ConfigError, match=said):
         make(detector, None, enhancer, **options)
+
+
+def test_old_names_work_for_one_release(make):
+    restorer = make(Given())
+    items = restorer.restore_faces(restorer.find([grey()]))
+    with pytest.warns(DeprecationWarning, match="paste"):
+        (image,) = restorer.lay(items)
+    with pytest.warns(DeprecationWarning, match="RestoredImage"):
+        assert picture_restorer.RestoredPicture is type(image)

@@ -21,7 +21,7 @@ from .job import (
 
 if TYPE_CHECKING:
     from ..jobs import ImagesResult
-    from ..jobs.sampling import Tried
+    from ..jobs.samples import SampleResult
 
 HELP = "restore the faces in every image of a folder; an interrupted run resumes"
 
@@ -62,14 +62,14 @@ def run(args: argparse.Namespace) -> int:
         EnhanceError: the job cannot start or continue.
     """
     from ..jobs import ImageSettings, restore_images
-    from ..jobs.sampling import Sweep, restore_samples, restore_sweep
+    from ..jobs.samples import Sweep, restore_samples, restore_sweep
 
     settings = settings_from(args, ImageSettings)
     sweep = None if args.sweep is None else Sweep.parse(args.sweep)
     engine, paths = engine_from(args), (args.source, args.output_dir)
     with progress_bar("image", args.quiet) as progress:
         common: dict[str, Any] = {"engine": engine, "progress": progress}
-        result: ImagesResult | Tried
+        result: ImagesResult | SampleResult
         if sweep is not None:
             result = restore_sweep(*paths, settings, sweep, args.num_samples, **common)
         elif args.num_samples is not None:
@@ -80,7 +80,7 @@ def run(args: argparse.Namespace) -> int:
     return UNREADABLE if result.errors else 0
 
 
-def _print(result: ImagesResult | Tried, args: argparse.Namespace) -> None:
+def _print(result: ImagesResult | SampleResult, args: argparse.Namespace) -> None:
     from ..jobs import ImagesResult
 
     results = (result,) if isinstance(result, ImagesResult) else result.results

@@ -15,7 +15,7 @@ from ..pipeline.stats import mostly_left_alone
 
 if TYPE_CHECKING:
     from ..jobs import FaceSettings
-    from ..jobs.work import Engine
+    from ..jobs.job import Engine
 
 Settings = TypeVar("Settings", bound="FaceSettings")
 

@@ -1,4 +1,4 @@
-"""Which pictures a folder holds, in which units they are worked on, and what their results are called."""
+"""Lists the images of a folder, splits them into units and names their results."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from .manifest import FOLDER
 
 logger = logging.getLogger("musetalk_enhance")
 
-MOST_PICTURES, MOST_PIXELS = 8, 16 * 2**20
-"""What one unit of work holds at most, unless a single picture has more: pictures, and pixels as handed back."""
+MAX_IMAGES, MAX_PIXELS = 8, 16 * 2**20
+"""Upper limits of one unit, unless a single image exceeds them: images, and output pixels."""
 RESTORED, COMPARISONS, SAMPLES, SWEEP = "restored", "comparisons", "samples", "sweep"
 """Sub-folders of the output folder."""
 _RESULTS = (RESTORED, COMPARISONS)
@@ -24,88 +24,107 @@ _SUFFIX = {"png": ".png", "jpg": ".jpg", "webp": ".webp"}
 
 
 @dataclass(frozen=True)
-class Names:
-    """Where the results of one picture go, relative to the output folder, with ``/`` between folders."""
+class ResultNames:
+    """Paths of the results of one image, relative to the output folder, with ``/`` as separator."""
 
     restored: str
     comparison: str
 
 
-def list_pictures(
+def list_images(
     source: Path, skip: Sequence[Path] = (), troubles: list[tuple[str, str]] | None = None
 ) -> list[str]:
-    """The pictures below a folder, as paths relative to it with ``/``, sorted; or the one picture named.
+    """List the images below a folder, as sorted paths relative to it with ``/``; or the one image
+    named.
 
-    A picture is told by its suffix. Names that begin with a dot are left out, and so is what lies in `skip`.
-    Linked folders outside are followed, each once, except to where results go. Folders that hold the results of other
-    runs are left out, too. Sub-folders that cannot be read are added to `troubles`, with the reason.
+    Images are recognized by their extension. Names that start with a dot are skipped, and so is
+    everything in `skip`. Links to folders outside are followed, each once, except to where results
+    are written. Folders that hold the results of other runs are skipped too. Subfolders that cannot
+    be read are added to `troubles`, with the reason.
 
     Raises:
-        MediaError: `source` is missing, or cannot be read.
-        ConfigError: there is no picture; or the first of `skip`, where the results go, is the folder itself, or the
-            folder is where results go: the next run would take them for inputs.
+        MediaError: `source` is missing or cannot be read.
+        ConfigError: there is no image; or the first of `skip`, where the results are written,
+            is the folder itself; or the folder is where results are written, so that the next run
+            would read them as inputs.
     """
     if source.is_file():
         if source.suffix.lower() in IMAGE_EXTENSIONS:
             return [source.name]
-        raise ConfigError("INPUT_DIR", str(source), f"a folder, or a file of {', '.join(sorted(IMAGE_EXTENSIONS))}")
+        raise ConfigError(
+            "INPUT_DIR",
+            str(source),
+            f"a folder, or a file of {', '.join(sorted(IMAGE_EXTENSIONS))}",
+        )
     if not source.is_dir():
         raise MediaError(source, "does not exist")
-    left_out = {path.resolve() for path in skip}
-    here = source.resolve()
-    if _takes_results(here, left_out):
-        raise ConfigError("--output-dir", str(skip[0]), "a folder within the input folder, or one apart from it")
-    found: list[str] = []
-    noted: list[tuple[str, str]] = [] if troubles is None else troubles
+    excluded = {path.resolve() for path in skip}
+    folder_path = source.resolve()
+    if _takes_results(folder_path, excluded):
+        raise ConfigError(
+            "--output-dir", str(skip[0]), "a subfolder of the input folder, or a folder outside it"
+        )
+    names: list[str] = []
+    unreadable: list[tuple[str, str]] = [] if troubles is None else troubles
     linked: set[Path] = set()
-    walk = os.walk(source, onerror=lambda error: _note(error, source, noted), followlinks=True)
+    walk = os.walk(source, onerror=lambda error: _note(error, source, unreadable), followlinks=True)
     for folder, folders, files in walk:
-        here, folders[:] = Path(folder), sorted(one for one in folders if not one.startswith("."))
-        folders[:] = [one for one in folders if _is_new(here / one, source, left_out, linked)]
+        folder_path, folders[:] = (
+            Path(folder),
+            sorted(name for name in folders if not name.startswith(".")),
+        )
+        folders[:] = [
+            name for name in folders if _is_new(folder_path / name, source, excluded, linked)
+        ]
         for name in files:
             if not name.startswith(".") and Path(name).suffix.lower() in IMAGE_EXTENSIONS:
-                found.append((here / name).relative_to(source).as_posix())
-    if not found:
-        raise ConfigError("INPUT_DIR", str(source), f"a folder with pictures ({', '.join(sorted(IMAGE_EXTENSIONS))})")
-    return sorted(found)
+                names.append((folder_path / name).relative_to(source).as_posix())
+    if not names:
+        raise ConfigError(
+            "INPUT_DIR",
+            str(source),
+            f"a folder with images ({', '.join(sorted(IMAGE_EXTENSIONS))})",
+        )
+    return sorted(names)
 
 
-def _takes_results(folder: Path, left_out: Collection[Path]) -> bool:
-    """Whether a folder, resolved, is one of `left_out`, or where results go in one of them."""
-    return folder in left_out or any(
-        place / name in (folder, *folder.parents) for place in left_out for name in _RESULTS
+def _takes_results(folder: Path, excluded: Collection[Path]) -> bool:
+    """Whether a resolved folder is one of `excluded`, or a result folder in one of them."""
+    return folder in excluded or any(
+        place / name in (folder, *folder.parents) for place in excluded for name in _RESULTS
     )
 
 
 def _holds_results(folder: Path) -> bool:
-    """Whether a job's memory lies in a folder, or, where a sweep was tried, in the folders of its values."""
+    """Whether a folder holds the state of a job; for a sweep folder, whether a subfolder does."""
     below = "*/" if folder.name == SWEEP else ""
     return any(folder.glob(f"{below}{FOLDER}/manifest.json"))
 
 
-def _is_new(folder: Path, source: Path, left_out: Collection[Path], linked: set[Path]) -> bool:
-    """Whether a sub-folder is to be looked into: not where results go, and no link to what is looked into anyway.
+def _is_new(folder: Path, source: Path, excluded: Collection[Path], linked: set[Path]) -> bool:
+    """Whether to descend into a subfolder: not a result folder, and not a link to a folder already
+    covered.
 
-    What links lead to is added to `linked`.
+    The targets of links are added to `linked`.
     """
     try:
-        found, root = folder.resolve(), source.resolve()
+        target, root = folder.resolve(), source.resolve()
     except (OSError, RuntimeError):  # links that lead to one another
         return False
-    if _takes_results(found, left_out):
+    if _takes_results(target, excluded):
         return False
     if _holds_results(folder):
-        logger.info("left out %s: it holds the results of another run", folder)
+        logger.info("skipping %s: it holds the results of another run", folder)
         return False
     if folder.is_symlink():
-        if found in linked or found == root or root in found.parents or found in root.parents:
+        if target in linked or target == root or root in target.parents or target in root.parents:
             return False
-        linked.add(found)
+        linked.add(target)
     return True
 
 
 def _note(error: OSError, source: Path, troubles: list[tuple[str, str]]) -> None:
-    """Note a sub-folder that cannot be read; without the folder itself there is no work."""
+    """Record a subfolder that cannot be read; raise if it is the source folder itself."""
     text = f"cannot be read ({error.strerror or error})"
     place = Path(error.filename or source)
     if place == source:
@@ -114,59 +133,68 @@ def _note(error: OSError, source: Path, troubles: list[tuple[str, str]]) -> None
     troubles.append((name, f"{name}: {text}"))
 
 
-def root_of(source: Path) -> Path:
-    """The folder that names are relative to."""
+def root_folder(source: Path) -> Path:
+    """The folder that image names are relative to."""
     return source.parent if source.is_file() else source
 
 
-def names_of(pictures: Iterable[str], format: str) -> dict[str, Names]:
-    """What the results of each picture are called.
+def result_names(pictures: Iterable[str], format: str) -> dict[str, ResultNames]:
+    """Name the results of each image.
 
-    Names and sub-folders are kept. Where two results would have one name (``a.jpg`` and ``a.png`` as ``png``, or
-    their comparisons), the whole old name stands before the suffix: ``a.jpg.png``.
+    Names and subfolders are kept. Where two results would collide (``a.jpg`` and ``a.png`` as
+    ``png``, or their comparisons), the whole input name comes before the new extension:
+    ``a.jpg.png``.
     """
     listed = list(pictures)
     restored = {name: name for name in listed}
-    if format != "keep":  # names that are kept are apart already, also where only capitals tell them apart
-        restored = _apart(listed, _SUFFIX[format])
-    compared = _apart(listed, "_compare.jpg")
-    return {name: Names(f"{RESTORED}/{restored[name]}", f"{COMPARISONS}/{compared[name]}") for name in listed}
+    if (
+        format != "keep"
+    ):  # names that are kept are apart already, also where only capitals tell them apart
+        restored = _unique_names(listed, _SUFFIX[format])
+    compared = _unique_names(listed, "_compare.jpg")
+    return {
+        name: ResultNames(f"{RESTORED}/{restored[name]}", f"{COMPARISONS}/{compared[name]}")
+        for name in listed
+    }
 
 
-def _apart(names: Sequence[str], ending: str) -> dict[str, str]:
-    """`names` with another ending, all different, capitals aside; where two would be alike they get longer."""
-    short = {name: f"{PurePosixPath(name).with_suffix('')}{ending}" for name in names}
-    taken = Counter(path.lower() for path in short.values())
-    used = {path.lower() for path in short.values() if taken[path.lower()] == 1}
-    found = {}
+def _unique_names(names: Sequence[str], extension: str) -> dict[str, str]:
+    """Replace the extension of each name; names that collide, ignoring case, get longer."""
+    short = {name: f"{PurePosixPath(name).with_suffix('')}{extension}" for name in names}
+    uses = Counter(path.lower() for path in short.values())
+    used = {path.lower() for path in short.values() if uses[path.lower()] == 1}
+    unique = {}
     for name in names:
         path = short[name]
-        if taken[path.lower()] > 1:
-            path = f"{name}{ending}"
+        if uses[path.lower()] > 1:
+            path = f"{name}{extension}"
             while path.lower() in used:
-                path = f"{path.removesuffix(ending)}_{ending}"
+                path = f"{path.removesuffix(extension)}_{extension}"
             used.add(path.lower())
-        found[name] = path
-    return found
+        unique[name] = path
+    return unique
 
 
-def check_apart(root: Path, output: Path, names: dict[str, Names]) -> None:
-    """Refuse results that would be written over pictures that are read.
+def check_no_overwrite(root: Path, output: Path, names: dict[str, ResultNames]) -> None:
+    """Refuse results that would overwrite input images.
 
     Raises:
-        ConfigError: one would be.
+        ConfigError: a result would overwrite an input.
     """
     sources = {(root / name).resolve() for name in names}
     for name in names.values():
         for target in (output / name.restored, output / name.comparison):
             if target.resolve() in sources:
-                raise ConfigError("--output-dir", str(output), f"a folder whose {target} is not one of the inputs")
+                raise ConfigError(
+                    "--output-dir", str(output), f"a folder whose {target} is not one of the inputs"
+                )
 
 
-def in_units(root: Path, pictures: Sequence[str], upscale: int) -> list[list[str]]:
-    """`pictures` in groups that are worked on together: neighbours, few enough to fit into memory.
+def split_into_units(root: Path, pictures: Sequence[str], upscale: int) -> list[list[str]]:
+    """Group `pictures` into units that are processed together: neighbors, few enough to fit into
+    memory.
 
-    The sizes are read from the files' headers; a picture that cannot be read counts as nothing.
+    The sizes are read from the file headers; an image that cannot be read counts as zero pixels.
     """
     units: list[list[str]] = []
     pixels = 0
@@ -175,17 +203,17 @@ def in_units(root: Path, pictures: Sequence[str], upscale: int) -> list[list[str
             width, height = image_size(root / name)
         except MediaError:
             width = height = 0
-        mine = width * height * upscale**2
-        if not units or len(units[-1]) >= MOST_PICTURES or pixels + mine > MOST_PIXELS:
+        image_pixels = width * height * upscale**2
+        if not units or len(units[-1]) >= MAX_IMAGES or pixels + image_pixels > MAX_PIXELS:
             units.append([])
             pixels = 0
         units[-1].append(name)
-        pixels += mine
+        pixels += image_pixels
     return units
 
 
 def evenly(pictures: Sequence[str], count: int) -> list[str]:
-    """`count` of the pictures, spread evenly over the list; all where there are no more."""
+    """Pick `count` of the images, spread evenly over the list; all if there are fewer."""
     if count >= len(pictures):
         return list(pictures)
     return [pictures[(2 * index + 1) * len(pictures) // (2 * count)] for index in range(count)]

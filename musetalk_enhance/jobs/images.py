@@ -1,4 +1,4 @@
-"""`restore_images`: the faces of a folder of pictures, resumable, on one machine or many."""
+"""`restore_images`: restores the faces in a folder of images, resumable, on one machine or many."""
 
 from __future__ import annotations
 
@@ -13,6 +13,8 @@ from typing import Any
 
 from ..errors import ConfigError
 from . import folder as folders
+from .image_processor import FAILED, ImageProcessorFactory, ReadUnit, WriteUnit
+from .job import Engine, Job, load_run_info
 from .local import LocalEngine
 from .manifest import (
     FOLDER,
@@ -21,33 +23,31 @@ from .manifest import (
     Unit,
     file_digest,
     locked,
-    outputs_there,
+    outputs_intact,
     sweep_parts,
     write_json,
 )
-from .models import Facts
+from .models import RunInfo
 from .options import ImageSettings
-from .stages import FAILED, OpenMaker, ReadUnit, WriteUnit
 from .stats import image_stats
-from .work import Engine, Work, known_facts
 
 logger = logging.getLogger("musetalk_enhance")
 
 STATS = "restoration_stats.json"
 Progress = Callable[[int, int], None]
-"""Called with how many pictures are done, and how many there are."""
-Approve = Callable[[Facts], None]
+"""Called with the number of images done and the total."""
+Approve = Callable[[RunInfo], None]
 
 
 @dataclass(frozen=True)
 class ImagesResult:
-    """What a run over a folder came to.
+    """Result of a run over a folder.
 
     Attributes:
-        output: the output folder.
-        stats: what stands in ``restoration_stats.json``.
-        seconds: that this run took.
-        resumed: pictures that an earlier run had finished.
+        output: output folder.
+        stats: content of ``restoration_stats.json``.
+        seconds: duration of this run.
+        resumed: images that an earlier run had finished.
     """
 
     output: Path
@@ -57,7 +57,7 @@ class ImagesResult:
 
     @property
     def errors(self) -> int:
-        """Pictures and folders that could not be read or restored."""
+        """Number of images and folders that could not be read or restored."""
         counts = self.stats["pictures"]
         return int(counts["unreadable"] + counts["failed"] + counts["unreadable_folders"])
 
@@ -72,66 +72,80 @@ def restore_images(
     approve: Approve | None = None,
     progress: Progress | None = None,
 ) -> ImagesResult:
-    """Restore the faces of every picture below a folder.
+    """Restore the faces of every image below a folder.
 
-    Written below `output`: ``restored/`` (names and sub-folders kept), ``comparisons/`` where asked for, and
-    ``restoration_stats.json``. A run that was stopped in any way goes on where it was, to the same bytes; pictures
-    that are new, that changed, or that could not be restored are done then, too. Results of pictures that are not
-    there any more stay.
+    Written below `output`: ``restored/`` (names and subfolders kept), ``comparisons/`` if enabled,
+    and ``restoration_stats.json``. An interrupted run resumes where it stopped and produces the
+    same bytes; images that are new, changed, or failed in an earlier run are then processed too.
+    Results of images that no longer exist are kept.
 
     Args:
-        source: the folder, or one picture.
-        output: the output folder; made where it is missing.
-        settings: None takes the defaults.
-        engine: where the work is done; None: here.
-        pictures: restore only these, as `folder.list_pictures` names them.
-        approve: called with what is going to run, before anything is written; it may raise.
-        progress: told how far the work is.
+        source: the folder, or one image.
+        output: output folder; created if missing.
+        settings: None uses the defaults.
+        engine: runs the job; None runs it in this process.
+        pictures: restore only these, named as by `folder.list_images`.
+        approve: called with what is going to run before anything is written; may raise.
+        progress: called as images are finished.
 
     Raises:
-        ConfigError: no picture is found, or an option is impossible.
+        ConfigError: there is no image, or an option is invalid.
         MediaError: the input folder is missing, or the output cannot be written.
         WeightError, MissingDependencyError: a network cannot be loaded.
     """
     settings, source, output = settings or ImageSettings(), Path(source), Path(output)
     start = time.perf_counter()
     troubles: list[tuple[str, str]] = []
-    listed = list(pictures) if pictures is not None else folders.list_pictures(source, [output], troubles)
-    root = folders.root_of(source)
-    elsewhere = settings.absolute()
-    with locked(output), contextlib.closing(engine or LocalEngine()) as place:
+    listed = (
+        list(pictures) if pictures is not None else folders.list_images(source, [output], troubles)
+    )
+    root = folders.root_folder(source)
+    portable_settings = settings.absolute()
+    with locked(output), contextlib.closing(engine or LocalEngine()) as runner:
         sweep_parts(output, (folders.RESTORED, folders.COMPARISONS))
-        before = Manifest.found(output)
-        _check_source(before, output, root)
-        pinned = Facts.of(before.facts) if before is not None else None
-        facts = known_facts(place, OpenMaker(elsewhere, pinned))
+        previous = Manifest.load(output)
+        _check_source(previous, output, root)
+        pinned = RunInfo.of(previous.run_info) if previous is not None else None
+        run_info = load_run_info(runner, ImageProcessorFactory(portable_settings, pinned))
         if approve is not None:
-            approve(facts)
-        plan = _planned(before, output, root, listed, settings, facts)
-        read, write = ReadUnit(root.absolute()), WriteUnit(output.absolute(), elsewhere, plan.names)
-        gpu = facts.device != "cpu"
-        work = Work(plan.todo, read, OpenMaker(elsewhere, facts), write, gpu, facts.threads)
-        count = _Counted(progress, listed, plan.valid)
+            approve(run_info)
+        plan = _planned(previous, output, root, listed, settings, run_info)
+        read, write = (
+            ReadUnit(root.absolute()),
+            WriteUnit(output.absolute(), portable_settings, plan.names),
+        )
+        gpu = run_info.device != "cpu"
+        job = Job(
+            plan.todo,
+            read,
+            ImageProcessorFactory(portable_settings, run_info),
+            write,
+            gpu,
+            run_info.threads,
+        )
+        count = _ProgressCounter(progress, listed, plan.valid)
         resumed = count.done
-        place.run(work, count)
-        stats = image_stats(settings, facts, count.states, listed, sorted(troubles))
+        runner.run(job, count)
+        stats = image_stats(settings, run_info, count.states, listed, sorted(troubles))
         write_json(output / STATS, stats)
         return ImagesResult(output, stats, time.perf_counter() - start, resumed)
 
 
 @dataclass(frozen=True)
 class _Plan:
-    """What is left to do, and what is done."""
+    """Units still to be processed, and the states of those already done."""
 
-    names: dict[str, folders.Names]
+    names: dict[str, folders.ResultNames]
     todo: list[Unit]
     valid: list[State]
 
 
-class _Counted:
-    """Keeps the states and says how far the work is."""
+class _ProgressCounter:
+    """Collects unit states and reports progress."""
 
-    def __init__(self, progress: Progress | None, listed: Sequence[str], states: Sequence[State]) -> None:
+    def __init__(
+        self, progress: Progress | None, listed: Sequence[str], states: Sequence[State]
+    ) -> None:
         self.states: list[State] = []
         self.done = 0
         self._progress: Progress | None = None
@@ -152,74 +166,95 @@ class _Counted:
 
 
 def _planned(
-    before: Manifest | None, output: Path, root: Path, listed: Sequence[str], settings: ImageSettings, facts: Facts
+    previous: Manifest | None,
+    output: Path,
+    root: Path,
+    listed: Sequence[str],
+    settings: ImageSettings,
+    run_info: RunInfo,
 ) -> _Plan:
-    """Go on with what was begun, or begin: the manifest is written, and what must be done again is taken away."""
-    manifest = _manifest(before, output, settings, facts)
-    known = {name for unit in manifest.units for name in unit["items"]}
-    names = folders.names_of(sorted({*listed, *known}), settings.format)
-    folders.check_apart(root, output, names)
-    new = [name for name in listed if name not in known]
+    """Resume or start: write the manifest, and remove results that must be made again."""
+    manifest = _manifest(previous, output, settings, run_info)
+    unit_names = {name for unit in manifest.units for name in unit["items"]}
+    names = folders.result_names(sorted({*listed, *unit_names}), settings.format)
+    folders.check_no_overwrite(root, output, names)
+    new = [name for name in listed if name not in unit_names]
     first = 1 + max((unit["id"] for unit in manifest.units), default=-1)
-    for index, items in enumerate(folders.in_units(root, new, settings.upscale)):
+    for index, items in enumerate(folders.split_into_units(root, new, settings.upscale)):
         manifest.units.append({"id": first + index, "job": manifest.job, "items": items})
     manifest.forget()
     manifest.source = str(root.resolve())
     manifest.write()
-    there = set(listed)
+    listed_names = set(listed)
     valid, todo = [], []
     for unit in manifest.units:
-        if not there & set(unit["items"]):
+        if not listed_names & set(unit["items"]):
             continue
         state = manifest.state(unit)
-        if state is not None and _is_valid(output, root, state, there, names, settings):
+        if state is not None and _is_valid(output, root, state, listed_names, names, settings):
             valid.append(state)
         else:
-            manifest.undo(unit, keep=set(unit["items"]) - there)
+            manifest.undo(unit, keep=set(unit["items"]) - listed_names)
             todo.append(unit)
     return _Plan(names, todo, valid)
 
 
-def _check_source(before: Manifest | None, output: Path, root: Path) -> None:
-    """Keep the results of two folders apart; one folder may be moved, or be seen elsewhere by another machine."""
-    if before is None or before.source is None or not os.path.exists(before.source):
+def _check_source(previous: Manifest | None, output: Path, root: Path) -> None:
+    """Refuse to mix the results of two folders; a folder may be moved, or have another path
+    elsewhere."""
+    if previous is None or previous.source is None or not os.path.exists(previous.source):
         return
-    if not root.exists() or not os.path.samefile(before.source, root):  # one folder may have two names
-        allowed = f"another folder: that one holds the results of {before.source}"
+    if not root.exists() or not os.path.samefile(
+        previous.source, root
+    ):  # one folder may have two names
+        allowed = f"another folder: that one holds the results of {previous.source}"
         raise ConfigError("--output-dir", str(output), allowed)
 
 
-def _manifest(before: Manifest | None, output: Path, settings: ImageSettings, facts: Facts) -> Manifest:
-    decisive = settings.decisive() | facts.decisive()
-    if before is not None and before.settings != decisive:
-        changed = "; ".join(before.differences(decisive))
-        logger.warning("other settings than in the last run (%s): starting afresh", changed)
+def _manifest(
+    previous: Manifest | None, output: Path, settings: ImageSettings, run_info: RunInfo
+) -> Manifest:
+    decisive = settings.decisive() | run_info.decisive()
+    if previous is not None and previous.settings != decisive:
+        changed = "; ".join(previous.differences(decisive))
+        logger.warning("the settings differ from the last run (%s): starting over", changed)
         (output / STATS).unlink(missing_ok=True)
-        before = None
-    elif before is not None and not facts.same_bits(before.facts):
-        logger.warning("what ran in the last run is not to be had any more: starting afresh")
+        previous = None
+    elif previous is not None and not run_info.same_bits(previous.run_info):
+        logger.warning(
+            "the backend, dtype or batch size of the last run is no longer available: starting over"
+        )
         (output / STATS).unlink(missing_ok=True)
-        before = None
-    elif before is None and (output / FOLDER / "manifest.json").exists():
-        logger.warning("what the last run noted in %s cannot be read: starting afresh", output)
-    return before or Manifest(output, decisive, facts.as_dict())
+        previous = None
+    elif previous is None and (output / FOLDER / "manifest.json").exists():
+        logger.warning("the manifest of the last run in %s cannot be read: starting over", output)
+    return previous or Manifest(output, decisive, run_info.as_dict())
 
 
 def _is_valid(
-    output: Path, root: Path, state: State, there: set[str], names: dict[str, folders.Names], settings: ImageSettings
+    output: Path,
+    root: Path,
+    state: State,
+    listed_names: set[str],
+    names: dict[str, folders.ResultNames],
+    settings: ImageSettings,
 ) -> bool:
-    """Whether every input is what it was, and every result in its place and called as it would be now.
+    """Whether every input is unchanged and every result is intact under the name it would get now.
 
-    What failed may go better another time: out of memory, for one.
+    Failed images are not valid: they may succeed next time, after an out-of-memory error for one.
     """
     for item in state["items"]:
-        if item["name"] not in there:
+        if item["name"] not in listed_names:
             continue
         sha256 = item["input_sha256"]
         if sha256 is None or item["state"] == FAILED or file_digest(root / item["name"]) != sha256:
             return False
-        mine = names[item["name"]]
-        wanted = {mine.restored, mine.comparison} if settings.save_comparison else {mine.restored}
-        if item["outputs"] and set(item["outputs"]) != wanted:
+        item_names = names[item["name"]]
+        paths = (
+            {item_names.restored, item_names.comparison}
+            if settings.save_comparison
+            else {item_names.restored}
+        )
+        if item["outputs"] and set(item["outputs"]) != paths:
             return False
-    return outputs_there(output, state)
+    return outputs_intact(output, state)

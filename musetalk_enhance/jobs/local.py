@@ -1,4 +1,4 @@
-"""The work on this machine, in this process: while one unit is restored, the next is read and the last written."""
+"""Runs a job in this process: reading, restoring and writing of neighboring units overlap."""
 
 from __future__ import annotations
 
@@ -7,89 +7,105 @@ from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
+from .job import Job, Processor, ProcessorFactory, UnitCallback
 from .manifest import State, Unit
-from .work import Done, Maker, Opener, Work
 
 if TYPE_CHECKING:
-    from .models import Facts
+    from .models import RunInfo
 
 AHEAD = 1
-"""Units that are read before they are wanted; as many may wait to be written."""
+"""Units read ahead of the network; as many may wait to be written."""
 
 
 class LocalEngine:
-    """Runs the work here.
+    """Runs jobs in this process.
 
     Args:
-        maker: networks that are loaded already, and stay the caller's; None loads them when they are wanted.
+        processor: a processor with its networks already loaded, which stays the caller's; None
+            loads one when it is needed.
     """
 
-    def __init__(self, maker: Maker | None = None) -> None:
-        self._given = maker
-        self._kept: Maker | None = None
+    def __init__(self, processor: Processor | None = None) -> None:
+        self._external = processor
+        self._loaded: Processor | None = None
 
-    def facts(self, opener: Opener) -> Facts:
-        """See `Engine.facts`. The networks stay loaded for the work that follows."""
-        if self._given is not None:
-            return self._given.facts
+    def run_info(self, factory: ProcessorFactory) -> RunInfo:
+        """See `Engine.run_info`. The networks stay loaded for the job that follows."""
+        if self._external is not None:
+            return self._external.run_info
         self.close()
-        self._kept = opener()
-        return self._kept.facts
+        self._loaded = factory()
+        return self._loaded.run_info
 
-    def run(self, work: Work, done: Done) -> None:
-        """See `Engine.run`. Networks that it loaded are given back."""
+    def run(self, job: Job, on_unit: UnitCallback) -> None:
+        """See `Engine.run`. Networks that it loaded are released."""
         try:
-            if not work.units:
+            if not job.units:
                 return
-            if self._given is None and self._kept is None:
-                self._kept = work.open_maker()
-            maker = self._given or self._kept
-            assert maker is not None
-            with ThreadPoolExecutor(1, "read") as readers, ThreadPoolExecutor(1, "write") as writers:
-                self._run(work, maker, done, readers, writers)
+            if self._external is None and self._loaded is None:
+                self._loaded = job.make_processor()
+            processor = self._external or self._loaded
+            assert processor is not None
+            with (
+                ThreadPoolExecutor(1, "read") as readers,
+                ThreadPoolExecutor(1, "write") as writers,
+            ):
+                self._run(job, processor, on_unit, readers, writers)
         finally:
             self.close()
 
     def close(self) -> None:
         """See `Engine.close`."""
-        kept, self._kept = self._kept, None
-        if kept is not None:
-            kept.close()
+        loaded, self._loaded = self._loaded, None
+        if loaded is not None:
+            loaded.close()
 
     def _run(
-        self, work: Work, maker: Maker, done: Done, readers: ThreadPoolExecutor, writers: ThreadPoolExecutor
+        self,
+        job: Job,
+        processor: Processor,
+        on_unit: UnitCallback,
+        readers: ThreadPoolExecutor,
+        writers: ThreadPoolExecutor,
     ) -> None:
-        coming: deque[Future[Any]] = deque()
-        going: deque[Future[Any]] = deque()
-        units = iter(work.units)
+        inputs: deque[Future[Any]] = deque()
+        results: deque[Future[Any]] = deque()
+        units = iter(job.units)
         try:
             while True:
-                _fill(coming, units, AHEAD + 1, lambda unit: readers.submit(_before, work, maker, unit))
-                if not coming:
+                _fill(
+                    inputs,
+                    units,
+                    AHEAD + 1,
+                    lambda unit: readers.submit(_prepare, job, processor, unit),
+                )
+                if not inputs:
                     break
-                made = maker.make(coming.popleft().result())
-                going.append(writers.submit(_after, work, maker, made))
-                del made  # the writer holds it
-                while going and (len(going) > AHEAD or going[0].done()):
-                    done(going.popleft().result())
-            while going:
-                done(going.popleft().result())
+                processed = processor.process(inputs.popleft().result())
+                results.append(writers.submit(_finish, job, processor, processed))
+                del processed  # the writer holds it
+                while results and (len(results) > AHEAD or results[0].done()):
+                    on_unit(results.popleft().result())
+            while results:
+                on_unit(results.popleft().result())
         finally:
-            for waiting in (*coming, *going):
-                waiting.cancel()
+            for future in (*inputs, *results):
+                future.cancel()
 
 
-def _before(work: Work, maker: Maker, unit: Unit) -> Any:
-    return maker.prepare(work.read(unit))
+def _prepare(job: Job, processor: Processor, unit: Unit) -> Any:
+    return processor.prepare(job.read(unit))
 
 
-def _after(work: Work, maker: Maker, made: Any) -> State:
-    return work.write(maker.finish(made))
+def _finish(job: Job, processor: Processor, processed: Any) -> State:
+    return job.write(processor.finish(processed))
 
 
-def _fill(coming: deque[Future[Any]], units: Any, size: int, submit: Callable[[Any], Future[Any]]) -> None:
-    while len(coming) < size:
+def _fill(
+    inputs: deque[Future[Any]], units: Any, size: int, submit: Callable[[Any], Future[Any]]
+) -> None:
+    while len(inputs) < size:
         unit = next(units, None)
         if unit is None:
             return
-        coming.append(submit(unit))
+        inputs.append(submit(unit))

@@ -1,4 +1,4 @@
-"""Which restorer a job runs: CodeFormer first, GFPGAN behind it; and everything that must be the same again later."""
+"""Selects and loads the restorer of a job, CodeFormer before GFPGAN, and records what runs."""
 
 from __future__ import annotations
 
@@ -10,7 +10,13 @@ from typing import TYPE_CHECKING, Any
 
 from .._version import __version__
 from ..enhancer import GFPGANEnhancer
-from ..errors import ConfigError, LicenseError, MissingDependencyError, MissingWeightError, WeightError
+from ..errors import (
+    ConfigError,
+    LicenseError,
+    MissingDependencyError,
+    MissingWeightError,
+    WeightError,
+)
 from ..restorers.catalog import AUTO_ORDER, MODELS, Choice, choose, get_model, model_names
 from ..restorers.codeformer import INFO as CODEFORMER
 from ..runtime.devices import pick_device
@@ -22,25 +28,27 @@ if TYPE_CHECKING:
 logger = logging.getLogger("musetalk_enhance")
 
 FIDELITY = 0.7
-"""CodeFormer's w where nothing is said."""
+"""Default of CodeFormer's w."""
 
 
 @dataclass(frozen=True)
-class Facts:
-    """What runs, so that it can run again to the same bits: on a resume, and in every worker.
+class RunInfo:
+    """What runs, so that a resumed run and every worker produce the same bits.
+
+    The field names are the JSON keys, hence the spelling of `licence`.
 
     Attributes:
-        model: the restorer's name.
-        licence: of its weights.
+        model: name of the restorer.
+        licence: license of its weights.
         weight_sha256: of its weight file; None for an embedded one.
-        fidelity: CodeFormer's w, None where the model has none.
-        backend: what executes the network, None where it is not one network.
+        fidelity: CodeFormer's w, None if the model has none.
+        backend: what executes the network, None if it is not a single network.
         dtype: its arithmetic.
         device: kind of device, such as ``"cpu"``.
         batch_size: faces in one run.
-        threads: of the processor, for one worker.
-        helpers: sha256 of the detector's, parser's and upsampler's files, by name.
-        passed_over: restorers that come first and could not be loaded: name and reason.
+        threads: CPU threads of one worker.
+        helpers: sha256 of the files of detector, parser and upsampler, by name.
+        passed_over: restorers of higher priority that could not be loaded: name and reason.
         forms: of torch's modulated convolutions, each of which sums in an order of its own.
         version: of this library.
     """
@@ -64,29 +72,30 @@ class Facts:
         return dataclasses.asdict(self)
 
     @classmethod
-    def of(cls, raw: Any) -> Facts | None:
-        """What `as_dict` gave; None where `raw` is nothing of the kind."""
+    def of(cls, raw: Any) -> RunInfo | None:
+        """Inverse of `as_dict`; None if `raw` is something else."""
         try:
             return cls(**raw)
         except TypeError:
             return None
 
-    def same_bits(self, before: Any) -> bool:
-        """Whether what ran `before`, as plain values, comes to the same bits: what was measured then is kept now."""
+    def same_bits(self, other: Any) -> bool:
+        """Whether `other`, as plain values, produces the same bits; measured choices are compared
+        too."""
         names = ("backend", "dtype", "batch_size", "threads", "forms")
-        if not isinstance(before, dict):
+        if not isinstance(other, dict):
             return False
-        then = {"forms": [], **before}  # an older version did not note them
-        return all(then.get(name) == getattr(self, name) for name in names)
+        other_info = {"forms": [], **other}  # an older version did not note them
+        return all(other_info.get(name) == getattr(self, name) for name in names)
 
     def decisive(self) -> dict[str, Any]:
-        """What makes other pixels where it differs; what was only measured (backend, dtype, ...) is kept instead."""
+        """Values that change the pixels; measured ones (backend, dtype, ...) are pinned instead."""
         names = ("model", "weight_sha256", "fidelity", "device", "helpers", "version")
         return {name: getattr(self, name) for name in names}
 
 
 @dataclass(frozen=True)
-class Loaded:
+class LoadedModel:
     """A restorer and the settings it was loaded with."""
 
     restorer: Restorer
@@ -95,28 +104,30 @@ class Loaded:
     passed_over: list[list[str]]
 
     def enhancer(self, **changes: Any) -> GFPGANEnhancer:
-        """An enhancer around the loaded network."""
+        """Make an enhancer with the loaded network."""
         return GFPGANEnhancer.from_settings(self.choice.settings.replace(**changes), self.restorer)
 
 
 def candidates(model: str) -> list[str]:
     """Models to try for ``model``, best first."""
-    takers = list(AUTO_ORDER)
+    fallbacks = list(AUTO_ORDER)
     if model == "auto":
-        return ["codeformer", *takers, "lite"]
-    return ["codeformer", *takers] if model.lower() == "codeformer" else [model]
+        return ["codeformer", *fallbacks, "lite"]
+    return ["codeformer", *fallbacks] if model.lower() == "codeformer" else [model]
 
 
-def load(settings: FaceSettings, *, pinned: Facts | None = None) -> Loaded:
-    """Load the first model that can be.
+def load(settings: FaceSettings, *, pinned: RunInfo | None = None) -> LoadedModel:
+    """Load the first candidate that can be loaded.
 
     Args:
         settings: of the job.
-        pinned: what ran before: its backend, arithmetic and batch size are taken, where the settings leave them open.
+        pinned: of an earlier run: its backend, arithmetic and batch size are used where the
+            settings are ``auto``.
 
     Raises:
-        ConfigError: the model is unknown, may not be used commercially, or cannot honour an option.
-        WeightError, MissingDependencyError: of the last candidate, where none can be loaded.
+        ConfigError: the model is unknown, may not be used commercially, or does not support an
+            option.
+        WeightError, MissingDependencyError: of the first candidate, if none can be loaded.
     """
     if settings.model_path is not None:
         return _load_one(settings, "auto", pinned, [])
@@ -124,25 +135,35 @@ def load(settings: FaceSettings, *, pinned: Facts | None = None) -> Loaded:
     errors: list[Exception] = []
     for name in candidates(settings.model):
         try:
-            _check_licence(settings, name)
+            _check_license(settings, name)
             loaded = _load_one(settings, name, pinned, passed_over)
         except (WeightError, MissingDependencyError, LicenseError) as error:
-            passed_over.append([name, _short(error)])
+            passed_over.append([name, _reason(error)])
             errors.append(error)
         else:
-            _say(passed_over, name, settings.fidelity is not None and loaded.fidelity is None)
+            _warn_of_fallback(
+                passed_over, name, settings.fidelity is not None and loaded.fidelity is None
+            )
             return loaded
-    raise _said_of_all(errors[0], passed_over[1:]) from errors[0]
+    raise _with_fallback_errors(errors[0], passed_over[1:]) from errors[0]
 
 
-def facts_of(
-    loaded: Loaded, enhancer: GFPGANEnhancer, settings: FaceSettings, helpers: dict[str, str | None], threads: int
-) -> Facts:
-    """What runs."""
+def run_info_of(
+    loaded: LoadedModel,
+    enhancer: GFPGANEnhancer,
+    settings: FaceSettings,
+    helpers: dict[str, str | None],
+    threads: int,
+) -> RunInfo:
+    """Collect what runs."""
     record, weight = loaded.restorer.request.info, loaded.restorer.request.weight
     backend, dtype = enhancer.backend or (None, None)
-    size = settings.batch_size if isinstance(settings.batch_size, int) else enhancer.memory_plan()["planned"]
-    return Facts(
+    size = (
+        settings.batch_size
+        if isinstance(settings.batch_size, int)
+        else enhancer.memory_plan()["planned"]
+    )
+    return RunInfo(
         model=record.name,
         licence=record.license,
         weight_sha256=weight.sha256 if weight else None,
@@ -158,71 +179,96 @@ def facts_of(
     )
 
 
-def _load_one(settings: FaceSettings, name: str, pinned: Facts | None, passed_over: list[list[str]]) -> Loaded:
-    kept = pinned if _is_of(settings, name, pinned) else None
-    wanted = settings.enhancer(model=name, **_choices(settings, kept))
-    fidelity = _fidelity(settings, wanted, name, bool(passed_over))
-    choice = choose(wanted if fidelity is None else wanted.replace(fidelity=fidelity))
+def _load_one(
+    settings: FaceSettings, name: str, pinned: RunInfo | None, passed_over: list[list[str]]
+) -> LoadedModel:
+    previous = pinned if _is_of(settings, name, pinned) else None
+    enhancer_settings = settings.enhancer(model=name, **_choices(settings, previous))
+    fidelity = _fidelity(settings, enhancer_settings, name, bool(passed_over))
+    choice = choose(
+        enhancer_settings if fidelity is None else enhancer_settings.replace(fidelity=fidelity)
+    )
     if settings.commercial and not choice.model.info.commercial:  # a path, which no name told
         key = "model" if settings.model_path is None else "model_path"
         raise LicenseError(key, settings.model_path or name, CODEFORMER.license)
-    if kept is not None:
-        choice = dataclasses.replace(choice, forms=tuple(kept.forms))
-    return Loaded(choice.load(pick_device(wanted.device)), choice, fidelity, list(passed_over))
+    if previous is not None:
+        choice = dataclasses.replace(choice, forms=tuple(previous.forms))
+    return LoadedModel(
+        choice.load(pick_device(enhancer_settings.device)), choice, fidelity, list(passed_over)
+    )
 
 
-def _is_of(settings: FaceSettings, name: str, pinned: Facts | None) -> bool:
-    """Whether what ran before was this model."""
+def _is_of(settings: FaceSettings, name: str, pinned: RunInfo | None) -> bool:
+    """Whether the earlier run used this model."""
     stem = Path(settings.model_path or name).stem if "/" in (settings.model_path or name) else name
     return pinned is not None and pinned.model in (stem, MODELS.canonical(name))
 
 
-def _choices(settings: FaceSettings, kept: Facts | None) -> dict[str, Any]:
-    """Values of the options that are left open: what ran before, or fp32 whatever is faster.
+def _choices(settings: FaceSettings, previous: RunInfo | None) -> dict[str, Any]:
+    """Values for options that are ``auto``: those of the earlier run, or fp32 whatever is faster.
 
-    The measurement that chooses a reduced precision for a host could choose otherwise next time.
+    The measurement that selects a reduced precision for a host could make other files on another
+    day.
     """
-    before: dict[str, Any] = {"dtype": "fp32"}
-    if kept is not None:
-        before = {"backend": kept.backend, "dtype": kept.dtype, "batch_size": kept.batch_size}
-    return {key: value for key, value in before.items() if value is not None and getattr(settings, key) == "auto"}
+    choices: dict[str, Any] = {"dtype": "fp32"}
+    if previous is not None:
+        choices = {
+            "backend": previous.backend,
+            "dtype": previous.dtype,
+            "batch_size": previous.batch_size,
+        }
+    return {
+        key: value
+        for key, value in choices.items()
+        if value is not None and getattr(settings, key) == "auto"
+    }
 
 
-def _fidelity(settings: FaceSettings, wanted: Any, name: str, took_over: bool) -> float | None:
-    """CodeFormer's w for this model; an option that it cannot honour is refused, except where it only took over."""
-    known = settings.model_path is None and name in model_names()
-    has = get_model(name).info.has_fidelity if known else wanted.arch == "CodeFormer"
-    if has:
+def _fidelity(
+    settings: FaceSettings, enhancer_settings: Any, name: str, is_fallback: bool
+) -> float | None:
+    """CodeFormer's w for this model; an error if it has none, except for a fallback."""
+    is_named = settings.model_path is None and name in model_names()
+    has_fidelity = (
+        get_model(name).info.has_fidelity if is_named else enhancer_settings.arch == "CodeFormer"
+    )
+    if has_fidelity:
         return FIDELITY if settings.fidelity is None else settings.fidelity
-    if settings.fidelity is not None and not took_over:
-        allowed = f"auto with model: {name} (only codeformer has it; strength works for every model)"
+    if settings.fidelity is not None and not is_fallback:
+        allowed = (
+            f"auto with model: {name} (only codeformer has it; strength works for every model)"
+        )
         raise ConfigError("fidelity", settings.fidelity, allowed)
     return None
 
 
-def _check_licence(settings: FaceSettings, name: str) -> None:
+def _check_license(settings: FaceSettings, name: str) -> None:
     if settings.commercial and name in model_names():
         record = get_model(name).info
         if not record.commercial:
             raise LicenseError("model", name, record.license)
 
 
-def _short(error: Exception) -> str:
+def _reason(error: Exception) -> str:
     if isinstance(error, MissingWeightError) and error.name:
-        return f"its weight is not on this machine (`{error.command}`)"
-    return "its licence is refused by commercial: true" if isinstance(error, LicenseError) else str(error)
+        return f"its weight is not on this machine; run `{error.command}`"
+    return (
+        "its license does not allow commercial: true"
+        if isinstance(error, LicenseError)
+        else str(error)
+    )
 
 
-def _said_of_all(error: Exception, others: list[list[str]]) -> Exception:
-    """The first candidate's error, and what kept those behind it from taking over."""
+def _with_fallback_errors(error: Exception, others: list[list[str]]) -> Exception:
+    """The first candidate's error, with the reasons why the fallbacks failed too."""
     if others:
-        tried = "; ".join(f"{name}: {reason}" for name, reason in others)
-        error.args = (f"{error} And behind it {tried}.", *error.args[1:])
+        reasons = "; ".join(f"{name}: {reason}" for name, reason in others)
+        error.args = (f"{error} The fallbacks failed too: {reasons}.", *error.args[1:])
     return error
 
 
-def _say(passed_over: list[list[str]], name: str, without_fidelity: bool) -> None:
+def _warn_of_fallback(passed_over: list[list[str]], name: str, without_fidelity: bool) -> None:
     if passed_over:
         first, reason = passed_over[0]
-        note = " Fidelity means nothing there." if without_fidelity else ""
-        logger.warning("%s cannot be loaded: %s. %s takes over.%s", first, reason, name, note)
+        note = " The option fidelity is ignored." if without_fidelity else ""
+        logger.warning("%s cannot be loaded: %s. Falling back to %s.%s", first, reason, name, note)

@@ -1,6 +1,6 @@
-"""The options of a job: what decides which pixels come out. Names, defaults, checks and help stand here once.
+"""The options of a job, which decide the pixels of the output: names, defaults, checks and help.
 
-Options that `EnhancerSettings` has too are borrowed from there, help and check included.
+Options that `EnhancerSettings` has too are borrowed from there, with their help and check.
 """
 
 from __future__ import annotations
@@ -20,27 +20,46 @@ from ..restorers.catalog import is_path
 _ENHANCER = {option.name: option for option in options()}
 
 _NOT_DECISIVE = {
-    *("model", "model_path", "arch", "fidelity", "detector_path"),  # the models themselves are told by their hashes
-    *("device", "provider", "allow_cpu", "mode", "memory_budget", "commercial", "download", "trust_unpinned"),
+    *(
+        "model",
+        "model_path",
+        "arch",
+        "fidelity",
+        "detector_path",
+    ),  # the models themselves are identified by their hashes
+    *(
+        "device",
+        "provider",
+        "allow_cpu",
+        "mode",
+        "memory_budget",
+        "commercial",
+        "download",
+        "trust_unpinned",
+    ),
 }
 
 Settings = TypeVar("Settings", bound="FaceSettings")
 
 
 def borrowed(name: str, default: Any = MISSING, help: str | None = None) -> Any:
-    """An option of `EnhancerSettings`, with another default or help where a job needs one."""
+    """An option of `EnhancerSettings`, with another default or help if a job needs one."""
     source = _ENHANCER[name]
     metadata = dict(source.metadata) if help is None else {**source.metadata, "help": help}
-    return dataclasses.field(default=source.default if default is MISSING else default, metadata=metadata)
+    return dataclasses.field(
+        default=source.default if default is MISSING else default, metadata=metadata
+    )
 
 
-def _maybe(check: tuple[schema.Check, str], word: str) -> tuple[schema.Check, str]:
-    """`check`, or nothing, which is called `word`."""
+def _optional(check: tuple[schema.Check, str], word: str) -> tuple[schema.Check, str]:
+    """`check`, or None, which is written as `word`."""
 
-    def either(raw: Any) -> Any:
-        return None if raw is None or (isinstance(raw, str) and raw.lower() == word) else check[0](raw)
+    def check_or_none(raw: Any) -> Any:
+        return (
+            None if raw is None or (isinstance(raw, str) and raw.lower() == word) else check[0](raw)
+        )
 
-    return either, f"{word} | {check[1]}"
+    return check_or_none, f"{word} | {check[1]}"
 
 
 _GATE_HELP = "Leave a face alone that is as sharp as a photograph already. auto: the default."
@@ -48,53 +67,60 @@ _GATE_HELP = "Leave a face alone that is as sharp as a photograph already. auto:
 
 @dataclass(frozen=True)
 class FaceSettings:
-    """What pictures and videos have in common. Immutable; every value has been checked.
+    """Options shared by images and videos. Immutable; every value has been checked.
 
     Raises:
-        ConfigError: a value is impossible, or two options contradict each other.
+        ConfigError: a value is invalid, or two options contradict each other.
     """
 
     model: str = borrowed(
         "model",
-        help="Which restorer: a name (`musetalk-enhance models` lists them) or the path of a checkpoint. codeformer: "
-        "where it cannot be loaded, GFPGAN takes over, and says so. auto: the same, with the embedded lite at last.",
+        help="Restorer: a name (`musetalk-enhance models` lists them) or the path of a checkpoint. "
+        "codeformer falls back to GFPGAN, with a warning, if it cannot be loaded. auto: the same, "
+        "with the embedded lite as the last fallback.",
     )
     model_path: str | None = borrowed("model_path")
     arch: str = borrowed("arch")
     fidelity: float | None = schema.option(
         None,
-        "CodeFormer's w: 0 paints the best face, 1 keeps closest to the input. Other models have no such thing. "
-        "auto: 0.7.",
-        _maybe(schema.number(0, 1), "auto"),
+        "CodeFormer's w: 0 gives the best quality, 1 stays closest to the input. Other models do "
+        "not have it. auto: 0.7.",
+        _optional(schema.number(0, 1), "auto"),
     )
     strength: float = borrowed("strength")
     commercial: bool = schema.option(
-        False, "Use no weight whose licence allows non-commercial use only.", schema.switch()
+        False, "Use no weight whose license allows non-commercial use only.", schema.switch()
     )
     face_detector: str = schema.option(
         "yunet",
-        "Who finds the faces. none: each picture is one face crop.",
+        "Face detector. none: each image is one face crop.",
         schema.choice("yunet", "retinaface", "retinaface-mobile", "none"),
     )
     detector_path: str | None = schema.option(
-        None, "A weight of the detector of your own in place of the published one.", schema.text("a path")
+        None,
+        "Path of your own detector weight, instead of the published one.",
+        schema.text("a path"),
     )
     detection_size: int = schema.option(
-        1280, "Long side, in pixels, that a picture is reduced to for the detector.", schema.whole(64, 16384)
+        1280,
+        "Long side, in pixels, to which an image is reduced for the detector.",
+        schema.whole(64, 16384),
     )
     min_face: float = schema.option(
-        32, "Leave faces alone whose box is smaller than this on both sides, in pixels.", schema.number(0, 16384)
+        32,
+        "Leave faces alone whose box is smaller than this on both sides, in pixels.",
+        schema.number(0, 16384),
     )
     only_center_face: bool = schema.option(
-        False, "Restore only the face nearest to the middle of the picture.", schema.switch()
+        False, "Restore only the face nearest to the center of the image.", schema.switch()
     )
     device: str = borrowed("device")
     backend: str = borrowed("backend")
     dtype: str = borrowed(
         "dtype",
         help="Arithmetic of the network. bf16 and fp16 are checked against fp32 on a fixed image "
-        "and given up where they fail. auto: fp32, so that every run makes the same files; bf16 is "
-        "faster where the processor or GPU has it.",
+        "and fall back to it if they fail. auto: fp32, so that every run makes the same files; "
+        "bf16 is faster on a CPU or GPU that supports it.",
     )
     provider: str = borrowed("provider")
     allow_cpu: bool = borrowed("allow_cpu")
@@ -105,48 +131,72 @@ class FaceSettings:
     mode: str = borrowed("mode")
     batch_size: str | int = borrowed("batch_size")
     memory_budget: str | int | float = borrowed("memory_budget")
-    download: bool = borrowed("download", help="Fetch missing weights before the work begins.")
+    download: bool = borrowed("download", help="Fetch missing weights before the job starts.")
     trust_unpinned: bool = borrowed("trust_unpinned")
 
     def __post_init__(self) -> None:
         for option in dataclasses.fields(self):
-            object.__setattr__(self, option.name, schema.checked(option, getattr(self, option.name), option.name))
+            object.__setattr__(
+                self, option.name, schema.checked(option, getattr(self, option.name), option.name)
+            )
         if self.model_path is not None and self.model != "auto":
-            raise ConfigError("model_path", self.model_path, f"not together with model: {self.model}; give one")
+            raise ConfigError(
+                "model_path",
+                self.model_path,
+                f"unset with model: {self.model}; set only one of them",
+            )
         if self.detector_path is not None and self.face_detector == "none":
-            raise ConfigError("detector_path", self.detector_path, "only with a face_detector that has a weight")
+            raise ConfigError(
+                "detector_path", self.detector_path, "only with a face_detector that has a weight"
+            )
         if self.only_center_face and self.face_detector == "none":
-            raise ConfigError("only_center_face", True, "false with face_detector: none (there is one face)")
+            raise ConfigError(
+                "only_center_face", True, "false with face_detector: none (there is one face)"
+            )
         for name in ("detection_size", "min_face"):
-            usual = getattr(type(self), name)
-            if self.face_detector == "none" and getattr(self, name) != usual:
-                allowed = f"{usual} with face_detector: none (nothing is looked for)"
+            default = getattr(type(self), name)
+            if self.face_detector == "none" and getattr(self, name) != default:
+                allowed = f"{default} with face_detector: none (no faces are detected)"
                 raise ConfigError(name, getattr(self, name), allowed)
 
     def replace(self: Settings, **changes: Any) -> Settings:
-        """A copy with `changes`, checked anew."""
+        """A copy with `changes`, checked."""
         return dataclasses.replace(self, **changes)
 
     def absolute(self: Settings) -> Settings:
-        """A copy whose paths mean the same files in every working directory."""
+        """A copy with absolute paths, valid in every working directory."""
         names = [
-            name for name in ("model", "model_path", "detector_path", "occluder") if getattr(self, name) is not None
+            name
+            for name in ("model", "model_path", "detector_path", "occluder")
+            if getattr(self, name) is not None
         ]
         if not is_path(self.model):
             names.remove("model")
-        return self.replace(**{name: os.path.abspath(os.path.expanduser(getattr(self, name))) for name in names})
+        return self.replace(
+            **{name: os.path.abspath(os.path.expanduser(getattr(self, name))) for name in names}
+        )
 
     def enhancer(self, **changes: Any) -> EnhancerSettings:
-        """The settings of the enhancer that restores the faces, `changes` applied."""
-        mine = {option.name for option in dataclasses.fields(self)} & {option.name for option in enhancer_options()}
-        common = {name: getattr(self, name) for name in mine - {"fidelity", "upscale", "bg_upsampler"}}
+        """The settings of the enhancer that restores the faces, with `changes` applied."""
+        shared_names = {option.name for option in dataclasses.fields(self)} & {
+            option.name for option in enhancer_options()
+        }
+        common = {
+            name: getattr(self, name)
+            for name in shared_names - {"fidelity", "upscale", "bg_upsampler"}
+        }
         if self.sharpness_gate == "auto":
             common["sharpness_gate"] = type(self).sharpness_gate
         return EnhancerSettings(**{"enabled": True, **common, **changes})
 
     def decisive(self) -> dict[str, Any]:
-        """The options that decide what comes out, as plain values; what `models.Facts` tell exactly is left out."""
-        return {name: value for name, value in dataclasses.asdict(self).items() if name not in _NOT_DECISIVE}
+        """The options that decide the output, as plain values; without those that `models.RunInfo`
+        records exactly."""
+        return {
+            name: value
+            for name, value in dataclasses.asdict(self).items()
+            if name not in _NOT_DECISIVE
+        }
 
 
 @dataclass(frozen=True)
@@ -155,21 +205,28 @@ class ImageSettings(FaceSettings):
 
     guard: str | bool = borrowed("guard", False)
     sharpness_gate: str | bool = borrowed("sharpness_gate", False, _GATE_HELP)
-    upscale: int = schema.option(1, "How much larger pictures are handed back.", (schema.whole(1, 4)[0], "1 | 2 | 4"))
+    upscale: int = schema.option(
+        1, "Scale factor of the output.", (schema.whole(1, 4)[0], "1 | 2 | 4")
+    )
     face_mask: str = schema.option(
         "auto",
-        "What of a restored face is pasted. feathered: all that the network saw, fading at its border. parsed: only "
-        "what ParseNet takes for face. auto: parsed where ParseNet's weight is in the cache, except with lite.",
+        "Which part of a restored face is pasted. feathered: the whole crop, feathered at its "
+        "border. parsed: only what ParseNet labels as face. auto: parsed if ParseNet's weight is "
+        "in the cache, except with lite.",
         schema.choice("auto", "feathered", "parsed"),
     )
     bg_upsampler: str = schema.option(
-        "none", "What restores and enlarges the rest of the picture.", schema.choice("none", "realesrgan")
+        "none",
+        "Upsampler that restores and enlarges the rest of the image.",
+        schema.choice("none", "realesrgan"),
     )
     save_comparison: bool = schema.option(
-        False, "Write comparisons/NAME_compare.jpg, before beside after.", schema.switch()
+        False, "Write comparisons/NAME_compare.jpg, before and after side by side.", schema.switch()
     )
     format: str = schema.option(
-        "keep", "Format of what is written; keep: that of each input.", schema.choice("keep", "png", "jpg", "webp")
+        "keep",
+        "Output format; keep: the format of each input.",
+        schema.choice("keep", "png", "jpg", "webp"),
     )
     quality: int = schema.option(95, "Quality of JPEG and lossy WebP.", schema.whole(1, 100))
 
@@ -178,9 +235,13 @@ class ImageSettings(FaceSettings):
         if self.upscale == 3:
             raise ConfigError("upscale", self.upscale, "1 | 2 | 4")
         if self.face_detector == "none" and self.face_mask == "parsed":
-            raise ConfigError("face_mask", "parsed", "auto | feathered with face_detector: none (nothing is pasted)")
+            raise ConfigError(
+                "face_mask",
+                "parsed",
+                "auto | feathered with face_detector: none (nothing is pasted)",
+            )
         if self.face_detector == "none" and self.bg_upsampler != "none":
-            allowed = "none with face_detector: none (there is nothing but the face)"
+            allowed = "none with face_detector: none (the image is only the face)"
             raise ConfigError("bg_upsampler", self.bg_upsampler, allowed)
 
 
@@ -189,42 +250,50 @@ class VideoSettings(FaceSettings):
     """The options of `restore_video`; see `FaceSettings`."""
 
     face_detector: str = schema.option(
-        "yunet", "Who finds the faces.", schema.choice("yunet", "retinaface", "retinaface-mobile")
+        "yunet", "Face detector.", schema.choice("yunet", "retinaface", "retinaface-mobile")
     )
     detection_size: int = schema.option(
-        640, "Long side, in pixels, that a frame is reduced to for the detector.", schema.whole(64, 16384)
+        640,
+        "Long side, in pixels, to which a frame is reduced for the detector.",
+        schema.whole(64, 16384),
     )
     only_center_face: bool = schema.option(
-        False, "Follow only one face, the one nearest to the middle.", schema.switch()
+        False, "Restore only one face, the one nearest to the center.", schema.switch()
     )
     region: str = borrowed(
         "region",
-        help="Which part of a face may change, on the FFHQ template. lower: from the eyes down; rows that cannot "
-        "reach it are not computed. mouth: lips and chin only.",
+        help="Which part of a face may change, on the FFHQ template. lower: from the eyes down; "
+        "rows that cannot affect it are not computed. mouth: lips and chin only.",
     )
     stability: str | float = borrowed("stability")
     sharpness_gate: str | bool = borrowed("sharpness_gate", True, _GATE_HELP)
     crf: int = schema.option(
-        18, "x264's constant rate factor: 0 loses nothing, 18 hardly anything to be seen.", schema.whole(0, 51)
+        18,
+        "x264's constant rate factor: 0 is lossless, 18 visually almost lossless.",
+        schema.whole(0, 51),
     )
-    preset: str = schema.option("medium", "x264's preset: slower ones make smaller files.", schema.choice(*PRESETS))
+    preset: str = schema.option(
+        "medium", "x264's preset: slower ones make smaller files.", schema.choice(*PRESETS)
+    )
     segment: int = schema.option(
         240,
-        "Frames that are restored and kept at once: what a killed run loses at most, and what one worker gets.",
+        "Frames per segment: the most that a killed run loses, and the unit of work of one worker.",
         schema.whole(16, 100000),
     )
 
 
-def option_named(settings: type[FaceSettings], name: str, value: str = "") -> dataclasses.Field[Any]:
-    """The option of that name; `value` is what was to be set, for the error.
+def option_named(
+    settings: type[FaceSettings], name: str, value: str = ""
+) -> dataclasses.Field[Any]:
+    """The option with that name; `value` is only used in the error.
 
     Raises:
-        ConfigError: there is none.
+        ConfigError: there is no such option.
     """
-    known = {option.name: option for option in dataclasses.fields(settings)}
-    if name.replace("-", "_") not in known:
-        raise ConfigError.unknown(name, value, known)
-    return known[name.replace("-", "_")]
+    fields = {option.name: option for option in dataclasses.fields(settings)}
+    if name.replace("-", "_") not in fields:
+        raise ConfigError.unknown(name, value, fields)
+    return fields[name.replace("-", "_")]
 
 
 __all__ = ["FaceSettings", "ImageSettings", "VideoSettings", "borrowed", "option_named"]

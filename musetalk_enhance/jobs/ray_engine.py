@@ -1,4 +1,5 @@
-"""The work on a Ray cluster: Ray Data reads, restores and writes unit by unit; each worker holds the networks."""
+"""Runs a job on a Ray cluster: Ray Data reads, restores and writes units; each worker holds the
+networks."""
 
 from __future__ import annotations
 
@@ -17,99 +18,112 @@ from typing import TYPE_CHECKING, Any
 
 from ..errors import ConfigError, EnhanceError, MissingDependencyError, RestorerError
 from ..weights.cache import CACHE_ENV, cache_dir
+from .job import Job, ProcessorFactory, UnitCallback
 from .manifest import State
-from .ray_steps import Attempts, Failure, MakeStep, ask_facts, pack, run_step, unpack
-from .work import Done, Opener, Work
+from .ray_steps import Attempts, Failure, ProcessStep, pack, run_step, unpack, worker_run_info
 
 if TYPE_CHECKING:
-    from .models import Facts
+    from .models import RunInfo
 
-MAKER_CPUS, STEP_CPUS = 0.8, 0.1
-"""What Ray books of a core for a maker and for a step beside it: one core for each worker in all. That decides only
-how many workers a machine is given; how many threads a maker has, `Work.threads` says."""
-PATIENCE = 60.0
-"""Seconds to wait for what others use of a cluster."""
-_SILENT = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_DATA_USAGE_DISABLED": "1"}
-_REACHED = 5.0
-_ADDRESS = "auto | HOST:PORT of a Ray cluster that runs (`ray start --head` starts one)"
+PROCESSOR_CPUS, STEP_CPUS = 0.8, 0.1
+"""Fractions of a core that Ray books for a processor and for a step beside it: one core per worker
+in all. They only decide how many workers are placed on a machine; `Job.threads` sets the threads
+of a processor."""
+WAIT_TIMEOUT_S = 60.0
+"""Seconds to wait for resources of the cluster that are in use by others."""
+_NO_TELEMETRY = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_DATA_USAGE_DISABLED": "1"}
+_CONNECT_TIMEOUT_S = 5.0
+_ADDRESS = "auto | HOST:PORT of a running Ray cluster (`ray start --head` starts one)"
 
 
 class RayEngine:
-    """Runs the work on a Ray cluster. A worker that is killed is started anew, and what it had is done again.
+    """Runs jobs on a Ray cluster. A worker that is killed is restarted, and its unit is processed
+    again.
 
-    Each worker holds one set of networks. The input, the output and the weights' cache must lie on storage that every
-    machine of the cluster sees under the same path, and each must have the same version of this library.
+    Each worker holds one set of networks. The input, the output and the weight cache must be on
+    storage that every machine of the cluster sees under the same path, and each must have the same
+    version of this library.
 
     Used in a ``with`` statement, it keeps the cluster that it started from one job to the next.
 
     Args:
-        address: None starts a cluster of this machine alone, reachable from nowhere else, for as long as the work
-            lasts; ``"auto"`` or ``"HOST:PORT"`` joins one, and leaves it running. Where this process uses Ray
-            already, that cluster is taken in any case.
-        workers: how many makers work side by side; None: one for each GPU, or one where there is none.
+        address: None starts a cluster on this machine alone, not reachable from outside, for
+            the duration of the job; ``"auto"`` or ``"HOST:PORT"`` joins a cluster and leaves it
+            running. If this process is already connected to a cluster, that one is used in any
+            case.
+        workers: number of processors side by side; None: one per GPU, or one if there is none.
 
     Raises:
-        ConfigError: an argument is impossible.
+        ConfigError: an argument is invalid.
     """
 
     def __init__(self, address: str | None = None, workers: int | None = None) -> None:
         if workers is not None and workers < 1:
             raise ConfigError("workers", workers, "1 or more")
         self.address, self.workers = address, workers
-        self._started = self._held = False
+        self._started = self._keep_cluster = False
         self._handler: Any = None
         self._inherited: dict[str, str] | None = None
 
     def __enter__(self) -> RayEngine:
-        self._held = True
+        self._keep_cluster = True
         return self
 
     def __exit__(self, *exc: object) -> None:
-        self._held = False
+        self._keep_cluster = False
         self.close()
 
-    def facts(self, opener: Opener) -> Facts:
-        """See `Engine.facts`: a worker is asked, and the cluster stays for the work that follows.
+    def run_info(self, factory: ProcessorFactory) -> RunInfo:
+        """See `Engine.run_info`: a worker is asked, and the cluster stays for the job that follows.
 
         Raises:
             ConfigError: there is no such cluster, or it has no room for the workers.
             MissingDependencyError: Ray is not installed.
-            EnhanceError: what the worker raised.
+            EnhanceError: raised by the worker.
         """
         ray = self._start()
         gpu = ray.cluster_resources().get("GPU", 0) >= 1
-        self._room(ray, gpu)
+        self._worker_count(ray, gpu)
         threads = os.environ.get("OMP_NUM_THREADS")
-        options = {"num_cpus": MAKER_CPUS, "num_gpus": int(gpu), "max_calls": 1, **self._environment()}
-        with _typed(ray):
-            answer = pickle.loads(ray.get(ray.remote(**options)(ask_facts).remote(opener, threads)))
+        options = {
+            "num_cpus": PROCESSOR_CPUS,
+            "num_gpus": int(gpu),
+            "max_calls": 1,
+            **self._environment(),
+        }
+        with _ray_errors_translated(ray):
+            answer = pickle.loads(
+                ray.get(ray.remote(**options)(worker_run_info).remote(factory, threads))
+            )
         if isinstance(answer, Failure):
             answer.throw()
-        found: Facts = answer
-        return found
+        run_info: RunInfo = answer
+        return run_info
 
-    def run(self, work: Work, done: Done) -> None:
+    def run(self, job: Job, on_unit: UnitCallback) -> None:
         """See `Engine.run`. A cluster that it started is stopped in the end.
 
         Raises:
             ConfigError: there is no such cluster, or it has no room for the workers.
             MissingDependencyError: Ray is not installed.
-            EnhanceError: what a worker raised; RestorerError where a unit kills each worker that has it.
+            EnhanceError: raised by a worker; RestorerError if a unit kills every worker that
+                gets it.
         """
         try:
-            if not work.units:
+            if not job.units:
                 return
             ray = self._start()
-            workers = min(self._room(ray, work.gpu), len(work.units))
-            with contextlib.closing(_states(ray, work, workers, self._environment())) as states:
+            workers = min(self._worker_count(ray, job.gpu), len(job.units))
+            with contextlib.closing(_states(ray, job, workers, self._environment())) as states:
                 for state in states:
-                    done(state)
+                    on_unit(state)
         finally:
             self.close()
 
     def close(self) -> None:
-        """See `Engine.close`: stop the cluster that was started, leave the one that was joined."""
-        if not self._started or self._held:
+        """See `Engine.close`: stop the cluster if this engine started it, leave a joined one
+        running."""
+        if not self._started or self._keep_cluster:
             return
         import ray
 
@@ -121,18 +135,20 @@ class RayEngine:
             self._handler = None
 
     def _start(self) -> Any:
-        """The module ``ray``, with a cluster behind it."""
-        ray = _imported()
+        """The module ``ray``, connected to a cluster."""
+        ray = _import_ray()
         if ray.is_initialized():
             return ray
         main = threading.current_thread() is threading.main_thread()
-        self._handler = signal.getsignal(signal.SIGTERM) if main else None  # Ray sets one of its own
+        self._handler = (
+            signal.getsignal(signal.SIGTERM) if main else None
+        )  # Ray sets one of its own
         try:
             with _quiet(), warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # tips for what Ray will do otherwise one day
                 if self.address is None:
                     self._inherited = _variables()
-                    _start_alone(ray, self.workers or 1, self._inherited)
+                    _start_local_cluster(ray, self.workers or 1, self._inherited)
                 else:
                     _join(ray, self.address)
         except BaseException:
@@ -142,29 +158,36 @@ class RayEngine:
         return ray
 
     def _environment(self) -> dict[str, Any]:
-        """The option of a task or actor that gives it our variables, where the cluster does not have them."""
-        mine = _variables()
-        return {} if mine == self._inherited else {"runtime_env": {"env_vars": mine}}
+        """Options of a task or actor that pass on our variables, if the cluster lacks them."""
+        variables = _variables()
+        return {} if variables == self._inherited else {"runtime_env": {"env_vars": variables}}
 
-    def _room(self, ray: Any, gpu: bool) -> int:
-        """How many workers there will be.
+    def _worker_count(self, ray: Any, gpu: bool) -> int:
+        """Number of workers.
 
         Raises:
             ConfigError: the cluster has no room for so many.
         """
         nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-        most = sum(int(min(node.get("CPU", 0), node.get("GPU", 0) if gpu else node.get("CPU", 0))) for node in nodes)
+        capacity = sum(
+            int(min(node.get("CPU", 0), node.get("GPU", 0) if gpu else node.get("CPU", 0)))
+            for node in nodes
+        )
         what = "GPU and core" if gpu else "core"
-        allowed = f"at most {most} on this cluster (one {what} each)" if most else f"a cluster with a {what} to give"
-        workers = self.workers or (max(most, 1) if gpu else 1)
-        if workers > most:
+        allowed = (
+            f"at most {capacity} on this cluster (one {what} each)"
+            if capacity
+            else f"a cluster with a free {what}"
+        )
+        workers = self.workers or (max(capacity, 1) if gpu else 1)
+        if workers > capacity:
             raise ConfigError("workers", workers, allowed)
         if self.address is not None or not self._started:
             _wait_for(ray, workers, gpu)
         return workers
 
 
-def _imported() -> Any:
+def _import_ray() -> Any:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -176,11 +199,15 @@ def _imported() -> Any:
     return ray
 
 
-def _start_alone(ray: Any, workers: int, inherited: dict[str, str]) -> None:
-    """A cluster of this machine alone, reachable over the loopback device only, that reports to nobody."""
-    variables = inherited | _SILENT | _python_path() | {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
-    constants = vars(ray._private.ray_constants)  # the second variable, which was read when ray was imported
-    with _put(os.environ, variables), _put(constants, {"ENABLE_RAY_CLUSTER": False}):
+def _start_local_cluster(ray: Any, workers: int, inherited: dict[str, str]) -> None:
+    """Start a cluster on this machine alone, on the loopback device only, without telemetry."""
+    variables = (
+        inherited | _NO_TELEMETRY | _python_path() | {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
+    )
+    constants = vars(
+        ray._private.ray_constants
+    )  # the second variable, which was read when ray was imported
+    with _override(os.environ, variables), _override(constants, {"ENABLE_RAY_CLUSTER": False}):
         ray.init(
             num_cpus=max(workers, os.cpu_count() or 1),
             include_dashboard=False,
@@ -190,11 +217,16 @@ def _start_alone(ray: Any, workers: int, inherited: dict[str, str]) -> None:
 
 
 def _python_path() -> dict[str, str]:
-    """The variable that lets workers, whose working directory is another, import this very library."""
+    """The variable that lets workers, whose working directory differs, import this copy of the
+    library."""
     root = Path(__file__).resolve().parents[2]
-    given = [os.path.abspath(path) for path in os.environ.get("PYTHONPATH", "").split(os.pathsep) if path]
-    installed = root in {Path(sysconfig.get_path(name)).resolve() for name in ("purelib", "platlib")}
-    paths = given if installed else [str(root), *given]
+    inherited = [
+        os.path.abspath(path) for path in os.environ.get("PYTHONPATH", "").split(os.pathsep) if path
+    ]
+    installed = root in {
+        Path(sysconfig.get_path(name)).resolve() for name in ("purelib", "platlib")
+    }
+    paths = inherited if installed else [str(root), *inherited]
     return {"PYTHONPATH": os.pathsep.join(paths)} if paths else {}
 
 
@@ -204,9 +236,11 @@ def _join(ray: Any, address: str) -> None:
         if not host or not port.isdecimal():
             raise ConfigError("address", address, _ADDRESS)
         try:  # Ray itself would try for a minute
-            socket.create_connection((host, int(port)), _REACHED).close()
+            socket.create_connection((host, int(port)), _CONNECT_TIMEOUT_S).close()
         except (OSError, OverflowError) as error:
-            raise ConfigError("address", address, _ADDRESS, f" Nobody answers there ({error}).") from error
+            raise ConfigError(
+                "address", address, _ADDRESS, f" The connection failed ({error})."
+            ) from error
     try:
         ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
     except (OSError, RuntimeError, ValueError) as error:
@@ -215,85 +249,98 @@ def _join(ray: Any, address: str) -> None:
 
 
 def _wait_for(ray: Any, workers: int, gpu: bool) -> None:
-    """Until the cluster has room for the workers, others may be at work there.
+    """Wait until the cluster has room for the workers; others may be using it.
 
     Raises:
         ConfigError: it has none in time.
     """
-    each = {"CPU": MAKER_CPUS + 2 * STEP_CPUS} | ({"GPU": 1.0} if gpu else {})
-    booked = ray.util.placement_group([each] * workers, strategy="SPREAD")
-    there = booked.wait(timeout_seconds=PATIENCE)
-    ray.util.remove_placement_group(booked)
-    if not there:
-        allowed = f"as many as have room beside what else runs there (waited {PATIENCE:g} s for that)"
+    bundle = {"CPU": PROCESSOR_CPUS + 2 * STEP_CPUS} | ({"GPU": 1.0} if gpu else {})
+    group = ray.util.placement_group([bundle] * workers, strategy="SPREAD")
+    has_room = group.wait(timeout_seconds=WAIT_TIMEOUT_S)
+    ray.util.remove_placement_group(group)
+    if not has_room:
+        allowed = f"as many as fit beside other jobs there (waited {WAIT_TIMEOUT_S:g} s)"
         raise ConfigError("workers", workers, allowed)
 
 
-def _states(ray: Any, work: Work, workers: int, environment: dict[str, Any]) -> Generator[State, None, None]:
+def _states(
+    ray: Any, job: Job, workers: int, environment: dict[str, Any]
+) -> Generator[State, None, None]:
     """The states of all units as they are finished."""
     attempts = ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1)(Attempts).remote()
-    seen: set[int] = set()
-    with _quiet(), _quiet_data(ray), _put(os.environ, _SILENT):
-        units = _pipeline(ray, work, workers, attempts, environment)
+    finished: set[int] = set()
+    with _quiet(), _quiet_data(ray), _override(os.environ, _NO_TELEMETRY):
+        units = _pipeline(ray, job, workers, attempts, environment)
         tables = iter(units.iter_batches(batch_size=1, batch_format="pyarrow", prefetch_batches=0))
         try:
             while (table := _next(ray, tables)) is not None:
                 number, value = unpack(table)
                 if isinstance(value, Failure):
                     value.throw()
-                if number not in seen:
-                    seen.add(number)
+                if number not in finished:
+                    finished.add(number)
                     yield value
         finally:
             if hasattr(tables, "close"):
                 tables.close()
             del tables  # what stops the makers on a cluster that goes on
             ray.kill(attempts)
-    if len(seen) != len(work.units):
-        raise RestorerError(f"the cluster lost {len(work.units) - len(seen)} units; run it again to do them")
+    if len(finished) != len(job.units):
+        raise RestorerError(
+            f"the cluster lost {len(job.units) - len(finished)} units; "
+            "run the job again to process them"
+        )
 
 
-def _pipeline(ray: Any, work: Work, workers: int, attempts: Any, environment: dict[str, Any]) -> Any:
-    """Read, restore, write: one unit is one block, and no more are on their way than the workers need.
+def _pipeline(ray: Any, job: Job, workers: int, attempts: Any, environment: dict[str, Any]) -> Any:
+    """Read, restore, write: one unit is one block, and no more are in flight than the workers need.
 
-    Ray Data restarts actors and repeats tasks whose process died without end (``max_restarts`` and
-    ``max_task_retries`` are -1 there, and may not be given any more); `Attempts` sets the end.
+    Ray Data restarts actors and repeats tasks whose process died without limit (``max_restarts``
+    and ``max_task_retries`` are -1 there, and can no longer be set); `Attempts` sets the limit.
     """
     from ray.data import ActorPoolStrategy, TaskPoolStrategy
 
     common = {"batch_size": 1, "batch_format": "pyarrow", **environment}
-    loading = {"open_maker": work.open_maker, "threads": work.threads, "attempts": attempts}
+    loading = {"make_processor": job.make_processor, "threads": job.threads, "attempts": attempts}
     beside = common | {"num_cpus": STEP_CPUS, "compute": TaskPoolStrategy(workers)}
-    pool = ActorPoolStrategy(size=workers, max_tasks_in_flight_per_actor=2)  # one is made, one is at hand
-    units = ray.data.from_arrow([pack(number, unit) for number, unit in enumerate(work.units)])
+    pool = ActorPoolStrategy(
+        size=workers, max_tasks_in_flight_per_actor=2
+    )  # one is made, one is at hand
+    units = ray.data.from_arrow([pack(number, unit) for number, unit in enumerate(job.units)])
     return (
-        units.map_batches(run_step, fn_kwargs={"name": "read", "step": work.read, "attempts": attempts}, **beside)
+        units.map_batches(
+            run_step, fn_kwargs={"name": "read", "step": job.read, "attempts": attempts}, **beside
+        )
         .map_batches(
-            MakeStep,
+            ProcessStep,
             fn_constructor_kwargs=loading,
             compute=pool,
-            num_cpus=MAKER_CPUS,
-            **({"num_gpus": 1} if work.gpu else {}),
+            num_cpus=PROCESSOR_CPUS,
+            **({"num_gpus": 1} if job.gpu else {}),
             **common,
         )
-        .map_batches(run_step, fn_kwargs={"name": "write", "step": work.write, "attempts": attempts}, **beside)
+        .map_batches(
+            run_step, fn_kwargs={"name": "write", "step": job.write, "attempts": attempts}, **beside
+        )
     )
 
 
 def _next(ray: Any, tables: Iterator[Any]) -> Any:
-    with _typed(ray):
+    with _ray_errors_translated(ray):
         return next(tables, None)
 
 
 def _variables() -> dict[str, str]:
     """The environment variables that workers need."""
-    mine = {name: value for name, value in os.environ.items() if name.startswith("MUSETALK_ENHANCE_")}
-    return mine | {CACHE_ENV: str(cache_dir())}
+    variables = {
+        name: value for name, value in os.environ.items() if name.startswith("MUSETALK_ENHANCE_")
+    }
+    return variables | {CACHE_ENV: str(cache_dir())}
 
 
 @contextlib.contextmanager
-def _typed(ray: Any) -> Iterator[None]:
-    """Ray's own errors as ours."""
+def _ray_errors_translated(ray: Any) -> Iterator[None]:
+    """Raise Ray's errors as ours."""
     try:
         yield
     except EnhanceError:
@@ -301,14 +348,15 @@ def _typed(ray: Any) -> Iterator[None]:
     except ray.exceptions.RayError as error:
         lines = [line.strip() for line in str(error).splitlines() if line.strip()]
         raise RestorerError(
-            f"the Ray cluster cannot go on: {lines[-1] if lines else type(error).__name__}. What is done stays done. "
-            "Each machine must have this version of musetalk_enhance, and see the same folders"
+            f"the Ray cluster failed: {lines[-1] if lines else type(error).__name__}. "
+            "Finished units stay finished. Each machine must have this version of "
+            "musetalk_enhance, and see the same folders"
         ) from error
 
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Ray says on the terminal only what is an error."""
+    """Let Ray log errors only."""
     loggers = [logging.getLogger(name) for name in ("ray", "ray.data")]
     levels = [logger.level for logger in loggers]
     for logger in loggers:
@@ -322,22 +370,22 @@ def _quiet() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _quiet_data(ray: Any) -> Iterator[None]:
-    """No bars of Ray Data: the caller has one."""
+    """Hide the progress bars of Ray Data: the caller has one."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # some versions warn of an option of their own
         options = vars(ray.data.DataContext.get_current())
-    with _put(options, {"enable_progress_bars": False, "print_on_execution_start": False}):
+    with _override(options, {"enable_progress_bars": False, "print_on_execution_start": False}):
         yield
 
 
 @contextlib.contextmanager
-def _put(mapping: Any, values: dict[str, Any]) -> Iterator[None]:
-    """`values` in a mapping for a while."""
-    before = {name: mapping[name] for name in values if name in mapping}
+def _override(mapping: Any, values: dict[str, Any]) -> Iterator[None]:
+    """Set `values` in a mapping for the duration of the block."""
+    previous = {name: mapping[name] for name in values if name in mapping}
     mapping.update(values)
     try:
         yield
     finally:
         for name in values:
             del mapping[name]
-        mapping.update(before)
+        mapping.update(previous)

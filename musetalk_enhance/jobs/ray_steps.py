@@ -1,8 +1,9 @@
-"""What runs on the workers of a Ray cluster: the three steps, and how things travel between them.
+"""What runs on the workers of a Ray cluster: the three steps, and how values are passed between
+them.
 
-Between two steps a unit is one row of an Arrow table, pickled into one binary value: blocks stay whole, nothing is
-guessed about types, and it is read where it lies in Ray's shared memory. An error travels in place of the result: Ray
-neither tries again nor wraps it, and the caller gets the very error that was raised.
+Between two steps a unit is one row of an Arrow table, pickled into one binary value: blocks stay
+whole, no types are inferred, and it is read in place from Ray's shared memory. An error is passed
+on in place of the result: Ray neither retries nor wraps it, and the caller gets the original error.
 """
 
 from __future__ import annotations
@@ -15,10 +16,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..errors import RestorerError
-from .work import Maker, Opener
+from .job import Processor, ProcessorFactory
 
 ATTEMPTS = 3
-"""How often a unit may end the worker that has it, by a crash or for want of memory, before the work is given up."""
+"""How often a unit may kill its worker, by a crash or for lack of memory, before the job is
+aborted."""
 COLUMN = "unit"
 
 
@@ -34,8 +36,8 @@ class Failure:
     """An error on its way to the caller.
 
     Attributes:
-        error: what was raised.
-        trace: where, as text.
+        error: the error.
+        trace: its traceback as text.
     """
 
     error: Exception
@@ -43,7 +45,8 @@ class Failure:
 
     @classmethod
     def of(cls, error: Exception) -> Failure:
-        """From an error that is being handled; one that cannot be sent becomes a `RestorerError` with its text."""
+        """From an error that is being handled; one that cannot be pickled becomes a
+        `RestorerError`."""
         try:
             same = type(pickle.loads(pickle.dumps(error))) is type(error)
         except Exception:
@@ -55,47 +58,50 @@ class Failure:
         """Raise the error.
 
         Raises:
-            Exception: it.
+            Exception: the error.
         """
         raise self.error from ElsewhereError(self.trace)
 
 
 def pack(number: int, value: Any) -> Any:
-    """A unit's number and what became of it, as an Arrow table of one row."""
+    """A unit's number and its value, as an Arrow table of one row."""
     import pyarrow as pa
 
-    return pa.table({COLUMN: pa.array([pickle.dumps((number, value), protocol=5)], pa.large_binary())})
+    return pa.table(
+        {COLUMN: pa.array([pickle.dumps((number, value), protocol=5)], pa.large_binary())}
+    )
 
 
 def unpack(table: Any) -> tuple[int, Any]:
-    """What `pack` was given."""
+    """Inverse of `pack`."""
     number, value = pickle.loads(table.column(COLUMN)[0].as_buffer())
     return number, value
 
 
 class Attempts:
-    """Counts, as an actor, how often a step of a unit was begun and never came to an end."""
+    """Counts, as an actor, how often a step of a unit was started and did not end."""
 
     def __init__(self) -> None:
         self._begun: dict[tuple[str, int], int] = {}
 
     def begin(self, step: str, number: int) -> int:
-        """Say that it begins; returns how often it did so without an end, this time included."""
+        """Record a start; returns how often it started without an end, this time included."""
         self._begun[step, number] = self._begun.get((step, number), 0) + 1
         return self._begun[step, number]
 
     def end(self, step: str, number: int) -> None:
-        """Say that it came to an end, be it an error."""
+        """Record an end, with a result or an error."""
         self._begun.pop((step, number), None)
 
 
 def run_step(table: Any, name: str, step: Callable[[Any], Any], attempts: Any) -> Any:
-    """One step of one unit, in a task or an actor of Ray; never raises an `Exception` of the step.
+    """Run one step of one unit, in a task or an actor of Ray; never raises an `Exception` of the
+    step.
 
     Args:
-        table: what `pack` made.
+        table: made by `pack`.
         name: of the step.
-        step: what is done.
+        step: the function to call.
         attempts: an `Attempts` actor.
     """
     import ray
@@ -107,41 +113,42 @@ def run_step(table: Any, name: str, step: Callable[[Any], Any], attempts: Any) -
     try:
         if count > ATTEMPTS:
             raise RestorerError(
-                f"unit {number}, step {name!r}: its worker process died {count - 1} times in a row. See Ray's logs; "
-                "a processor's or GPU's memory that is too small is the usual reason"
+                f"unit {number}, step {name!r}: its worker process died {count - 1} times in a "
+                "row. See Ray's logs; the usual reason is too little CPU or GPU memory"
             )
-        made = pack(number, step(value))
+        packed = pack(number, step(value))
     except Exception as error:
-        made = pack(number, Failure.of(error))
+        packed = pack(number, Failure.of(error))
     attempts.end.remote(name, number)
-    return made
+    return packed
 
 
-class MakeStep:
+class ProcessStep:
     """The middle step: an actor that holds the networks. They are loaded with its first unit.
 
     Args:
-        open_maker: loads them.
-        threads: of the processor.
+        make_processor: loads them.
+        threads: number of CPU threads.
         attempts: an `Attempts` actor.
     """
 
-    def __init__(self, open_maker: Opener, threads: int, attempts: Any) -> None:
+    def __init__(self, make_processor: ProcessorFactory, threads: int, attempts: Any) -> None:
         set_threads(str(threads))
-        self._open_maker, self._attempts = open_maker, attempts
-        self._maker: Maker | None = None
+        self._make_processor, self._attempts = make_processor, attempts
+        self._processor: Processor | None = None
 
     def __call__(self, table: Any) -> Any:
-        return run_step(table, "restore", self._make, self._attempts)
+        return run_step(table, "restore", self._process, self._attempts)
 
-    def _make(self, loaded: Any) -> Any:
-        if self._maker is None:
-            self._maker = self._open_maker()
-        return self._maker.finish(self._maker.make(self._maker.prepare(loaded)))
+    def _process(self, loaded: Any) -> Any:
+        if self._processor is None:
+            self._processor = self._make_processor()
+        return self._processor.finish(self._processor.process(self._processor.prepare(loaded)))
 
 
 def set_threads(threads: str | None) -> None:
-    """``OMP_NUM_THREADS`` of a worker, before torch is imported. Ray makes it 1, but other threads, other sums.
+    """Set ``OMP_NUM_THREADS`` of a worker before torch is imported. Ray sets it to 1, which changes
+    sums.
 
     Args:
         threads: None for all cores.
@@ -152,19 +159,20 @@ def set_threads(threads: str | None) -> None:
         os.environ["OMP_NUM_THREADS"] = threads
 
 
-def ask_facts(opener: Opener, threads: str | None) -> bytes:
-    """Load the networks as a worker would, and say what runs: pickled `Facts`, or a pickled `Failure`.
+def worker_run_info(factory: ProcessorFactory, threads: str | None) -> bytes:
+    """Load the networks as a worker would, and return what runs: pickled `RunInfo`, or a pickled
+    `Failure`.
 
     Args:
-        opener: loads them.
-        threads: ``OMP_NUM_THREADS`` as the caller has it, None where it has none.
+        factory: loads them.
+        threads: ``OMP_NUM_THREADS`` of the caller, None if it is not set.
     """
     set_threads(threads)
     answer: Any
     try:
-        maker = opener()
-        answer = maker.facts
-        maker.close()
+        processor = factory()
+        answer = processor.run_info
+        processor.close()
     except Exception as error:
         answer = Failure.of(error)
     return pickle.dumps(answer)

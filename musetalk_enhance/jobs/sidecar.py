@@ -1,7 +1,7 @@
-"""The JSON file beside a film: what was done to it as a whole, and to each frame.
+"""The JSON file beside a video: what was done to it as a whole, and to each frame.
 
-However long the film is, its notes are never held in memory together: each stands in a line of its own, after
-everything else.
+However long the video is, the notes on its frames are never held in memory together: each is on a
+line of its own, after everything else.
 """
 
 from __future__ import annotations
@@ -17,28 +17,31 @@ _NOTES = '"notes": ['
 _MOST = 2**20  # characters before the notes in a file of ours, at most
 
 
-def sidecar_of(output: Path) -> Path:
-    """Where what was done to a film is written: its name and ``.json``."""
+def sidecar_path(output: Path) -> Path:
+    """Path of the JSON file of a video: its name and ``.json``."""
     return output.with_name(f"{output.name}.json")
 
 
 def write_sidecar(path: Path, head: Mapping[str, Any], notes: Iterable[Mapping[str, Any]]) -> None:
-    """Write the file; it is not whole before the end, so `path` is a place where nobody looks for it.
+    """Write the file. It is not written atomically, so `path` must be a temporary place.
 
     Args:
-        path: where to.
-        head: what is said of the film as a whole.
-        notes: what is said of each frame, in order.
+        path: of the file.
+        head: values of the video as a whole.
+        notes: values of each frame, in order.
 
     Raises:
         MediaError: it cannot be written; or as `notes` raises it.
     """
     try:
         with path.open("w", encoding="utf-8") as file:
-            file.write(json.dumps(head, indent=1, sort_keys=True, allow_nan=False).removesuffix("\n}"))
+            file.write(
+                json.dumps(head, indent=1, sort_keys=True, allow_nan=False).removesuffix("\n}")
+            )
             file.write(f",\n {_NOTES}")
             for number, note in enumerate(notes):
-                file.write(f"{',' if number else ''}\n  {json.dumps(note, sort_keys=True, allow_nan=False)}")
+                text = json.dumps(note, sort_keys=True, allow_nan=False)
+                file.write(f"{',' if number else ''}\n  {text}")
             file.write("\n ]\n}\n")
     except MediaError:  # an OSError too, but it is the notes that it tells of
         raise
@@ -47,7 +50,7 @@ def write_sidecar(path: Path, head: Mapping[str, Any], notes: Iterable[Mapping[s
 
 
 def read_head(path: Path) -> Any:
-    """What such a file says of the film as a whole; None where it is missing, damaged or another's."""
+    """Values of the video as a whole; None if the file is missing, damaged or not ours."""
     text = ""
     try:
         with path.open(encoding="utf-8") as file:

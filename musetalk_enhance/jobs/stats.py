@@ -1,4 +1,4 @@
-"""``restoration_stats.json``: what was asked, what ran, and what became of every picture and face."""
+"""``restoration_stats.json``: the settings, what ran, and the outcome of every image and face."""
 
 from __future__ import annotations
 
@@ -8,60 +8,73 @@ from typing import Any
 
 from .._version import __version__
 from ..pipeline.stats import mean_or_none
+from .image_processor import FAILED, NO_FACE, RESTORED, UNREADABLE
 from .manifest import State, digest
-from .models import Facts
+from .models import RunInfo
 from .options import FaceSettings
-from .stages import FAILED, NO_FACE, RESTORED, UNREADABLE
 
-_MODEL = ("model", "licence", "weight_sha256", "fidelity", "backend", "dtype", "device", "batch_size")
+_MODEL = (
+    "model",
+    "licence",
+    "weight_sha256",
+    "fidelity",
+    "backend",
+    "dtype",
+    "device",
+    "batch_size",
+)
 
 
-def settings_stats(settings: FaceSettings, facts: Facts) -> dict[str, Any]:
-    """What was asked and what ran, as plain values; the same for every run that comes to the same files."""
-    known = facts.as_dict()
+def settings_stats(settings: FaceSettings, run_info: RunInfo) -> dict[str, Any]:
+    """The settings and what ran, as plain values; equal for runs that produce the same files."""
+    info = run_info.as_dict()
     return {
         "version": __version__,
         "model_asked_for": settings.model_path or settings.model,
-        "model_that_ran": {name: known[name] for name in _MODEL},
-        "models_passed_over": [{"model": name, "reason": reason} for name, reason in facts.passed_over],
-        "helpers_sha256": facts.helpers,
+        "model_that_ran": {name: info[name] for name in _MODEL},
+        "models_passed_over": [
+            {"model": name, "reason": reason} for name, reason in run_info.passed_over
+        ],
+        "helpers_sha256": run_info.helpers,
         "settings": settings.decisive(),
-        "settings_sha256": digest(settings.decisive() | facts.decisive()),
+        "settings_sha256": digest(settings.decisive() | run_info.decisive()),
     }
 
 
 def image_stats(
     settings: FaceSettings,
-    facts: Facts,
+    run_info: RunInfo,
     states: Iterable[State],
     listed: Sequence[str],
     troubles: Sequence[tuple[str, str]] = (),
 ) -> dict[str, Any]:
     """The statistics of a folder, as plain values.
 
-    There are no times in them: a run that was stopped and went on writes the same file as one that was not.
+    They contain no times: an interrupted and resumed run writes the same file as an uninterrupted
+    one.
 
     Args:
         settings: of the job.
-        facts: what ran.
+        run_info: what ran.
         states: of all units.
-        listed: the pictures that belong to the folder now.
-        troubles: sub-folders that cannot be read, with the reason.
+        listed: the images that are in the folder now.
+        troubles: subfolders that cannot be read, with the reason.
     """
-    wanted = set(listed)
+    names = set(listed)
     items = sorted(
-        (item for state in states for item in state["items"] if item["name"] in wanted), key=lambda item: item["name"]
+        (item for state in states for item in state["items"] if item["name"] in names),
+        key=lambda item: item["name"],
     )
-    kinds = Counter(item["state"] for item in items)
+    state_counts = Counter(item["state"] for item in items)
     errors = [(item["name"], item["error"]) for item in items if item["error"]]
     faces = Counter(face["state"] for item in items for face in item["faces"])
-    return settings_stats(settings, facts) | {
+    return settings_stats(settings, run_info) | {
         "pictures": {
             "all": len(items),
-            "with_restored_faces": kinds[RESTORED],
-            "without_restored_face": kinds[NO_FACE],
-            "failed": kinds[FAILED],
-            "unreadable": kinds[UNREADABLE],
+            "with_restored_faces": state_counts[RESTORED],
+            "without_restored_face": state_counts[NO_FACE],
+            "failed": state_counts[FAILED],
+            "unreadable": state_counts[UNREADABLE],
             "unreadable_folders": len(troubles),
         },
         "faces": {
@@ -76,7 +89,7 @@ def image_stats(
 
 
 def _restoration(faces: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """How much the restored faces changed; a face that an older version noted has no ``change``."""
+    """How much the restored faces changed; states of older versions have no ``change``."""
     restored = [face for face in faces if face["state"] == "restored"]
     changes = [face["change"] for face in restored if face.get("change") is not None]
     partial = Counter(face["lowered"] for face in restored if face.get("lowered"))

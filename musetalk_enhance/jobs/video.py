@@ -1,4 +1,4 @@
-"""`restore_video`: the faces of a film, resumable, on one machine or many."""
+"""`restore_video`: restores the faces in a video, resumable, on one machine or many."""
 
 from __future__ import annotations
 
@@ -17,9 +17,16 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from ..errors import ConfigError, MediaError
-from ..media import SegmentWriter, VideoIndex, check_output, concat_segments, index_video, read_segment
+from ..media import (
+    SegmentWriter,
+    VideoIndex,
+    check_output,
+    concat_segments,
+    index_video,
+    read_segment,
+)
 from ..pipeline.stats import mean_or_none
-from .film_maker import CHUNK, PREROLL, OpenFilmMaker, PassUnit, WriteSegmentState
+from .job import Engine, Job, load_run_info
 from .local import LocalEngine
 from .manifest import (
     FOLDER,
@@ -29,34 +36,34 @@ from .manifest import (
     digest,
     file_digest,
     locked,
+    outputs_intact,
     outputs_of,
-    outputs_there,
     state_path,
 )
-from .models import Facts
+from .models import RunInfo
 from .options import VideoSettings
-from .sidecar import read_head, sidecar_of, write_sidecar
+from .sidecar import read_head, sidecar_path, write_sidecar
 from .stats import settings_stats
-from .work import Engine, Work, known_facts
+from .video_processor import CHUNK, PREROLL, PassUnit, VideoProcessorFactory, WriteSegmentState
 
 logger = logging.getLogger("musetalk_enhance")
 
 Progress = Callable[[int, int], None]
-"""Called with how many frames are done, and how many there are."""
+"""Called with the number of frames done and the total."""
 
 
-MOST_COUNTED = 8
-"""Most segments of a film without time stamps: there is no going to a place in it."""
+MAX_COUNTED_SEGMENTS = 8
+"""Most segments of a video without timestamps: it cannot be seeked."""
 
 
 @dataclass(frozen=True)
 class VideoResult:
-    """What a run over a film came to.
+    """Result of a run over a video.
 
     Attributes:
-        output: the film.
-        stats: what stands in the JSON file beside it, less the notes on each frame.
-        seconds: that this run took.
+        output: the video.
+        stats: content of the JSON file beside it, without the notes on each frame.
+        seconds: duration of this run.
         resumed: frames that an earlier run had finished.
     """
 
@@ -67,12 +74,13 @@ class VideoResult:
 
     @property
     def errors(self) -> int:
-        """Faces at which the network failed; their frames are as they came, and the next run does the film again."""
+        """Number of faces at which the network failed; they are unchanged, and the next run
+        processes the video again."""
         return int(self.stats["totals"]["faces_failed"])
 
 
-def folder_of(output: Path) -> Path:
-    """Where the segments of an unfinished film are kept."""
+def parts_folder(output: Path) -> Path:
+    """Folder of the segments of an unfinished video."""
     return output.with_name(f".{output.name}.parts")
 
 
@@ -86,28 +94,29 @@ def restore_video(
     engine: Engine | None = None,
     progress: Progress | None = None,
 ) -> VideoResult:
-    """Restore the faces of a film.
+    """Restore the faces in a video.
 
-    Frames, their times, sound, rotation, colours and everything outside the faces stay as they are. Beside the film
-    a JSON file of its name says what was done. Until then segments lie in a hidden folder beside it: a run that was
-    stopped in any way goes on where it was, to the same bytes.
+    Frames, timestamps, audio, rotation, colors and everything outside the faces are kept. A JSON
+    file beside the video, with its name, records what was done. Until the end, segments are stored
+    in a hidden folder beside it: an interrupted run resumes where it stopped and produces the same
+    bytes.
 
     Args:
-        source: the film.
-        output: the new one; its ending tells the container.
-        settings: None takes the defaults.
-        start: seconds after the first frame; what is before is left out.
-        end: frames from here on are left out.
-        engine: where the work is done; None: here.
-        progress: told how far the work is.
+        source: the video.
+        output: the new video; its extension selects the container.
+        settings: None uses the defaults.
+        start: seconds after the first frame; earlier frames are left out.
+        end: frames from this second on are left out.
+        engine: runs the job; None runs it in this process.
+        progress: called as frames are finished.
 
     Raises:
-        ConfigError: an option is impossible, or `output` is `source`.
-        MediaError: the film cannot be read, or the new one not be written.
+        ConfigError: an option is invalid, or `output` is `source`.
+        MediaError: the video cannot be read, or the output cannot be written.
         WeightError, MissingDependencyError: a network cannot be loaded.
     """
     settings, source, output = settings or VideoSettings(), Path(source), Path(output)
-    began = time.perf_counter()
+    start_time = time.perf_counter()
     if source.resolve() == output.resolve():
         raise ConfigError("OUT", str(output), "another file than IN")
     index = index_video(source, start, end)
@@ -115,20 +124,28 @@ def restore_video(
     sha256 = file_digest(source)
     if sha256 is None:
         raise MediaError(source, "cannot be read")
-    film = {"input_sha256": sha256, "start": start, "end": end, "preroll": PREROLL, "chunk": CHUNK}
-    folder = folder_of(output)
-    held = False
+    input_info = {
+        "input_sha256": sha256,
+        "start": start,
+        "end": end,
+        "preroll": PREROLL,
+        "chunk": CHUNK,
+    }
+    folder = parts_folder(output)
+    is_locked = False
     try:
         with locked(folder):
-            held = True
-            _swept(output)
-            stats, resumed = _restored(source, output, settings, index, film, engine, progress)
+            is_locked = True
+            _sweep_probe_files(output)
+            stats, resumed = _restored(
+                source, output, settings, index, input_info, engine, progress
+            )
     except BaseException:
-        if held and not _is_begun(folder):
+        if is_locked and not _is_resumable(folder):
             shutil.rmtree(folder, ignore_errors=True)
         raise
     shutil.rmtree(folder, ignore_errors=True)
-    return VideoResult(output, stats, time.perf_counter() - began, resumed)
+    return VideoResult(output, stats, time.perf_counter() - start_time, resumed)
 
 
 def _restored(
@@ -136,185 +153,223 @@ def _restored(
     output: Path,
     settings: VideoSettings,
     index: VideoIndex,
-    film: dict[str, Any],
+    input_info: dict[str, Any],
     engine: Engine | None,
     progress: Progress | None,
 ) -> tuple[dict[str, Any], int]:
-    folder = folder_of(output)
-    before, known = Manifest.found(folder), read_head(sidecar_of(output))
-    ticker = _Ticker() if engine is None or isinstance(engine, LocalEngine) else None
-    opener = OpenFilmMaker(
-        settings.absolute(), _pinned(before, known), source.absolute(), index, folder.absolute(), ticker
+    folder = parts_folder(output)
+    previous, head = Manifest.load(folder), read_head(sidecar_path(output))
+    frame_callback = _FrameCallback() if engine is None or isinstance(engine, LocalEngine) else None
+    factory = VideoProcessorFactory(
+        settings.absolute(),
+        _pinned(previous, head),
+        source.absolute(),
+        index,
+        folder.absolute(),
+        frame_callback,
     )
-    with closing(engine or LocalEngine()) as place:
-        facts = known_facts(place, opener)
-        decisive = settings.decisive() | facts.decisive() | film
-        if _is_done(output, known, decisive):
-            logger.info("%s is done already", output)
-            _tell(progress, len(index), len(index))
-            return dict(known), len(index)
-        if before is None:
-            _say_what_was(output, known, decisive)
-        manifest = _manifest(before, folder, decisive, facts, index, settings)
-        valid, todo = _sorted_out(manifest)
+    with closing(engine or LocalEngine()) as runner:
+        run_info = load_run_info(runner, factory)
+        decisive = settings.decisive() | run_info.decisive() | input_info
+        if _is_done(output, head, decisive):
+            logger.info("%s is already done", output)
+            _report(progress, len(index), len(index))
+            return dict(head), len(index)
+        if previous is None:
+            _warn_of_restart(output, head, decisive)
+        manifest = _manifest(previous, folder, decisive, run_info, index, settings)
+        valid, todo = _split_by_state(manifest)
         resumed = sum(_frames(state["unit"]) for state in valid)
-        count = _Counted(progress, resumed, len(index), valid)
-        if ticker is not None:
-            ticker.heard = count.made
-        gpu, write = facts.device != "cpu", WriteSegmentState(opener.folder)
-        place.run(Work(todo, PassUnit(), replace(opener, facts=facts), write, gpu, facts.threads), count)
-    states = sorted(count.states, key=lambda state: state["unit"]["id"])
+        counter = _ProgressCounter(progress, resumed, len(index), valid)
+        if frame_callback is not None:
+            frame_callback.callback = counter.add_frames
+        gpu, write = run_info.device != "cpu", WriteSegmentState(factory.folder)
+        runner.run(
+            Job(
+                todo, PassUnit(), replace(factory, run_info=run_info), write, gpu, run_info.threads
+            ),
+            counter,
+        )
+    states = sorted(counter.states, key=lambda state: state["unit"]["id"])
     segments = [folder / name for state in states for name in outputs_of(state)]
-    whole, beside = folder / f"film{output.suffix}", folder / "film.json"  # so that a kill leaves no litter
-    concat_segments(segments, index, source, whole)
-    stats = _stats(settings, facts, index, film, states, whole, decisive)
-    write_sidecar(beside, stats, _notes(manifest))
-    _put(whole, output)
-    _put(beside, sidecar_of(output))
+    video, sidecar = (
+        folder / f"film{output.suffix}",
+        folder / "film.json",
+    )  # so that a kill leaves no litter
+    concat_segments(segments, index, source, video)
+    stats = _stats(settings, run_info, index, input_info, states, video, decisive)
+    write_sidecar(sidecar, stats, _notes(manifest))
+    _move(video, output)
+    _move(sidecar, sidecar_path(output))
     return stats, resumed
 
 
-def _put(made: Path, target: Path) -> None:
+def _move(path: Path, target: Path) -> None:
     try:
-        os.replace(made, target)
+        os.replace(path, target)
     except OSError as error:
         raise MediaError(target, f"cannot be written ({error.strerror or error})") from error
 
 
-def _swept(output: Path) -> None:
-    """Take away the unfinished file of a run that was killed while it looked whether `output` can be written."""
-    name = re.compile(re.escape(f".{output.stem}.part-") + "[0-9a-f]{32}" + re.escape(output.suffix))
+def _sweep_probe_files(output: Path) -> None:
+    """Delete the temporary file of a run that was killed while it checked whether `output` can be
+    written."""
+    name = re.compile(
+        re.escape(f".{output.stem}.part-") + "[0-9a-f]{32}" + re.escape(output.suffix)
+    )
     for path in output.parent.iterdir():
         if name.fullmatch(path.name):
             path.unlink(missing_ok=True)
 
 
-def _is_begun(folder: Path) -> bool:
-    """Whether something lies there that a later run can go on with, or does not understand."""
+def _is_resumable(folder: Path) -> bool:
+    """Whether the folder holds files that a later run can resume from, or does not know."""
     return any(path.name != "lock" for path in folder.rglob("*") if path.is_file())
 
 
 def segment_of(index: VideoIndex, settings: VideoSettings) -> int:
-    """Frames of a segment; more where every segment has to be decoded from the film's beginning."""
-    return max(settings.segment, -(-len(index) // MOST_COUNTED)) if index.counted else settings.segment
+    """Frames per segment; more if every segment has to be decoded from the start of the video."""
+    return (
+        max(settings.segment, -(-len(index) // MAX_COUNTED_SEGMENTS))
+        if index.counted
+        else settings.segment
+    )
 
 
-class _Ticker:
-    """Passes on the number of frames that were just finished, once somebody wants to hear it."""
+class _FrameCallback:
+    """Passes on the number of frames just finished, once a callback is set."""
 
     def __init__(self) -> None:
-        self.heard: Callable[[int], None] | None = None
+        self.callback: Callable[[int], None] | None = None
 
     def __call__(self, frames: int) -> None:
-        if self.heard is not None:
-            self.heard(frames)
+        if self.callback is not None:
+            self.callback(frames)
 
 
-class _Counted:
-    """Keeps the states and says how far the work is: in frames here, in segments where the work is elsewhere."""
+class _ProgressCounter:
+    """Collects the states and reports progress: in frames locally, in segments on a cluster."""
 
-    def __init__(self, progress: Progress | None, done: int, total: int, states: list[State]) -> None:
+    def __init__(
+        self, progress: Progress | None, frames: int, total: int, states: list[State]
+    ) -> None:
         self.states = list(states)
-        self._progress, self._done, self._total, self._by_frames = progress, done, total, False
-        _tell(progress, done, total)
+        self._progress, self._frames_done, self._total, self._by_frames = (
+            progress,
+            frames,
+            total,
+            False,
+        )
+        _report(progress, frames, total)
 
-    def made(self, frames: int) -> None:
-        """Some frames are finished."""
+    def add_frames(self, frames: int) -> None:
+        """Count frames that are finished."""
         self._by_frames = True
-        self._done += frames
-        _tell(self._progress, self._done, self._total)
+        self._frames_done += frames
+        _report(self._progress, self._frames_done, self._total)
 
     def __call__(self, state: State) -> None:
         self.states.append(_without_notes(state))
         if not self._by_frames:
-            self._done += _frames(state["unit"])
-            _tell(self._progress, self._done, self._total)
+            self._frames_done += _frames(state["unit"])
+            _report(self._progress, self._frames_done, self._total)
 
 
 def _without_notes(state: State) -> State:
-    """A state without what it says of each frame: that is kept on disk."""
-    items = [{name: value for name, value in item.items() if name != "notes"} for item in state["items"]]
+    """A state without its notes on each frame: those stay on disk."""
+    items = [
+        {name: value for name, value in item.items() if name != "notes"} for item in state["items"]
+    ]
     return {**state, "items": items}
 
 
 def _notes(manifest: Manifest) -> Iterator[dict[str, Any]]:
-    """What is said of each frame, segment by segment.
+    """The notes on each frame, segment by segment.
 
     Raises:
-        MediaError: somebody has taken a segment's state away.
+        MediaError: the state of a segment is missing or damaged.
     """
     for unit in manifest.units:
         state = manifest.state(unit)
         if state is None:
-            raise MediaError(state_path(manifest.folder, unit), "is gone or damaged")
+            raise MediaError(state_path(manifest.folder, unit), "is missing or damaged")
         for item in state["items"]:
             yield from item["notes"]
 
 
-def _tell(progress: Progress | None, done: int, total: int) -> None:
+def _report(progress: Progress | None, frames: int, total: int) -> None:
     if progress is not None:
-        progress(min(done, total), total)
+        progress(min(frames, total), total)
 
 
 def _frames(unit: Unit) -> int:
     return int(unit["stop"] - unit["first"])
 
 
-def _pinned(before: Manifest | None, known: Any) -> Facts | None:
-    return Facts.of(_job(known).get("facts") if before is None else before.facts)
+def _pinned(previous: Manifest | None, head: Any) -> RunInfo | None:
+    return RunInfo.of(_job(head).get("facts") if previous is None else previous.run_info)
 
 
-def _job(known: Any) -> dict[str, Any]:
-    """What the file beside a film says of the job; nothing where it is no such file."""
-    job = known.get("job") if isinstance(known, dict) else None
+def _job(head: Any) -> dict[str, Any]:
+    """The job section of the JSON file beside a video; empty if it is not such a file."""
+    job = head.get("job") if isinstance(head, dict) else None
     return job if isinstance(job, dict) else {}
 
 
-def _is_done(output: Path, known: Any, decisive: dict[str, Any]) -> bool:
-    """Whether the film is there as an earlier run with the same settings left it."""
-    job = _job(known)
-    if job.get("settings_sha256") != digest(decisive) or not isinstance(known.get("totals"), dict) or _failed(known):
+def _is_done(output: Path, head: Any, decisive: dict[str, Any]) -> bool:
+    """Whether the video is intact as an earlier run with the same settings wrote it."""
+    job = _job(head)
+    if (
+        job.get("settings_sha256") != digest(decisive)
+        or not isinstance(head.get("totals"), dict)
+        or _failed(head)
+    ):
         return False
     return job.get("output_sha256") is not None and job["output_sha256"] == file_digest(output)
 
 
-def _failed(known: dict[str, Any]) -> bool:
-    """Whether the network failed at some faces of the film that is there."""
-    totals = known.get("totals")
+def _failed(head: dict[str, Any]) -> bool:
+    """Whether the network failed at some faces of the existing video."""
+    totals = head.get("totals")
     return isinstance(totals, dict) and bool(totals.get("faces_failed"))
 
 
-def _say_what_was(output: Path, known: Any, decisive: dict[str, Any]) -> None:
-    """Say why a film that is there is made again."""
-    then = _job(known).get("settings_sha256")
-    if then == digest(decisive) and _failed(known):
-        logger.warning("%s holds faces at which the network failed: starting afresh", output)
-    elif then is not None and then != digest(decisive):
-        logger.warning("%s was made with other settings or from another film: starting afresh", output)
-    elif then is not None:
-        what = "is not as it was left" if output.exists() else "is gone"
-        logger.warning("%s %s: starting afresh", output, what)
+def _warn_of_restart(output: Path, head: Any, decisive: dict[str, Any]) -> None:
+    """Log why an existing video is made again."""
+    previous_sha256 = _job(head).get("settings_sha256")
+    if previous_sha256 == digest(decisive) and _failed(head):
+        logger.warning("%s has faces at which the network failed: starting over", output)
+    elif previous_sha256 is not None and previous_sha256 != digest(decisive):
+        logger.warning(
+            "%s was made with other settings or from another video: starting over", output
+        )
+    elif previous_sha256 is not None:
+        what = "was modified" if output.exists() else "is missing"
+        logger.warning("%s %s: starting over", output, what)
 
 
 def _manifest(
-    before: Manifest | None,
+    previous: Manifest | None,
     folder: Path,
     decisive: dict[str, Any],
-    facts: Facts,
+    run_info: RunInfo,
     index: VideoIndex,
     settings: VideoSettings,
 ) -> Manifest:
-    if before is None and (folder / FOLDER / "manifest.json").exists():
-        logger.warning("the manifest in %s cannot be read: starting afresh", folder)
-    elif before is not None and before.settings != decisive:
+    if previous is None and (folder / FOLDER / "manifest.json").exists():
+        logger.warning("the manifest in %s cannot be read: starting over", folder)
+    elif previous is not None and previous.settings != decisive:
         logger.warning(
-            "other settings than in the last run (%s): starting afresh", "; ".join(before.differences(decisive))
+            "the settings differ from the last run (%s): starting over",
+            "; ".join(previous.differences(decisive)),
         )
-        before = None
-    elif before is not None and not facts.same_bits(before.facts):
-        logger.warning("what ran in the last run is not to be had any more: starting afresh")
-        before = None
-    manifest = before or Manifest(folder, decisive, facts.as_dict())
+        previous = None
+    elif previous is not None and not run_info.same_bits(previous.run_info):
+        logger.warning(
+            "the backend, dtype or batch size of the last run is no longer available: starting over"
+        )
+        previous = None
+    manifest = previous or Manifest(folder, decisive, run_info.as_dict())
     size, job = segment_of(index, settings), manifest.job
     manifest.units = [
         {"id": number, "job": job, "first": first, "stop": min(first + size, len(index))}
@@ -325,12 +380,12 @@ def _manifest(
     return manifest
 
 
-def _sorted_out(manifest: Manifest) -> tuple[list[State], list[Unit]]:
-    """States of segments that are there, and the units that are to be done."""
+def _split_by_state(manifest: Manifest) -> tuple[list[State], list[Unit]]:
+    """States of intact segments, and the units still to be processed."""
     valid, todo = [], []
     for unit in manifest.units:
         state = manifest.state(unit)
-        if state is not None and _is_whole(state) and outputs_there(manifest.folder, state):
+        if state is not None and _is_whole(state) and outputs_intact(manifest.folder, state):
             valid.append(_without_notes(state))
         else:
             manifest.undo(unit)
@@ -339,12 +394,15 @@ def _sorted_out(manifest: Manifest) -> tuple[list[State], list[Unit]]:
 
 
 def _is_whole(state: State) -> bool:
-    """Whether a state says all that is asked of it in the end."""
+    """Whether a state has all the values that are used in the end."""
     try:
         frames = _frames(state["unit"])
         (item,) = state["items"]
         counts, notes = item["counts"], item["notes"]
-        parts = [counts, *(item[name] for name in ("left", "partial", "passed_through", "restored"))]
+        parts = [
+            counts,
+            *(item[name] for name in ("left", "partial", "passed_through", "restored")),
+        ]
     except (KeyError, TypeError, ValueError):
         return False
     forms = all(isinstance(part, dict) for part in parts) and isinstance(notes, list)
@@ -353,36 +411,36 @@ def _is_whole(state: State) -> bool:
 
 def _stats(
     settings: VideoSettings,
-    facts: Facts,
+    run_info: RunInfo,
     index: VideoIndex,
-    film: dict[str, Any],
+    input_info: dict[str, Any],
     states: list[State],
     output: Path,
     decisive: dict[str, Any],
 ) -> dict[str, Any]:
-    """What is said of the film as a whole; ``musetalk-enhance report`` reads the totals."""
+    """Values of the video as a whole; ``musetalk-enhance report`` reads the totals."""
     counts: Counter[str] = Counter()
-    left: Counter[str] = Counter()
+    left_alone: Counter[str] = Counter()
     partial: Counter[str] = Counter()
     passed: Counter[str] = Counter()
     strength = change = 0.0
     for item in (item for state in states for item in state["items"]):
         counts.update(item["counts"])
-        left.update(item["left"])
+        left_alone.update(item["left"])
         partial.update(item["partial"])
         passed.update(item["passed_through"])
         strength += item["restored"]["strength"]
         change += item["restored"]["change"]
     job = (
-        settings_stats(settings, facts)
-        | film
+        settings_stats(settings, run_info)
+        | input_info
         | {
             "settings_sha256": digest(decisive),
             "output_sha256": file_digest(output),
             "fps": str(index.fps),
             "size_wh": [index.width, index.height],
             "coded_wh": list(index.coded_wh),
-            "facts": facts.as_dict(),
+            "facts": run_info.as_dict(),
         }
     )
     totals = {
@@ -392,7 +450,7 @@ def _stats(
         "faces_held": counts["faces_held"],
         "faces_failed": counts["faces_failed"],
         "passed_through": {"no face": 0} | dict(sorted(passed.items())),
-        "left": dict(sorted(left.items())),
+        "left": dict(sorted(left_alone.items())),
         "faces": counts["faces"],
         "partial": dict(sorted(partial.items())),
         "mean_strength": mean_or_none(strength, counts["faces_restored"], 4),
@@ -402,12 +460,13 @@ def _stats(
 
 
 @contextlib.contextmanager
-def excerpt(source: Path, beside: Path, start: float | None, end: float | None) -> Iterator[Path]:
-    """The film, or a copy without loss of the stretch from `start` to `end`, which goes when the block ends.
+def excerpt(source: Path, output: Path, start: float | None, end: float | None) -> Iterator[Path]:
+    """The video, or a lossless copy of the range from `start` to `end`, deleted when the block
+    ends.
 
     Args:
-        source: the film.
-        beside: in whose folder the copy may lie for a while.
+        source: the video.
+        output: the copy is stored in its folder, with its extension.
         start: see `restore_video`.
         end: see `restore_video`.
     """
@@ -415,10 +474,10 @@ def excerpt(source: Path, beside: Path, start: float | None, end: float | None) 
         yield source
         return
     index = index_video(source, start, end)
-    with TemporaryDirectory(prefix=".excerpt-", dir=beside.parent) as folder:
-        part, whole = Path(folder) / "part.mp4", Path(folder) / f"excerpt{beside.suffix}"
+    with TemporaryDirectory(prefix=".excerpt-", dir=output.parent) as folder:
+        part, whole = Path(folder) / "part.mp4", Path(folder) / f"excerpt{output.suffix}"
         with SegmentWriter(part, index, crf=0, preset="ultrafast") as writer:
-            for shot in read_segment(source, index, 0, len(index)):
-                writer.write(shot)
+            for frame in read_segment(source, index, 0, len(index)):
+                writer.write(frame)
         concat_segments([part], index, source, whole)
         yield whole

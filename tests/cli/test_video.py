@@ -12,9 +12,9 @@ import pytest
 import torch
 
 from musetalk_enhance.cli import main, video
-from musetalk_enhance.jobs import film_maker, opening
-from musetalk_enhance.jobs.film_maker import FilmMaker
-from musetalk_enhance.jobs.models import Loaded
+from musetalk_enhance.jobs import model_loader, video_processor
+from musetalk_enhance.jobs.models import LoadedModel
+from musetalk_enhance.jobs.video_processor import VideoProcessor
 from musetalk_enhance.media import VideoWriter, index_video, read_frames
 from musetalk_enhance.restorers.base import LoadRequest
 from musetalk_enhance.restorers.catalog import Choice, Model
@@ -44,10 +44,10 @@ def cheap(monkeypatch):
         restorer = FakeRestorer(
             LoadRequest(RECORD, enhancer, torch.device("cpu")), lambda faces: faces * 0.9
         )
-        return Loaded(restorer, Choice(Model(RECORD, lambda: FakeRestorer), enhancer), None, [])
+        return LoadedModel(restorer, Choice(Model(RECORD, lambda: FakeRestorer), enhancer), None, [])
 
-    monkeypatch.setattr(opening, "load", load)
-    monkeypatch.setattr(film_maker, "TEMPLATE_SIDE", 128)
+    monkeypatch.setattr(model_loader, "load", load)
+    monkeypatch.setattr(video_processor, "TEMPLATE_SIDE", 128)
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -79,10 +79,10 @@ def test_one_line_for_a_person_and_none_when_it_is_done(words, tmp_path, capsys,
     assert f"{tmp_path / 'out.mp4'}: 16 faces in 16 of 16 frames restored by fake" in printed.out
     assert " of 255 at strength " in printed.out
     assert "16/16" in printed.err and "frame/s" in printed.err, "a bar with rate"
-    monkeypatch.setattr(FilmMaker, "make", None)
+    monkeypatch.setattr(VideoProcessor, "process", None)
     assert main([*words, "--quiet"]) == 0
     printed = capsys.readouterr()
-    assert "16 frames restored by an earlier run" in printed.out and "done already" in printed.err
+    assert "16 frames restored by an earlier run" in printed.out and "already done" in printed.err
     assert "frame/s" not in printed.err
 
 

@@ -13,9 +13,9 @@ import pytest
 import torch
 
 from musetalk_enhance.faces.detect import FFHQ_512, Face, FaceDetector, WholeImage
-from musetalk_enhance.jobs import ImageSettings, folder, opening
+from musetalk_enhance.jobs import ImageSettings, folder, model_loader
 from musetalk_enhance.jobs.manifest import FOLDER
-from musetalk_enhance.jobs.models import Loaded
+from musetalk_enhance.jobs.models import LoadedModel
 from musetalk_enhance.restorers.base import LoadRequest
 from musetalk_enhance.restorers.catalog import Choice, Model
 from tests.conftest import RECORD, FakeRestorer
@@ -38,12 +38,12 @@ class Network:
         self.function: Callable = lambda faces: faces + ADDED / 255
         self.opened = self.faces = self.closed = 0
 
-    def load(self, settings, *, pinned=None) -> Loaded:
+    def load(self, settings, *, pinned=None) -> LoadedModel:
         self.opened += 1
         wanted = settings.enhancer(model="lite", color_match=False)
         fake = FakeRestorer(LoadRequest(SMALL, wanted, torch.device("cpu")), self.run)
         fake.close = self.close
-        return Loaded(fake, Choice(Model(SMALL, lambda: FakeRestorer), wanted), None, [])
+        return LoadedModel(fake, Choice(Model(SMALL, lambda: FakeRestorer), wanted), None, [])
 
     def run(self, faces):
         self.faces += len(faces)
@@ -70,17 +70,19 @@ class Middle(FaceDetector):
 def network(monkeypatch) -> Network:
     """In place of the model and the detector, for `face_detector` none and yunet."""
     network = Network()
-    monkeypatch.setattr(gc, "collect", lambda *_: 0)  # at every close, and slow beside all that the tests import
-    monkeypatch.setattr(opening, "load", network.load)
+    monkeypatch.setattr(
+        gc, "collect", lambda *_: 0
+    )  # at every close, and slow beside all that the tests import
+    monkeypatch.setattr(model_loader, "load", network.load)
     found = {"none": WholeImage, "yunet": Middle}
-    monkeypatch.setattr(opening, "make_detector", lambda name, *_, **__: found[name]())
+    monkeypatch.setattr(model_loader, "make_detector", lambda name, *_, **__: found[name]())
     return network
 
 
 @pytest.fixture
 def pairs(monkeypatch) -> None:
     """Two pictures in a unit."""
-    monkeypatch.setattr(folder, "MOST_PICTURES", 2)
+    monkeypatch.setattr(folder, "MAX_IMAGES", 2)
 
 
 WHOLE = ImageSettings(face_detector="none")
@@ -98,7 +100,9 @@ def put(folder: Path, *names: str, size_hw=(64, 64)) -> None:
         path = folder / name
         path.parent.mkdir(parents=True, exist_ok=True)
         suffix = path.suffix.lower()
-        done, data = cv2.imencode(suffix if suffix != ".jfif" else ".jpg", picture(20 * index + 20, size_hw))
+        done, data = cv2.imencode(
+            suffix if suffix != ".jfif" else ".jpg", picture(20 * index + 20, size_hw)
+        )
         assert done
         path.write_bytes(data.tobytes())
 

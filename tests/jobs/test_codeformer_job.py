@@ -42,7 +42,10 @@ def test_fidelity_and_strength_change_pixels_as_the_published_network_says(tmp_p
     from musetalk_enhance.restorers import codeformer
 
     state = random_codeformer()
-    save_file({key: tensor.contiguous() for key, tensor in state.items()}, tmp_path / "codeformer.safetensors")
+    save_file(
+        {key: tensor.contiguous() for key, tensor in state.items()},
+        tmp_path / "codeformer.safetensors",
+    )
     network = codeformer.import_network()().eval()
     network.load_state_dict(state)
     face = pictures(1)
@@ -52,9 +55,13 @@ def test_fidelity_and_strength_change_pixels_as_the_published_network_says(tmp_p
 
     def made(**options) -> np.ndarray:
         output = tmp_path / "-".join(map(str, options.values()))
-        settings = ImageSettings(model_path=str(tmp_path / "codeformer.safetensors"), **OPTIONS, **options)
+        settings = ImageSettings(
+            model_path=str(tmp_path / "codeformer.safetensors"), **OPTIONS, **options
+        )
         result = restore_images(source, output, settings)
-        assert result.stats["model_that_ran"]["fidelity"] == options["fidelity"] and result.errors == 0
+        assert (
+            result.stats["model_that_ran"]["fidelity"] == options["fidelity"] and result.errors == 0
+        )
         assert result.stats["faces"]["restored"] == 1
         return read(output / "restored" / "a.png").astype(float)
 

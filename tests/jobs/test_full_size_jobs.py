@@ -38,13 +38,23 @@ def published(arch: str, path, face_bgr: np.ndarray) -> np.ndarray:
 @pytest.mark.long
 @pytest.mark.shared
 @pytest.mark.parametrize("arch", ["clean", "RestoreFormer"])
-def test_a_portrait_gets_the_face_that_the_published_network_makes(shared, checkpoint, tmp_path, arch):  # noqa: F811
+def test_a_portrait_gets_the_face_that_the_published_network_makes(
+    shared,
+    checkpoint,  # noqa: F811
+    tmp_path,
+    arch,
+):
     path, source = checkpoint(arch), tmp_path / "in"
     source.mkdir()
     shutil.copy(shared / "data" / "portraits" / "s5.jpg", source)
     yunet = shared / "weights" / YUNET
     settings = ImageSettings(
-        model_path=str(path), arch=arch, detector_path=str(yunet), face_mask="feathered", format="png", **OPTIONS
+        model_path=str(path),
+        arch=arch,
+        detector_path=str(yunet),
+        face_mask="feathered",
+        format="png",
+        **OPTIONS,
     )
     result = restore_images(source, tmp_path / "out", settings)
     assert result.stats["faces"]["restored"] == 1 and result.errors == 0
@@ -63,10 +73,16 @@ def test_a_portrait_gets_the_face_that_the_published_network_makes(shared, check
 def test_a_film_with_full_size_gfpgan(shared, checkpoint, tmp_path):  # noqa: F811
     clip, out = shared / "data" / "clips" / "d9.mp4", tmp_path / "out.mp4"
     settings = VideoSettings(
-        model_path=str(checkpoint("clean")), detector_path=str(shared / "weights" / YUNET), stability=0, **OPTIONS
+        model_path=str(checkpoint("clean")),
+        detector_path=str(shared / "weights" / YUNET),
+        stability=0,
+        **OPTIONS,
     )
     made = restore_video(clip, out, settings, end=0.2)
-    assert made.stats["totals"]["faces_restored"] == made.stats["totals"]["frames"] >= 5 and made.errors == 0
+    assert (
+        made.stats["totals"]["faces_restored"] == made.stats["totals"]["frames"] >= 5
+        and made.errors == 0
+    )
     for before, after in zip(read_frames(clip), read_frames(out), strict=False):
         change = np.abs(before.astype(int) - after).mean(axis=2)
         assert change[200:300, 200:300].mean() > 10 * change[:, :8].mean()

@@ -18,7 +18,7 @@ import torch
 from PIL import Image
 
 from musetalk_enhance.errors import ConfigError, MediaError, WeightError
-from musetalk_enhance.jobs import LocalEngine, images, opening, restore_images, stages
+from musetalk_enhance.jobs import LocalEngine, image_processor, images, model_loader, restore_images
 from musetalk_enhance.jobs.images import STATS
 from musetalk_enhance.jobs.manifest import FOLDER, locked
 from musetalk_enhance.runtime.files import write_bytes
@@ -42,7 +42,10 @@ def test_every_picture_is_restored_and_keeps_its_name(network, folders):
     result = restore_images(source, output, WHOLE)
     assert set(files(output)) == {STATS, *(f"restored/{name}" for name in NAMES)}
     for name in ("a.png", "sub/deep/f.png"):
-        assert np.abs(read(output / "restored" / name).astype(int) - read(source / name) - ADDED).max() <= 1
+        assert (
+            np.abs(read(output / "restored" / name).astype(int) - read(source / name) - ADDED).max()
+            <= 1
+        )
     assert (result.errors, result.resumed, result.output) == (0, 0, output)
     stats = json.loads((output / STATS).read_text())
     assert stats == result.stats
@@ -54,7 +57,9 @@ def test_every_picture_is_restored_and_keeps_its_name(network, folders):
     assert faces["found"] == faces["restored"] == 7 and faces["left"] == faces["partial"] == {}
     assert faces["mean_strength"] == 1 and abs(faces["mean_change"] - ADDED) <= 1
     assert stats["errors"] == []
-    assert stats["model_that_ran"]["model"] == "fake" and stats["settings"]["face_detector"] == "none"
+    assert (
+        stats["model_that_ran"]["model"] == "fake" and stats["settings"]["face_detector"] == "none"
+    )
     assert [item["name"] for item in stats["items"]] == sorted(NAMES)
     assert network.closed and network.opened == 1 and network.faces == 7
 
@@ -63,7 +68,9 @@ def test_comparisons_show_before_beside_after(network, folders):
     source, output = folders
     restore_images(source, output, WHOLE.replace(save_comparison=True))
     compared = sorted(path for path in files(output) if path.startswith("comparisons/"))
-    assert compared == sorted(f"comparisons/{name[: name.rindex('.')]}_compare.jpg" for name in NAMES)
+    assert compared == sorted(
+        f"comparisons/{name[: name.rindex('.')]}_compare.jpg" for name in NAMES
+    )
     sheet = read(output / "comparisons" / "a_compare.jpg").astype(int)
     before, after = read(source / "a.png"), read(output / "restored" / "a.png")
     columns = sheet[-32]
@@ -78,7 +85,9 @@ def test_upscale_is_the_size_of_what_is_written(network, folders, upscale, detec
     result = restore_images(
         source,
         output,
-        WHOLE.replace(face_detector=detector, upscale=upscale, min_face=32 if detector == "none" else 0),
+        WHOLE.replace(
+            face_detector=detector, upscale=upscale, min_face=32 if detector == "none" else 0
+        ),
     )
     sizes = {read(output / "restored" / name).shape[:2] for name in NAMES}
     assert sizes == {(64 * upscale, 64 * upscale)}
@@ -95,7 +104,10 @@ def test_pictures_without_a_face_are_copied_byte_for_byte(network, tmp_path):
     assert (output / "restored/none.jpg").read_bytes() == (source / "none.jpg").read_bytes()
     assert result.stats["pictures"]["without_restored_face"] == 1 and result.errors == 0
     again = restore_images(source, tmp_path / "png", settings.replace(format="png"))
-    assert np.array_equal(read(tmp_path / "png/restored/none.png"), read(source / "none.jpg")) and again.errors == 0
+    assert (
+        np.array_equal(read(tmp_path / "png/restored/none.png"), read(source / "none.jpg"))
+        and again.errors == 0
+    )
     restore_images(source, tmp_path / "large", settings.replace(upscale=2))
     assert read(tmp_path / "large/restored/none.jpg").shape == (128, 128, 3)
 
@@ -119,7 +131,9 @@ def test_odd_names(network, tmp_path):
     (source / "link.png").symlink_to(tmp_path / "elsewhere" / "linked.png")
     names += ["link.png", os.fsdecode(b"latin\xe4.png")]
     result = restore_images(source, output, WHOLE)
-    assert {path.name for path in (output / "restored").iterdir()} == set(names) and result.errors == 0
+    assert {path.name for path in (output / "restored").iterdir()} == set(
+        names
+    ) and result.errors == 0
     assert not (output / "restored/link.png").is_symlink()
     assert (output / "restored/UPPER.PNG").read_bytes()[:4] == b"\x89PNG"
     assert restore_images(source, output, WHOLE).resumed == len(names)
@@ -173,7 +187,11 @@ def test_exif_orientation_is_honoured_once(network, tmp_path):
     lying.save(source / "a.jpg", exif=exif, quality=95)
     restore_images(source, output, WHOLE)
     made = Image.open(output / "restored/a.jpg")
-    assert made.size == (48, 96) and made.getexif().get(0x0112, 1) == 1 and made.getexif()[0x010F] == "camera"
+    assert (
+        made.size == (48, 96)
+        and made.getexif().get(0x0112, 1) == 1
+        and made.getexif()[0x010F] == "camera"
+    )
     upright = np.asarray(lying.transpose(Image.Transpose.ROTATE_270)).astype(int)
     assert np.abs(np.asarray(made).astype(int) - upright - ADDED).mean() < 3
 
@@ -215,7 +233,9 @@ def test_a_unit_of_unreadable_pictures_only(network, tmp_path):
         assert result.errors == 1 and set(files(output)) == {STATS}
 
 
-@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="root may read everything")
+@pytest.mark.skipif(
+    not hasattr(os, "geteuid") or os.geteuid() == 0, reason="root may read everything"
+)
 def test_a_picture_that_may_not_be_read(network, folders):
     source, output = folders
     (source / "a.png").chmod(0)
@@ -226,7 +246,7 @@ def test_a_picture_that_may_not_be_read(network, folders):
 
 def test_a_file_that_cannot_be_read_now_is_read_another_time(network, folders, monkeypatch):
     source, output = folders
-    whole = stages.open_regular
+    whole = image_processor.open_regular
 
     def refused(path):
         if path.name == "a.png":
@@ -234,7 +254,7 @@ def test_a_file_that_cannot_be_read_now_is_read_another_time(network, folders, m
         return whole(path)
 
     with monkeypatch.context() as patched:
-        patched.setattr(stages, "open_regular", refused)
+        patched.setattr(image_processor, "open_regular", refused)
         result = restore_images(source, output, WHOLE)
     assert result.errors == 1 and "Permission denied" in result.stats["errors"][0]["error"]
     assert restore_images(source, output, WHOLE).errors == 0 and "restored/a.png" in files(output)
@@ -242,11 +262,17 @@ def test_a_file_that_cannot_be_read_now_is_read_another_time(network, folders, m
 
 def test_a_network_that_fails_makes_the_picture_failed_and_is_tried_again(network, folders):
     source, output = folders
-    good, network.function = network.function, lambda faces: torch.where(faces.mean() < 0.2, torch.nan, faces)
+    good, network.function = (
+        network.function,
+        lambda faces: torch.where(faces.mean() < 0.2, torch.nan, faces),
+    )
     result = restore_images(source, output, WHOLE.replace(batch_size=1))
     failed = [item["name"] for item in result.stats["items"] if item["state"] == "failed"]
     assert failed and result.errors == len(failed) == result.stats["pictures"]["failed"]
-    assert set(files(output)) == {STATS, *(f"restored/{name}" for name in NAMES)}  # each is written all the same
+    assert set(files(output)) == {
+        STATS,
+        *(f"restored/{name}" for name in NAMES),
+    }  # each is written all the same
     for name in failed:
         assert (output / "restored" / name).read_bytes() == (source / name).read_bytes()
     network.function = good
@@ -258,9 +284,16 @@ def test_a_picture_that_outgrows_its_format_stops_nothing(network, tmp_path):
     put(tmp_path / "in", "b.webp", size_hw=(16, 4100))  # 16400 pixels are more than a WebP can have
     settings = WHOLE.replace(upscale=4, save_comparison=True)
     result = restore_images(tmp_path / "in", tmp_path / "out", settings)
-    assert result.errors == result.stats["pictures"]["failed"] == 1 and result.stats["faces"]["restored"] == 2
+    assert (
+        result.errors == result.stats["pictures"]["failed"] == 1
+        and result.stats["faces"]["restored"] == 2
+    )
     (error,) = result.stats["errors"]
-    assert error["name"] == "b.webp" and "b.webp: cannot be written" in error["error"] and "16383" in error["error"]
+    assert (
+        error["name"] == "b.webp"
+        and "b.webp: cannot be written" in error["error"]
+        and "16383" in error["error"]
+    )
     assert {name for name in files(tmp_path / "out") if "/a" in name or "/b" in name} == {
         *("restored/a.png", "comparisons/a_compare.jpg"),
     }
@@ -308,7 +341,7 @@ def test_no_input_is_written_over(network, tmp_path):
 
 def test_nothing_to_do_is_an_error(network, tmp_path):
     (tmp_path / "in").mkdir()
-    with pytest.raises(ConfigError, match="a folder with pictures"):
+    with pytest.raises(ConfigError, match="a folder with images"):
         restore_images(tmp_path / "in", tmp_path / "out", WHOLE)
     with pytest.raises(MediaError, match="does not exist"):
         restore_images(tmp_path / "other", tmp_path / "out", WHOLE)
@@ -318,7 +351,7 @@ def test_nothing_to_do_is_an_error(network, tmp_path):
 def test_an_output_that_cannot_be_written(network, folders):
     source, output = folders
     output.write_text("a file")
-    with pytest.raises(MediaError, match="cannot be made"):
+    with pytest.raises(MediaError, match="cannot be created"):
         restore_images(source, output, WHOLE)
     output.unlink()
     (output / "restored").mkdir(parents=True)
@@ -366,12 +399,16 @@ def whole(network, folders, pairs, tmp_path):
 
 
 @pytest.mark.parametrize("after", [0, 1, 2, 3])
-@pytest.mark.parametrize("step", ["read", "prepare", "make", "finish", "write"])
-def test_a_run_that_was_stopped_ends_with_the_same_files(network, folders, whole, monkeypatch, step, after):
+@pytest.mark.parametrize("step", ["read", "prepare", "process", "finish", "write"])
+def test_a_run_that_was_stopped_ends_with_the_same_files(
+    network, folders, whole, monkeypatch, step, after
+):
     settings, expected = whole
     source, output = folders
-    kind = {"read": stages.ReadUnit, "write": stages.WriteUnit}.get(step, stages.PictureMaker)
-    name = step if kind is stages.PictureMaker else "__call__"
+    kind = {"read": image_processor.ReadUnit, "write": image_processor.WriteUnit}.get(
+        step, image_processor.ImageProcessor
+    )
+    name = step if kind is image_processor.ImageProcessor else "__call__"
     with monkeypatch.context() as patched:
         patched.setattr(kind, name, stopping(getattr(kind, name), after))
         with pytest.raises(Stopped):
@@ -399,7 +436,7 @@ def test_a_run_that_was_killed_between_two_files_ends_with_the_same_files(
 
     counted = stopping(write_bytes, after)
     with monkeypatch.context() as patched:
-        patched.setattr(stages, "write_bytes", counted)
+        patched.setattr(image_processor, "write_bytes", counted)
         patched.setattr(manifest, "write_bytes", counted)
         with pytest.raises(Stopped):
             restore_images(source, output, settings)
@@ -426,7 +463,7 @@ def test_what_a_killed_run_began_does_not_outlive_other_settings(
 ):
     source, output = folders
     with monkeypatch.context() as patched:
-        patched.setattr(stages, "write_bytes", stopping(write_bytes, after))
+        patched.setattr(image_processor, "write_bytes", stopping(write_bytes, after))
         with pytest.raises(Stopped):
             restore_images(source, output, WHOLE.replace(format="webp", save_comparison=True))
     assert any(name.startswith("restored/") for name in files(output))
@@ -441,7 +478,11 @@ def test_other_settings_start_afresh_and_say_so(network, folders, tmp_path, capl
     caplog.set_level(logging.WARNING, LOGGER)
     result = restore_images(source, output, WHOLE.replace(strength=0.5))
     said = caplog.records[-1].getMessage()
-    assert "starting afresh" in said and "strength: 1.0 then, 0.5 now" in said and "format: 'png' then" in said
+    assert (
+        "starting over" in said
+        and "strength: 1.0 then, 0.5 now" in said
+        and "format: 'png' then" in said
+    )
     restore_images(source, tmp_path / "fresh", WHOLE.replace(strength=0.5))
     assert files(output) == files(tmp_path / "fresh") and result.resumed == 0
     assert not (output / "comparisons").exists()
@@ -453,7 +494,9 @@ def test_starting_afresh_spares_what_is_not_ours(network, folders, caplog):
     (output / "restored" / "b.png").write_bytes(b"edited by hand")
     (output / "restored" / "notes.txt").write_text("mine")
     restore_images(source, output, WHOLE)
-    assert files(output)["restored/b.png"] == b"edited by hand" and "restored/notes.txt" in files(output)
+    assert files(output)["restored/b.png"] == b"edited by hand" and "restored/notes.txt" in files(
+        output
+    )
     assert "restored/sub/e.png" not in files(output)
 
 
@@ -461,7 +504,7 @@ def test_afresh_and_stopped_leaves_no_old_statistics(network, folders, monkeypat
     source, output = folders
     restore_images(source, output, WHOLE)
     with monkeypatch.context() as patched:
-        patched.setattr(stages.PictureMaker, "make", stopping(None, 0))
+        patched.setattr(image_processor.ImageProcessor, "process", stopping(None, 0))
         with pytest.raises(Stopped):
             restore_images(source, output, WHOLE.replace(strength=0.5))
     assert STATS not in files(output)
@@ -477,8 +520,10 @@ def test_another_model_starts_afresh(network, folders, monkeypatch, caplog):
 
     source, output = folders
     restore_images(source, output, WHOLE)
-    facts = images.Facts.decisive
-    monkeypatch.setattr(images.Facts, "decisive", lambda self: facts(self) | {"model": "other"})
+    run_info = images.RunInfo.decisive
+    monkeypatch.setattr(
+        images.RunInfo, "decisive", lambda self: run_info(self) | {"model": "other"}
+    )
     caplog.set_level(logging.WARNING, LOGGER)
     assert restore_images(source, output, WHOLE).resumed == 0
     assert "model: 'fake' then, 'other' now" in caplog.text
@@ -511,7 +556,8 @@ def test_a_lost_result_is_made_again(network, folders, whole, harm):
 
 
 @pytest.mark.parametrize(
-    "harm", [b"", b"{", b"[]", b"{}", b"null", b"\xff\xfe", b'{"unit": 3}', "cut", "changed", "gone"]
+    "harm",
+    [b"", b"{", b"[]", b"{}", b"null", b"\xff\xfe", b'{"unit": 3}', "cut", "changed", "gone"],
 )
 @pytest.mark.parametrize("which", ["manifest.json", "units/000001.json"])
 def test_a_damaged_memory_is_made_again(network, folders, whole, which, harm, caplog):
@@ -530,7 +576,7 @@ def test_a_damaged_memory_is_made_again(network, folders, whole, which, harm, ca
     caplog.clear()
     restore_images(source, output, settings)
     assert files(output) == expected
-    assert ("starting afresh" in caplog.text) == (which == "manifest.json" and harm != "gone")
+    assert ("starting over" in caplog.text) == (which == "manifest.json" and harm != "gone")
 
 
 def test_states_of_other_settings_are_nothing_without_their_manifest(network, folders, tmp_path):
@@ -548,13 +594,19 @@ def test_a_new_picture_is_done_and_no_other(network, folders):
     put(source, "new.png")
     network.faces = 0
     result = restore_images(source, output, WHOLE)
-    assert network.faces == 1 and result.resumed == len(NAMES) and result.stats["pictures"]["all"] == len(NAMES) + 1
+    assert (
+        network.faces == 1
+        and result.resumed == len(NAMES)
+        and result.stats["pictures"]["all"] == len(NAMES) + 1
+    )
     (source / "new.png").unlink()
     after = restore_images(source, output, WHOLE)
     assert after.stats == before.stats and "restored/new.png" in files(output)  # its result stays
 
 
-def test_the_result_of_a_removed_picture_stays_while_its_neighbour_is_done_again(network, folders, pairs):
+def test_the_result_of_a_removed_picture_stays_while_its_neighbour_is_done_again(
+    network, folders, pairs
+):
     source, output = folders
     restore_images(source, output, WHOLE)
     kept = files(output)["restored/b.jpg"]
@@ -570,7 +622,9 @@ def test_results_of_two_folders_are_not_mixed(network, folders, tmp_path):
     restore_images(source, output, WHOLE)
     before = files(output)
     put(tmp_path / "other", "a.png")
-    with pytest.raises(ConfigError, match=f"another folder: that one holds the results of {source}"):
+    with pytest.raises(
+        ConfigError, match=f"another folder: that one holds the results of {source}"
+    ):
         restore_images(tmp_path / "other", output, WHOLE)
     assert files(output) == before
     moved = source.rename(tmp_path / "moved")
@@ -597,7 +651,7 @@ def test_a_network_that_cannot_be_loaded_leaves_nothing(network, folders, there,
     source, output = folders
     if there:
         output.mkdir()
-    monkeypatch.setattr(opening, "load", _refuse)
+    monkeypatch.setattr(model_loader, "load", _refuse)
     with pytest.raises(WeightError, match="refused"):
         restore_images(source, output, WHOLE)
     assert output.exists() == there and not list(output.glob("*"))
@@ -611,7 +665,7 @@ def test_what_was_opened_is_closed_where_a_later_step_fails(network, folders, mo
     def fail(*_):
         raise WeightError("no parser")
 
-    monkeypatch.setattr(opening, "_open_parser", fail)
+    monkeypatch.setattr(model_loader, "_open_parser", fail)
     with pytest.raises(WeightError, match="no parser"):
         restore_images(*folders, WHOLE.replace(face_detector="yunet", min_face=0))
     assert network.opened == 1 and network.closed
@@ -619,7 +673,7 @@ def test_what_was_opened_is_closed_where_a_later_step_fails(network, folders, mo
 
 def test_two_runs_at_once_are_refused(network, folders):
     source, output = folders
-    with locked(output), pytest.raises(ConfigError, match="no other run is at work"):
+    with locked(output), pytest.raises(ConfigError, match="no other run is using"):
         restore_images(source, output, WHOLE)
     restore_images(source, output, WHOLE)
 
@@ -629,12 +683,14 @@ def test_an_engine_of_ones_own_is_told_everything(network, folders, pairs):
     seen = []
 
     class Engine(LocalEngine):
-        def run(self, work, done):
-            seen.append(work)
-            super().run(work, done)
+        def run(self, job, done):
+            seen.append(job)
+            super().run(job, done)
 
     restore_images(source, output, WHOLE, engine=Engine())
-    assert [unit["items"] for unit in seen[0].units][0] == ["a.png", "b.jpg"] and seen[0].threads >= 1
+    assert [unit["items"] for unit in seen[0].units][0] == ["a.png", "b.jpg"] and seen[
+        0
+    ].threads >= 1
     assert set(files(output)) == {STATS, *(f"restored/{name}" for name in NAMES)}
 
 
@@ -646,7 +702,17 @@ def test_a_process_that_is_killed_goes_on(tmp_path, monkeypatch):
     """SIGKILL in the middle, once; `scripts/kill_jobs.py` does it at every moment."""
     source = tmp_path / "in"
     put(source, *(f"{index:02}.png" for index in range(11)), size_hw=(256, 256))
-    words = [sys.executable, "-m", LOGGER, "images", str(source), "--model", "lite", "--backend", "torch"]
+    words = [
+        sys.executable,
+        "-m",
+        LOGGER,
+        "images",
+        str(source),
+        "--model",
+        "lite",
+        "--backend",
+        "torch",
+    ]
     words += ["--face-detector", "none", "--quiet", "--output-dir"]
     process = subprocess.Popen([*words, str(tmp_path / "out")], cwd=ROOT)
     units = tmp_path / "out" / FOLDER / "units"
@@ -671,11 +737,17 @@ def test_what_cannot_run_again_is_not_mixed_with_what_does(network, folders, mon
         restore_images(source, output, WHOLE)
         before = network.faces
         torch.set_num_threads(threads)
-        assert restore_images(source, output, WHOLE).resumed == before, "they are taken as they were"
+        assert restore_images(source, output, WHOLE).resumed == before, (
+            "they are taken as they were"
+        )
         torch.set_num_threads(threads)
-        monkeypatch.setattr(images.Facts, "of", classmethod(lambda cls, raw: None))  # and here they cannot be
+        monkeypatch.setattr(
+            images.RunInfo, "of", classmethod(lambda cls, raw: None)
+        )  # and here they cannot be
         again = restore_images(source, output, WHOLE)
     finally:
         torch.set_num_threads(threads)
         cv2.setNumThreads(-1)
-    assert again.resumed == 0 and network.faces == 2 * before and "not to be had any more" in caplog.text
+    assert (
+        again.resumed == 0 and network.faces == 2 * before and "no longer available" in caplog.text
+    )

@@ -16,8 +16,8 @@ from musetalk_enhance.jobs.manifest import (
     file_digest,
     locked,
     make_folder,
+    outputs_intact,
     outputs_of,
-    outputs_there,
     read_json,
     state_path,
     sweep_parts,
@@ -38,7 +38,9 @@ def made(folder, name: str, data: bytes = b"data") -> dict[str, str]:
 
 
 def state(folder) -> dict:
-    items = [{"name": name, "outputs": made(folder, f"restored/sub/{name}")} for name in UNIT["items"]]
+    items = [
+        {"name": name, "outputs": made(folder, f"restored/sub/{name}")} for name in UNIT["items"]
+    ]
     return {"unit": UNIT, "items": items}
 
 
@@ -50,13 +52,19 @@ def test_digests():
 
 def test_file_digest(tmp_path):
     (tmp_path / "a").write_bytes(b"abc")
-    assert file_digest(tmp_path / "a") == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
+    assert (
+        file_digest(tmp_path / "a")
+        == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
+    )
     assert file_digest(tmp_path / "b") is None and file_digest(tmp_path) is None
 
 
 def test_json_is_whole_or_nothing(tmp_path, monkeypatch):
     write_json(tmp_path / "sub" / "a.json", {"ä": [1, None]})
-    assert read_json(tmp_path / "sub" / "a.json") == {"ä": [1, None]} and read_json(tmp_path / "b") is None
+    assert (
+        read_json(tmp_path / "sub" / "a.json") == {"ä": [1, None]}
+        and read_json(tmp_path / "b") is None
+    )
 
     def fail(*_):
         raise OSError(28, "No space left on device")
@@ -70,9 +78,13 @@ def test_json_is_whole_or_nothing(tmp_path, monkeypatch):
 
 def test_a_manifest_comes_back(tmp_path):
     Manifest(tmp_path, {"strength": 0.5}, {"model": "lite", "threads": 2}, [UNIT]).write()
-    found = Manifest.found(tmp_path)
-    assert (found.settings, found.facts, found.units) == ({"strength": 0.5}, {"model": "lite", "threads": 2}, [UNIT])
-    assert found.place == tmp_path / FOLDER and Manifest.found(tmp_path / "other") is None
+    found = Manifest.load(tmp_path)
+    assert (found.settings, found.run_info, found.units) == (
+        {"strength": 0.5},
+        {"model": "lite", "threads": 2},
+        [UNIT],
+    )
+    assert found.place == tmp_path / FOLDER and Manifest.load(tmp_path / "other") is None
     assert read_json(found.place / "manifest.json")["settings_sha256"] == digest({"strength": 0.5})
 
 
@@ -83,9 +95,9 @@ def test_a_changed_manifest_is_none(tmp_path, name):
     raw = json.loads(path.read_text())
     for value in ({"other": 1}, [], None):
         path.write_text(json.dumps({**raw, name: value}))
-        assert Manifest.found(tmp_path) is None
+        assert Manifest.load(tmp_path) is None
     path.write_text(json.dumps({key: value for key, value in raw.items() if key != name}))
-    assert Manifest.found(tmp_path) is None
+    assert Manifest.load(tmp_path) is None
 
 
 def test_differences_are_said():
@@ -99,10 +111,13 @@ def test_a_state_is_of_its_unit(tmp_path):
     manifest = Manifest(tmp_path, {}, {}, [UNIT])
     assert manifest.state(UNIT) is None
     write_state(tmp_path, state(tmp_path))
-    assert manifest.state(UNIT) == state(tmp_path) and outputs_there(tmp_path, state(tmp_path))
-    assert manifest.state({**UNIT, "items": ["a.png"]}) is None and manifest.state({**UNIT, "job": "other"}) is None
+    assert manifest.state(UNIT) == state(tmp_path) and outputs_intact(tmp_path, state(tmp_path))
+    assert (
+        manifest.state({**UNIT, "items": ["a.png"]}) is None
+        and manifest.state({**UNIT, "job": "other"}) is None
+    )
     (tmp_path / "restored/sub/b.png").write_bytes(b"other")
-    assert not outputs_there(tmp_path, state_of(tmp_path))
+    assert not outputs_intact(tmp_path, state_of(tmp_path))
 
 
 def state_of(folder) -> dict:
@@ -123,11 +138,17 @@ def test_undoing_spares_what_changed_and_what_is_to_stay(tmp_path):
     write_state(tmp_path, state(tmp_path))
     made(tmp_path, "restored/sub/mine.txt")
     Manifest(tmp_path, {}, {}, [UNIT]).undo(UNIT, keep={"b.png"})
-    assert sorted(path.name for path in (tmp_path / "restored/sub").iterdir()) == ["b.png", "mine.txt"]
+    assert sorted(path.name for path in (tmp_path / "restored/sub").iterdir()) == [
+        "b.png",
+        "mine.txt",
+    ]
     write_state(tmp_path, state(tmp_path))
     (tmp_path / "restored/sub/a.png").write_bytes(b"edited")
     discard(tmp_path, state_of(tmp_path))
-    assert sorted(path.name for path in (tmp_path / "restored/sub").iterdir()) == ["a.png", "mine.txt"]
+    assert sorted(path.name for path in (tmp_path / "restored/sub").iterdir()) == [
+        "a.png",
+        "mine.txt",
+    ]
     discard(tmp_path, None)
 
 
@@ -138,7 +159,10 @@ def test_empty_folders_go_and_others_stay(tmp_path):
 
 
 def test_forgetting_takes_all_but_ones_own_units(tmp_path):
-    other = {"unit": {"id": 7, "job": "old", "items": ["c.png"]}, "items": [{"outputs": made(tmp_path, "c.png")}]}
+    other = {
+        "unit": {"id": 7, "job": "old", "items": ["c.png"]},
+        "items": [{"outputs": made(tmp_path, "c.png")}],
+    }
     write_state(tmp_path, state(tmp_path))
     write_state(tmp_path, other)
     (tmp_path / FOLDER / "units" / "000009.json").write_text("damaged")
@@ -150,8 +174,14 @@ def test_forgetting_takes_all_but_ones_own_units(tmp_path):
 
 
 def test_outputs_of():
-    some = {"items": [{"name": "a", "outputs": {"x": "1"}}, {"name": "b", "outputs": {"y": "2"}}, {}]}
-    assert outputs_of(some) == {"x": "1", "y": "2"} and outputs_of(some, {"a"}) == {"y": "2"} and outputs_of({}) == {}
+    some = {
+        "items": [{"name": "a", "outputs": {"x": "1"}}, {"name": "b", "outputs": {"y": "2"}}, {}]
+    }
+    assert (
+        outputs_of(some) == {"x": "1", "y": "2"}
+        and outputs_of(some, {"a"}) == {"y": "2"}
+        and outputs_of({}) == {}
+    )
 
 
 def test_only_unfinished_files_of_ours_are_swept(tmp_path):
@@ -194,11 +224,11 @@ def test_folders_that_were_made_for_nothing_go_again(tmp_path):
 
 def test_folders_that_cannot_be_made_or_locked(tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(MediaError, match="cannot be made"), locked(tmp_path / "file"):
+    with pytest.raises(MediaError, match="cannot be created"), locked(tmp_path / "file"):
         pass
-    with pytest.raises(MediaError, match="cannot be made"):
+    with pytest.raises(MediaError, match="cannot be created"):
         make_folder(tmp_path / "file" / "sub")
-    with pytest.raises(MediaError, match="cannot be made"):
+    with pytest.raises(MediaError, match="cannot be created"):
         write_json(tmp_path / "file" / "a.json", 1)
     (tmp_path / "out" / FOLDER / "lock").mkdir(parents=True)
     with pytest.raises(MediaError, match="cannot be locked"), locked(tmp_path / "out"):

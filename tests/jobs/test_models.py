@@ -13,10 +13,15 @@ import torch
 from musetalk_enhance import GFPGANEnhancer, weights
 from musetalk_enhance.backends import choosing, tuning
 from musetalk_enhance.backends.ops import FORMS
-from musetalk_enhance.errors import ConfigError, LicenseError, MissingDependencyError, MissingWeightError
+from musetalk_enhance.errors import (
+    ConfigError,
+    LicenseError,
+    MissingDependencyError,
+    MissingWeightError,
+)
 from musetalk_enhance.jobs import ImageSettings, restore_images
 from musetalk_enhance.jobs.manifest import FOLDER, read_json
-from musetalk_enhance.jobs.models import FIDELITY, Facts, candidates, facts_of, load
+from musetalk_enhance.jobs.models import FIDELITY, RunInfo, candidates, load, run_info_of
 from musetalk_enhance.jobs.options import FaceSettings
 from musetalk_enhance.restorers.base import NetworkRestorer
 from musetalk_enhance.restorers.catalog import Choice
@@ -64,7 +69,11 @@ def test_the_order():
 def test_codeformer_comes_first(available, model):
     available(["codeformer", CODEFORMER.weight, "GFPGANv1.4", "gfpgan-1.4"])
     found = load(PLAIN.replace(model=model))
-    assert record_of(found).name == "codeformer" and found.passed_over == [] and found.fidelity == FIDELITY == 0.7
+    assert (
+        record_of(found).name == "codeformer"
+        and found.passed_over == []
+        and found.fidelity == FIDELITY == 0.7
+    )
     assert found.choice.settings.fidelity == 0.7
     assert load(PLAIN.replace(model=model, fidelity=0)).choice.settings.fidelity == 0
 
@@ -77,7 +86,9 @@ def test_gfpgan_takes_over_where_the_weight_is_missing(available, model, caplog)
     assert record_of(found).name == "gfpgan-1.4" and found.fidelity is None
     assert [name for name, _ in found.passed_over] == ["codeformer"]
     assert f"weights fetch {CODEFORMER.weight}" in found.passed_over[0][1]
-    assert "codeformer cannot be loaded" in caplog.text and "gfpgan-1.4 takes over" in caplog.text
+    assert (
+        "codeformer cannot be loaded" in caplog.text and "Falling back to gfpgan-1.4" in caplog.text
+    )
 
 
 def test_an_older_gfpgan_takes_over_where_the_newer_is_missing(available):
@@ -90,18 +101,28 @@ def test_an_older_gfpgan_takes_over_where_the_newer_is_missing(available):
 def test_gfpgan_takes_over_where_the_licence_is_refused(available):
     available([CODEFORMER.weight, "GFPGANv1.4"])
     found = load(PLAIN.replace(commercial=True))
-    assert record_of(found).name == "gfpgan-1.4" and "licence is refused" in found.passed_over[0][1]
+    assert (
+        record_of(found).name == "gfpgan-1.4"
+        and "license does not allow" in found.passed_over[0][1]
+    )
 
 
-def test_gfpgan_takes_over_where_the_package_is_missing(available, tmp_path, own_cache, monkeypatch):
+def test_gfpgan_takes_over_where_the_package_is_missing(
+    available, tmp_path, own_cache, monkeypatch
+):
     file = tmp_path / "codeformer.pth"
     torch.save({"params_ema": {"position_emb": torch.zeros(1)}}, file)
     put_in_cache({CODEFORMER.weight: file}, own_cache, monkeypatch)
     monkeypatch.setitem(sys.modules, "spandrel_extra_arches.architectures.CodeFormer", None)
     available(["GFPGANv1.4"])
     found = load(PLAIN)
-    assert record_of(found).name == "gfpgan-1.4" and "musetalk_enhance[codeformer]" in found.passed_over[0][1]
-    monkeypatch.setattr(weights, "require", lambda name, **_: weights.open_file(file, trust_unpinned=True))
+    assert (
+        record_of(found).name == "gfpgan-1.4"
+        and "musetalk_enhance[codeformer]" in found.passed_over[0][1]
+    )
+    monkeypatch.setattr(
+        weights, "require", lambda name, **_: weights.open_file(file, trust_unpinned=True)
+    )
     with pytest.raises(MissingDependencyError, match="codeformer"):
         Choice.load(replace(found.choice, weight=weights.open_file(file, trust_unpinned=True),
                             model=replace(found.choice.model, kind=codeformer_kind)), "cpu")  # fmt: skip
@@ -118,7 +139,9 @@ def test_lite_comes_last_and_only_with_auto():
     assert record_of(found).name == "lite" and len(found.passed_over) == 4
     with pytest.raises(MissingWeightError) as caught:
         load(PLAIN.replace(model="codeformer"))
-    assert f"weights fetch {CODEFORMER.weight}" in str(caught.value) and "gfpgan-1.2" in str(caught.value)
+    assert f"weights fetch {CODEFORMER.weight}" in str(caught.value) and "gfpgan-1.2" in str(
+        caught.value
+    )
 
 
 @pytest.mark.parametrize("model", ["gfpgan-1.4", "GFPGANv1.4", "lite", "restoreformer"])
@@ -151,7 +174,7 @@ def test_a_licence_is_refused_for_a_path_too(available, way, tmp_path):
     ("missing", "options", "name", "why"),
     [
         ("weight", {}, "gfpgan-1.4", "its weight is not on this machine"),
-        ("licence", {"commercial": True}, "gfpgan-1.4", "its licence is refused"),
+        ("licence", {"commercial": True}, "gfpgan-1.4", "its license does not allow"),
         ("nothing", {"fidelity": 0.4}, "codeformer", None),
     ],
 )
@@ -163,7 +186,11 @@ def test_statistics_say_which_ran_and_why(available, tmp_path, missing, options,
     assert stats["model_that_ran"]["model"] == name and stats["model_asked_for"] == "auto"
     assert stats["model_that_ran"]["fidelity"] == (0.4 if why is None else None)
     passed = stats["models_passed_over"]
-    assert passed == [] if why is None else (passed[0]["model"], why in passed[0]["reason"]) == ("codeformer", True)
+    assert (
+        passed == []
+        if why is None
+        else (passed[0]["model"], why in passed[0]["reason"]) == ("codeformer", True)
+    )
 
 
 def test_codeformer_that_comes_later_starts_afresh(available, tmp_path, caplog):
@@ -177,23 +204,40 @@ def test_codeformer_that_comes_later_starts_afresh(available, tmp_path, caplog):
     assert "'gfpgan-1.4' then, 'codeformer' now" in caplog.text
 
 
-def facts(**changes) -> Facts:
-    values = {"model": "lite", "licence": "x", "weight_sha256": None, "fidelity": None, "backend": "torch"}
-    values |= {"dtype": "fp32", "device": "cpu", "batch_size": 3, "threads": 2, "helpers": {}, "passed_over": []}
-    return Facts(**(values | changes))
+def run_info(**changes) -> RunInfo:
+    values = {
+        "model": "lite",
+        "licence": "x",
+        "weight_sha256": None,
+        "fidelity": None,
+        "backend": "torch",
+    }
+    values |= {
+        "dtype": "fp32",
+        "device": "cpu",
+        "batch_size": 3,
+        "threads": 2,
+        "helpers": {},
+        "passed_over": [],
+    }
+    return RunInfo(**(values | changes))
 
 
 def test_facts_come_back_from_json():
-    assert Facts.of(facts().as_dict()) == facts()
-    assert Facts.of({"model": "lite"}) is None and Facts.of(None) is None and Facts.of([1]) is None
+    assert RunInfo.of(run_info().as_dict()) == run_info()
+    assert (
+        RunInfo.of({"model": "lite"}) is None
+        and RunInfo.of(None) is None
+        and RunInfo.of([1]) is None
+    )
 
 
 def test_what_ran_before_runs_again_where_it_is_left_open():
-    found = load(PLAIN.replace(model="lite"), pinned=facts())
+    found = load(PLAIN.replace(model="lite"), pinned=run_info())
     assert found.choice.settings.backend == "torch" and found.choice.settings.batch_size == 3
-    found = load(PLAIN.replace(model="lite", batch_size=5), pinned=facts())
+    found = load(PLAIN.replace(model="lite", batch_size=5), pinned=run_info())
     assert found.choice.settings.batch_size == 5
-    found = load(PLAIN.replace(model="lite", backend="torch"), pinned=facts(model="gfpgan-1.4"))
+    found = load(PLAIN.replace(model="lite", backend="torch"), pinned=run_info(model="gfpgan-1.4"))
     assert found.choice.settings.batch_size == "auto"
 
 
@@ -224,10 +268,12 @@ def test_a_job_runs_in_fp32_whatever_is_faster(measured, backend):
 def test_a_reduced_precision_that_was_asked_for_or_noted_stays():
     lite = PLAIN.replace(model="lite", backend="torch")
     assert load(lite.replace(dtype="bf16")).choice.settings.dtype == "bf16"
-    assert load(lite, pinned=facts(dtype="bf16")).choice.settings.dtype == "bf16"
-    asked = lite.replace(dtype="fp32")
-    assert load(asked, pinned=facts(dtype="bf16")).choice.settings.dtype == "fp32"
-    other = facts(model="gfpgan-1.4", dtype="bf16")
+    assert load(lite, pinned=run_info(dtype="bf16")).choice.settings.dtype == "bf16"
+    assert (
+        load(lite.replace(dtype="fp32"), pinned=run_info(dtype="bf16")).choice.settings.dtype
+        == "fp32"
+    )
+    other = run_info(model="gfpgan-1.4", dtype="bf16")
     assert load(lite, pinned=other).choice.settings.dtype == "fp32"
 
 
@@ -246,7 +292,7 @@ def test_forms_of_convolutions_are_noted_and_kept(monkeypatch):
     monkeypatch.setattr(Choice, "load", lambda choice, device: Styled(choice._request(cpu)))
     lite = PLAIN.replace(model="lite", backend="torch", batch_size=1)
     first = load(lite)
-    noted = facts_of(first, first.enhancer(), lite, {}, 2)
+    noted = run_info_of(first, first.enhancer(), lite, {}, 2)
     assert noted.forms == [FORMS[0]]
     kept = dataclasses.replace(noted, model="lite", forms=[FORMS[2]])
     assert load(lite, pinned=kept).restorer.backend.forms == (FORMS[2],)
@@ -254,8 +300,8 @@ def test_forms_of_convolutions_are_noted_and_kept(monkeypatch):
     assert load(lite, pinned=other).restorer.backend.forms == (FORMS[0],)
     assert kept.same_bits(kept.as_dict()) and not kept.same_bits(noted.as_dict())
     older = {name: value for name, value in noted.as_dict().items() if name != "forms"}
-    assert Facts.of(older).forms == [] and not noted.same_bits(older)
-    assert facts().same_bits({k: v for k, v in facts().as_dict().items() if k != "forms"})
+    assert RunInfo.of(older).forms == [] and not noted.same_bits(older)
+    assert run_info().same_bits({k: v for k, v in run_info().as_dict().items() if k != "forms"})
 
 
 def test_a_job_that_was_stopped_keeps_its_backend_though_another_measures_faster(
@@ -300,6 +346,6 @@ def test_where_nothing_can_be_kept_two_jobs_make_the_same_files(measured, tmp_pa
 
 
 def test_only_what_makes_other_pixels_is_decisive():
-    assert facts().decisive() == facts(backend="onnx", batch_size=9, licence="y").decisive()
-    assert facts().decisive() != facts(fidelity=0.5).decisive()
+    assert run_info().decisive() == run_info(backend="onnx", batch_size=9, licence="y").decisive()
+    assert run_info().decisive() != run_info(fidelity=0.5).decisive()
     assert isinstance(PLAIN, FaceSettings)

@@ -13,9 +13,21 @@ from musetalk_enhance.jobs.options import FaceSettings, ImageSettings, option_na
 
 def test_defaults_are_the_issue_s():
     settings = ImageSettings()
-    assert (settings.model, settings.fidelity, settings.face_detector, settings.upscale) == ("auto", None, "yunet", 1)
-    assert (settings.guard, settings.sharpness_gate, settings.only_center_face) == (False, False, False)
-    assert all(option.metadata["help"] and option.metadata["allowed"] for option in dataclasses.fields(ImageSettings))
+    assert (settings.model, settings.fidelity, settings.face_detector, settings.upscale) == (
+        "auto",
+        None,
+        "yunet",
+        1,
+    )
+    assert (settings.guard, settings.sharpness_gate, settings.only_center_face) == (
+        False,
+        False,
+        False,
+    )
+    assert all(
+        option.metadata["help"] and option.metadata["allowed"]
+        for option in dataclasses.fields(ImageSettings)
+    )
 
 
 @pytest.mark.parametrize("name", [option.name for option in dataclasses.fields(ImageSettings)])
@@ -66,7 +78,9 @@ def test_texts_of_flags_are_understood():
 
 def test_replace_checks_anew():
     assert ImageSettings().replace(upscale=4).upscale == 4
-    assert option_named(ImageSettings, "upscale").metadata["allowed"] == "1 | 2 | 4"  # as --help says
+    assert (
+        option_named(ImageSettings, "upscale").metadata["allowed"] == "1 | 2 | 4"
+    )  # as --help says
     with pytest.raises(ConfigError):
         ImageSettings().replace(upscale=3)
 
@@ -85,9 +99,22 @@ def test_every_option_of_the_enhancer_reaches_it():
 
 def test_what_decides_the_pixels():
     decisive = ImageSettings().decisive()
-    assert {"strength", "upscale", "format", "quality", "face_detector", "save_comparison"} <= decisive.keys()
-    assert not {"model", "device", "mode", "download", "fidelity"} & decisive.keys()  # facts tell these exactly
-    assert ImageSettings(mode="memory").decisive() == decisive != ImageSettings(strength=0.5).decisive()
+    assert {
+        "strength",
+        "upscale",
+        "format",
+        "quality",
+        "face_detector",
+        "save_comparison",
+    } <= decisive.keys()
+    assert (
+        not {"model", "device", "mode", "download", "fidelity"} & decisive.keys()
+    )  # facts tell these exactly
+    assert (
+        ImageSettings(mode="memory").decisive()
+        == decisive
+        != ImageSettings(strength=0.5).decisive()
+    )
 
 
 def test_options_by_name():

@@ -18,12 +18,12 @@ import pytest
 
 from musetalk_enhance.errors import ConfigError, MediaError, MissingDependencyError, RestorerError
 from musetalk_enhance.jobs import ImageSettings, LocalEngine, restore_images
-from musetalk_enhance.jobs.models import Facts
+from musetalk_enhance.jobs.job import Job
+from musetalk_enhance.jobs.models import RunInfo
 from musetalk_enhance.jobs.ray_engine import RayEngine
 from musetalk_enhance.jobs.ray_steps import ATTEMPTS, ElsewhereError, Failure, pack, unpack
-from musetalk_enhance.jobs.work import Work
 
-FACTS = Facts("none", "none", None, None, None, None, "cpu", 1, 3, {}, [])
+FACTS = RunInfo("none", "none", None, None, None, None, "cpu", 1, 3, {}, [])
 
 
 @pytest.fixture(autouse=True)
@@ -77,7 +77,7 @@ def holds_soon(condition, seconds: float = 60) -> bool:
     return holds
 
 
-MAKERS = "ray::MapWorker(MapBatches(MakeStep)"
+PROCESSORS = "ray::MapWorker(MapBatches(ProcessStep)"
 
 
 @dataclass(frozen=True)
@@ -92,7 +92,7 @@ class Steps:
         return unit, np.full(10, unit["id"])
 
     def open(self):
-        return Maker(self.folder)
+        return Processor(self.folder)
 
     def write(self, made):
         unit, total, process = made
@@ -100,12 +100,12 @@ class Steps:
             raise MediaError(self.folder / "x.png", "the disk is full")
         return {"unit": unit, "total": total, **process}
 
-    def work(self, units):
-        return Work(units, self.read, self.open, self.write, threads=FACTS.threads)
+    def job(self, units):
+        return Job(units, self.read, self.open, self.write, threads=FACTS.threads)
 
 
-class Maker:
-    facts = FACTS
+class Processor:
+    run_info = FACTS
 
     def __init__(self, folder):
         self.folder = folder
@@ -113,13 +113,17 @@ class Maker:
     def prepare(self, loaded):
         return loaded
 
-    def make(self, loaded):
+    def process(self, loaded):
         unit, array = loaded
         if unit.get("waits") and not (self.folder / "killed").exists():
             (self.folder / "pid").write_text(str(os.getpid()))
             time.sleep(120)
         names = ("OMP_NUM_THREADS", "MUSETALK_ENHANCE_CACHE")
-        return unit, int(array.sum()), {"pid": os.getpid(), **{name: os.environ.get(name) for name in names}}
+        return (
+            unit,
+            int(array.sum()),
+            {"pid": os.getpid(), **{name: os.environ.get(name) for name in names}},
+        )
 
     def finish(self, made):
         return made
@@ -132,9 +136,9 @@ def refuse():
     raise ConfigError("model", "x", "y")
 
 
-def done_by(engine, work):
+def done_by(engine, job):
     states = []
-    engine.run(work, states.append)
+    engine.run(job, states.append)
     return sorted(states, key=lambda state: state["unit"]["id"])
 
 
@@ -150,7 +154,7 @@ def test_the_work_is_done_though_a_worker_is_killed(kept, tmp_path, own_cache):
     units = [{"id": number, "waits": number == 1} for number in range(6)]
     killer = threading.Thread(target=kill_when_there, args=[tmp_path], daemon=True)
     killer.start()
-    states = done_by(kept, Steps(tmp_path).work(units))
+    states = done_by(kept, Steps(tmp_path).job(units))
     killer.join()
     assert [state["unit"] for state in states] == units
     assert [state["total"] for state in states] == [10 * unit["id"] for unit in units]
@@ -163,16 +167,20 @@ def test_an_error_stops_the_work_and_arrives_as_it_was(kept, tmp_path):
     units = [{"id": number, "full": number == 2} for number in range(30)]
     states = []
     with pytest.raises(MediaError, match="the disk is full") as caught:
-        kept.run(Steps(tmp_path).work(units), states.append)
+        kept.run(Steps(tmp_path).job(units), states.append)
     assert caught.value.path == tmp_path / "x.png"
-    assert isinstance(caught.value.__cause__, ElsewhereError) and "in write" in str(caught.value.__cause__)
+    assert isinstance(caught.value.__cause__, ElsewhereError) and "in write" in str(
+        caught.value.__cause__
+    )
     assert len(states) < len(units)
-    assert holds_soon(lambda: rays(MAKERS) == [])
+    assert holds_soon(lambda: rays(PROCESSORS) == [])
 
 
 def test_a_unit_that_kills_every_worker_is_given_up(kept, tmp_path):
-    with pytest.raises(RestorerError, match=f"unit 1, step 'read': its worker process died {ATTEMPTS} times"):
-        done_by(kept, Steps(tmp_path).work([{"id": 0}, {"id": 1, "dies": True}]))
+    with pytest.raises(
+        RestorerError, match=f"unit 1, step 'read': its worker process died {ATTEMPTS} times"
+    ):
+        done_by(kept, Steps(tmp_path).job([{"id": 0}, {"id": 1, "dies": True}]))
 
 
 def test_what_the_caller_raises_goes_through_and_a_cluster_of_others_is_left(kept, tmp_path):
@@ -181,33 +189,40 @@ def test_what_the_caller_raises_goes_through_and_a_cluster_of_others_is_left(kep
     def stop(state):
         raise KeyboardInterrupt
 
-    kept.facts(Steps(Path()).open)
+    kept.run_info(Steps(Path()).open)
     with pytest.raises(KeyboardInterrupt):
-        RayEngine(workers=1).run(Steps(tmp_path).work([{"id": 0}]), stop)
+        RayEngine(workers=1).run(Steps(tmp_path).job([{"id": 0}]), stop)
     assert ray.is_initialized()
 
 
 def test_a_worker_of_a_closed_cluster_says_what_runs_or_why_nothing_does(kept):
     import ray
 
-    assert kept.facts(Steps(Path()).open) == FACTS
+    assert kept.run_info(Steps(Path()).open) == FACTS
     assert {node["NodeManagerAddress"] for node in ray.nodes()} == {"127.0.0.1"}
     with pytest.raises(ConfigError, match="model") as caught:
-        kept.facts(refuse)
+        kept.run_info(refuse)
     assert (caught.value.key, caught.value.value, caught.value.allowed) == ("model", "x", "y")
 
 
 def test_more_workers_than_there_is_room_for_are_refused(kept, tmp_path):
     start = time.monotonic()
-    kept.facts(Steps(Path()).open)
+    kept.run_info(Steps(Path()).open)
     with pytest.raises(ConfigError, match="workers: invalid value 1000; expected at most"):
-        RayEngine(workers=1000).run(Steps(tmp_path).work([{"id": 0}]), print)
+        RayEngine(workers=1000).run(Steps(tmp_path).job([{"id": 0}]), print)
     assert time.monotonic() - start < 30
 
 
 def digests(folder):
-    paths = [path for path in folder.rglob("*") if path.is_file() and ".musetalk_enhance" not in path.parts]
-    return {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in paths}
+    paths = [
+        path
+        for path in folder.rglob("*")
+        if path.is_file() and ".musetalk_enhance" not in path.parts
+    ]
+    return {
+        str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in paths
+    }
 
 
 @pytest.mark.slow
@@ -225,7 +240,7 @@ def test_pictures_come_out_as_on_this_machine_alone(kept, tmp_path, rng, monkeyp
 
     def kill_one(done, total):
         if 0 < done < total and not killed:
-            killed.append(rays(MAKERS)[0])
+            killed.append(rays(PROCESSORS)[0])
             killed[0].kill()
 
     restore_images("in", "alone", settings, engine=LocalEngine())
@@ -242,7 +257,7 @@ def test_pictures_come_out_as_on_this_machine_alone(kept, tmp_path, rng, monkeyp
 def test_an_address_that_is_none(address, monkeypatch):
     monkeypatch.setattr(pytest.importorskip("ray"), "is_initialized", lambda: False)
     with pytest.raises(ConfigError, match="address: .* expected auto | HOST:PORT"):
-        RayEngine(address).facts(refuse)
+        RayEngine(address).run_info(refuse)
 
 
 def test_an_address_where_nobody_answers(monkeypatch):
@@ -251,8 +266,8 @@ def test_an_address_where_nobody_answers(monkeypatch):
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     start = time.monotonic()
-    with pytest.raises(ConfigError, match="Nobody answers there"):
-        RayEngine(f"127.0.0.1:{port}").facts(refuse)
+    with pytest.raises(ConfigError, match="The connection failed"):
+        RayEngine(f"127.0.0.1:{port}").run_info(refuse)
     assert time.monotonic() - start < 10
 
 
@@ -275,13 +290,13 @@ def test_no_workers_are_refused():
 def test_ray_that_is_missing_is_named(monkeypatch, tmp_path):
     monkeypatch.setitem(sys.modules, "ray", None)
     with pytest.raises(MissingDependencyError, match=r"musetalk_enhance\[ray\]") as caught:
-        RayEngine().run(Steps(tmp_path).work([{"id": 0}]), print)
+        RayEngine().run(Steps(tmp_path).job([{"id": 0}]), print)
     assert caught.value.extra == "ray"
 
 
 def test_no_work_starts_nothing(monkeypatch, tmp_path):
     monkeypatch.setitem(sys.modules, "ray", None)
-    RayEngine().run(Steps(tmp_path).work([]), print)
+    RayEngine().run(Steps(tmp_path).job([]), print)
 
 
 def test_an_error_that_cannot_be_sent_becomes_one_that_can():
@@ -293,4 +308,8 @@ def test_an_error_that_cannot_be_sent_becomes_one_that_can():
 def test_what_is_packed_is_unpacked():
     pytest.importorskip("pyarrow")
     number, (unit, array) = unpack(pack(7, ({"id": 3}, np.arange(6).reshape(2, 3))))
-    assert (number, unit) == (7, {"id": 3}) and (array == np.arange(6).reshape(2, 3)).all() and array.flags.writeable
+    assert (
+        (number, unit) == (7, {"id": 3})
+        and (array == np.arange(6).reshape(2, 3)).all()
+        and array.flags.writeable
+    )

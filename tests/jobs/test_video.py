@@ -20,13 +20,19 @@ import pytest
 import torch
 
 from musetalk_enhance.errors import ConfigError, MediaError
-from musetalk_enhance.jobs import VideoSettings, film_maker, opening, restore_video, video
-from musetalk_enhance.jobs.film_maker import FilmMaker
+from musetalk_enhance.jobs import VideoSettings, model_loader, restore_video, video, video_processor
 from musetalk_enhance.jobs.manifest import FOLDER, locked
-from musetalk_enhance.jobs.models import Loaded, load
-from musetalk_enhance.jobs.sidecar import read_head, sidecar_of, write_sidecar
-from musetalk_enhance.jobs.video import excerpt, folder_of, segment_of
-from musetalk_enhance.media import SegmentWriter, VideoWriter, concat_segments, index_video, read_frames
+from musetalk_enhance.jobs.models import LoadedModel, load
+from musetalk_enhance.jobs.sidecar import read_head, sidecar_path, write_sidecar
+from musetalk_enhance.jobs.video import excerpt, parts_folder, segment_of
+from musetalk_enhance.jobs.video_processor import VideoProcessor
+from musetalk_enhance.media import (
+    SegmentWriter,
+    VideoWriter,
+    concat_segments,
+    index_video,
+    read_frames,
+)
 from musetalk_enhance.restorers.base import LoadRequest
 from musetalk_enhance.restorers.catalog import Choice, Model
 from tests.conftest import PLAIN, RECORD, ROOT, FakeRestorer
@@ -65,13 +71,17 @@ def clip(shared, small, tmp_path_factory):
     with VideoWriter(folder / "silent.mp4", Fraction(30), (SIDE, SIDE), crf=10) as writer:
         for frame in small:
             writer.write(frame)
-    concat_segments([folder / "silent.mp4"], index_video(source, end=COUNT / 30), source, folder / "clip.mp4")
+    concat_segments(
+        [folder / "silent.mp4"], index_video(source, end=COUNT / 30), source, folder / "clip.mp4"
+    )
     return folder / "clip.mp4"
 
 
 @pytest.fixture(scope="module")
 def settings(shared):
-    return VideoSettings(detector_path=str(shared / "weights/face_detection_yunet_2023mar.onnx"), **QUICK)
+    return VideoSettings(
+        detector_path=str(shared / "weights/face_detection_yunet_2023mar.onnx"), **QUICK
+    )
 
 
 @pytest.fixture(autouse=True)
@@ -86,24 +96,25 @@ def cheaply(with_network: bool):
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(film_maker, "TEMPLATE_SIDE", 128)
-        for module in (film_maker, video):
+        patch.setattr(video_processor, "TEMPLATE_SIDE", 128)
+        for module in (video_processor, video):
             patch.setattr(module, "PREROLL", 4)
         if not with_network:
-            patch.setattr(opening, "load", load_fake)
+            patch.setattr(model_loader, "load", load_fake)
         yield
     torch.set_num_threads(threads)
 
 
-def load_fake(settings, *, pinned=None) -> Loaded:
+def load_fake(settings, *, pinned=None) -> LoadedModel:
     """A network that adds contrast, in place of the lite model."""
     if settings.model != "lite":
         return load(settings, pinned=pinned)
     wanted = settings.enhancer()
     restorer = FakeRestorer(
-        LoadRequest(SMALL, wanted, torch.device("cpu")), lambda faces: (faces * 1.2 - 0.1).clip(0, 1)
+        LoadRequest(SMALL, wanted, torch.device("cpu")),
+        lambda faces: (faces * 1.2 - 0.1).clip(0, 1),
     )
-    return Loaded(restorer, Choice(Model(SMALL, lambda: FakeRestorer), wanted), None, [])
+    return LoadedModel(restorer, Choice(Model(SMALL, lambda: FakeRestorer), wanted), None, [])
 
 
 def run_through(clip, settings, folder, with_network):
@@ -125,20 +136,23 @@ def lite(clip, settings, tmp_path_factory):
 
 
 def bytes_of(out: Path) -> tuple[bytes, bytes]:
-    assert {path.name for path in out.parent.iterdir() if "out" in path.name} == {out.name, f"{out.name}.json"}
-    return out.read_bytes(), sidecar_of(out).read_bytes()
+    assert {path.name for path in out.parent.iterdir() if "out" in path.name} == {
+        out.name,
+        f"{out.name}.json",
+    }
+    return out.read_bytes(), sidecar_path(out).read_bytes()
 
 
 @pytest.fixture
 def made(monkeypatch):
     """Numbers of the segments that are made."""
-    numbers, plain = [], FilmMaker.make
+    numbers, plain = [], VideoProcessor.process
 
-    def make(self, unit):
+    def process(self, unit):
         numbers.append(unit["id"])
         return plain(self, unit)
 
-    monkeypatch.setattr(FilmMaker, "make", make)
+    monkeypatch.setattr(VideoProcessor, "process", process)
     return numbers
 
 
@@ -160,7 +174,9 @@ def failing(name, owner, after, monkeypatch):
     return lambda: monkeypatch.setattr(owner, name, plain)
 
 
-def stopped(clip, out, settings, monkeypatch, name="write", owner=SegmentWriter, after=SEGMENT + 12):
+def stopped(
+    clip, out, settings, monkeypatch, name="write", owner=SegmentWriter, after=SEGMENT + 12
+):
     undo = failing(name, owner, after, monkeypatch)
     with pytest.raises(Stop):
         restore_video(clip, out, settings)
@@ -184,7 +200,9 @@ def test_everything_but_the_face_is_kept(clip, settings, lite, tmp_path):
         "color_trc",
         "audio",
     )
-    assert all(getattr(index, name) == getattr(after, name) for name in kept) and after.fps == Fraction(30)
+    assert all(
+        getattr(index, name) == getattr(after, name) for name in kept
+    ) and after.fps == Fraction(30)
     before = list(read_frames(clip))
     for one, other in zip(before, read_frames(out), strict=True):
         change = np.abs(one.astype(int) - other).mean(axis=2)
@@ -194,7 +212,9 @@ def test_everything_but_the_face_is_kept(clip, settings, lite, tmp_path):
 def whole_lines(sidecar: bytes) -> int:
     """Notes that stand in a line of their own."""
     lines = sidecar.decode().split("\n")
-    return sum(bool(json.loads(line.rstrip(","))) for line in lines[lines.index(' "notes": [') + 1 : -3])
+    return sum(
+        bool(json.loads(line.rstrip(","))) for line in lines[lines.index(' "notes": [') + 1 : -3]
+    )
 
 
 def test_the_file_beside_it_says_what_was_done(lite):
@@ -216,40 +236,53 @@ def test_the_file_beside_it_says_what_was_done(lite):
     assert all(0 < note["strength"] <= 1 and note["change"] > 0 for note in stats["notes"])
     assert all(note["left alone"] is None for note in stats["notes"])
     job = stats["job"]
-    assert job["model_that_ran"]["model"] == "lite" and job["fps"] == "30" and job["size_wh"] == [SIDE, SIDE]
-    assert "shared" not in lite[1].decode() and "/tmp" not in lite[1].decode(), "no path of this machine"
+    assert (
+        job["model_that_ran"]["model"] == "lite"
+        and job["fps"] == "30"
+        and job["size_wh"] == [SIDE, SIDE]
+    )
+    assert "shared" not in lite[1].decode() and "/tmp" not in lite[1].decode(), (
+        "no path of this machine"
+    )
 
 
 def test_a_second_run_has_nothing_to_do(clip, settings, whole, tmp_path, made, caplog):
     out, told = tmp_path / "out.mp4", []
     out.write_bytes(whole[0])
-    sidecar_of(out).write_bytes(whole[1])
-    stamps = [path.stat().st_mtime_ns for path in (out, sidecar_of(out))]
+    sidecar_path(out).write_bytes(whole[1])
+    stamps = [path.stat().st_mtime_ns for path in (out, sidecar_path(out))]
     with caplog.at_level(logging.INFO, "musetalk_enhance"):
         again = restore_video(clip, out, settings, progress=lambda *words: told.append(words))
-    assert not made and again.resumed == COUNT and "done already" in caplog.text and told == [(COUNT, COUNT)]
+    assert (
+        not made
+        and again.resumed == COUNT
+        and "already done" in caplog.text
+        and told == [(COUNT, COUNT)]
+    )
     said = json.loads(whole[1])
     assert len(said.pop("notes")) == COUNT and again.stats == said and bytes_of(out) == whole
-    assert stamps == [path.stat().st_mtime_ns for path in (out, sidecar_of(out))]
+    assert stamps == [path.stat().st_mtime_ns for path in (out, sidecar_path(out))]
 
 
 POINTS = {
     "first segment": ("write", SegmentWriter, 3, 0),
     "third segment": ("write", SegmentWriter, 2 * SEGMENT + 2, 2 * SEGMENT),
-    "state of the second": ("write_state", film_maker, 1, SEGMENT),
+    "state of the second": ("write_state", video_processor, 1, SEGMENT),
     "join": ("concat_segments", video, 0, COUNT),
     "sidecar": ("_stats", video, 0, COUNT),
-    "film in place": ("_put", video, 1, COUNT),
+    "film in place": ("_move", video, 1, COUNT),
 }
 """What fails, in which call after how many, and the frames that are done then."""
 
 
 @pytest.mark.parametrize("point", POINTS)
-def test_a_stopped_run_goes_on_to_the_same_bytes(clip, settings, whole, tmp_path, made, monkeypatch, point):
+def test_a_stopped_run_goes_on_to_the_same_bytes(
+    clip, settings, whole, tmp_path, made, monkeypatch, point
+):
     name, owner, after, resumed = POINTS[point]
     out, told = tmp_path / "out.mp4", []
     stopped(clip, out, settings, monkeypatch, name, owner, after)
-    assert out.exists() is (point == "film in place") and folder_of(out).is_dir()
+    assert out.exists() is (point == "film in place") and parts_folder(out).is_dir()
     made.clear()
     done = restore_video(clip, out, settings, progress=lambda *words: told.append(words))
     assert bytes_of(out) == whole and done.resumed == resumed
@@ -257,10 +290,12 @@ def test_a_stopped_run_goes_on_to_the_same_bytes(clip, settings, whole, tmp_path
     assert told[0] == (resumed, COUNT) and told[-1] == (COUNT, COUNT) and told == sorted(told)
 
 
-def test_stopped_between_the_end_and_the_clean_up(clip, settings, whole, tmp_path, made, monkeypatch):
+def test_stopped_between_the_end_and_the_clean_up(
+    clip, settings, whole, tmp_path, made, monkeypatch
+):
     out = tmp_path / "out.mp4"
     stopped(clip, out, settings, monkeypatch, "rmtree", video.shutil, 0)
-    assert folder_of(out).is_dir() and made == [0, 1, 2]
+    assert parts_folder(out).is_dir() and made == [0, 1, 2]
     restore_video(clip, out, settings)
     assert bytes_of(out) == whole and made == [0, 1, 2]
 
@@ -290,43 +325,59 @@ def emptied(path: Path) -> None:
         (f"{FOLDER}/manifest.json", cut_short, [2]),
     ],
 )
-def test_what_is_damaged_is_made_again(clip, settings, whole, tmp_path, made, monkeypatch, name, damage, again):
+def test_what_is_damaged_is_made_again(
+    clip, settings, whole, tmp_path, made, monkeypatch, name, damage, again
+):
     out = tmp_path / "out.mp4"
     stopped(clip, out, settings, monkeypatch, after=2 * SEGMENT + 2)
-    damage(folder_of(out) / name)
+    damage(parts_folder(out) / name)
     made.clear()
     restore_video(clip, out, settings)
     assert bytes_of(out) == whole and made == again
 
 
-def test_segments_of_a_damaged_manifest_are_not_mixed_with_others(clip, settings, tmp_path, monkeypatch, caplog):
+def test_segments_of_a_damaged_manifest_are_not_mixed_with_others(
+    clip, settings, tmp_path, monkeypatch, caplog
+):
     out, fresh, other = tmp_path / "out.mp4", tmp_path / "fresh.mp4", settings.replace(crf=30)
     stopped(clip, out, settings, monkeypatch)
-    cut_short(folder_of(out) / FOLDER / "manifest.json")
+    cut_short(parts_folder(out) / FOLDER / "manifest.json")
     restore_video(clip, out, other)
-    assert "cannot be read: starting afresh" in caplog.text
+    assert "cannot be read: starting over" in caplog.text
     restore_video(clip, fresh, other)
     assert out.read_bytes() == fresh.read_bytes()
 
 
-def test_other_settings_start_afresh_and_say_so(clip, settings, whole, tmp_path, made, monkeypatch, caplog):
+def test_other_settings_start_afresh_and_say_so(
+    clip, settings, whole, tmp_path, made, monkeypatch, caplog
+):
     out = tmp_path / "out.mp4"
     stopped(clip, out, settings.replace(crf=40), monkeypatch)
     made.clear()
     restore_video(clip, out, settings)
     assert made == [0, 1, 2] and bytes_of(out) == whole
-    assert "other settings than in the last run (crf: 40 then, 18 now): starting afresh" in caplog.text
+    assert (
+        "the settings differ from the last run (crf: 40 then, 18 now): starting over" in caplog.text
+    )
 
 
-def test_a_finished_film_of_other_settings_is_made_again(clip, settings, whole, tmp_path, made, caplog):
+def test_a_finished_film_of_other_settings_is_made_again(
+    clip, settings, whole, tmp_path, made, caplog
+):
     out = tmp_path / "out.mp4"
     out.write_bytes(whole[0])
-    sidecar_of(out).write_bytes(whole[1])
+    sidecar_path(out).write_bytes(whole[1])
     restore_video(clip, out, settings, end=0.5)
-    assert made == [0] and len(decoded(out)) == 15 and "with other settings or from another film" in caplog.text
+    assert (
+        made == [0]
+        and len(decoded(out)) == 15
+        and "with other settings or from another video" in caplog.text
+    )
 
 
-def test_another_film_under_the_same_name_starts_afresh(clip, settings, tmp_path, made, monkeypatch, caplog):
+def test_another_film_under_the_same_name_starts_afresh(
+    clip, settings, tmp_path, made, monkeypatch, caplog
+):
     source, out = tmp_path / "in.mp4", tmp_path / "out.mp4"
     source.write_bytes(clip.read_bytes())
     stopped(source, out, settings, monkeypatch)
@@ -334,32 +385,39 @@ def test_another_film_under_the_same_name_starts_afresh(clip, settings, tmp_path
     made.clear()
     restore_video(source, out, settings)
     assert made == [0, 1] and "input_sha256" in caplog.text and len(decoded(out)) == 20
-    assert json.loads(sidecar_of(out).read_text())["totals"]["passed_through"] == {"no face": 20}
+    assert json.loads(sidecar_path(out).read_text())["totals"]["passed_through"] == {"no face": 20}
 
 
 @pytest.mark.parametrize("damage", [Path.unlink, garbled])
-def test_a_result_that_is_gone_or_damaged_is_made_again(clip, settings, whole, tmp_path, made, caplog, damage):
+def test_a_result_that_is_gone_or_damaged_is_made_again(
+    clip, settings, whole, tmp_path, made, caplog, damage
+):
     out = tmp_path / "out.mp4"
     out.write_bytes(whole[0])
-    sidecar_of(out).write_bytes(whole[1])
+    sidecar_path(out).write_bytes(whole[1])
     damage(out)
     restore_video(clip, out, settings)
-    assert made == [0, 1, 2] and bytes_of(out) == whole and "starting afresh" in caplog.text
+    assert made == [0, 1, 2] and bytes_of(out) == whole and "starting over" in caplog.text
 
 
-@pytest.mark.parametrize("text", ["", "[]", '{"job": "x"}', '{"job": {"facts": {"threads": 1}}}', "\x00\xff"])
+@pytest.mark.parametrize(
+    "text", ["", "[]", '{"job": "x"}', '{"job": {"facts": {"threads": 1}}}', "\x00\xff"]
+)
 def test_a_file_beside_it_that_says_nothing_is_looked_past(clip, settings, tmp_path, made, text):
     out = tmp_path / "out.mp4"
-    sidecar_of(out).write_text(text, encoding="latin-1")
+    sidecar_path(out).write_text(text, encoding="latin-1")
     restore_video(clip, out, settings, end=0.1)
-    assert made == [0] and json.loads(sidecar_of(out).read_text())["totals"]["frames"] == 3
+    assert made == [0] and json.loads(sidecar_path(out).read_text())["totals"]["frames"] == 3
 
 
 def test_the_head_of_the_file_beside_it_is_read_alone(tmp_path):
     path, head = tmp_path / "film.mp4.json", {"totals": {"frames": 2}, "job": {"notes": "["}}
     write_sidecar(path, head, iter([{"strength": 0.5}, {"passthrough": 'a "notes": [ in it'}]))
     whole = json.loads(path.read_text())
-    assert whole.pop("notes") == [{"strength": 0.5}, {"passthrough": 'a "notes": [ in it'}] and whole == head
+    assert (
+        whole.pop("notes") == [{"strength": 0.5}, {"passthrough": 'a "notes": [ in it'}]
+        and whole == head
+    )
     assert read_head(path) == head
     path.write_text(path.read_text()[: path.read_text().index("strength")])
     assert read_head(path) == head, "what stands before the notes needs nothing of them"
@@ -370,9 +428,9 @@ def test_the_head_of_the_file_beside_it_is_read_alone(tmp_path):
 def test_notes_that_cannot_be_had_are_named(tmp_path):
     def notes():
         yield {}
-        raise MediaError(tmp_path / "units" / "000001.json", "is gone or damaged")
+        raise MediaError(tmp_path / "units" / "000001.json", "is missing or damaged")
 
-    with pytest.raises(MediaError, match="^[^:]*000001.json: is gone or damaged$"):
+    with pytest.raises(MediaError, match="^[^:]*000001.json: is missing or damaged$"):
         write_sidecar(tmp_path / "film.json", {"totals": {}}, notes())
     with pytest.raises(MediaError, match="film.json: cannot be written"):
         write_sidecar(tmp_path / "missing" / "film.json", {"totals": {}}, [])
@@ -416,9 +474,14 @@ def test_a_turned_film_stays_turned(small, settings, tmp_path):
 def test_no_sound_and_uneven_times(small, settings, tmp_path, monkeypatch, suffix):
     uneven = [0, 7, 40, 41, 90, 200, 201, 203, 260, 300]
     monkeypatch.setattr(clips, "picture", lambda at, size_wh: small[at])
-    source = make_film(tmp_path / f"in{suffix}", 10, (SIDE, SIDE), pts=uneven, time_base=Fraction(1, 1000))
+    source = make_film(
+        tmp_path / f"in{suffix}", 10, (SIDE, SIDE), pts=uneven, time_base=Fraction(1, 1000)
+    )
     done = restore_video(source, tmp_path / f"out{suffix}", settings)
-    assert times(done.output) == [Fraction(at, 1000) for at in uneven] and done.stats["totals"]["restored"] == 10
+    assert (
+        times(done.output) == [Fraction(at, 1000) for at in uneven]
+        and done.stats["totals"]["restored"] == 10
+    )
     assert not index_video(done.output).audio
 
 
@@ -449,29 +512,32 @@ def test_what_is_refused(clip, settings, tmp_path, made):
 def test_a_network_that_cannot_be_loaded_leaves_nothing(clip, settings, tmp_path):
     with pytest.raises(Exception, match="weight"):
         restore_video(clip, tmp_path / "out.mp4", settings.replace(model="gfpgan-1.4"))
-    assert not folder_of(tmp_path / "out.mp4").exists()
+    assert not parts_folder(tmp_path / "out.mp4").exists()
 
 
 def test_two_runs_at_once_are_refused(clip, settings, tmp_path):
     out = tmp_path / "out.mp4"
-    with locked(folder_of(out)):
+    with locked(parts_folder(out)):
         with pytest.raises(ConfigError, match="no other run"):
             restore_video(clip, out, settings)
-        assert (folder_of(out) / FOLDER).is_dir(), "it is the other one's"
+        assert (parts_folder(out) / FOLDER).is_dir(), "it is the other one's"
 
 
 def test_a_film_without_times_is_cut_into_few_segments(tmp_path):
     index = index_video(make_film(tmp_path / "film.mp4", 200, (32, 32)))
     counted = replace(index, counted=True)
     assert segment_of(index, VideoSettings(segment=16)) == 16
-    assert segment_of(counted, VideoSettings(segment=16)) == 25 and segment_of(counted, VideoSettings()) == 240
+    assert (
+        segment_of(counted, VideoSettings(segment=16)) == 25
+        and segment_of(counted, VideoSettings()) == 240
+    )
 
 
 KILLED = """
 import sys
 import torch
-from musetalk_enhance.jobs import VideoSettings, film_maker, restore_video, video
-film_maker.TEMPLATE_SIDE, film_maker.PREROLL, video.PREROLL = 128, 4, 4
+from musetalk_enhance.jobs import VideoSettings, restore_video, video, video_processor
+video_processor.TEMPLATE_SIDE, video_processor.PREROLL, video.PREROLL = 128, 4, 4
 torch.set_num_threads(1)
 source, out, detector, *quick = sys.argv[1:]
 settings = VideoSettings(detector_path=detector, **eval(quick[0]))
@@ -481,7 +547,15 @@ restore_video(source, out, settings, progress=lambda done, total: print(done, fl
 
 def test_kill_9_in_the_middle(clip, settings, lite, tmp_path, made):
     out = tmp_path / "out.mp4"
-    words = [sys.executable, "-c", KILLED, str(clip), str(out), str(settings.detector_path), repr(QUICK)]
+    words = [
+        sys.executable,
+        "-c",
+        KILLED,
+        str(clip),
+        str(out),
+        str(settings.detector_path),
+        repr(QUICK),
+    ]
     with subprocess.Popen(words, cwd=ROOT, stdout=subprocess.PIPE, text=True) as run:
         for line in run.stdout:
             if int(line) > SEGMENT:
@@ -508,17 +582,17 @@ def test_a_network_that_fails_at_some_faces_is_counted_and_the_next_run_does_bet
 
     def fails(self, faces_rgb):
         calls.append(len(faces_rgb))
-        if 3 <= len(calls) < 3 + film_maker.CHUNK + 1:
+        if 3 <= len(calls) < 3 + video_processor.CHUNK + 1:
             raise RuntimeError("the driver is gone")
         return plain(self, faces_rgb)
 
     monkeypatch.setattr(FakeRestorer, "restore", fails)
     out = tmp_path / "out.mp4"
     first = restore_video(clip, out, settings)
-    assert 0 < first.errors <= film_maker.CHUNK and "notes" not in first.stats
+    assert 0 < first.errors <= video_processor.CHUNK and "notes" not in first.stats
     assert first.stats["totals"]["left"] == {"restorer: RuntimeError": first.errors}
     assert bytes_of(out) != whole
     monkeypatch.setattr(FakeRestorer, "restore", plain)
     again = restore_video(clip, out, settings)
-    assert again.errors == 0 and "the network failed: starting afresh" in caplog.text
+    assert again.errors == 0 and "the network failed: starting over" in caplog.text
     assert bytes_of(out) == whole

@@ -15,11 +15,16 @@ import torch
 
 from musetalk_enhance.errors import MediaError, RestorerError
 from musetalk_enhance.faces.detect import FFHQ_512, Face, FaceDetector
-from musetalk_enhance.jobs import VideoSettings, film_maker
-from musetalk_enhance.jobs.film_maker import CHUNK, PREROLL, FilmMaker, OpenFilmMaker
+from musetalk_enhance.jobs import VideoSettings, video_processor
 from musetalk_enhance.jobs.manifest import file_digest, outputs_of
-from musetalk_enhance.jobs.models import Loaded
-from musetalk_enhance.jobs.opening import OpenedFilm
+from musetalk_enhance.jobs.model_loader import VideoModels
+from musetalk_enhance.jobs.models import LoadedModel
+from musetalk_enhance.jobs.video_processor import (
+    CHUNK,
+    PREROLL,
+    VideoProcessor,
+    VideoProcessorFactory,
+)
 from musetalk_enhance.media import SegmentWriter, VideoWriter, index_video, segment_reader
 from musetalk_enhance.pipeline.engine import Restored
 from musetalk_enhance.pipeline.outcome import Cause, Outcome
@@ -38,7 +43,7 @@ SETTINGS = VideoSettings(crf=0, preset="ultrafast", min_face=16, batch_size=4, *
 @pytest.fixture(autouse=True)
 def cheap(monkeypatch):
     """Faces of 128 px and one thread: the squares are small, and the machine may be busy."""
-    monkeypatch.setattr(film_maker, "TEMPLATE_SIDE", SIDE)
+    monkeypatch.setattr(video_processor, "TEMPLATE_SIDE", SIDE)
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -51,7 +56,9 @@ class Squares(FaceDetector):
     def detect(self, picture_bgr):
         if picture_bgr[0, 0].min() > 240:
             return []
-        green = (picture_bgr[..., 1] > 150) & (picture_bgr[..., 0] < 140) & (picture_bgr[..., 2] < 140)
+        green = (
+            (picture_bgr[..., 1] > 150) & (picture_bgr[..., 0] < 140) & (picture_bgr[..., 2] < 140)
+        )
         count, _, stats, middles = cv2.connectedComponentsWithStats(green.astype(np.uint8))
         return [
             face_at(x + 0.5, y + 0.5)
@@ -69,7 +76,9 @@ def face_at(x: float, y: float) -> Face:
 def scene(at: int, places, blind: bool = False, seed: int = 0) -> np.ndarray:
     """A dim smooth picture with a green square at each (x, y): blue tells the frame, red which square."""
     rng = np.random.default_rng(seed)
-    image = cv2.resize(rng.integers(20, 120, (6, 8, 3), np.uint8), (WIDTH, HEIGHT), interpolation=cv2.INTER_CUBIC)
+    image = cv2.resize(
+        rng.integers(20, 120, (6, 8, 3), np.uint8), (WIDTH, HEIGHT), interpolation=cv2.INTER_CUBIC
+    )
     for number, (x, y) in enumerate(places):
         left, top = x - SQUARE // 2, y - SQUARE // 2
         image[top : top + SQUARE, left : left + SQUARE] = (3 * at, 200, 30 + 80 * number)
@@ -84,19 +93,21 @@ def film(path, pictures):
     return path
 
 
-def opened_with(function=None, detector=None, record=WHOLE, **options) -> OpenedFilm:
+def opened_with(function=None, detector=None, record=WHOLE, **options) -> VideoModels:
     settings = SETTINGS.replace(**options)
     wanted = settings.enhancer(model="lite")
     restorer = FakeRestorer(LoadRequest(record, wanted, torch.device("cpu")), function)
-    loaded = Loaded(restorer, Choice(Model(record, lambda: FakeRestorer), wanted), None, [])
-    return OpenedFilm(detector or Squares(), loaded.enhancer(output_size="same"), settings, facts=None)
+    loaded = LoadedModel(restorer, Choice(Model(record, lambda: FakeRestorer), wanted), None, [])
+    return VideoModels(
+        detector or Squares(), loaded.enhancer(output_size="same"), settings, run_info=None
+    )
 
 
 def make(path, folder, opened=None, first=0, stop=None, number=0):
     """One segment: the path of its file and its state."""
     index = index_video(path)
-    maker = FilmMaker(opened or opened_with(), path, index, folder)
-    state = maker.make({"id": number, "first": first, "stop": stop or len(index)})
+    processor = VideoProcessor(opened or opened_with(), path, index, folder)
+    state = processor.process({"id": number, "first": first, "stop": stop or len(index)})
     return folder / next(iter(outputs_of(state))), state
 
 
@@ -110,7 +121,9 @@ def moving(tmp_path_factory):
 @pytest.fixture(scope="module")
 def pair(tmp_path_factory):
     """36 frames of two squares, the second one there from frame 10 to frame 30."""
-    pictures = [scene(at, [(44, 64), (180 - at // 2, 66)][: 2 if 10 <= at < 30 else 1]) for at in range(36)]
+    pictures = [
+        scene(at, [(44, 64), (180 - at // 2, 66)][: 2 if 10 <= at < 30 else 1]) for at in range(36)
+    ]
     return film(tmp_path_factory.mktemp("pair") / "film.mp4", pictures)
 
 
@@ -147,19 +160,25 @@ def test_a_network_that_changes_next_to_nothing_changes_no_more(moving, tmp_path
     for at, (one, other) in enumerate(zip(before, after, strict=True)):
         near, far = split(one, box_of(60 + 2 * at, 64))
         near_after, far_after = split(other, box_of(60 + 2 * at, 64))
-        assert all(np.array_equal(a, b) for a, b in zip(far, far_after, strict=True)), "not a bit outside the box"
+        assert all(np.array_equal(a, b) for a, b in zip(far, far_after, strict=True)), (
+            "not a bit outside the box"
+        )
         assert np.abs(near[0] - near_after[0]).max() <= 3, "luma: there and back in whole numbers"
         assert all(np.abs(a - b).mean() < 1.5 for a, b in zip(near, near_after, strict=True))
 
 
 def test_frames_without_a_face_go_through_untouched(tmp_path):
-    pictures = [scene(at, [], seed=at) for at in range(12)] + [scene(at, [(100, 64)]) for at in range(12, 20)]
+    pictures = [scene(at, [], seed=at) for at in range(12)] + [
+        scene(at, [(100, 64)]) for at in range(12, 20)
+    ]
     source = film(tmp_path / "film.mp4", pictures)
     path, state = make(source, tmp_path, opened_with(lambda faces: 1 - faces))
     before, after = decoded(source), decoded(path)
     assert same_planes(before[:12], after[:12]) and not same_planes(before[12:13], after[12:13])
     item = state["items"][0]
-    assert item["notes"][:12] == [{"passthrough": "no face"}] * 12 and "strength" in item["notes"][12]
+    assert (
+        item["notes"][:12] == [{"passthrough": "no face"}] * 12 and "strength" in item["notes"][12]
+    )
     assert item["counts"] == {
         "frames": 20,
         "frames_with_restored_faces": 8,
@@ -172,7 +191,9 @@ def test_frames_without_a_face_go_through_untouched(tmp_path):
 
 def test_faces_that_are_left_alone_go_through_untouched(moving, tmp_path, monkeypatch):
     monkeypatch.setattr(sharpness, "needed", lambda ratio: torch.zeros_like(ratio))
-    path, state = make(moving, tmp_path, opened_with(lambda faces: 1 - faces, sharpness_gate=True), stop=24)
+    path, state = make(
+        moving, tmp_path, opened_with(lambda faces: 1 - faces, sharpness_gate=True), stop=24
+    )
     assert same_planes(decoded(moving)[:24], decoded(path))
     item = state["items"][0]
     assert item["counts"]["faces_restored"] == item["counts"]["frames_with_restored_faces"] == 0
@@ -199,7 +220,10 @@ def test_what_the_network_made_lands_on_the_face_while_it_moves(moving, tmp_path
         edge = x - 10 + int(np.argmax(np.diff(row[x - 10 : x + 10].astype(int))))
         assert abs(edge + 0.5 - x) <= 2, "smoothed landmarks are two pixels behind at most"
         outside = split(planes, box_of(x, 64, 6))[1]
-        assert all(np.array_equal(a, b) for a, b in zip(outside, split(before[at], box_of(x, 64, 6))[1], strict=True))
+        assert all(
+            np.array_equal(a, b)
+            for a, b in zip(outside, split(before[at], box_of(x, 64, 6))[1], strict=True)
+        )
 
 
 def test_between_two_faces_nothing_changes(pair, tmp_path):
@@ -278,9 +302,9 @@ def test_what_runs_up_to_a_segment_comes_first_and_is_thrown_away(pair, tmp_path
 
 def test_each_segment_opens_streams_of_its_own(pair, tmp_path):
     opened, engine = recorded()
-    maker = FilmMaker(opened, pair, index_video(pair), tmp_path)
+    processor = VideoProcessor(opened, pair, index_video(pair), tmp_path)
     for number in (0, 1):
-        maker.make({"id": number, "first": 18 * number, "stop": 18 * (number + 1)})
+        processor.process({"id": number, "first": 18 * number, "stop": 18 * (number + 1)})
     assert len(engine.streams) == 4, "two faces in each of two segments"
     for stream in engine.streams:
         assert len({square for square, _ in stream.frames}) <= 1, "no stream was given two faces"
@@ -300,18 +324,26 @@ def test_mouths_come_with_the_landmarks_of_the_template(moving, tmp_path):
 def test_a_segment_does_not_depend_on_what_was_made_before(pair, tmp_path, stability):
     def opened():
         record = replace(RECORD, input_size=64, output_size=SIDE)
-        return opened_with(lambda faces: (faces * 0.8 + 0.1) ** 1.2, record=record, stability=stability)
+        return opened_with(
+            lambda faces: (faces * 0.8 + 0.1) ** 1.2, record=record, stability=stability
+        )
 
     index, unit = index_video(pair), {"id": 1, "first": 20, "stop": 36}
     states = []
-    for name, before in {"alone": [], "after": [{"id": 0, "first": 0, "stop": 20}], "again": [unit, unit]}.items():
-        maker = FilmMaker(opened(), pair, index, tmp_path / name)
+    for name, before in {
+        "alone": [],
+        "after": [{"id": 0, "first": 0, "stop": 20}],
+        "again": [unit, unit],
+    }.items():
+        processor = VideoProcessor(opened(), pair, index, tmp_path / name)
         for each in before:
-            maker.make(each)
-        states.append(maker.make(unit))
-        maker.close()
+            processor.process(each)
+        states.append(processor.process(unit))
+        processor.close()
     assert states[0] == states[1] == states[2]
-    digests = [file_digest(tmp_path / name / "segments/000001.mp4") for name in ("alone", "after", "again")]
+    digests = [
+        file_digest(tmp_path / name / "segments/000001.mp4") for name in ("alone", "after", "again")
+    ]
     assert len(set(digests)) == 1 and digests[0] == next(iter(outputs_of(states[0]).values()))
 
 
@@ -319,20 +351,27 @@ def test_a_missed_face_is_restored_where_it_was(tmp_path):
     pictures = [scene(at, [(100, 64)], blind=at in (9, 10, 11)) for at in range(20)]
     source = film(tmp_path / "film.mp4", pictures)
     path, state = make(source, tmp_path, opened_with(lambda faces: 1 - faces))
-    assert state["items"][0]["counts"]["faces_held"] == 3 and state["items"][0]["counts"]["faces_restored"] == 20
+    assert (
+        state["items"][0]["counts"]["faces_held"] == 3
+        and state["items"][0]["counts"]["faces_restored"] == 20
+    )
     levels = [int(planes[0][64, 100]) for planes in decoded(path)]
     assert max(levels) - min(levels) < 12, "no flicker"
 
 
 def test_a_face_is_not_held_over_a_cut(tmp_path):
     """What comes after the cut is no face; a network would paint one on it."""
-    pictures = [scene(at, [(100, 64)]) for at in range(12)] + [scene(at, [], seed=5) for at in range(12, 20)]
+    pictures = [scene(at, [(100, 64)]) for at in range(12)] + [
+        scene(at, [], seed=5) for at in range(12, 20)
+    ]
     source = film(tmp_path / "film.mp4", pictures)
     path, state = make(source, tmp_path, opened_with(lambda faces: 1 - faces))
     assert same_planes(decoded(source)[12:], decoded(path)[12:])
     item = state["items"][0]
     assert item["left"] == {Cause.LOST.value: 3} and item["counts"]["faces_held"] == 0
-    assert item["notes"][12] == {"passthrough": Cause.LOST.value} and item["notes"][15] == {"passthrough": "no face"}
+    assert item["notes"][12] == {"passthrough": Cause.LOST.value} and item["notes"][15] == {
+        "passthrough": "no face"
+    }
 
 
 def test_another_person_at_the_same_place_is_a_cut(tmp_path):
@@ -340,7 +379,10 @@ def test_another_person_at_the_same_place_is_a_cut(tmp_path):
 
     def person(at):
         picture = scene(at // 8, [(100, 64)], seed=at // 8)
-        texture = cv2.resize(textures[at // 8], (SQUARE - 8, SQUARE - 8), interpolation=cv2.INTER_CUBIC) // 2
+        texture = (
+            cv2.resize(textures[at // 8], (SQUARE - 8, SQUARE - 8), interpolation=cv2.INTER_CUBIC)
+            // 2
+        )
         inner = picture[50:78, 86:114]
         inner[..., 0] = inner[..., 2] = texture
         return picture
@@ -348,7 +390,10 @@ def test_another_person_at_the_same_place_is_a_cut(tmp_path):
     source = film(tmp_path / "film.mp4", [person(at) for at in range(16)])
     record = replace(RECORD, input_size=64, output_size=SIDE)
     _, state = make(source, tmp_path, opened_with(record=record, stability=0.6))
-    assert [at for at, note in enumerate(state["items"][0]["notes"]) if note["cut"]] in ([8], [0, 8])
+    assert [at for at, note in enumerate(state["items"][0]["notes"]) if note["cut"]] in (
+        [8],
+        [0, 8],
+    )
 
 
 class Crooked(Squares):
@@ -361,7 +406,9 @@ class Crooked(Squares):
         self.count += 1
         faces = super().detect(picture_bgr)
         flat = np.full((5, 2), 100, np.float32)
-        return faces if self.count < 5 else [Face(face.box_xyxy, flat, face.score) for face in faces]
+        return (
+            faces if self.count < 5 else [Face(face.box_xyxy, flat, face.score) for face in faces]
+        )
 
 
 def test_a_face_that_cannot_be_aligned_is_left_alone(moving, tmp_path):
@@ -397,11 +444,13 @@ def failing_write(number):
 @pytest.mark.parametrize("at", [0, 3, 21])
 @pytest.mark.parametrize("who", ["reader", "network", "writer", "film"])
 def test_a_failure_stops_cleanly(moving, tmp_path, monkeypatch, who, at):
-    opened, _ = recorded(fail_at=at if who == "network" else None, detector=FailsAt(at) if who == "reader" else None)
+    opened, _ = recorded(
+        fail_at=at if who == "network" else None, detector=FailsAt(at) if who == "reader" else None
+    )
     if who == "writer":
         monkeypatch.setattr(SegmentWriter, "write", failing_write(at))
     if who == "film":
-        plain = film_maker.read_segment
+        plain = video_processor.read_segment
 
         def cut_off(*words):
             for shot in plain(*words):
@@ -409,22 +458,27 @@ def test_a_failure_stops_cleanly(moving, tmp_path, monkeypatch, who, at):
                     raise MediaError(moving, "is cut off")
                 yield shot
 
-        monkeypatch.setattr(film_maker, "read_segment", cut_off)
+        monkeypatch.setattr(video_processor, "read_segment", cut_off)
     before = set(threading.enumerate())
     with pytest.raises((MediaError, RestorerError), match="failed|disk is full|cut off"):
         make(moving, tmp_path, opened)
     assert set(threading.enumerate()) <= before, "no thread is left"
-    assert not [path for path in tmp_path.rglob("*") if path.is_file()] and not open_files(moving.parent)
+    assert not [path for path in tmp_path.rglob("*") if path.is_file()] and not open_files(
+        moving.parent
+    )
 
 
 def test_a_maker_goes_on_after_a_failure(moving, tmp_path):
     detector = FailsAt(11)
     opened = opened_with(detector=detector)
-    maker, unit = FilmMaker(opened, moving, index_video(moving), tmp_path), {"id": 0, "first": 0, "stop": 20}
+    processor, unit = (
+        VideoProcessor(opened, moving, index_video(moving), tmp_path),
+        {"id": 0, "first": 0, "stop": 20},
+    )
     with pytest.raises(RestorerError):
-        maker.make(unit)
+        processor.process(unit)
     detector.left = 1000
-    assert maker.make(unit) == make(moving, tmp_path / "other", opened_with(), stop=20)[1]
+    assert processor.process(unit) == make(moving, tmp_path / "other", opened_with(), stop=20)[1]
 
 
 def test_memory_does_not_grow_with_the_film(tmp_path, monkeypatch):
@@ -440,11 +494,13 @@ def test_memory_does_not_grow_with_the_film(tmp_path, monkeypatch):
             Counted.live -= 1
 
     monkeypatch.setattr(segment_reader, "DecodedFrame", Counted)
-    source = film(tmp_path / "film.mp4", [scene(at % 40, [(60 + at % 90, 64)]) for at in range(300)])
+    source = film(
+        tmp_path / "film.mp4", [scene(at % 40, [(60 + at % 90, 64)]) for at in range(300)]
+    )
     opened, log = recorded()
     told = []
-    maker = FilmMaker(opened, source, index_video(source), tmp_path, told.append)
-    maker.make({"id": 0, "first": 0, "stop": 300})
+    processor = VideoProcessor(opened, source, index_video(source), tmp_path, told.append)
+    processor.process({"id": 0, "first": 0, "stop": 300})
     assert Counted.most <= 4 * CHUNK and Counted.live == 0
     assert sum(told) == 300 and max(told) == CHUNK
 
@@ -452,11 +508,11 @@ def test_memory_does_not_grow_with_the_film(tmp_path, monkeypatch):
 def test_a_worker_opens_the_networks_with_what_ran_before(moving, tmp_path, monkeypatch):
     asked = []
 
-    def open_film(settings, facts):
-        asked.append((settings, facts))
+    def load_video_models(settings, run_info):
+        asked.append((settings, run_info))
         return opened_with()
 
-    monkeypatch.setattr(film_maker, "open_film", open_film)
-    maker = OpenFilmMaker(SETTINGS, "facts", moving, index_video(moving), tmp_path)()
-    assert asked == [(SETTINGS, "facts")] and maker.prepare({"id": 3}) == {"id": 3}
-    assert maker.finish({"unit": 1}) == {"unit": 1}
+    monkeypatch.setattr(video_processor, "load_video_models", load_video_models)
+    processor = VideoProcessorFactory(SETTINGS, "facts", moving, index_video(moving), tmp_path)()
+    assert asked == [(SETTINGS, "facts")] and processor.prepare({"id": 3}) == {"id": 3}
+    assert processor.finish({"unit": 1}) == {"unit": 1}

@@ -1,0 +1,255 @@
+"""Loads the networks of a job: restorer, detector, and if enabled parser and upsampler."""
+
+from __future__ import annotations
+
+from contextlib import ExitStack, closing
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from .. import weights
+from ..enhancer import GFPGANEnhancer
+from ..errors import ConfigError, MissingDependencyError, WeightError
+from ..faces.detect import FaceDetector, RetinaFace, WholeImage, YuNet, make_detector
+from ..picture_restorer import PictureRestorer
+from ..pipeline.batch_planner import BatchPlanner
+from ..runtime.devices import pick_device
+from .models import LoadedModel, RunInfo, load, run_info_of
+from .options import FaceSettings, ImageSettings, VideoSettings
+
+PARSENET, REALESRGAN = "ParseNet", "RealESRGAN_x2plus"
+_WARM_UP_SIDE = 512
+
+
+@dataclass(frozen=True)
+class ImageModels:
+    """The networks of a job over images.
+
+    Attributes:
+        restorer: restores the faces of images.
+        detector: detects them.
+        enhancer: used by the restorer.
+        loaded: the network of the enhancer.
+        run_info: what runs.
+        resources: closes all of them.
+    """
+
+    restorer: PictureRestorer
+    detector: FaceDetector
+    enhancer: GFPGANEnhancer
+    loaded: LoadedModel
+    run_info: RunInfo
+    held: ExitStack = field(default_factory=ExitStack, repr=False, compare=False)
+
+    def close(self) -> None:
+        """Close all networks."""
+        self.held.close()
+
+
+def load_image_models(settings: ImageSettings, pinned: RunInfo | None = None) -> ImageModels:
+    """Load the networks of a job over images.
+
+    The detector comes first: it is small, so its errors are raised before gigabytes are read.
+
+    Args:
+        settings: of the job.
+        pinned: of an earlier run, to produce the same bits.
+
+    Raises:
+        ConfigError: an option is invalid.
+        WeightError: a weight is missing (says what to fetch), damaged or untrusted.
+        MissingDependencyError: a package is not installed.
+    """
+    threads = use_threads(pinned)
+    with ExitStack() as stack:
+        detector = stack.enter_context(closing(load_detector(settings, settings.min_face)))
+        background = _open_background(settings)
+        if background is not None:
+            stack.enter_context(closing(background))
+        loaded = load(settings, pinned=pinned)
+        stack.enter_context(closing(loaded.restorer))
+        whole = isinstance(detector, WholeImage)
+        enhancer = make_enhancer(
+            loaded,
+            settings,
+            output_size="upscale" if whole else "same",
+            upscale=settings.upscale,
+            stability=0,
+        )
+        stack.enter_context(closing(enhancer))
+        parser = None if whole else _open_parser(settings, loaded)
+        if parser is not None:
+            stack.enter_context(closing(parser))
+        restorer = PictureRestorer(
+            enhancer,
+            detector,
+            upscale=settings.upscale,
+            min_face=settings.min_face,
+            only_center_face=settings.only_center_face,
+            parser=parser,
+            background=background,
+        )
+        helpers = {
+            "face_detector": detector_digest(settings),
+            "parser": None if parser is None else weights.table.WEIGHTS.get(PARSENET).sha256,
+            "bg_upsampler": None
+            if background is None
+            else weights.table.WEIGHTS.get(REALESRGAN).sha256,
+        }
+        run_info = run_info_of(loaded, enhancer, settings, helpers, threads)
+        return ImageModels(restorer, detector, enhancer, loaded, run_info, stack.pop_all())
+
+
+@dataclass(frozen=True)
+class VideoModels:
+    """The networks of a job over a video.
+
+    Attributes:
+        detector: detects the faces.
+        enhancer: restores them, each track with a stream of its own.
+        settings: of the job, with a fixed batch size.
+        run_info: what runs.
+        resources: closes detector and network.
+    """
+
+    detector: FaceDetector
+    enhancer: GFPGANEnhancer
+    settings: VideoSettings
+    run_info: RunInfo
+    held: ExitStack = field(default_factory=ExitStack, repr=False, compare=False)
+
+    def close(self) -> None:
+        """Close all networks."""
+        self.held.close()
+
+
+def load_video_models(settings: VideoSettings, pinned: RunInfo | None = None) -> VideoModels:
+    """Load the networks of a job over a video; see `load_image_models`."""
+    threads = use_threads(pinned)
+    with ExitStack() as stack:
+        detector = stack.enter_context(closing(load_detector(settings)))
+        loaded = load(settings, pinned=pinned)
+        stack.enter_context(closing(loaded.restorer))
+        enhancer = stack.enter_context(closing(make_enhancer(loaded, settings, output_size="same")))
+        run_info = run_info_of(
+            loaded, enhancer, settings, {"face_detector": detector_digest(settings)}, threads
+        )
+        return VideoModels(
+            detector,
+            enhancer,
+            settings.replace(batch_size=run_info.batch_size),
+            run_info,
+            stack.pop_all(),
+        )
+
+
+def make_enhancer(loaded: LoadedModel, settings: FaceSettings, **changes: Any) -> GFPGANEnhancer:
+    """Make an enhancer with the loaded network and a fixed batch size."""
+    choice = loaded.choice.settings
+    if settings.batch_size == "auto" and settings.mode == "batch" and choice.batch_size == "auto":
+        restorer = loaded.restorer
+        changes["batch_size"] = BatchPlanner(
+            choice, restorer.request.info, restorer.device
+        ).planned
+    enhancer = loaded.enhancer(**changes)
+    backend = enhancer.backend
+    if backend is not None and backend[1] != "fp32":
+        warm_up(enhancer)
+    return enhancer
+
+
+def warm_up(enhancer: GFPGANEnhancer) -> None:
+    """Check a reduced precision on a fixed image, not on whichever face comes first."""
+    import cv2
+
+    coarse = np.random.default_rng(5).integers(0, 256, (1, 9, 9, 3), np.uint8)
+    enhancer(
+        cv2.resize(coarse[0], (_WARM_UP_SIDE, _WARM_UP_SIDE), interpolation=cv2.INTER_CUBIC)[None]
+    )
+    enhancer.reset()
+    enhancer.stats.clear()
+
+
+def use_threads(pinned: RunInfo | None) -> int:
+    """Set the thread count of the earlier run in torch and OpenCV: another count changes the order
+    of sums."""
+    import cv2
+    import torch
+
+    count = (
+        pinned.threads
+        if pinned is not None and pinned.threads > 0
+        else int(torch.get_num_threads())
+    )
+    torch.set_num_threads(count)
+    cv2.setNumThreads(count)
+    return count
+
+
+def load_detector(settings: FaceSettings, least_face: float = 0) -> FaceDetector:
+    """Load the detector of the settings; for `least_face` see `NetworkDetector`.
+
+    RetinaFace runs on the restorer's device, or on the CPU if that is Metal.
+
+    Raises:
+        ConfigError: there is no such device.
+        WeightError, MissingDependencyError: it cannot be loaded; says what to fetch or install.
+    """
+    device = pick_device(settings.device)
+    return make_detector(
+        settings.face_detector,
+        settings.detector_path,
+        device=None if device.type == "mps" else device,
+        max_side=settings.detection_size,
+        min_face=least_face,
+        download=settings.download,
+        trust_unpinned=settings.trust_unpinned,
+    )
+
+
+def detector_digest(settings: FaceSettings) -> str | None:
+    """sha256 of the detector's file; None if it has none."""
+    if settings.face_detector == "none":
+        return None
+    if settings.detector_path is not None:
+        return weights.open_file(
+            settings.detector_path, trust_unpinned=settings.trust_unpinned
+        ).sha256
+    names = {"yunet": YuNet.weight_name, "retinaface": RetinaFace.weight_names["resnet50"]}
+    name = names.get(settings.face_detector, RetinaFace.weight_names["mobile0.25"])
+    return weights.table.WEIGHTS.get(name).sha256
+
+
+def _open_parser(settings: ImageSettings, loaded: LoadedModel) -> Any:
+    """Load ParseNet if enabled; with ``auto``, if its weight is available and may be used."""
+    from ..faces.parsing import FaceParser
+
+    auto = settings.face_mask == "auto"
+    entry = weights.table.WEIGHTS.get(PARSENET)
+    if settings.face_mask == "feathered":
+        return None
+    if settings.commercial and not entry.commercial:
+        if auto:
+            return None
+        raise ConfigError(
+            "face_mask", "parsed", f"auto | feathered with commercial: true ({entry.license})"
+        )
+    if auto and (
+        loaded.restorer.request.info.landmark_template is None or weights.find(PARSENET) is None
+    ):
+        return None
+    try:
+        return FaceParser(device=loaded.restorer.device, download=settings.download)
+    except (WeightError, MissingDependencyError):
+        if auto:
+            return None
+        raise
+
+
+def _open_background(settings: ImageSettings) -> Any:
+    if settings.bg_upsampler == "none":
+        return None
+    from ..restorers.background_upsampler import BackgroundUpsampler
+
+    return BackgroundUpsampler(device=pick_device(settings.device), download=settings.download)
