@@ -94,7 +94,8 @@ import threading
 from pathlib import Path
 from types import SimpleNamespace
 import numpy as np
-from musetalk_enhance import costs, memory
+from musetalk_enhance.pipeline import costs
+from musetalk_enhance.runtime import memory
 
 def seen():
     # until the thread that samples has looked: on a busy machine it may wait longer than the work takes

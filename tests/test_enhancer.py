@@ -151,7 +151,6 @@ def test_raise_mode(make_enhancer, faces):
     [
         np.zeros((0, 256, 256, 3), np.uint8),
         np.zeros((2, 64, 64, 4), np.uint8),
-        np.zeros((2, 64, 64), np.uint8),
         np.full((2, 64, 64, 3), np.nan, np.float32),
         np.full((2, 64, 64, 3), 999, np.float32),
         np.zeros((2, 64, 64, 3), np.int64),

@@ -19,6 +19,7 @@ from musetalk_enhance.faces.detect import Face
 from musetalk_enhance.faces.meter import FaceMeter
 from musetalk_enhance.pipeline.compose import Compositor
 from musetalk_enhance.pipeline.outcome import Cause, Outcome, Status, passed_through
+from musetalk_enhance.pipeline.stability import sharpness
 from tests.conftest import RECORD
 from tests.pictures import to_faces, to_frames
 
@@ -142,11 +143,13 @@ def test_where_the_guard_leaves_nothing_no_bit_changes(make_enhancer, given, for
     assert all(a.tobytes() == np.ascontiguousarray(b).tobytes() for a, b in zip(hwc(out), hwc(frames), strict=True))
 
 
-def test_a_frame_that_is_kept_beside_one_that_is_not(make_enhancer, given):
+def test_a_frame_that_is_kept_beside_one_that_is_not(make_enhancer, given, monkeypatch):
     """One frame of a batch is sharp already; the bits of that one alone are the host's."""
-    rng = np.random.default_rng(0)
-    sharp = np.where(rng.random((8, 8)) < 0.5, 40, 210).astype(np.uint8).repeat(32, 0).repeat(32, 1)
-    frames = [given[0], np.repeat(sharp[..., None], 3, 2)]
+    monkeypatch.setattr(sharpness, "needed", lambda values: (values < 0.5).float())
+    monkeypatch.setattr(
+        sharpness.SharpnessMeter, "measure", lambda meter, faces: (faces.mean((1, 2, 3)) > 0.9).float()
+    )
+    frames = [given[0], np.full_like(given[0], 250)]
     for order in (frames, frames[::-1]):
         for each in order:
             enhancer = make_enhancer(invert, sharpness_gate=True)
@@ -505,7 +508,9 @@ class Told:
 def test_every_option_changes_something(make_enhancer, given, take, monkeypatch, option, function, rest):
     monkeypatch.setattr("musetalk_enhance.faces.detect.make_detector", lambda name: Told())
     rest = dict(rest)
-    frames = np.repeat(np.repeat(given[:6, ::8, ::8], 8, 1), 8, 2) if rest.pop("sharp", False) else given[:6]
+    frames = given[:6]
+    if rest.pop("sharp", False):
+        monkeypatch.setattr(sharpness, "needed", torch.zeros_like)
 
     def run(**options):
         grain = torch.Generator().manual_seed(1)

@@ -113,8 +113,8 @@ def test_it_grows_again_after_a_quiet_while(make, frames, mode):
 
 @pytest.mark.parametrize("stage", ["to_network", "residual_of", "from_network"])
 def test_the_stages_around_the_network_are_retried_too(make, frames, monkeypatch, stage):
-    from musetalk_enhance import finishing as module
     from musetalk_enhance.frames.batch import FrameBatch
+    from musetalk_enhance.pipeline import compose as module
 
     owner = module if stage == "residual_of" else FrameBatch
     real, failed = getattr(owner, stage), []
@@ -197,6 +197,7 @@ def on_a_pretended_gpu(enhancer, to=None):
     """Has the restorer say that it is on a device that is not the CPU, where everything runs out of memory."""
     restorer = enhancer.engine.model.restorer
     restorer.device = torch.device("meta")
+    enhancer.engine._preparer._thumbnails = lambda faces: torch.zeros(len(faces), 3, 32, 32)
     real = restorer.restore
     restorer.restore = lambda x: real(x) if restorer.device.type == "cpu" else (_ for _ in ()).throw(MemoryError())
     restorer.to = to or (lambda device: setattr(restorer, "device", device))
@@ -303,7 +304,7 @@ def test_a_batch_size_of_its_own_knows_what_ran_out(make, frames):
 REAL = """
 import json
 import numpy as np, torch
-from musetalk_enhance import costs
+from musetalk_enhance.pipeline import costs
 from tests.conftest import enhancer_around
 
 torch.manual_seed(0)
@@ -398,7 +399,7 @@ def test_a_weight_that_is_gone_at_the_reload(faces, tmp_path):
 def test_a_restorer_that_was_handed_in_is_parked_on_the_cpu(make, faces, caplog):
     enhancer = make()
     enhancer.unload()
-    assert enhancer.loaded and "only who made it" in caplog.text, "nothing to move on the CPU"
+    assert enhancer.loaded and "only its owner can free" in caplog.text, "nothing to move on the CPU"
     restorer = enhancer.engine.model.restorer
     restorer.device = torch.device("meta")  # stands in for a GPU
     moves = []
@@ -414,6 +415,7 @@ def test_a_restorer_that_cannot_be_parked_stays(make):
     enhancer = make()
     restorer = enhancer.engine.model.restorer
     restorer.device = torch.device("meta")
+    enhancer.engine._preparer._thumbnails = lambda faces: torch.zeros(len(faces), 3, 32, 32)
     restorer.to = lambda device: (_ for _ in ()).throw(RuntimeError("bolted down"))
     with pytest.raises(RestorerError, match="bolted down"):
         enhancer.unload()
@@ -421,7 +423,7 @@ def test_a_restorer_that_cannot_be_parked_stays(make):
 
 
 def test_out_of_memory_while_loading_goes_to_the_cpu(faces, monkeypatch):
-    from musetalk_enhance import enhancer as module
+    from musetalk_enhance.pipeline import model_handle as module
     from musetalk_enhance.restorers.catalog import Choice
 
     real = Choice.load
@@ -432,7 +434,7 @@ def test_out_of_memory_while_loading_goes_to_the_cpu(faces, monkeypatch):
         return real(self, device)
 
     monkeypatch.setattr(Choice, "load", load)
-    monkeypatch.setattr(module, "pick_device", lambda name: torch.device("meta"))
+    monkeypatch.setattr(module, "pick_device", lambda name, allow_cpu: torch.device("meta"))
     assert GFPGANEnhancer(model="lite", mode="memory", **PLAIN).device.type == "cpu"
     with pytest.raises(torch.cuda.OutOfMemoryError):
         GFPGANEnhancer(model="lite", mode="batch", **PLAIN)

@@ -98,7 +98,7 @@ class Preparer:
             repeated: whether a frame has the same bits and hints as the one before.
             state: what the stream remembers; not changed.
         """
-        small = thumbnails(faces).cpu()
+        small = self._thumbnails(faces)
         cuts = [
             bool(cut) or declared
             for cut, declared in zip(scene_cuts(small, state.thumbnail).tolist(), hints.cuts, strict=True)
@@ -118,6 +118,9 @@ class Preparer:
                 left_alone[place] = Cause.COVERED
         images = self._motion_images(faces)
         return Prepared(faces, hints, cuts, needs, left_alone, sharpness, images, small[-1:], visible)
+
+    def _thumbnails(self, faces: torch.Tensor) -> torch.Tensor:
+        return thumbnails(faces).cpu()
 
     def _needs(
         self, faces: torch.Tensor, sharpness: float | None, cuts: Sequence[bool]

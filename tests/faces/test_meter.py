@@ -173,7 +173,7 @@ def test_confidence_tells_faces_from_what_is_none(meter, take, measured):
 
 @pytest.mark.parametrize("shape", [(3, 64, 64), (1, 1, 64, 64), (1, 3, 15, 64)])
 def test_another_shape_is_refused(meter, shape):
-    with pytest.raises(FrameError, match="needed"):
+    with pytest.raises(FrameError, match="expected"):
         meter.measure(torch.zeros(shape))
 
 

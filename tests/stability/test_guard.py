@@ -134,7 +134,7 @@ def test_strength_comes_back_little_by_little(make_enhancer, soft):
         return batch.flip(3) if len(calls) == 3 else batch + 0.005
 
     notes = []
-    enhancer = make_enhancer(once, guard=True, stability=1, batch_size=1)
+    enhancer = make_enhancer(once, guard=True, stability=0.001, batch_size=1)
     enhancer.observe(lambda given, out, note: notes.append(note))
     enhancer(to_frames(soft[:20]))
     strengths = [note.strength for note in notes]

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 ASSET = Path(__file__).with_name("assets") / "sharpness.safetensors"
 """The embedded weights."""
-SOFT, SHARP = 0.62, 0.75
+SOFT, SHARP = 0.70, 0.80
 """Below the first a face is restored in full, above the second it is left alone."""
 FORGETTING = 0.8
 """Share of the measure that comes from the frames before, so that a face does not switch."""

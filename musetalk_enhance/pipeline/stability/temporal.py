@@ -207,7 +207,8 @@ def _steady_on_gpu(
     for index, fields in enumerate(uploads):
         current = residual[index : index + 1]
         if state is None or state.residual.shape != current.shape:
-            state = TemporalState(current).to(residual.device)
+            share = torch.tensor(FIRST_SHARE, device=residual.device)
+            state = TemporalState(current, share, torch.zeros(2, device=residual.device))
         elif fields is None:
             state = replace(state, residual=current)
         else:
