@@ -201,12 +201,12 @@ def _timed(
             enhancer(frames)
             ms.append((time.perf_counter() - start) * 1e3 / len(frames))
         stages = {stage: total / rounds / len(frames) for stage, total in enhancer.stats.ms.items()}
-        backend = getattr(getattr(enhancer, "_restorer", None), "backend", None)
+        backend = enhancer.backend
     memory.release(device)
     median = statistics.median(ms)
     return {
         "reason": None,
-        "runs_as": "" if backend is None else str(backend),
+        "runs_as": "" if backend is None else " ".join(backend),
         "faces": len(frames),
         "ms_per_face": round(median, 3),
         "ms_per_face_rounds": [round(value, 3) for value in ms],

@@ -75,7 +75,7 @@ def test_defaults_are_on_and_every_combination_is_measured(settings, capsys):
     assert [row["name"] for row in report["rows"]] == names
     assert [row["faces"] for row in report["rows"]] == [5, 8, 5, 8]
     assert all(len(row["ms_per_face_rounds"]) == 2 for row in report["rows"])
-    assert all(one.guard_on and one.stability_amount and one.sharpness_gate_on for one in settings)
+    assert all(one.guard_on and one.stability_amount and one.color_match_on for one in settings)
 
 
 def test_nothing_measured_is_exit_code_1(capsys):
@@ -102,7 +102,9 @@ def test_the_frames_move_little_and_never_repeat():
 
 def test_no_frame_is_left_alone(monkeypatch):
     """Otherwise the figures would be those of frames that skip the network."""
-    enhancer = enhancer_around(None, stability=1, guard=True, sharpness_gate=True, color_match=True)
+    enhancer = enhancer_around(
+        lambda batch: 1.2 * batch - 0.1, stability=1, guard=True, sharpness_gate="auto", color_match=True
+    )
     frames = bench.moving_frames(4)
     for _ in range(2):
         enhancer(frames)

@@ -28,6 +28,8 @@ PLAIN = [
     "0",
     "--guard",
     "false",
+    "--sharpness-gate",
+    "false",
     "--segment",
     "16",
     "--preset",
