@@ -15,11 +15,11 @@ from torch import Tensor, nn
 from musetalk_enhance.backends.ops import SLOPE, Conv, Ops
 
 PADDING = 4
-"""Copies of the outermost pixels around the input; with 256 px in, all sides stay multiples of 8."""
+"""Copies of the outermost pixels around the input; 256 px stay a multiple of 8."""
 
 
 SCALE = 1 / 16
-"""Of the last layer: what is added to bicubic is a few grey levels."""
+"""Of the last layer: what is added to bicubic is a few gray levels."""
 
 
 class Layer(nn.Module):
@@ -95,7 +95,7 @@ class LiteNet(nn.Module):
         self.skip = Layer(12, half, leaky=True)
         self.mix = Layer(half, half, leaky=True)
         self.tail = Layer(half, 48, gain=0.0, scale=SCALE)
-        with torch.no_grad():  # mid grey at zero
+        with torch.no_grad():  # mid gray at zero
             self.head.bias.copy_(-0.5 * self.head.weight.sum((1, 2, 3)))
 
     def forward(self, faces_rgb: Tensor) -> Tensor:
