@@ -4,7 +4,7 @@
 --repositories REPOSITORIES --yunet YUNET.onnx --decoder tiny_autoencoder.py [--out OUT]``
 
 Rows: bicubic, Lanczos, a mild unsharp mask (sigma 1.5, amount 1), the first lite, the checkpoint,
-and what ``--compare NAME=FILE`` adds (any enlarging network that spandrel knows: RLFN, Compact, ...;
+and what ``--compare NAME=FILE`` adds (any enlarging network that spandrel knows: RLFN, Compact;
 or an ncnn ``.param`` file beside its ``.bin``, such as realesr-animevideov3). Columns: PSNR,
 HaarPSI, GMSD, MS-SSIM and *share* (fine detail against the original's, `lite_data.fine_energy`) for
 every softness, and for networks the *rival*: the unsharp mask over bicubic (sigma 1 to 3, amount
@@ -107,9 +107,9 @@ def _ncnn_network(path: Path) -> Method:
     net.load_model(str(path.with_suffix(".bin")))
 
     def run(image_rgb: Image) -> Image:
-        given = np.ascontiguousarray(image_rgb.transpose(2, 0, 1), np.float32) / 255
+        pixels_in = np.ascontiguousarray(image_rgb.transpose(2, 0, 1), np.float32) / 255
         with net.create_extractor() as extractor:
-            extractor.input(net.input_names()[0], ncnn.Mat(given).clone())
+            extractor.input(net.input_names()[0], ncnn.Mat(pixels_in).clone())
             out = np.array(extractor.extract(net.output_names()[0])[1])
         pixels = np.clip(np.rint(out.transpose(1, 2, 0) * 255), 0, 255).astype(np.uint8)
         return resize(pixels, TARGET)
@@ -189,30 +189,30 @@ def measure_stills(
     result: dict[str, Any] = {"conditions": {}, "second_pass": {}, "drift": {}}
     changes: dict[str, list[float]] = {name: [] for name in rows}
     drifts: dict[str, list[float]] = {name: [] for name in rows}
-    targets = [np.asarray(image) for image in images]
+    targets = [np.asarray(each) for each in images]
     people: dict[int, list[int]] = {}
     for index, crop in enumerate(crops):
         people.setdefault(crop.person, []).append(index)
     for softness in chosen:
         inputs = [condition(softness, t, decoder, i) for i, t in enumerate(targets)]
-        if any(given is None for given in inputs):
+        if any(image is None for image in inputs):
             continue
         table: dict[str, Any] = {}
-        bicubics = [rows["bicubic"](given) for given in inputs if given is not None]
+        bicubics = [rows["bicubic"](image) for image in inputs if image is not None]
         grid = masks(bicubics, targets)
         for name, method in rows.items():
             figures = []
-            for given, target in zip(inputs, targets, strict=True):
-                assert given is not None
-                out = method(given)
+            for image, target in zip(inputs, targets, strict=True):
+                assert image is not None
+                out = method(image)
                 figures.append(qualities(out, target))
                 small = resize(out, INPUT)
-                again = resize(method(small), INPUT)
-                changes[name].append(float(np.abs(again.astype(np.float32) - small).mean()))
-                moved = out.mean((0, 1), dtype=np.float64) - given.mean((0, 1), dtype=np.float64)
+                second = resize(method(small), INPUT)
+                changes[name].append(float(np.abs(second.astype(np.float32) - small).mean()))
+                moved = out.mean((0, 1), dtype=np.float64) - image.mean((0, 1), dtype=np.float64)
                 drifts[name].append(float(np.abs(moved).max()))
             # every person counts the same, however many crops show them
-            table[name] = mean([mean([figures[i] for i in shown]) for shown in people.values()])
+            table[name] = mean([mean([figures[i] for i in indices]) for indices in people.values()])
             if name not in ("bicubic", "lanczos", "unsharp"):
                 share = float(np.mean([figure["share"] for figure in figures]))
                 best = rival(grid, share)
@@ -255,23 +255,23 @@ def video_crops(path: Path, finder: FaceFinder, count: int) -> list[Image]:
 
 
 def flows(frames: list[Image]) -> list[Any]:
-    """Dense motion (DIS) from every frame to the next, and where going there and back agrees."""
+    """Dense motion (DIS) from every frame to the next, and where both directions agree."""
     method: Any = cv2.DISOpticalFlow.create(cv2.DISOPTICAL_FLOW_PRESET_MEDIUM)
-    grey = [cv2.cvtColor(frame, cv2.COLOR_RGB2GRAY) for frame in frames]
-    rows, columns = np.mgrid[0 : grey[0].shape[0], 0 : grey[0].shape[1]].astype(np.float32)
+    gray = [cv2.cvtColor(frame, cv2.COLOR_RGB2GRAY) for frame in frames]
+    rows, columns = np.mgrid[0 : gray[0].shape[0], 0 : gray[0].shape[1]].astype(np.float32)
     result = []
-    for one, two in pairwise(grey):
-        there = method.calc(one, two, None)
-        back = method.calc(two, one, None)
-        x, y = columns + there[..., 0], rows + there[..., 1]
-        returned = cv2.remap(back, x, y, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
+    for one, two in pairwise(gray):
+        forward = method.calc(one, two, None)
+        backward = method.calc(two, one, None)
+        x, y = columns + forward[..., 0], rows + forward[..., 1]
+        returned = cv2.remap(backward, x, y, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
         inside = (x >= 0) & (y >= 0) & (x < columns.shape[1]) & (y < rows.shape[0])
-        result.append((x, y, (np.square(there + returned).sum(-1) < 1.0) & inside))
+        result.append((x, y, (np.square(forward + returned).sum(-1) < 1.0) & inside))
     return result
 
 
 def warping(frames: list[Image], motions: list[Any]) -> float:
-    """Mean absolute difference of frames to the following ones moved back, in grey levels."""
+    """Mean absolute difference of frames to the following ones moved back, in gray levels."""
     errors = []
     for (one, two), (x, y, visible) in zip(pairwise(frames), motions, strict=True):
         moved = cv2.remap(two.astype(np.float32), x, y, cv2.INTER_LINEAR)
@@ -302,14 +302,14 @@ def measure_videos(
         motions = flows(targets)
         for softness in VIDEO_CONDITIONS:
             inputs = [condition(softness, target, decoder, 5) for target in targets]
-            given = [image for image in inputs if image is not None]
-            if len(given) < len(inputs):
+            soft = [image for image in inputs if image is not None]
+            if len(soft) < len(inputs):
                 continue
-            base = warping([rows["bicubic"](image) for image in given], motions)
-            opened = opening(given)
+            base = warping([rows["bicubic"](image) for image in soft], motions)
+            opened = opening(soft)
             table = {"original": {"warping": round(warping(targets, motions) / base, 3)}}
             for row, method in rows.items():
-                out = [method(image) for image in given]
+                out = [method(image) for image in soft]
                 table[row] = {
                     "warping": round(warping(out, motions) / base, 3),
                     "mouth": round(float(opening_lag(opened, opening(out))[1]), 4),
@@ -323,18 +323,18 @@ def sheets(
     rows: dict[str, Method], crops: list[Crop], images: Image, decoder: Any, out: Path
 ) -> None:
     """PNG sheets at full size, one row a face: the chosen methods and the original, mouths too."""
-    shown: dict[int, int] = {}
+    first_crops: dict[int, int] = {}
     for index, crop in enumerate(crops):
-        shown.setdefault(crop.person, index)
+        first_crops.setdefault(crop.person, index)
     names = [name for name in rows if name not in ("lanczos", "unsharp")]
     for softness in ("96 px", "decoder .25/.1", "decoder .4/.15", "none"):
         faces, mouths = [], []
-        for index in list(shown.values())[:10]:
+        for index in list(first_crops.values())[:10]:
             target = np.asarray(images[index])
-            given = condition(softness, target, decoder, index)
-            if given is None:
+            soft = condition(softness, target, decoder, index)
+            if soft is None:
                 continue
-            views = [rows[name](given) for name in names] + [target]
+            views = [rows[name](soft) for name in names] + [target]
             x, y = (int(np.clip(round(v), 128, TARGET - 128)) for v in crops[index].points[2])
             faces.append(np.hstack(views))
             mouths.append(np.hstack([v[y - 96 : y + 96, x - 128 : x + 128] for v in views]))

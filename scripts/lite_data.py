@@ -35,7 +35,7 @@ PEOPLE = Path(__file__).with_name("lite_people.json")
 # d11 and s11 show the same child, so both stay on the training side.
 HELD_OUT = frozenset({"musetalk_sun", "d3", "d9", "d18", "s32", "s1", "s42", "s8", "astronaut"})
 MIN_WINDOW = 470  # px of the source that a 512 px target may be made of: enlarged by 9 % at most
-MIN_DETAIL = 0.9  # grey levels that 256 px cannot hold; with less a target teaches blur
+MIN_DETAIL = 0.9  # gray levels that 256 px cannot hold; with less a target teaches blur
 CLIP_FRAMES, STILL_WINDOWS = 14, 8
 
 
@@ -63,22 +63,22 @@ class Crop:
 
 
 def sharpness(image_rgb: Image) -> float:
-    """Laplacian energy: variance of ``cv2.Laplacian`` of the 8-bit grey picture."""
+    """Laplacian energy: variance of ``cv2.Laplacian`` of the 8-bit gray image."""
     return float(cv2.Laplacian(cv2.cvtColor(image_rgb, cv2.COLOR_RGB2GRAY), cv2.CV_64F).var())
 
 
 def fine_energy(image_rgb: Image) -> float:
-    """Energy of fine detail: mean square Laplacian of the grey picture after a 0.8 px Gaussian."""
-    grey = cv2.cvtColor(image_rgb, cv2.COLOR_RGB2GRAY).astype(np.float32)
-    return float(np.square(cv2.Laplacian(cv2.GaussianBlur(grey, (0, 0), 0.8), cv2.CV_32F)).mean())
+    """Energy of fine detail: mean square Laplacian of the gray image after a 0.8 px Gaussian."""
+    gray = cv2.cvtColor(image_rgb, cv2.COLOR_RGB2GRAY).astype(np.float32)
+    return float(np.square(cv2.Laplacian(cv2.GaussianBlur(gray, (0, 0), 0.8), cv2.CV_32F)).mean())
 
 
 def detail(target_rgb: Image) -> float:
-    """RMS in grey levels of what a target loses on its way through half its size."""
-    grey = cv2.cvtColor(target_rgb, cv2.COLOR_RGB2GRAY).astype(np.float32)
-    small = cv2.resize(grey, (INPUT, INPUT), interpolation=cv2.INTER_AREA)
+    """RMS in gray levels of what a target loses on its way through half its size."""
+    gray = cv2.cvtColor(target_rgb, cv2.COLOR_RGB2GRAY).astype(np.float32)
+    small = cv2.resize(gray, (INPUT, INPUT), interpolation=cv2.INTER_AREA)
     back = cv2.resize(small, (TARGET, TARGET), interpolation=cv2.INTER_CUBIC)
-    return float(np.sqrt(np.square(grey - back).mean()))
+    return float(np.sqrt(np.square(gray - back).mean()))
 
 
 def resize(image_rgb: Image, size: int) -> Image:
@@ -89,14 +89,14 @@ def resize(image_rgb: Image, size: int) -> Image:
 
 
 def read_frames(path: Path, count: int, following: int = 0) -> Iterator[tuple[int, Image]]:
-    """About ``count`` evenly spaced RGB frames of a video, or the one picture of an image file.
+    """About ``count`` evenly spaced RGB frames of a video, or the one image of an image file.
 
     Each frame of a video comes with the ``following`` frames after it.
     """
     if path.suffix != ".mp4":
-        picture = cv2.imread(str(path))
-        if picture is not None:
-            yield 0, np.asarray(cv2.cvtColor(picture, cv2.COLOR_BGR2RGB), np.uint8)
+        image = cv2.imread(str(path))
+        if image is not None:
+            yield 0, np.asarray(cv2.cvtColor(image, cv2.COLOR_BGR2RGB), np.uint8)
         return
     video = cv2.VideoCapture(str(path))
     step = max(1 + following, int(video.get(cv2.CAP_PROP_FRAME_COUNT)) // count)
@@ -150,10 +150,10 @@ def tight_crop(image_rgb: Image, box_xywh: Box, grow: float = 0.0) -> Image:
 def face_window(
     shape: tuple[int, ...], box_xywh: Box, zoom: float, aspect: float
 ) -> tuple[int, int, int, int] | None:
-    """Window ``left, top, width, height`` around a face, inside the picture.
+    """Window ``left, top, width, height`` around a face, inside the image.
 
-    ``zoom`` is its width in widths of the face, ``aspect`` its height in widths (hosts squash a face
-    that is higher than wide to a square). None where the picture has no `MIN_WINDOW` px.
+    ``zoom`` is its width in widths of the face, ``aspect`` its height in widths (hosts squash
+    a face that is higher than wide to a square). None where the image has no `MIN_WINDOW` px.
     """
     height, width = shape[:2]
     x, y, w, h = box_xywh
@@ -188,7 +188,7 @@ def locate(name: str, data: Path, repositories: Path) -> Path:
 def load_source(
     name: str, data: Path, repositories: Path, count: int, following: int
 ) -> Iterator[tuple[int, Image]]:
-    """Frames of a video, or the picture of a still; scikit-image's ``astronaut`` by its name."""
+    """Frames of a video, or the image of a still; scikit-image's ``astronaut`` by its name."""
     if name == "astronaut":
         import skimage.data
 
@@ -206,7 +206,7 @@ def crops_of(
     person: int,
     training: bool,
 ) -> Iterator[tuple[Crop, Image]]:
-    """Usable crops of one file; what is measured on is framed plainly, what is trained on is not."""
+    """Usable crops of one file; framed plainly, unless they are for training."""
     previous = -2
     window: tuple[int, int, int, int] | None = None
     still = not source.endswith(".mp4")
@@ -239,7 +239,7 @@ def crops_of(
 def build_cache(
     data: Path, repositories: Path, yunet: Path, work: Path, seed: int, split: str
 ) -> None:
-    """Write ``SPLIT.npy`` (uint8, N x 512 x 512 x 3) and ``SPLIT.json`` to ``work``, unless there."""
+    """Write ``SPLIT.npy`` (uint8, N x 512 x 512 x 3) and ``SPLIT.json`` once to ``work``."""
     if (work / f"{split}.json").exists():
         return
     finder, rng = FaceFinder(yunet), np.random.default_rng(seed)
@@ -262,13 +262,13 @@ def build_cache(
 
 
 def load_cache(work: Path, split: str) -> tuple[list[Crop], Image]:
-    """Records and memory-mapped pictures of a split."""
+    """Records and memory-mapped images of a split."""
     entries = json.loads((work / f"{split}.json").read_text())
     return [Crop(**entry) for entry in entries], np.load(work / f"{split}.npy", mmap_mode="r")
 
 
 def _scale(image_rgb: Image, size: int, mode: str) -> Image:
-    """``F.interpolate`` on a uint8 picture; antialiased for anything but area when it shrinks."""
+    """``F.interpolate`` on a uint8 image; antialiased for anything but area when it shrinks."""
     tensor = to_tensor(image_rgb[None]) * 255
     shrink = mode != "area" and size < image_rgb.shape[0]
     options: dict[str, Any] = {}
@@ -417,7 +417,7 @@ class DecodedCache:
         shape = (len(targets) * versions, INPUT, INPUT, 3)
         path, self.path = work / "decoded.npy", work / "decoded.json"
         stored: list[int] = json.loads(self.path.read_text()) if self.path.exists() else [0, 0]
-        # turns that were decoded, and how many pictures the ring holds
+        # turns that were decoded, and how many images the ring holds
         self.total = stored[0] if stored[1] == shape[0] and path.exists() else 0
         mode = "r+" if self.total else "w+"
         self.images = np.lib.format.open_memmap(path, mode, np.uint8, shape)
@@ -556,7 +556,7 @@ class PatchSampler:
         """Batch of a step: uint8 inputs ``(count,p,p,3)`` and targets ``(count,2p,2p,3)``.
 
         ``kind`` "pairs" puts the following frames in the second half, under the same softness, with
-        noise of their own; "faces" gives a quarter of the pictures, whole.
+        noise of their own; "faces" gives a quarter of the images, whole.
         """
         rng = np.random.default_rng((self.seed, step))
         groups, weight, patch = self.groups, self.weight, self.patch
@@ -596,11 +596,11 @@ class PatchSampler:
         rng, noise = np.random.default_rng(seed), np.random.default_rng((seed, half))
         target = np.asarray(self.images[index])
         decoded = self.decoded.get(index, rng) if self.decoded else None
-        if flat:  # a flat picture has no detail to add
+        if flat:  # a flat image has no detail to add
             colors = np.random.default_rng(tone).integers(0, 256, 3)
             target, decoded = np.full_like(target, colors.astype(np.uint8)), None
-        given = [target] if decoded is None else [target, decoded]
-        lit = recolor(given, np.random.default_rng(tone))
+        views = [target] if decoded is None else [target, decoded]
+        lit = recolor(views, np.random.default_rng(tone))
         return lit[0], degrade(lit[0], None if decoded is None else lit[1], rng, noise)
 
 

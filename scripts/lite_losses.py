@@ -1,6 +1,6 @@
 """Losses of the lite sharpener: fidelity first, then what brings back detail that is truly lost.
 
-Differences and pictures are float (N,3,H,W), RGB, 0..1, H and W multiples of 8.
+Differences and images are float (N,3,H,W), RGB, 0..1, H and W multiples of 8.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ def luma(x: Tensor) -> Tensor:
 
 
 def robust(difference: Tensor, beta: float = 2e-3) -> Tensor:
-    """Mean of ``|d|``, rounded off under half a grey level (half the time of a Charbonnier loss)."""
+    """Mean of ``|d|``, quadratic under half a gray level; half the time of a Charbonnier loss."""
     return F.smooth_l1_loss(difference, difference.new_zeros(()).expand_as(difference), beta=beta)
 
 
 def scales_loss(difference: Tensor) -> tuple[Tensor, Tensor]:
-    """`robust` at a half, a quarter and an eighth of the size, and drift: L1 between 16 px means."""
+    """`robust` at 1/2, 1/4 and 1/8 of the size, and drift: L1 between 16 px means."""
     total = difference.new_zeros(())
     for weight in (1.0, 0.7, 0.5):
         difference = F.avg_pool2d(difference, 2)
@@ -83,9 +83,9 @@ class Critic(nn.Module):
             for inputs, outputs, stride in shapes
         )
 
-    def forward(self, picture: Tensor, bicubic: Tensor) -> Tensor:
+    def forward(self, image: Tensor, bicubic: Tensor) -> Tensor:
         """float (N, 3, H, W) twice, to scores (N, 1, H/4, W/4): higher for originals."""
-        x = F.pixel_unshuffle(torch.cat([subbands(picture), subbands(bicubic)], 1), 2)
+        x = F.pixel_unshuffle(torch.cat([subbands(image), subbands(bicubic)], 1), 2)
         for index, layer in enumerate(self.layers):
             x = layer(x if index == 0 else F.leaky_relu(x, 0.2))
         return 3 * x.float()
@@ -120,7 +120,7 @@ def energy_loss(out: Tensor, target: Tensor, cell: int = 32) -> Tensor:
         F.avg_pool2d(F.conv2d(luma(x), kernel, padding=1).square(), cell, cell // 2)
         for x in (out, target)
     ]
-    floor = 1e-6  # a quarter of a grey level
+    floor = 1e-6  # a quarter of a gray level
     return ((strengths[0] + floor) / (strengths[1] + floor)).log().abs().mean()
 
 

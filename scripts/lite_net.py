@@ -15,7 +15,11 @@ from torch import Tensor, nn
 from musetalk_enhance.backends.ops import SLOPE, Conv, Ops
 
 PADDING = 4
-"""Copies of the outermost pixels around the input; with 256 px in, all sides stay multiples of 8."""
+"""Copies of the outermost pixels around the input; 256 px stay a multiple of 8."""
+
+
+SCALE = 1 / 16
+"""Of the last layer: what is added to bicubic is a few gray levels."""
 
 
 class Layer(nn.Module):
@@ -23,13 +27,21 @@ class Layer(nn.Module):
 
     Slopes are fixed: with a PReLU in its place a step of training takes a third longer on a CPU.
     In training the weight is the sum of a 3x3 kernel, a 1x1 kernel and a scaled identity, which is
-    one kernel again in inference (`kernel`).
+    one kernel again in inference (`kernel`). ``scale`` multiplies all of it: what a step of Adam
+    changes is small beside the weights of a layer only if these are not small themselves.
     """
 
     def __init__(
-        self, inputs: int, outputs: int, size: int = 3, leaky: bool = False, gain: float = 1.0
+        self,
+        inputs: int,
+        outputs: int,
+        size: int = 3,
+        leaky: bool = False,
+        gain: float = 1.0,
+        scale: float = 1.0,
     ) -> None:
         super().__init__()
+        self.scale = scale
         self.weight = nn.Parameter(torch.empty(outputs, inputs, size, size))
         self.bias = nn.Parameter(torch.zeros(outputs))
         nn.init.kaiming_normal_(self.weight, a=SLOPE if leaky else 1.0)
@@ -46,12 +58,14 @@ class Layer(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """float (N, C, h, w) to (N, outputs, h, w)."""
-        out = F.conv2d(x, self.kernel(), self.bias, padding=self.weight.shape[-1] // 2)
+        kernel, bias = self.scale * self.kernel(), self.scale * self.bias
+        out = F.conv2d(x, kernel, bias, padding=self.weight.shape[-1] // 2)
         return F.leaky_relu(out, SLOPE) if self.leaky else out
 
     def fused(self) -> Conv:
         """For inference."""
-        return Conv(self.kernel().detach().clone(), self.bias.detach().clone(), self.leaky)
+        kernel, bias = self.scale * self.kernel(), self.scale * self.bias
+        return Conv(kernel.detach().clone(), bias.detach().clone(), self.leaky)
 
 
 class LiteNet(nn.Module):
@@ -80,8 +94,8 @@ class LiteNet(nn.Module):
             self.context.append(Layer(wide, 4 * width, 1, gain=0.2))
         self.skip = Layer(12, half, leaky=True)
         self.mix = Layer(half, half, leaky=True)
-        self.tail = Layer(half, 48, gain=0.0)
-        with torch.no_grad():  # mid grey at zero
+        self.tail = Layer(half, 48, gain=0.0, scale=SCALE)
+        with torch.no_grad():  # mid gray at zero
             self.head.bias.copy_(-0.5 * self.head.weight.sum((1, 2, 3)))
 
     def forward(self, faces_rgb: Tensor) -> Tensor:

@@ -95,7 +95,7 @@ class Trainer:
             getattr(self, name).load_state_dict(saved[name])
 
     def learning_rate(self) -> float:
-        """Share of the full rate: short warm-up, constant, a cosine to 2 % in the last ``--decay``."""
+        """Share of the full rate: warm-up, constant, a cosine to 2 % in the last ``--decay``."""
         args = self.args
         start = args.steps * (1 - args.decay)
         progress = min(1.0, max(0.0, (self.step - start) / max(1.0, args.steps - start)))
@@ -244,7 +244,7 @@ def psnr(a: Image, b: Image) -> float:
 
 
 class Validation:
-    """A few crops of the validation people under every softness, kept in ``WORK/validation.npz``."""
+    """A few crops of the validation people under every softness, cached in ``WORK``."""
 
     def __init__(self, work: Path, decoder: Any, count: int) -> None:
         crops, images = load_cache(work, "validation")
@@ -259,9 +259,9 @@ class Validation:
         if not path.exists():
             inputs: dict[str, Any] = {}
             for name in CONDITIONS:
-                given = [condition(name, t, decoder, i) for i, t in enumerate(self.targets)]
-                present = [image for image in given if image is not None]
-                if len(present) == len(given):
+                views = [condition(name, t, decoder, i) for i, t in enumerate(self.targets)]
+                present = [image for image in views if image is not None]
+                if len(present) == len(self.targets):
                     inputs[name] = np.stack(present)
             partial = path.with_suffix(".partial.npz")
             np.savez(partial, **inputs)
@@ -300,7 +300,7 @@ def train(args: argparse.Namespace) -> Trainer:
     else:
         append(log_path, {"step": 0, "bicubic": validation.measure(None)})
     stop: list[int] = []
-    before = signal.signal(signal.SIGTERM, lambda number, frame: stop.append(number))
+    handler = signal.signal(signal.SIGTERM, lambda number, frame: stop.append(number))
     began = saved = time.monotonic()
     sums: dict[str, list[float]] = {}
     stream = BatchStream(args, trainer.step)
@@ -327,7 +327,7 @@ def train(args: argparse.Namespace) -> Trainer:
             append(log_path, {"step": step, "validation": validation.measure(trainer.ema)})
         if stop:
             break
-    signal.signal(signal.SIGTERM, before)
+    signal.signal(signal.SIGTERM, handler)
     return trainer
 
 

@@ -62,7 +62,7 @@ def crop(source: str = "a", person: int = 0) -> lite_data.Crop:
 
 
 def fake_decoder(crops, blend, noise, generator):
-    """Blurs with ``blend``, adds ``noise``; its outputs are darker, so that they can be told apart."""
+    """Blurs with ``blend``, adds ``noise``; its outputs are darker than any other's."""
     soft = F.avg_pool2d(crops, 3, 1, 1, count_include_pad=False)
     noisy = noise * 0.1 * torch.randn(crops.shape, generator=generator)
     return ((1 - blend) * crops + blend * soft + noisy - 0.1).clamp(0, 1)
