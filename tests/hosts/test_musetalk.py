@@ -162,7 +162,7 @@ def test_the_closing_line_counts_faces_that_changed(host, capsys):
     words = ["scripts/inference.py", "--enable_gfpgan", "--gfpgan_model", "lite", "--gfpgan_sharpness_gate", "false"]
     assert run(*words)[0] == 0
     printed = capsys.readouterr().err
-    assert "2 of 2 faces restored, by " in printed and "; 0 left alone; 0 handed back" in printed
+    assert "2 of 2 faces restored, by " in printed and "; 0 left alone; 0 passed through" in printed
     assert "most of the restoration" not in printed
 
 
@@ -170,7 +170,7 @@ def test_a_run_that_leaves_its_faces_alone_says_so_and_how_to_change_it(host, ca
     words = ["scripts/inference.py", "--enable_gfpgan", "--gfpgan_model", "lite", "--gfpgan_strength", "0"]
     assert run(*words)[0] == 0
     printed = capsys.readouterr().err
-    assert "0 of 2 faces restored; 2 left alone (2 strength 0); 0 handed back as they came" in printed
+    assert "0 of 2 faces restored; 2 left alone (2 strength 0); 0 passed through" in printed
     assert "2 of 2 faces left alone (2 strength 0); to restore more, set --gfpgan_strength 1" in printed
 
 
