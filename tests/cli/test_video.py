@@ -161,7 +161,7 @@ def test_2_where_the_call_is_wrong(words, tmp_path, capsys, more, said):
 def test_2_where_the_output_is_impossible(words, clip, tmp_path, capsys):
     for output, said in (
         (clip, "another file than IN"),
-        (tmp_path / "out.gif", "no container"),
+        (tmp_path / "out.gif", "not a supported container"),
         (tmp_path / "a/b.mp4", "folder"),
     ):
         words[2] = str(output)

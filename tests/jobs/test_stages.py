@@ -35,7 +35,7 @@ def test_reading(source):
     assert unit is UNIT and [item.name for item in items] == UNIT["items"]
     assert np.array_equal(items[0].picture.bgr, read(source / "a.png")) and len(items[0].sha256) == 64
     assert items[1].data == (source / "b.jpg").read_bytes() and items[1].error is None
-    assert items[2].picture is None and "no picture" in items[2].error and items[2].sha256
+    assert items[2].picture is None and "not a readable image" in items[2].error and items[2].sha256
     gone = ReadUnit(source)({**UNIT, "items": ["gone.png"]})[1][0]
     assert gone.sha256 is None and gone.error.startswith("gone.png: cannot be read")
 

@@ -424,7 +424,7 @@ def test_what_is_refused(clip, settings, tmp_path, made):
     for output in (inside, tmp_path / "link.mp4", tmp_path / "x" / ".." / "in.mp4"):
         with pytest.raises(ConfigError, match="another file than IN"):
             restore_video(inside, output, settings)
-    with pytest.raises(MediaError, match="no container"):
+    with pytest.raises(MediaError, match="not a supported container"):
         restore_video(inside, tmp_path / "out.webm", settings)
     if hasattr(os, "mkfifo"):
         os.mkfifo(tmp_path / "pipe.mp4")
