@@ -80,7 +80,7 @@ def test_every_stage_runs(restorer, face_found, no_sockets):
 @pytest.mark.slow
 def test_no_face_is_said(restorer, no_sockets):
     """The detector's own answer for the picture: background everywhere."""
-    with pytest.raises(NoFaceError, match="no face in a picture of 320x320"):
+    with pytest.raises(NoFaceError, match="no face in a frame of 320x320"):
         restorer.restore(pictures(1, SIDE))
 
 
