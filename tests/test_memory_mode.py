@@ -210,7 +210,7 @@ def test_memory_mode_goes_to_the_cpu_when_one_face_does_not_fit(make, faces):
     restorer = on_a_pretended_gpu(enhancer)
     out = enhancer(faces)
     assert np.array_equal(out, faces) and restorer.device.type == "cpu"
-    assert enhancer.stats.restored == 5 and enhancer.stats.backoffs == 3  # 5 -> 2 -> 1 -> the CPU
+    assert enhancer.stats.processed == 5 and enhancer.stats.backoffs == 3  # 5 -> 2 -> 1 -> the CPU
     assert enhancer.memory_plan()["measured"] == 2, "planned anew for the CPU"
 
 
