@@ -44,7 +44,7 @@ from musetalk_enhance import GFPGANEnhancer
 from musetalk_enhance.config.settings import EnhancerSettings
 from musetalk_enhance.faces.meter import FaceMeter
 from musetalk_enhance.media import read_frames
-from musetalk_enhance.metrics import Motion, laplacian_energy, opening_lag, psnr
+from musetalk_enhance.metrics import Motion, fine_detail_energy, opening_lag, psnr
 from musetalk_enhance.restorers.base import LoadRequest, ModelInfo, Restorer
 
 Frames = NDArray[np.uint8]
@@ -174,8 +174,8 @@ def warping(frames: Frames, motions: list[Motion]) -> NDArray[np.float64]:
 
 
 def sharpness(frames: Frames) -> float:
-    """Mean Laplacian energy."""
-    return float(np.mean([laplacian_energy(frame) for frame in frames]))
+    """Mean energy of fine detail."""
+    return float(np.mean([fine_detail_energy(frame) for frame in frames]))
 
 
 def mouths(frames: Frames, gauge: FaceMeter) -> NDArray[np.float64]:

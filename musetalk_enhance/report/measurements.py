@@ -113,7 +113,7 @@ def frame_metrics(crops: FrameCrops) -> dict[str, float]:
     """Sharpness, openings, color and structure: the metrics that need one frame only."""
     values: dict[str, float] = {}
     for name, crop in crops.detail.items():
-        values[f"sharpness_{name}"] = metrics.laplacian_energy(crop)
+        values[f"sharpness_{name}"] = metrics.fine_detail_energy(crop)
         values[f"gradient_{name}"] = metrics.gradient_energy(crops.work[name])
         values[f"mouth_{name}"] = crops.openings[name].mouth
         values[f"eyes_{name}"] = crops.openings[name].eyes

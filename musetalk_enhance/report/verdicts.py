@@ -36,10 +36,10 @@ class Limits:
     """What is asked of a clip.
 
     Attributes:
-        sharpness_ratio: least mean Laplacian energy, out / in.
+        sharpness_ratio: least mean energy of fine detail, out / in (`metrics.fine_detail_energy`).
         warping_ratio: most warping error, as a multiple of the yardstick (see `judge`).
-        warping_grain: warping error over the input's that is allowed where there is no reference, gray levels
-            squared: twice the variance of grain with a deviation of one level, which nobody sees flicker.
+        warping_grain: warping error over the input's that is allowed in any case, gray levels squared:
+            twice the variance of grain with a deviation of one level, which nobody sees flicker.
         flicker: energy over 5 Hz in still regions that is allowed in any case, gray levels squared; a sine of
             this energy has an amplitude of 1.4 gray levels, about the threshold of seeing flicker.
         flicker_ratio: most of it, as a multiple of the input's or the reference's, whichever is larger.
@@ -136,7 +136,8 @@ def judge(series: Series, flicker: FlickerWindows, limits: Limits) -> list[Verdi
 
     Warping error is held against the input's. Detail that moves costs some even in the sharp original, so where
     there is a reference its own error is allowed; where there is none, the input's times the ratio of gradient
-    energies (see `musetalk_enhance.metrics.gradient_energy`) stands in for it, or `Limits.warping_grain`.
+    energies (see `musetalk_enhance.metrics.gradient_energy`) stands in for it. `Limits.warping_grain` is allowed
+    in any case.
     """
     return [
         _sharpness(series, limits),
@@ -191,7 +192,7 @@ def _sharpness(series: Series, limits: Limits) -> Verdict:
     energy_in, energy_out, energy_ref = (
         mean(series[f"sharpness_{name}"][restored]) for name in ("in", "out", "ref")
     )
-    text = f"Laplacian energy, out / in: {energy_in:.4g} → {energy_out:.4g}"
+    text = f"energy of fine detail, out / in: {energy_in:.4g} → {energy_out:.4g}"
     if "sharpness_ref" in series:
         text += f"; the reference has {energy_ref:.4g}"
     if not restored.all():
@@ -213,8 +214,10 @@ def _warping(series: Series, limits: Limits) -> Verdict:
         allowed, why = error_ref / base, f"the sharp reference's own is {error_ref:.3g}"
     else:
         detail = _ratio(series.mean("gradient_out"), series.mean("gradient_in"))
-        allowed = max(limits.warping_ratio * detail, (base + limits.warping_grain) / base)
-        why = f"without a reference, moving detail {detail:.3g} times as strong and fine grain are allowed for"
+        allowed = limits.warping_ratio * detail
+        why = f"without a reference, moving detail {detail:.3g} times as strong is allowed for"
+    allowed = max(allowed, (base + limits.warping_grain) / base)
+    why += ", and so is fine grain"
     limit = max(limits.warping_ratio, allowed)
     return line("warping", label, "flicker", max(error_out, _ROUNDING) / base, limit, f"{text}; {why}")
 
