@@ -10,7 +10,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from .config.flags import given_flags
-from .config.loading import alone, merge, section_of
+from .config.loader import alone, merge, section_of
 from .config.settings import EnhancerSettings
 from .errors import FrameError, RestorerError
 from .frames.batch import is_frame

@@ -6,7 +6,7 @@ import importlib.util
 
 import pytest
 
-from musetalk_enhance.config.loading import merge, section_of
+from musetalk_enhance.config.loader import merge, section_of
 from tests.conftest import ROOT
 
 spec = importlib.util.spec_from_file_location("make_docs", ROOT / "scripts" / "make_docs.py")

@@ -12,7 +12,7 @@ import torch
 from torch.nn.functional import avg_pool2d, interpolate
 
 from musetalk_enhance.config.flags import add_gfpgan_arguments, given_flags
-from musetalk_enhance.config.loading import merge, section_of
+from musetalk_enhance.config.loader import merge, section_of
 from musetalk_enhance.config.settings import EnhancerSettings
 from musetalk_enhance.errors import CheckpointError, FrameError, MissingWeightError, RestorerError
 from musetalk_enhance.faces.detect import Face

@@ -340,7 +340,7 @@ def test_the_call_of_musetalk(version, mode, script, name, folder, musetalk):
 def test_our_flags_are_ones_that_run_takes_and_the_users_win(musetalk):
     from musetalk_enhance.cli.run import split
     from musetalk_enhance.config.flags import given_flags
-    from musetalk_enhance.config.loading import merge
+    from musetalk_enhance.config.loader import merge
 
     words = inference("v1.5", "normal", "--gfpgan_mode=batch", MUSETALK_DIR=str(musetalk)).stdout.splitlines()[1:]
     ours, theirs = split(words)

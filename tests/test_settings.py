@@ -10,7 +10,7 @@ import torch
 from omegaconf import OmegaConf
 
 from musetalk_enhance.config.flags import add_gfpgan_arguments, flag_of, given_flags
-from musetalk_enhance.config.loading import merge, plain, section_of
+from musetalk_enhance.config.loader import merge, plain, section_of
 from musetalk_enhance.config.settings import EnhancerSettings, options
 from musetalk_enhance.errors import ConfigError
 

@@ -1,7 +1,8 @@
 """The one schema for options: every name, default, check and help text stands here once.
 
-`EnhancerSettings` is what the constructor, the YAML section ``gfpgan:`` and the ``--gfpgan_*`` flags all
-become. OmegaConf merges them (flags win over YAML, YAML over defaults); `__post_init__` checks every value.
+`EnhancerSettings` is what the constructor, the YAML section ``gfpgan:`` and the ``--gfpgan_*``
+flags all become. OmegaConf merges them (flags win over YAML, YAML over defaults); `__post_init__`
+checks every value.
 """
 
 from __future__ import annotations
@@ -27,13 +28,18 @@ class EnhancerSettings:
     """
 
     enabled: bool = schema.option(
-        False, "Restore the faces; without it the host runs as if we were not there.", schema.switch()
+        False,
+        "Restore the faces; without it the host runs as if we were not there.",
+        schema.switch(),
     )
     model: str = schema.option(
         "auto",
-        "Which restorer: a name (`musetalk-enhance models` lists them) or the path of a checkpoint. "
-        "auto: the best GFPGAN whose weight is in the cache, otherwise the embedded lite.",
-        schema.text("auto | the name of a restorer | the path of a .safetensors or .pth file", none="auto"),
+        "Which restorer: a name (`musetalk-enhance models` lists them) or the path of a "
+        "checkpoint. auto: the best GFPGAN whose weight is in the cache, otherwise the embedded "
+        "lite.",
+        schema.text(
+            "auto | the name of a restorer | the path of a .safetensors or .pth file", none="auto"
+        ),
     )
     model_path: str | None = schema.option(
         None,
@@ -55,12 +61,16 @@ class EnhancerSettings:
         2, "Width of the StyleGAN2 decoder of the checkpoint at model_path.", schema.whole(1, 2)
     )
     bg_upsampler: Any = schema.option(
-        None, "Background upsampler handed to GFPGANer; engine: official only.", schema.anything(), flag=False
+        None,
+        "Background upsampler handed to GFPGANer; engine: official only.",
+        schema.anything(),
+        flag=False,
     )
     device: str = schema.option("auto", "Where the network runs.", schema.device())
     engine: str = schema.option(
         "native",
-        "native: our batched run with fixed noise. official: gfpgan.GFPGANer, face by face, as it comes.",
+        "native: our batched run with fixed noise. official: gfpgan.GFPGANer, face by face, as "
+        "it comes.",
         schema.choice("native", "official"),
     )
     backend: str = schema.option(
@@ -71,9 +81,9 @@ class EnhancerSettings:
     )
     dtype: str = schema.option(
         "auto",
-        "Arithmetic of the network. bf16 and fp16 are checked against fp32 on the first face and given up where "
-        "they fail. auto: fp32, unless one of them took at most 80 % of its time in two "
-        "measurements.",
+        "Arithmetic of the network. bf16 and fp16 are checked against fp32 on the first face and "
+        "given up where they fail. auto: fp32, unless one of them took at most 80 % of its time "
+        "in two measurements.",
         schema.choice("auto", "fp32", "bf16", "fp16"),
     )
     provider: str = schema.option(
@@ -82,12 +92,17 @@ class EnhancerSettings:
         schema.choice("auto", "cpu", "cuda", "tensorrt"),
     )
     allow_cpu: bool = schema.option(
-        False, "Run on the CPU, with a warning, where the device or provider asked for is not there.", schema.switch()
+        False,
+        "Run on the CPU, with a warning, where the device or provider asked for is not there.",
+        schema.switch(),
     )
-    color: str = schema.option("bgr", "Channel order of the frames, in and out.", schema.choice("bgr", "rgb"))
+    color: str = schema.option(
+        "bgr", "Channel order of the frames, in and out.", schema.choice("bgr", "rgb")
+    )
     value_range: str = schema.option(
         "auto",
-        "Value range of float frames, in and out (uint8 is always 0..255). auto: told from the first frames.",
+        "Value range of float frames, in and out (uint8 is always 0..255). auto: told from the "
+        "first frames.",
         schema.choice("auto", "0..1", "0..255", "-1..1"),
     )
     output_size: str | int = schema.option(
@@ -101,78 +116,89 @@ class EnhancerSettings:
     )
     fidelity: float = schema.option(
         0.5,
-        "CodeFormer's w: 0 paints the best face, 1 keeps closest to the input. Other models have no such thing.",
+        "CodeFormer's w: 0 paints the best face, 1 keeps closest to the input. Other models have "
+        "no such thing.",
         schema.number(0, 1),
     )
     region: str = schema.option(
         "full",
-        "Which part of the face may change. lower: from just above the centre of the frame down, which is all "
-        "that MuseTalk keeps; rows that cannot reach it are not computed. mouth: lips and chin only. The edge is "
-        "soft; outside the host's pixels come back bit for bit.",
+        "Which part of the face may change. lower: from just above the centre of the frame down, "
+        "which is all that MuseTalk keeps; rows that cannot reach it are not computed. mouth: "
+        "lips and chin only. The edge is soft; outside the host's pixels come back bit for bit.",
         schema.choice("full", "lower", "mouth"),
     )
     align: str = schema.option(
         "none",
-        "none: the network sees the host's crop as it is. ffhq: the face is turned and scaled as in the pictures "
-        "that GFPGAN and CodeFormer were trained on, and back, by its landmarks.",
+        "none: the network sees the host's crop as it is. ffhq: the face is turned and scaled as "
+        "in the pictures that GFPGAN and CodeFormer were trained on, and back, by its landmarks.",
         schema.choice("none", "ffhq"),
     )
     landmarks: str = schema.option(
         "embedded",
-        "Who finds the landmarks for align: ffhq and region: mouth where the host gives none. embedded: the small "
-        "network that the guard uses. yunet: OpenCV's detector, whose weight must be in the cache.",
+        "Who finds the landmarks for align: ffhq and region: mouth where the host gives none. "
+        "embedded: the small network that the guard uses. yunet: OpenCV's detector, whose weight "
+        "must be in the cache.",
         schema.choice("embedded", "yunet"),
     )
     stability: str | float = schema.option(
         "auto",
-        "How firmly restored detail is held still where the host's picture is still; 0 leaves every frame to "
-        "itself. auto: 1 with engine: native, 0 with official.",
+        "How firmly restored detail is held still where the host's picture is still; 0 leaves "
+        "every frame to itself. auto: 1 with engine: native, 0 with official.",
         schema.auto(schema.number(0, 1)),
     )
     color_match: str | bool = schema.option(
         "auto",
-        "Lock the low frequencies of the restored face to the input's: no tint, no step at the seam. auto: true "
-        "with engine: native, false with official.",
+        "Lock the low frequencies of the restored face to the input's: no tint, no step at the "
+        "seam. auto: true with engine: native, false with official.",
         schema.auto(schema.switch()),
     )
     guard: str | bool = schema.option(
         "auto",
-        "Lower the strength of a frame whose mouth, eyes or coarse structure the restorer has moved. auto: true "
-        "with engine: native, false with official.",
+        "Lower the strength of a frame whose mouth, eyes or coarse structure the restorer has "
+        "moved. auto: true with engine: native, false with official.",
         schema.auto(schema.switch()),
     )
     sharpness_gate: str | bool = schema.option(
         "auto",
-        "Leave a face alone that is as sharp as a photograph already. auto: false, because a host's decoder has "
-        "just generated the face; true in the command video.",
+        "Leave a face alone that is as sharp as a photograph already. auto: false, because a "
+        "host's decoder has just generated the face; true in the command video.",
         schema.auto(schema.switch()),
     )
     occluder: str | None = schema.option(
         None,
-        "Path of an ONNX file that finds what covers a face (dfl_xseg.onnx); it is never painted over.",
+        "Path of an ONNX file that finds what covers a face (dfl_xseg.onnx); it is never painted "
+        "over.",
         schema.text("a path"),
     )
     mode: str = schema.option(
         "batch",
-        "batch: throughput. memory: the batch is planned for memory_budget and halved when memory runs out.",
+        "batch: throughput. memory: the batch is planned for memory_budget and halved when "
+        "memory runs out.",
         schema.choice("batch", "memory"),
     )
-    batch_size: str | int = schema.option("auto", "Faces in one run of the network.", schema.whole(1, 1024, "auto"))
+    batch_size: str | int = schema.option(
+        "auto", "Faces in one run of the network.", schema.whole(1, 1024, "auto")
+    )
     memory_budget: str | int | float = schema.option(
         "auto",
-        "Memory that restoring may take in mode: memory, beyond the loaded network; kept by measuring. "
-        "auto: half of what is free.",
+        "Memory that restoring may take in mode: memory, beyond the loaded network; kept by "
+        "measuring. auto: half of what is free.",
         schema.memory(),
     )
     cpu_fallback: bool = schema.option(
-        True, "In mode: memory, finish on the CPU when not even one face fits on the GPU.", schema.switch()
+        True,
+        "In mode: memory, finish on the CPU when not even one face fits on the GPU.",
+        schema.switch(),
     )
     on_error: str = schema.option(
         "passthrough",
-        "A bad frame: passthrough hands it back as it came, counted; raise stops with a typed error.",
+        "A bad frame: passthrough hands it back as it came, counted; raise stops with a typed "
+        "error.",
         schema.choice("passthrough", "raise"),
     )
-    download: bool = schema.option(False, "Fetch a missing weight when the model is loaded.", schema.switch())
+    download: bool = schema.option(
+        False, "Fetch a missing weight when the model is loaded.", schema.switch()
+    )
     trust_unpinned: bool = schema.option(
         False, "Open a .pth file that is not in the table of published weights.", schema.switch()
     )
@@ -182,14 +208,22 @@ class EnhancerSettings:
             raw = getattr(self, option.name)
             object.__setattr__(self, option.name, checked(option, raw, option.name))
         if self.model_path is not None and self.model != "auto":
-            raise ConfigError("model_path", self.model_path, f"not together with model: {self.model}; give one")
+            raise ConfigError(
+                "model_path", self.model_path, f"not together with model: {self.model}; give one"
+            )
         if self.landmarks != "embedded" and self.align == "none" and self.region != "mouth":
-            raise ConfigError("landmarks", self.landmarks, "embedded, unless align: ffhq or region: mouth needs any")
+            raise ConfigError(
+                "landmarks",
+                self.landmarks,
+                "embedded, unless align: ffhq or region: mouth needs any",
+            )
         if self.engine == "official":
             self._check_official()
         elif self.bg_upsampler is not None:
             raise ConfigError(
-                "bg_upsampler", self.bg_upsampler, "None with engine: native (a face crop has no background)"
+                "bg_upsampler",
+                self.bg_upsampler,
+                "None with engine: native (a face crop has no background)",
             )
 
     @property
@@ -209,12 +243,14 @@ class EnhancerSettings:
 
     @property
     def sharpness_gate_on(self) -> bool:
-        """`sharpness_gate` as a decision: ``auto`` is off, because a decoder has just generated the face."""
+        """`sharpness_gate` as a decision: ``auto`` is off, because a decoder has just generated the
+        face."""
         return self.sharpness_gate is True
 
     @property
     def computed_region(self) -> str:
-        """The region the network must compute: all of it where what it makes is turned back afterwards."""
+        """The region the network must compute: all of it where what it makes is turned back
+        afterwards."""
         return "full" if self.align == "ffhq" else self.region
 
     def _decided(self, value: str | bool) -> bool:
@@ -222,9 +258,13 @@ class EnhancerSettings:
 
     def _check_official(self) -> None:
         if self.align == "ffhq":
-            raise ConfigError("align", "ffhq", "none with engine: official (GFPGANer aligns by itself)")
+            raise ConfigError(
+                "align", "ffhq", "none with engine: official (GFPGANer aligns by itself)"
+            )
         if self.model == "lite":
-            raise ConfigError("engine", "official", "native with model: lite (GFPGANer has no such network)")
+            raise ConfigError(
+                "engine", "official", "native with model: lite (GFPGANer has no such network)"
+            )
         if self.backend not in ("auto", "torch"):
             raise ConfigError("backend", self.backend, "auto | torch with engine: official")
 
@@ -234,5 +274,6 @@ class EnhancerSettings:
 
 
 def options() -> tuple[dataclasses.Field[Any], ...]:
-    """The options as dataclass fields, with ``help``, ``check``, ``allowed`` and ``flag`` in their metadata."""
+    """The options as dataclass fields, with ``help``, ``check``, ``allowed`` and ``flag`` in their
+    metadata."""
     return dataclasses.fields(EnhancerSettings)

@@ -13,12 +13,14 @@ if TYPE_CHECKING:
     import torch
 
 LOWER_FROM, LOWER_FULL = 7 / 16, 15 / 32
-"""``region: lower`` as shares of a frame's height: nothing changes above the first, all may change below the
-second, with a ramp between. MuseTalk keeps what is below 1/2 and blurs that edge by up to 0.0375."""
+"""``region: lower`` as shares of a frame's height: nothing changes above the first, all may change
+below the second, with a ramp between. MuseTalk keeps what is below 1/2 and blurs that edge by up to
+0.0375."""
 
 
 def kept_rows(region: str, height: int) -> range:
-    """Rows of a frame of `height` pixels that `region` may change; ``mouth`` lies within ``lower``."""
+    """Rows of a frame of `height` pixels that `region` may change; ``mouth`` lies within
+    ``lower``."""
     return range(0 if region == "full" else int(height * LOWER_FROM), height)
 
 
@@ -31,8 +33,9 @@ def lower_weights(height: int) -> list[float]:
 def resize(faces: torch.Tensor, size_hw: tuple[int, int], enlarge: str = "bicubic") -> torch.Tensor:
     """Bring faces to `size_hw` (height, width).
 
-    Shrinking averages areas (exactly the box average where the factor is whole, an antialiased bicubic
-    elsewhere). Enlarging is bilinear or bicubic, pixel centres at half, as OpenCV's INTER_LINEAR.
+    Shrinking averages areas (exactly the box average where the factor is whole, an antialiased
+    bicubic elsewhere). Enlarging is bilinear or bicubic, pixel centres at half, as OpenCV's
+    INTER_LINEAR.
 
     Args:
         faces: float32 (N, 3, H, W).
@@ -55,7 +58,8 @@ def resize(faces: torch.Tensor, size_hw: tuple[int, int], enlarge: str = "bicubi
 
 
 def pooled(values: torch.Tensor, cells: tuple[int, int]) -> torch.Tensor:
-    """Means over a grid of `cells` (rows, columns) of (N, C, H, W); quick where the grid divides the picture."""
+    """Means over a grid of `cells` (rows, columns) of (N, C, H, W); quick where the grid divides
+    the picture."""
     from torch.nn.functional import adaptive_avg_pool2d, avg_pool2d
 
     rows, columns = cells
@@ -63,7 +67,8 @@ def pooled(values: torch.Tensor, cells: tuple[int, int]) -> torch.Tensor:
         return adaptive_avg_pool2d(values, cells)
     down, across = values.shape[2] // rows, values.shape[3] // columns
     share = 1.0
-    while values.device.type == "cpu" and not (down % 2 or across % 2):  # several times quicker there than a pool
+    # several times quicker there than a pool
+    while values.device.type == "cpu" and not (down % 2 or across % 2):
         values = values[:, :, ::2] + values[:, :, 1::2]
         values = values[..., ::2] + values[..., 1::2]
         down, across, share = down // 2, across // 2, share / 4
@@ -80,10 +85,11 @@ def residual_of(
     base: torch.Tensor,
     first_row: int = 0,
 ) -> torch.Tensor:
-    """What a restorer adds to the host's frames, at the size that is handed back, from `first_row` down.
+    """What a restorer adds to the host's frames, at the size that is handed back, from `first_row`
+    down.
 
-    Detail of a frame that is larger than the network's input is lost on the way; what shrinking took off is no
-    part of the difference.
+    Detail of a frame that is larger than the network's input is lost on the way; what shrinking
+    took off is no part of the difference.
 
     Args:
         faces: the host's frames, (N, 3, H, W).
@@ -150,7 +156,9 @@ def resize_image(image: Any, size_wh: tuple[int, int]) -> Any:
     """
     width, height = (int(side) for side in size_wh)
     if width < 1 or height < 1:
-        raise FrameError("size", f"a size of {width}x{height}", "(width, height) in pixels, 1 at least")
+        raise FrameError(
+            "size", f"a size of {width}x{height}", "(width, height) in pixels, 1 at least"
+        )
     if not is_tensor(image):
         return _resized_array(image, (width, height))
     if image.is_floating_point() and image.element_size() < 4:
@@ -170,9 +178,13 @@ def _resized_array(image: Any, size_wh: tuple[int, int]) -> np.ndarray:
         actual = str(getattr(image, "shape", type(image).__name__))
         raise FrameError("shape", actual, "an (H, W, 3) array or a (3, H, W) tensor")
     if not image.size or image.shape[2] > 4:
-        raise FrameError("shape", f"shape {image.shape}", "a image of 1 to 4 channels that is not empty")
+        raise FrameError(
+            "shape", f"shape {image.shape}", "a image of 1 to 4 channels that is not empty"
+        )
     if image.dtype.newbyteorder("=") not in (np.uint8, np.float16, np.float32, np.float64):
-        raise FrameError("dtype", f"values of type {image.dtype}", "uint8 or float of 64 bits at most")
+        raise FrameError(
+            "dtype", f"values of type {image.dtype}", "uint8 or float of 64 bits at most"
+        )
     width, height = size_wh
     if image.shape[:2] == (height, width):
         return np.ascontiguousarray(image)
@@ -180,6 +192,7 @@ def _resized_array(image: Any, size_wh: tuple[int, int]) -> np.ndarray:
     shrinks = height <= image.shape[0] and width <= image.shape[1]
     mode = cv2.INTER_AREA if shrinks else cv2.INTER_LANCZOS4
     resized = cv2.resize(np.ascontiguousarray(image, dtype), size_wh, interpolation=mode)
-    if image.dtype.kind == "f":  # Lanczos overshoots; a host's own conversion to bytes would wrap around
+    # Lanczos overshoots; a host's own conversion to bytes would wrap around
+    if image.dtype.kind == "f":
         resized = np.clip(resized, image.min(), image.max())
     return resized.reshape(height, width, image.shape[2]).astype(image.dtype, copy=False)

@@ -22,7 +22,7 @@ from types import TracebackType
 from typing import Any
 from weakref import WeakKeyDictionary
 
-from ..config.loading import merge, section_of
+from ..config.loader import merge, section_of
 from ..config.settings import SECTION, EnhancerSettings
 from ..enhancer import GFPGANEnhancer
 from ..errors import ConfigError, HostError

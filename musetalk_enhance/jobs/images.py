@@ -29,7 +29,7 @@ from .manifest import (
 )
 from .models import RunInfo
 from .options import ImageSettings
-from .stats import image_stats
+from .stats import image_stats, is_image_state
 
 logger = logging.getLogger("musetalk_enhance")
 
@@ -243,6 +243,8 @@ def _is_valid(
 
     Failed images are not valid: they may succeed next time, after an out-of-memory error for one.
     """
+    if not is_image_state(state):
+        return False
     for item in state["items"]:
         if item["name"] not in listed_names:
             continue

@@ -7,6 +7,9 @@ hashes of inputs and results). Every file is written under a temporary name and 
 that it is either complete or missing; temporary files of a killed run are removed by the next. The
 results of a unit are recorded in its state before they are written, so that a killed run leaves no
 untracked file.
+
+Whatever is read from these files may have been written by somebody else. A name in them is relative
+and stays inside its folder, also where a link leads elsewhere; otherwise the file counts as damaged.
 """
 
 from __future__ import annotations
@@ -14,6 +17,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import os
 import re
 from collections.abc import Container, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -21,10 +25,14 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import ConfigError, MediaError
-from ..runtime.files import write_bytes
+from ..runtime.files import open_regular, write_bytes
 
 FOLDER = ".musetalk_enhance"
 VERSION = 3
+RESULTS = ("restored", "comparisons", "segments")
+"""Subfolders of the results. A state that names a file elsewhere counts as damaged."""
+_MAX_ID = 10**9
+_STATE_NAME = re.compile(r"[0-9]{6,}\.json")
 _PART = re.compile(r"\.[0-9a-f]{32}\.part")  # what `write_bytes` calls a file that is not whole yet
 
 Unit = dict[str, Any]
@@ -43,7 +51,7 @@ def file_digest(path: Path) -> str | None:
     """sha256 of a file; None if it cannot be read."""
     sha256 = hashlib.sha256()
     try:
-        with path.open("rb") as file:
+        with open_regular(path) as file:
             while block := file.read(2**20):
                 sha256.update(block)
     except OSError:
@@ -54,9 +62,64 @@ def file_digest(path: Path) -> str | None:
 def read_json(path: Path) -> Any:
     """Content of a JSON file; None if it is missing or damaged."""
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        with open_regular(path) as file:
+            return json.loads(file.read().decode("utf-8"))
+    except (OSError, ValueError, RecursionError):
         return None
+
+
+def _has_digest(sha256: Any, value: Any) -> bool:
+    """Whether `sha256` is the digest of a value read from a file, which may hold anything."""
+    try:
+        return bool(sha256 == digest(value))
+    except (ValueError, RecursionError):  # an infinite number; too deep
+        return False
+
+
+def is_relative_name(name: Any) -> bool:
+    """Whether a name read from a file is a plain relative one: no drive, ``..`` or empty part."""
+    if not isinstance(name, str) or not name.strip(".") or "\0" in name:
+        return False
+    try:
+        os.fsencode(name)
+    except UnicodeEncodeError:
+        return False
+    path = Path(name)
+    return not path.anchor and ".." not in path.parts and path.as_posix() == name
+
+
+def _is_result(folder: Path, name: Any) -> bool:
+    """Whether a name read from a file is that of a result in `folder`, links resolved."""
+    if not is_relative_name(name) or "/" not in name or name.partition("/")[0] not in RESULTS:
+        return False
+    try:
+        return (folder / name).parent.resolve().is_relative_to(folder.resolve())
+    except (OSError, RuntimeError):  # links that lead to one another
+        return False
+
+
+def _is_unit(unit: Any) -> bool:
+    if not isinstance(unit, dict) or type(unit.get("id")) is not int:
+        return False
+    items = unit.get("items", [])
+    is_list = isinstance(items, list) and all(is_relative_name(name) for name in items)
+    return is_list and bool(0 <= unit["id"] < _MAX_ID)
+
+
+def _is_state(folder: Path, state: Any) -> bool:
+    items = state.get("items")
+    if not _is_unit(state.get("unit")) or not isinstance(items, list):
+        return False
+    if not all(isinstance(item, dict) for item in items):
+        return False
+    if not all(isinstance(item.get("name", ""), str) for item in items):
+        return False
+    outputs = [item.get("outputs", {}) for item in items]
+    return all(
+        isinstance(files, dict)
+        and all(_is_result(folder, name) and isinstance(files[name], str) for name in files)
+        for files in outputs
+    )
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -110,9 +173,11 @@ class Manifest:
         kinds = {"settings": dict, "facts": dict, "units": list}
         if any(not isinstance(raw.get(name), kind) for name, kind in kinds.items()):
             return None
-        if raw.get("sha256") != digest(
-            [raw["settings"], raw["facts"], raw["units"], raw.get("source")]
-        ):
+        content = [raw["settings"], raw["facts"], raw["units"], raw.get("source")]
+        if not _has_digest(raw.get("sha256"), content):
+            return None
+        is_source = isinstance(content[3], (str, type(None)))
+        if not is_source or not all(_is_unit(unit) for unit in raw["units"]):
             return None
         return cls(folder, raw["settings"], raw["facts"], raw["units"], raw.get("source"))
 
@@ -131,7 +196,7 @@ class Manifest:
 
     def state(self, unit: Unit) -> State | None:
         """State of a unit; None if it is not done, or if the job was split differently then."""
-        state = _read_state(state_path(self.folder, unit))
+        state = _read_state(self.folder, state_path(self.folder, unit))
         return (
             state
             if state is not None and state["unit"] == unit and not state.get("begun")
@@ -147,14 +212,16 @@ class Manifest:
             keep: names of items whose results stay.
         """
         path = state_path(self.folder, unit)
-        discard(self.folder, _read_state(path), keep)
+        discard(self.folder, _read_state(self.folder, path), keep)
         path.unlink(missing_ok=True)
 
     def forget(self) -> None:
         """Delete the results of all other units of earlier runs, as far as they are unchanged."""
         units = {state_path(self.folder, unit): unit for unit in self.units}
         for path in sorted(self.place.glob("units/*.json")):
-            state = _read_state(path)
+            if not _STATE_NAME.fullmatch(path.name):
+                continue
+            state = _read_state(self.folder, path)
             if state is None or state["unit"] != units.get(path):
                 discard(self.folder, state)
                 path.unlink(missing_ok=True)
@@ -193,12 +260,12 @@ def write_begun(folder: Path, unit: Unit, outputs: Mapping[str, str]) -> None:
     write_state(folder, {"unit": unit, "begun": True, "items": [{"outputs": dict(outputs)}]})
 
 
-def _read_state(path: Path) -> State | None:
+def _read_state(folder: Path, path: Path) -> State | None:
     """Read the undamaged state of a unit that is done or begun."""
     raw = read_json(path)
-    if not isinstance(raw, dict) or raw.pop("sha256", None) != digest(raw):
+    if not isinstance(raw, dict) or not _has_digest(raw.pop("sha256", None), raw):
         return None
-    return raw
+    return raw if _is_state(folder, raw) else None
 
 
 def outputs_of(state: State, skip: Container[str] = ()) -> dict[str, str]:
@@ -219,6 +286,8 @@ def discard(folder: Path, state: State | None, keep: Container[str] = ()) -> Non
     """Delete the results in a state that are unchanged since they were written; not those of items
     in `keep`."""
     for name, sha256 in outputs_of(state or {}, keep).items():
+        if not _is_result(folder, name):
+            continue
         path = folder / name
         with contextlib.suppress(OSError):
             if file_digest(path) == sha256:
@@ -236,10 +305,24 @@ def sweep_parts(folder: Path, below: Iterable[str] = ()) -> None:
     places = [*folder.glob(".*.part"), *(folder / FOLDER).rglob(".*.part")]
     for name in below:
         places += (folder / name).rglob(".*.part")
+    root = folder.resolve()
     for path in places:
         if _PART.fullmatch(path.name):
-            with contextlib.suppress(OSError):
-                path.unlink()
+            with contextlib.suppress(OSError, RuntimeError):
+                if path.parent.resolve().is_relative_to(root):
+                    path.unlink()
+
+
+def refuse_links(*paths: Path) -> None:
+    """Refuse links in the place of the state of a job: its files would be written elsewhere.
+
+    Raises:
+        MediaError: one of them is a link.
+    """
+    for path in paths:
+        if path.is_symlink():
+            what = "is a link, which is not followed. Remove it, or choose another output"
+            raise MediaError(path, what)
 
 
 def make_folder(folder: Path) -> None:
@@ -262,7 +345,7 @@ def locked(folder: Path) -> Iterator[None]:
 
     Raises:
         ConfigError: another run is using the folder.
-        MediaError: the folder cannot be created or written to.
+        MediaError: the folder cannot be created or written to; its state is a link.
     """
     from filelock import FileLock, Timeout
 
@@ -270,6 +353,7 @@ def locked(folder: Path) -> Iterator[None]:
         folder / FOLDER,
         [path for path in (folder, *folder.parents) if not path.exists()],
     )
+    refuse_links(state_folder, state_folder / "lock", state_folder / "units")
     make_folder(state_folder)
     lock = FileLock(str(state_folder / "lock"))
     try:

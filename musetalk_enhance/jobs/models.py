@@ -29,6 +29,7 @@ logger = logging.getLogger("musetalk_enhance")
 
 FIDELITY = 0.7
 """Default of CodeFormer's w."""
+_MAX_COUNT = 4096  # faces in one run, or threads, that a file may ask for
 
 
 @dataclass(frozen=True)
@@ -75,9 +76,26 @@ class RunInfo:
     def of(cls, raw: Any) -> RunInfo | None:
         """Inverse of `as_dict`; None if `raw` is something else."""
         try:
-            return cls(**raw)
+            info = cls(**raw)
         except TypeError:
             return None
+        return info if info._is_plausible() else None
+
+    def _is_plausible(self) -> bool:
+        """Whether the values, which come from a file, have their types."""
+        texts = (self.model, self.licence, self.device, self.version, *_items(self.forms))
+        helpers: Any = self.helpers.values() if isinstance(self.helpers, dict) else (0,)
+        optional = (self.weight_sha256, self.backend, self.dtype, *helpers)
+        pairs = [tuple(_items(pair)) for pair in _items(self.passed_over)]
+        return (
+            all(isinstance(text, str) for text in texts)
+            and all(isinstance(text, (str, type(None))) for text in optional)
+            and all(len(pair) == 2 and all(isinstance(text, str) for text in pair) for pair in pairs)
+            and all(type(count) is int for count in (self.batch_size, self.threads))
+            and 0 < self.batch_size <= _MAX_COUNT
+            and 0 <= self.threads <= _MAX_COUNT
+            and (self.fidelity is None or type(self.fidelity) in (int, float))
+        )
 
     def same_bits(self, other: Any) -> bool:
         """Whether `other`, as plain values, produces the same bits; measured choices are compared
@@ -92,6 +110,11 @@ class RunInfo:
         """Values that change the pixels; measured ones (backend, dtype, ...) are pinned instead."""
         names = ("model", "weight_sha256", "fidelity", "device", "helpers", "version")
         return {name: getattr(self, name) for name in names}
+
+
+def _items(value: Any) -> list[Any]:
+    """The items of a list; one of no valid type where it is something else."""
+    return value if isinstance(value, list) else [None]
 
 
 @dataclass(frozen=True)

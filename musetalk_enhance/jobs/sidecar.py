@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping
+from io import TextIOWrapper
 from pathlib import Path
 from typing import Any
 
 from ..errors import MediaError
+from ..runtime.files import open_regular
 
 _NOTES = '"notes": ['
 _MOST = 2**20  # characters before the notes in a file of ours, at most
@@ -34,7 +36,8 @@ def write_sidecar(path: Path, head: Mapping[str, Any], notes: Iterable[Mapping[s
         MediaError: it cannot be written; or as `notes` raises it.
     """
     try:
-        with path.open("w", encoding="utf-8") as file:
+        path.unlink(missing_ok=True)  # a link in its place would be written through
+        with path.open("x", encoding="utf-8") as file:
             file.write(
                 json.dumps(head, indent=1, sort_keys=True, allow_nan=False).removesuffix("\n}")
             )
@@ -53,13 +56,13 @@ def read_head(path: Path) -> Any:
     """Values of the video as a whole; None if the file is missing, damaged or not ours."""
     text = ""
     try:
-        with path.open(encoding="utf-8") as file:
-            for line in file:
+        with TextIOWrapper(open_regular(path), encoding="utf-8") as file:
+            while line := file.readline(_MOST):
                 if line.strip() == _NOTES:
                     return json.loads(text.rstrip().rstrip(",") + "}")
                 text += line
                 if len(text) > _MOST:
                     return None
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         pass
     return None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -39,6 +40,32 @@ def settings_stats(settings: FaceSettings, run_info: RunInfo) -> dict[str, Any]:
         "settings": settings.decisive(),
         "settings_sha256": digest(settings.decisive() | run_info.decisive()),
     }
+
+
+def is_image_state(state: State) -> bool:
+    """Whether a state, which comes from a file, has all the values that are used in the end."""
+    texts, numbers = ("name", "state"), ("strength", "change")
+    optional = ("input_sha256", "error", "lowered")
+    items = state["items"]
+    if [item.get("name") for item in items] != state["unit"].get("items"):
+        return False
+    if not all(isinstance(item.get("faces"), list) and "input_sha256" in item for item in items):
+        return False
+    faces = [face for item in items for face in item["faces"]]
+    if not all(isinstance(face, dict) and "strength" in face for face in faces):
+        return False
+    values = [(name, value) for each in (*items, *faces) for name, value in each.items()]
+    return (
+        all(isinstance(each.get("state"), str) for each in (*items, *faces))
+        and all("error" in item and "outputs" in item for item in items)
+        and all(isinstance(value, str) for name, value in values if name in texts)
+        and all(isinstance(value, (str, type(None))) for name, value in values if name in optional)
+        and all(_is_finite(value) for name, value in values if name in numbers)
+    )
+
+
+def _is_finite(value: Any) -> bool:
+    return value is None or (type(value) in (int, float) and math.isfinite(value))
 
 
 def image_stats(

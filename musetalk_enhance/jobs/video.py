@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import math
 import os
 import re
 import shutil
@@ -38,13 +39,21 @@ from .manifest import (
     locked,
     outputs_intact,
     outputs_of,
+    refuse_links,
     state_path,
 )
 from .models import RunInfo
 from .options import VideoSettings
 from .sidecar import read_head, sidecar_path, write_sidecar
 from .stats import settings_stats
-from .video_processor import CHUNK, PREROLL, PassUnit, VideoProcessorFactory, WriteSegmentState
+from .video_processor import (
+    CHUNK,
+    PREROLL,
+    SEGMENTS,
+    PassUnit,
+    VideoProcessorFactory,
+    WriteSegmentState,
+)
 
 logger = logging.getLogger("musetalk_enhance")
 
@@ -132,6 +141,7 @@ def restore_video(
         "chunk": CHUNK,
     }
     folder = parts_folder(output)
+    refuse_links(folder, folder / SEGMENTS)
     is_locked = False
     try:
         with locked(folder):
@@ -319,13 +329,29 @@ def _job(head: Any) -> dict[str, Any]:
 def _is_done(output: Path, head: Any, decisive: dict[str, Any]) -> bool:
     """Whether the video is intact as an earlier run with the same settings wrote it."""
     job = _job(head)
-    if (
-        job.get("settings_sha256") != digest(decisive)
-        or not isinstance(head.get("totals"), dict)
-        or _failed(head)
-    ):
+    if job.get("settings_sha256") != digest(decisive) or not _is_readable(head) or _failed(head):
         return False
     return job.get("output_sha256") is not None and job["output_sha256"] == file_digest(output)
+
+
+def _is_readable(head: dict[str, Any]) -> bool:
+    """Whether a JSON file beside a video has all the values that are shown in the end."""
+    try:
+        totals, job = head["totals"], head["job"]
+        counts = [totals[name] for name in ("frames", "restored", "faces_restored", "faces_failed")]
+        counts += [totals.get("faces", 0), *totals["left"].values()]
+        counts += [*totals.get("partial", {}).values(), *totals["passed_through"].values()]
+        numbers = [totals.get("mean_strength"), totals.get("mean_change")]
+        numbers += [job["model_that_ran"]["fidelity"]]
+        strength, model = job["settings"]["strength"], job["model_that_ran"]["model"]
+    except (AttributeError, KeyError, TypeError):
+        return False
+    return (
+        all(type(count) is int and count >= 0 for count in counts)
+        and all(number is None or type(number) in (int, float) for number in numbers)
+        and type(strength) in (int, float)
+        and isinstance(model, str)
+    )
 
 
 def _failed(head: dict[str, Any]) -> bool:
@@ -405,7 +431,12 @@ def _is_whole(state: State) -> bool:
         ]
     except (KeyError, TypeError, ValueError):
         return False
-    forms = all(isinstance(part, dict) for part in parts) and isinstance(notes, list)
+    if not all(isinstance(part, dict) for part in parts) or not isinstance(notes, list):
+        return False
+    values = [value for part in parts for value in part.values()]
+    forms = {"strength", "change"} <= set(item["restored"]) and all(
+        type(value) in (int, float) and math.isfinite(value) for value in values
+    )
     return forms and counts.get("frames") == len(notes) == frames and len(outputs_of(state)) == 1
 
 

@@ -34,13 +34,15 @@ class WatchedBatch:
 
 
 class BatchPlanner:
-    """Says how large the next batch may be, and learns from what batches took and from memory that ran out.
+    """Says how large the next batch may be, and learns from what batches took and from memory that
+    ran out.
 
-    With ``mode="memory"`` the first batch is one face and the second two; both are measured, and from then on
-    the plan is the most faces whose measured cost stays within the budget. A batch larger than every one before
-    is measured as well, and is at most four times the largest before. Where the largest is why no more are planned,
-    it runs and is measured once more, also when it took more than the budget: by all that was known, it fitted.
-    With ``mode="batch"`` nothing is measured.
+    With ``mode="memory"`` the first batch is one face and the second two; both are measured, and
+    from then on the plan is the most faces whose measured cost stays within the budget. A batch
+    larger than every one before is measured as well, and is at most four times the largest before.
+    Where the largest is why no more are planned, it runs and is measured once more, also when it
+    took more than the budget: by all that was known, it fitted. With ``mode="batch"`` nothing is
+    measured.
 
     Attributes:
         size: faces in a batch for now.
@@ -56,13 +58,15 @@ class BatchPlanner:
         device: torch.device,
         learned: BatchPlanner | None = None,
     ) -> None:
-        """Plan for `record` on `device` with ``settings.mode``, ``batch_size`` and ``memory_budget``.
+        """Plan for `record` on `device` with ``settings.mode``, ``batch_size`` and
+        ``memory_budget``.
 
         Args:
             settings: all options.
             record: the model; its ``bytes_per_face`` counts until something was measured.
             device: where it runs.
-            learned: what has been learnt of the same network on the same device with other settings.
+            learned: what has been learnt of the same network on the same device with other
+                settings.
         """
         self._settings, self._record = settings, record
         self.start(device, learned)
@@ -71,7 +75,9 @@ class BatchPlanner:
         """Plan anew, on `device`: nothing was learnt yet but what `learned` has."""
         settings, record = self._settings, self._record
         self._device = device
-        self.costs: costs.CostModel = learned.costs if learned else costs.CostModel(record.bytes_per_face)
+        self.costs: costs.CostModel = (
+            learned.costs if learned else costs.CostModel(record.bytes_per_face)
+        )
         limit = MOST_ON_GPU if device.type == "cuda" else MOST_ON_CPU
         if settings.mode == "memory":
             self.budget: int | None = budget_bytes(settings.memory_budget, device)
@@ -125,7 +131,8 @@ class BatchPlanner:
 
     @property
     def _doubtful(self) -> bool:
-        """Whether the largest measured batch is why no more are planned, though it was measured only once."""
+        """Whether the largest measured batch is why no more are planned, though it was measured
+        only once."""
         largest = self.costs.largest
         limits = self.planned <= largest <= self._most and self.planned < self._most
         return limits and not self.costs.sure(largest)
@@ -147,7 +154,8 @@ class BatchPlanner:
         self._plan()  # a planner that shares the costs may have learnt something
 
     def ran_out(self, tried: int) -> bool:
-        """Memory ran out with `tried` faces. Halves the size; False when it was one face already."""
+        """Memory ran out with `tried` faces. Halves the size; False when it was one face
+        already."""
         self._quiet = 0
         self.costs.believe(tried)
         if tried <= 1:

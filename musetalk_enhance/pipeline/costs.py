@@ -16,13 +16,16 @@ if TYPE_CHECKING:
     import torch
 
 HEADROOM = 1.1
-"""A batch that was not measured itself may need this much more than the line through the measured ones says."""
+"""A batch that was not measured itself may need this much more than the line through the measured
+ones says."""
 SPREAD = 1.1
-"""The same batch may need this much more another time: what the C library keeps of freed blocks differs."""
+"""The same batch may need this much more another time: what the C library keeps of freed blocks
+differs."""
 STEP = 4
 """How many times larger than the largest measured batch the next one may be."""
 SAMPLING_S = 0.002
-"""Seconds between two looks at the resident memory, where the kernel keeps no peak that can be reset."""
+"""Seconds between two looks at the resident memory, where the kernel keeps no peak that can be
+reset."""
 
 
 @dataclass
@@ -31,8 +34,8 @@ class Peak:
 
     Attributes:
         highest: at its highest point.
-        kept: still in use when it ended (results, and whatever a backend keeps in an arena of its own); below 0 where
-            something that was there before was freed meanwhile.
+        kept: still in use when it ended (results, and whatever a backend keeps in an arena of its
+            own); below 0 where something that was there before was freed meanwhile.
         exact: whether `highest` was kept by the system, not looked for every now and then.
     """
 
@@ -42,7 +45,8 @@ class Peak:
 
 
 class CostModel:
-    """Peak memory of a batch as a function of its faces: a line through the batches that were watched.
+    """Peak memory of a batch as a function of its faces: a line through the batches that were
+    watched.
 
     Attributes:
         guess: bytes per face to go by before anything was measured.
@@ -63,16 +67,17 @@ class CostModel:
 
     @property
     def next_step(self) -> int:
-        """Faces that the next batch may have at most: 1, then 2, then `STEP` times the largest measured."""
+        """Faces that the next batch may have at most: 1, then 2, then `STEP` times the largest
+        measured."""
         return self.largest * STEP if self.largest > 1 else self.largest + 1
 
     def add(self, faces: int, peak: Peak) -> None:
         """A batch of `faces` needed `peak`.
 
-        What earlier runs have kept is counted to every later one: it was not there in the loaded state. What was
-        freed meanwhile may have hidden as much. Of two looks at the same batch the lower counts, since a first run
-        pays for what is paid once, and others may take memory meanwhile. A figure that is not exact may be too low
-        already, so it is not looked at again.
+        What earlier runs have kept is counted to every later one: it was not there in the loaded
+        state. What was freed meanwhile may have hidden as much. Of two looks at the same batch the
+        lower counts, since a first run pays for what is paid once, and others may take memory
+        meanwhile. A figure that is not exact may be too low already, so it is not looked at again.
         """
         need = max(1, self._kept + peak.highest + max(0, -peak.kept))
         if faces in self.measured or not peak.exact:
@@ -101,7 +106,8 @@ class CostModel:
         return max(0, need - per_face * faces), per_face
 
     def bytes_for(self, faces: int) -> int:
-        """Bytes that a batch of `faces` takes over the loaded state: interpolated, or extrapolated with headroom."""
+        """Bytes that a batch of `faces` takes over the loaded state: interpolated, or extrapolated
+        with headroom."""
         points = self._points()
         if not points:
             return self.guess * faces
@@ -114,11 +120,13 @@ class CostModel:
         return lower[1] + (upper[1] - lower[1]) * (faces - lower[0]) // (upper[0] - lower[0])
 
     def fitting(self, budget: int, limit: int) -> int:
-        """The most faces, up to `limit`, that stay within `budget` bytes every time; 0 when not even one does."""
+        """The most faces, up to `limit`, that stay within `budget` bytes every time; 0 when not
+        even one does."""
         return next(n for n in count() if n == limit or self.bytes_for(n + 1) * SPREAD > budget)
 
     def _points(self) -> list[tuple[int, int]]:
-        """The measured batches by size; a larger one is never taken to be cheaper than a smaller one."""
+        """The measured batches by size; a larger one is never taken to be cheaper than a smaller
+        one."""
         highest, points = 0, []
         for faces in sorted(self.measured):
             highest = max(highest, self.measured[faces])
@@ -135,9 +143,10 @@ def measurable(device: torch.device) -> bool:
 def watch(device: torch.device) -> Iterator[Peak]:
     """Measure what happens inside; the figures are there when it ended without an error.
 
-    On CUDA these are the figures of torch's allocator, whose peak statistic of `device` begins anew, and what
-    others took of the GPU meanwhile. On the CPU it is the resident memory of the whole process, so that whatever
-    other threads allocate at the same time is counted as well; Linux' own peak (``VmHWM``) begins anew.
+    On CUDA these are the figures of torch's allocator, whose peak statistic of `device` begins
+    anew, and what others took of the GPU meanwhile. On the CPU it is the resident memory of the
+    whole process, so that whatever other threads allocate at the same time is counted as well;
+    Linux' own peak (``VmHWM``) begins anew.
     """
     with _watch_cuda(device) if device.type == "cuda" else _watch_resident() as peak:
         yield peak
@@ -147,7 +156,8 @@ def watch(device: torch.device) -> Iterator[Peak]:
 def _watch_cuda(device: torch.device) -> Iterator[Peak]:
     import torch
 
-    def elsewhere() -> int:  # in use on the GPU, but not by torch's allocator: another runtime's arena
+    # in use on the GPU, but not by torch's allocator: another runtime's arena
+    def elsewhere() -> int:
         free, total = memory.on_gpu(device)
         return int(total - free - torch.cuda.memory_reserved(device))
 
@@ -175,7 +185,8 @@ def _watch_resident() -> Iterator[Peak]:
 
 @dataclass
 class _Highest:
-    """The highest resident memory while something ran, in bytes, and whether no peak can have been missed."""
+    """The highest resident memory while something ran, in bytes, and whether no peak can have been
+    missed."""
 
     bytes: int
     exact: bool = True

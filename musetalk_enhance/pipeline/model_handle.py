@@ -24,8 +24,8 @@ class ModelHandle:
 
     Args:
         settings: the options that name it.
-        restorer: one of the caller's own in its place. It cannot be loaded again, so `unload` moves it to the
-            CPU instead.
+        restorer: one of the caller's own in its place. It cannot be loaded again, so `unload` moves
+            it to the CPU instead.
 
     Raises:
         WeightError: the weight is missing, damaged, not to be trusted, or another network.
@@ -42,7 +42,8 @@ class ModelHandle:
         self._device = self._restorer.device
 
     def _load(self, settings: EnhancerSettings) -> Restorer:
-        """The restorer that `settings` name; on the CPU if it does not fit on its device and that is allowed."""
+        """The restorer that `settings` name; on the CPU if it does not fit on its device and that
+        is allowed."""
         from ..restorers.catalog import choose
 
         choice, device = choose(settings), pick_device(settings.device, settings.allow_cpu)
@@ -52,7 +53,9 @@ class ModelHandle:
             if device.type == "cpu" or not self.may_leave_gpu or not memory.is_out_of_memory(error):
                 raise
             memory.forget_locals(error)
-        logger.warning("out of memory while loading the model on %s: falling back to the CPU", device)
+        logger.warning(
+            "out of memory while loading the model on %s: falling back to the CPU", device
+        )
         memory.release(device)
         return choice.load(torch_device("cpu"))
 
@@ -100,7 +103,8 @@ class ModelHandle:
             self._park(device)
         else:
             logger.warning(
-                "unload: the restorer was passed in and runs on the CPU; only its owner can free its memory"
+                "unload: the restorer was passed in and runs on the CPU; only its owner can free "
+                "its memory"
             )
             return False
         memory.release(device)
@@ -113,7 +117,9 @@ class ModelHandle:
         except Exception as error:
             with suppress(Exception):
                 restorer.to(device)
-            raise RestorerError(f"unload: {self.info.name} cannot be moved to the CPU: {error}") from error
+            raise RestorerError(
+                f"unload: {self.info.name} cannot be moved to the CPU: {error}"
+            ) from error
         self._parked_from = device
 
     def wake(self) -> bool:

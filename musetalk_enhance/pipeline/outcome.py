@@ -1,4 +1,5 @@
-"""What became of a frame: one small value. Text is made from it at the edge and never matched on."""
+"""What became of a frame: one small value. Text is made from it at the edge and never matched
+on."""
 
 from __future__ import annotations
 
@@ -38,7 +39,12 @@ class Cause(Enum):
     RELOAD = "reload"
 
 
-GUARD = {Cause.MOUTH: "mouth", Cause.EYES: "eyes", Cause.IDENTITY: "identity", Cause.RECOVERY: "recovery"}
+GUARD = {
+    Cause.MOUTH: "mouth",
+    Cause.EYES: "eyes",
+    Cause.IDENTITY: "identity",
+    Cause.RECOVERY: "recovery",
+}
 """The causes that are the guard's, and its own words for them."""
 FAULTS = frozenset({Cause.OUT_OF_MEMORY, Cause.RESTORER, Cause.RELOAD})
 """The causes that are failures, not decisions and not the host's."""
@@ -51,19 +57,19 @@ class Outcome:
     Attributes:
         status: restored, left alone, or passed through.
         strength: how much of the restored face is in it, 0..1.
-        cause: why it is not restored, or why with less than the option `strength`; None where all of
-            that is in it.
+        cause: why it is not restored, or why with less than the option `strength`; None where all
+            of that is in it.
         guard: what the guard held it back for, in part or altogether; None where it did not. It may
             differ from `cause` where the sharpness gate took more.
         sharp: whether the sharpness gate left out some or all of the restoring.
         cut: whether a scene begins with it.
-        aligned: False where ``align: ffhq`` had no landmarks to go by, so that the network was given
-            the crop as it came.
+        aligned: False where ``align: ffhq`` had no landmarks to go by, so that the network was
+            given the crop as it came.
         repeated: whether it has the same bits as the frame before, and so has its result.
-        change: mean absolute change of the pixels that may change, in 1/255, rounded as 8-bit frames
-            are. 0 where none changed.
-        detail: of a frame that is passed through: the reason of the `FrameError`, or the class of the
-            error.
+        change: mean absolute change of the pixels that may change, in 1/255, rounded as 8-bit
+            frames are. 0 where none changed.
+        detail: of a frame that is passed through: the reason of the `FrameError`, or the class of
+            the error.
     """
 
     status: Status = Status.RESTORED

@@ -1,9 +1,9 @@
 """Where a scene begins: told from two small pictures, whatever else is switched off.
 
-Between neighboring frames of 22 talking heads (softened to 96 px) the mean difference of the thumbnails is 0.29
-of their contrast at most, and their correlation 0.76 at least; between two people in the same box 0.36 at least,
-and 0.70 at most where the difference is under 0.40. Motion compensation, used before, missed 9 of these 462 cuts,
-because it draws one face out of the other.
+Between neighboring frames of 22 talking heads (softened to 96 px) the mean difference of the
+thumbnails is 0.29 of their contrast at most, and their correlation 0.76 at least; between two
+people in the same box 0.36 at least, and 0.70 at most where the difference is under 0.40. Motion
+compensation, used before, missed 9 of these 462 cuts, because it draws one face out of the other.
 """
 
 from __future__ import annotations
@@ -18,7 +18,8 @@ if TYPE_CHECKING:
 SIDE = 32
 """Side of a thumbnail, in pixels."""
 MOST_DIFFERENCE = 0.34
-"""Mean absolute difference of two thumbnails, as a share of their contrast, above which they are two scenes."""
+"""Mean absolute difference of two thumbnails, as a share of their contrast, above which they are
+two scenes."""
 LEAST_CORRELATION = 0.7
 """Correlation of their gray values below which they are."""
 
@@ -33,7 +34,8 @@ def scene_cuts(small: torch.Tensor, previous: torch.Tensor | None) -> torch.Tens
 
     Args:
         small: thumbnails of frames that follow one another, float32 (N, 3, `SIDE`, `SIDE`).
-        previous: that of the frame before the first, (1, 3, `SIDE`, `SIDE`); None at the beginning of a stream.
+        previous: that of the frame before the first, (1, 3, `SIDE`, `SIDE`); None at the beginning
+            of a stream.
 
     Returns:
         bool (N,); False for a first frame.

@@ -72,8 +72,8 @@ class LastFrame:
 class Stream:
     """One sequence of faces over an engine's network; `GFPGANEnhancer.stream` makes one.
 
-    A stream may be used from any thread, by one at a time. It costs nothing but what it remembers, so it may simply
-    be dropped; `close` gives that back at once.
+    A stream may be used from any thread, by one at a time. It costs nothing but what it remembers,
+    so it may simply be dropped; `close` gives that back at once.
 
     Attributes:
         settings: the engine's, with what this stream has of its own.
@@ -93,26 +93,35 @@ class Stream:
         self.closed = False
 
     def __call__(
-        self, frames: Any, *, landmarks: Any = None, occlusion: Any = None, keys: Any = None, cuts: Any = None
+        self,
+        frames: Any,
+        *,
+        landmarks: Any = None,
+        occlusion: Any = None,
+        keys: Any = None,
+        cuts: Any = None,
     ) -> Any:
         """Restore the next frames of this stream; see `GFPGANEnhancer.__call__`."""
         from .engine import Request
 
-        request = Request(self, frames, (landmarks, occlusion, keys, cuts), self.settings.output_size)
+        request = Request(
+            self, frames, (landmarks, occlusion, keys, cuts), self.settings.output_size
+        )
         return self.engine.restore([request])[0].frames
 
     def observe(self, observer: Observer) -> None:
         """Have `observer` called with every frame from now on, in order.
 
         Args:
-            observer: called with the frame as it came, the frame as it goes back, and its `Outcome`. It must change
-                nothing. One that raises is not called again, with a warning; with ``on_error="raise"`` its error
-                reaches the host.
+            observer: called with the frame as it came, the frame as it goes back, and its
+                `Outcome`. It must change nothing. One that raises is not called again, with a
+                warning; with ``on_error="raise"`` its error reaches the host.
         """
         self.observers.append(observer)
 
     def notify(self, frame: Any, result: Any, outcome: Outcome) -> None:
-        """Call the observers; one that fails is removed, because that is no reason to lose a host's frame."""
+        """Call the observers; one that fails is removed, because that is no reason to lose a host's
+        frame."""
         for observer in list(self.observers):
             try:
                 observer(frame, result, outcome)

@@ -161,14 +161,14 @@ def test_empty_folders_go_and_others_stay(tmp_path):
 def test_forgetting_takes_all_but_ones_own_units(tmp_path):
     other = {
         "unit": {"id": 7, "job": "old", "items": ["c.png"]},
-        "items": [{"outputs": made(tmp_path, "c.png")}],
+        "items": [{"outputs": made(tmp_path, "restored/c.png")}],
     }
     write_state(tmp_path, state(tmp_path))
     write_state(tmp_path, other)
     (tmp_path / FOLDER / "units" / "000009.json").write_text("damaged")
     Manifest(tmp_path, {}, {}, [UNIT]).forget()
     assert [path.name for path in (tmp_path / FOLDER / "units").iterdir()] == ["000003.json"]
-    assert not (tmp_path / "c.png").exists() and (tmp_path / "restored/sub/a.png").exists()
+    assert not (tmp_path / "restored/c.png").exists() and (tmp_path / "restored/sub/a.png").exists()
     Manifest(tmp_path, {}, {}).forget()
     assert not (tmp_path / "restored").exists()
 

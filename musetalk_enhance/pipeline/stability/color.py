@@ -22,7 +22,8 @@ def without_tint(residual: torch.Tensor, support: torch.Tensor | None) -> torch.
 
     Args:
         residual: restored minus given, in the rows that may change, float32 (N, 3, R, W).
-        support: (N or 1, 1, R, W), 0..1, where the face may change; what lies outside has no influence. None:
+        support: (N or 1, 1, R, W), 0..1, where the face may change; what lies outside has no
+            influence. None:
             everywhere.
 
     Returns:
