@@ -13,13 +13,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import numpy as np
+from numpy.typing import NDArray
+
 from ...faces.meter import FaceMeter
 from ...frames.resize import resize
 
 if TYPE_CHECKING:
     import torch
 
-    from ...faces.meter import FaceMeasurement
+Floats = NDArray[np.float32]
 
 REASONS = ("mouth", "eyes", "identity")
 MOUTH_LIMIT, EYES_LIMIT = 0.04, 0.06
@@ -134,42 +137,41 @@ def _restored(
     return restored.clamp_(0, 1)
 
 
-def strength_allowed(
-    meter: FaceMeter, originals: torch.Tensor, restored: torch.Tensor
-) -> torch.Tensor:
-    """Strength that mouth, eyes and identity of each face leave, each by itself; float32 (N, 3),
-    0..1.
+def strength_allowed(meter: FaceMeter, originals: torch.Tensor, restored: torch.Tensor) -> Floats:
+    """Strength that mouth, eyes and identity of each face leave, each by itself.
 
     Args:
         meter: on the device of the faces.
         originals: float32 (N, 3, `MEASURED_SIDE`, `MEASURED_SIDE`), RGB, 0..1.
         restored: the same form.
+
+    Returns:
+        float32 (N, 3), 0..1.
     """
     import torch
 
     count = len(originals)
-    measured = meter.measure(torch.cat([originals, restored]))
+    measured = meter.measure(torch.cat([originals, restored])).numpy()
+    change = structure_change(originals, restored).cpu().numpy()
     landmarks, moved = measured.landmarks[:count], measured.landmarks[count:]
-    faces = (measured.confidence > CONFIDENT).float()
-    confident = faces[:count] * faces[count:]
-    length = (landmarks[:, 3:].mean(1) - landmarks[:, :2].mean(1)).norm(dim=1).clamp(min=1)
-    shift = (moved - landmarks).norm(dim=2) / length[:, None] / SHIFT_LIMIT
-    mouth = (measured.mouth[count:] - measured.mouth[:count]).abs() / MOUTH_LIMIT
-    mouth = torch.maximum(mouth, shift[:, 3:].amax(1)) * confident
-    eyes = (measured.eyes[count:] - measured.eyes[:count]).abs().amax(1) / EYES_LIMIT
-    eyes = torch.maximum(eyes, shift[:, :2].amax(1)) * confident
+    faces = measured.confidence > CONFIDENT
+    confident = faces[:count] & faces[count:]
+    mouths = landmarks[:, 3:].mean(1)
+    length = np.maximum(np.linalg.norm(mouths - landmarks[:, :2].mean(1), axis=1), 1)
+    shift = np.linalg.norm(moved - landmarks, axis=2) / length[:, None] / SHIFT_LIMIT
+    mouth = np.abs(measured.mouth[count:] - measured.mouth[:count]) / MOUTH_LIMIT
+    mouth = np.maximum(mouth, shift[:, 3:].max(1)) * confident
+    eyes = np.abs(measured.eyes[count:] - measured.eyes[:count]).max(1) / EYES_LIMIT
+    eyes = np.maximum(eyes, shift[:, :2].max(1)) * confident
 
-    change = structure_change(originals, restored)
-    at_mouth = _greatest_at_mouth(change, measured, count) * faces[:count]
-    believed = torch.maximum(_ramp(mouth, 1, 2), _ramp(at_mouth, *MOUTH_STRUCTURE))
-    return torch.stack(
-        [
-            torch.minimum(believed, _ramp(at_mouth, *MOUTH_CHANGED)),
-            _ramp(eyes, 1, EYES_NONE_LEFT),
-            _ramp(change.flatten(1).amax(1), IDENTITY_LIMIT, IDENTITY_NONE_LEFT),
-        ],
-        dim=1,
-    )
+    at_mouth = _greatest_at_mouth(change, mouths, length) * faces[:count]
+    believed = np.maximum(_ramp(mouth, 1, 2), _ramp(at_mouth, *MOUTH_STRUCTURE))
+    allowed = [
+        np.minimum(believed, _ramp(at_mouth, *MOUTH_CHANGED)),
+        _ramp(eyes, 1, EYES_NONE_LEFT),
+        _ramp(change.max((1, 2)), IDENTITY_LIMIT, IDENTITY_NONE_LEFT),
+    ]
+    return np.stack(allowed, axis=1).astype(np.float32)
 
 
 def structure_change(originals: torch.Tensor, restored: torch.Tensor) -> torch.Tensor:
@@ -195,26 +197,25 @@ def structure_change(originals: torch.Tensor, restored: torch.Tensor) -> torch.T
     return (change / (contrast + 0.03))[:, 0]
 
 
-def _greatest_at_mouth(change: torch.Tensor, measured: FaceMeasurement, count: int) -> torch.Tensor:
-    """The largest change in the windows around the mouth of the first `count` measured faces,
-    (N,)."""
-    import torch
+def _greatest_at_mouth(change: Floats, mouths: Floats, length: Floats) -> Floats:
+    """The largest change in the windows around the mouth.
 
-    landmarks = measured.landmarks[:count] * (STRUCTURE_SIDE / MEASURED_SIDE)
-    mouth = landmarks[:, 3:].mean(1)
-    length = (mouth - landmarks[:, :2].mean(1)).norm(dim=1).clamp(min=1)
-    middles = _WINDOW / 2 + _STEP * torch.arange(
-        change.shape[1], device=change.device, dtype=change.dtype
-    )
-    offsets = (middles[None, None] - mouth[..., None]).abs() / length[:, None, None]
-    inside = (offsets[:, 1] < _MOUTH_REACH[1])[:, :, None] & (offsets[:, 0] < _MOUTH_REACH[0])[
-        :, None
-    ]
-    greatest: torch.Tensor = (change * inside).flatten(1).amax(1)
-    return greatest
+    Args:
+        change: of each face, (N, 29, 29).
+        mouths: their middles, (N, 2), in pixels of `MEASURED_SIDE`.
+        length: from the eyes to the mouth, (N,), in the same pixels.
+
+    Returns:
+        float32 (N,).
+    """
+    scale = MEASURED_SIDE / STRUCTURE_SIDE
+    middles = scale * (_WINDOW / 2 + _STEP * np.arange(change.shape[1]))
+    offsets = np.abs(middles[None, None] - mouths[..., None]) / length[:, None, None]
+    rows, columns = offsets[:, 1] < _MOUTH_REACH[1], offsets[:, 0] < _MOUTH_REACH[0]
+    inside = rows[:, :, None] & columns[:, None]
+    return np.asarray((change * inside).max((1, 2)), np.float32)
 
 
-def _ramp(values: torch.Tensor, full: float, none: float) -> torch.Tensor:
+def _ramp(values: Floats, full: float, none: float) -> Floats:
     """1 up to `full`, 0 from `none` on."""
-    weights: torch.Tensor = ((none - values) / (none - full)).clamp(0, 1)
-    return weights
+    return np.asarray(np.clip((none - values) / (none - full), 0, 1), np.float32)

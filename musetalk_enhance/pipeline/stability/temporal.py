@@ -163,8 +163,9 @@ def _steady_on_cpu(
         strength = (_energy(current, coarse_wh) + _FLOOR) / (_energy(result, coarse_wh) + _FLOOR)
         revival = np.clip(np.sqrt(strength), 1, REVIVED).astype(np.float32)
         result *= cv2.resize(revival, size_wh)[..., None]
+        # single pixels, not means: detail finer than the motion's pixels changes too
         small = cv2.resize(
-            result - moved, (error.shape[1], error.shape[0]), interpolation=cv2.INTER_AREA
+            result - moved, (error.shape[1], error.shape[0]), interpolation=cv2.INTER_NEAREST
         )
         both = np.stack([np.abs(error + small).sum(2), np.abs(error).sum(2)])
         if masks is not None:
@@ -297,9 +298,11 @@ def _steered(
     """A share that brings the restored video's change nearer to `TARGET` times the host's; and the
     new sums."""
     import torch
+    from torch.nn.functional import interpolate
 
     small = (error.shape[2], error.shape[3])
-    both = torch.cat([(error + resize(change, small)).abs().sum(1), error.abs().sum(1)])
+    picked = interpolate(change, size=small, mode="nearest")
+    both = torch.cat([(error + picked).abs().sum(1), error.abs().sum(1)])
     if support is not None:
         both = both * resize((support > 0).float(), small)[:, 0]
     changes = MEMORY * state.changes + both.mean((1, 2)) / 3
