@@ -1,6 +1,7 @@
 """Sharp, stable faces for talking-head pipelines.
 
-Importing this package is quick and touches neither the network nor torch: names are handed on when used.
+Importing this package is quick and touches neither the network nor torch: names are handed on when
+used.
 """
 
 from __future__ import annotations

@@ -168,7 +168,7 @@ def warping(frames: Frames, motions: list[Motion]) -> NDArray[np.float64]:
     """Mean absolute and mean squared difference of the frames to the following ones, moved."""
     both = []
     for before, after, motion in zip(frames[:-1], frames[1:], motions, strict=True):
-        error = (before.astype(np.float32) - motion.warp(after.astype(np.float32)))[motion.seen]
+        error = (before.astype(np.float32) - motion.warp(after.astype(np.float32)))[motion.visible]
         both.append((np.abs(error).mean(), np.square(error).mean()))
     return np.asarray(both, np.float64).mean(axis=0)
 

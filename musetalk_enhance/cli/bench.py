@@ -182,9 +182,7 @@ def _measured(args: argparse.Namespace, row: Row, device: torch.device) -> Row:
         return {"reason": " ".join(str(error).split()) or type(error).__name__}
 
 
-def _timed(
-    options: dict[str, Any], frames: np.ndarray, rounds: int, device: torch.device
-) -> Row:
+def _timed(options: dict[str, Any], frames: np.ndarray, rounds: int, device: torch.device) -> Row:
     from ..enhancer import GFPGANEnhancer
     from ..pipeline import costs
     from ..runtime import memory

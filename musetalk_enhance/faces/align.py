@@ -522,9 +522,7 @@ def _sampled(source: torch.Tensor, maps: NDArray[Any], size_hw: tuple[int, int])
         chosen = [index for index, one in enumerate(sizes) if one == size]
         part = source[chosen].float()
         if size != (height, width):
-            part = interpolate(
-                part, size=size, mode="bicubic", align_corners=False, antialias=True
-            )
+            part = interpolate(part, size=size, mode="bicubic", align_corners=False, antialias=True)
         twice = (2 * size[0], 2 * size[1])
         part = interpolate(part, size=twice, mode="bicubic", align_corners=False, antialias=True)
         out[chosen] = grid_sample(

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..errors import ConfigError, MediaError, warn_renamed
+from ..errors import ConfigError, MediaError, renamed_arguments
 from ..media import VideoInfo, probe, read_frames
 from .builder import ReportBuilder
 from .document import Report
@@ -29,9 +29,10 @@ PathLike = str | Path
 _SAMPLES = 64  # approximate number of frames in which differences or faces are detected
 
 
+@renamed_arguments(before="original", after="restored", gauge="meter")
 def compare(
-    before: PathLike,
-    after: PathLike,
+    original: PathLike,
+    restored: PathLike,
     reference: PathLike | None = None,
     *,
     box: Box | None = None,
@@ -41,7 +42,6 @@ def compare(
     title: str = "",
     meter: Meter | None = None,
     limits: Limits | None = None,
-    gauge: Meter | None = None,
 ) -> Report:
     """Compare a clip with its restored version.
 
@@ -50,8 +50,8 @@ def compare(
     >>> compare("host.mp4", "restored.mp4").write("out/report")  # doctest: +SKIP
 
     Args:
-        before: the host's video, with soft faces.
-        after: the same video with restored faces; same frame rate and size.
+        original: the host's video, with soft faces.
+        restored: the same video with restored faces; same frame rate and size.
         reference: the unsoftened original, if available; same frame rate, frames of another size
             are resized.
         box: the face's box in every frame: left, top, right, bottom in pixels.
@@ -62,23 +62,19 @@ def compare(
         title: heading; default: the names of both files.
         meter: see `ReportBuilder`.
         limits: see `ReportBuilder`.
-        gauge: deprecated name of `meter`.
 
     Raises:
         MediaError: a file is missing or damaged, or the clips differ in size or frame rate.
         ConfigError: `box` is not inside the frames.
         MissingDependencyError: a package of the extra ``report`` is not installed.
     """
-    if gauge is not None:
-        warn_renamed("compare(gauge=...)", "meter=...")
-        meter = gauge
-    info = probe(before)
-    for path in (after, *(() if reference is None else (reference,))):
-        _check_match(before, info, path, probe(path), same_size=path is after)
-    title = title or f"{Path(before).name} → {Path(after).name}"
+    info = probe(original)
+    for path in (restored, *(() if reference is None else (reference,))):
+        _check_match(original, info, path, probe(path), same_size=path is restored)
+    title = title or f"{Path(original).name} → {Path(restored).name}"
     builder = ReportBuilder(float(info.fps), title=title, meter=meter, limits=limits)
-    track = _track(before, after, info, box, locate, builder.notes)
-    _measure(builder, track, notes, before, after, reference)
+    track = _track(original, restored, info, box, locate, builder.notes)
+    _measure(builder, track, notes, original, restored, reference)
     return builder.finish(totals)
 
 

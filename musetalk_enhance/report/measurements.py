@@ -79,7 +79,7 @@ class FrameCrops:
         detail = {name: resize(crop, sizes.detail) for name, crop in crops.items()}
         work = {name: resize(crop, sizes.work) for name, crop in detail.items()}
         luminance = {
-            name: metrics.shrunk(metrics.grey(crop), LUMINANCE_SIDE).astype(np.float32)
+            name: metrics.shrunk(metrics.gray(crop), LUMINANCE_SIDE).astype(np.float32)
             for name, crop in work.items()
         }
         return cls(detail, work, luminance)
