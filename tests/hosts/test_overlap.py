@@ -109,11 +109,17 @@ def on_gpu(value):
     return torch.full((1, 3, 2, 2), float(value)).as_subclass(OnGpu)
 
 
-@pytest.mark.parametrize("wrap", [lambda tensor: tensor, lambda tensor: [tensor, tensor], lambda tensor: (tensor,)])
+@pytest.mark.parametrize(
+    "wrap", [lambda tensor: tensor, lambda tensor: [tensor, tensor], lambda tensor: (tensor,)]
+)
 def test_tensors_wait_for_the_host_s_stream_and_the_host_s_for_ours(second_gpu, wrap):
     (done,) = overlapped(lambda batch: wrap(on_gpu(5)), [wrap(on_gpu(2))])
     assert type(done) is type(wrap(on_gpu(0)))
-    assert second_gpu.streams == [1] and second_gpu.waits == ["ready cuda:1"] and second_gpu.synchronised == 1
+    assert (
+        second_gpu.streams == [1]
+        and second_gpu.waits == ["ready cuda:1"]
+        and second_gpu.synchronised == 1
+    )
     count = len(wrap(0)) if isinstance(wrap(0), (list, tuple)) else 1
     assert [value for value, _ in kept] == [2.0] * count + [5.0] * count
     assert all(stream.host for _, stream in kept[count:])
