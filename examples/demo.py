@@ -34,7 +34,7 @@ from tqdm import tqdm
 
 from musetalk_enhance import EnhanceError, GFPGANEnhancer, __version__, add_gfpgan_arguments
 from musetalk_enhance.media import VideoWriter, read_frames, write_image
-from musetalk_enhance.metrics import color_drift, laplacian_energy, psnr
+from musetalk_enhance.report.metrics import color_drift, laplacian_energy, psnr
 
 FACE, BATCH = 256, 8
 """Side of the host's faces in pixels; faces in the host's batch."""

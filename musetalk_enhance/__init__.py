@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from .restorers.catalog import model_names
     from .runtime.memory import monitor_gpu_memory
 
+__path__.append(f"{__path__[0]}/_deprecated")
 _HOMES = {
     "Attachment": ".hosts.musetalk",
     "EnhanceError": ".errors",

@@ -1,5 +1,4 @@
-"""`FaceEnhancer` (also called `GFPGANEnhancer`): N frames in, the same N frames out, their faces
-sharp."""
+"""`FaceEnhancer`, alias `GFPGANEnhancer`: N frames in, the same N frames with sharp faces out."""
 
 from __future__ import annotations
 

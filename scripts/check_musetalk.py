@@ -40,8 +40,8 @@ import cv2
 import numpy as np
 
 from musetalk_enhance.media import VideoWriter, probe, read_frames, write_image
-from musetalk_enhance.metrics import laplacian_energy, psnr
 from musetalk_enhance.report import ReportBuilder
+from musetalk_enhance.report.metrics import laplacian_energy, psnr
 from musetalk_enhance.report.openings import OpeningMeter, parts_of
 
 SECTION = "gfpgan:\n  enabled: true\n  model: lite\n  output_size: native\n  region: lower\n"

@@ -35,7 +35,7 @@ from musetalk_enhance.config.settings import EnhancerSettings
 from musetalk_enhance.faces.align import Aligner, LandmarkTrack
 from musetalk_enhance.faces.detect import FaceDetector, make_detector
 from musetalk_enhance.frames.resize import resize as scaled
-from musetalk_enhance.metrics import laplacian_energy, psnr
+from musetalk_enhance.report.metrics import laplacian_energy, psnr
 from musetalk_enhance.restorers.base import Restorer
 from musetalk_enhance.restorers.catalog import choose
 

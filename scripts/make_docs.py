@@ -1,12 +1,16 @@
-"""Write configs/musetalk.yaml and docs/options.md from the schema of options; a test keeps them
-true.
+"""Write what is generated in the documentation; a test keeps it current.
 
-python scripts/make_docs.py
+configs/musetalk.yaml and docs/options.md come from the schema of options, the map of the packages
+in CONTRIBUTING.md from their docstrings and the layers in tests/test_layers.py.
+
+    python scripts/make_docs.py
 """
 
 from __future__ import annotations
 
+import ast
 import dataclasses
+import re
 import textwrap
 from pathlib import Path
 from typing import Any
@@ -133,7 +137,43 @@ def _row(option: dataclasses.Field[Any], spelled: str) -> str:
     return f"| `{option.name}` | {spelled} | {_default(option.default)} | {allowed} | {meaning} |"
 
 
-FILES = {ROOT / "configs" / "musetalk.yaml": config_yaml, ROOT / "docs" / "options.md": options_md}
+def layers() -> list[set[str]]:
+    """The layers in tests/test_layers.py, the lowest first."""
+    tree = ast.parse((ROOT / "tests" / "test_layers.py").read_text(encoding="utf-8"))
+    for node in tree.body:
+        if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "LAYERS":
+            names: list[set[str]] = ast.literal_eval(node.value)
+            return names
+    raise ValueError("tests/test_layers.py assigns no LAYERS")
+
+
+def package_map() -> str:
+    """Every package and module of the first level with its summary; imports only go down."""
+    rows = []
+    for names in reversed(layers()):
+        for name in sorted(names):
+            package = ROOT / "musetalk_enhance" / name
+            path = package / "__init__.py" if package.is_dir() else package.with_suffix(".py")
+            if not name.startswith("_") and path.exists():
+                docstring = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or ""
+                summary = " ".join(docstring.split("\n\n")[0].split())
+                row = f"{name}/" if package.is_dir() else path.name
+                rows.append(textwrap.fill(f"{row:<13} {summary}", 100, subsequent_indent=" " * 14))
+    return "\n".join(rows)
+
+
+def contributing_md() -> str:
+    """The text of CONTRIBUTING.md with the current map."""
+    text = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    pattern = r"(## Where things live\n\n```\n).*?(\n```\n)"
+    return re.sub(pattern, lambda match: match[1] + package_map() + match[2], text, flags=re.S)
+
+
+FILES = {
+    ROOT / "configs" / "musetalk.yaml": config_yaml,
+    ROOT / "docs" / "options.md": options_md,
+    ROOT / "CONTRIBUTING.md": contributing_md,
+}
 
 if __name__ == "__main__":
     for path, text in FILES.items():

@@ -47,7 +47,7 @@ from musetalk_enhance import GFPGANEnhancer
 from musetalk_enhance.config.settings import EnhancerSettings
 from musetalk_enhance.faces.meter import FaceMeter
 from musetalk_enhance.media import read_frames
-from musetalk_enhance.metrics import Motion, fine_detail_energy, opening_lag, psnr
+from musetalk_enhance.report.metrics import Motion, fine_detail_energy, opening_lag, psnr
 from musetalk_enhance.restorers.base import LoadRequest, ModelInfo, Restorer
 
 Frames = NDArray[np.uint8]

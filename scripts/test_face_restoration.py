@@ -192,7 +192,7 @@ def check_sizes(check: Checks, pairs: Sequence[Pair], upscale: int) -> None:
 def check_faces(check: Checks, pairs: Sequence[Pair], hint: str) -> None:
     """Faces were found, and each that was restored is another one now, sharper in the middle of
     them all."""
-    from musetalk_enhance.metrics import laplacian_energy
+    from musetalk_enhance.report.metrics import laplacian_energy
 
     parts = [part for pair in pairs for part in _face_parts(pair)]
     seen = sum(len(pair.faces) for pair in pairs)

@@ -14,7 +14,7 @@ import torch
 
 from musetalk_enhance.enhancer import GFPGANEnhancer
 from musetalk_enhance.media import probe, read_frames, read_image
-from musetalk_enhance.metrics import color_drift, laplacian_energy, psnr
+from musetalk_enhance.report.metrics import color_drift, laplacian_energy, psnr
 from tests.conftest import RECORD, ROOT
 from tests.pictures import to_faces, to_frames
 

@@ -21,6 +21,16 @@ def test_generated_files_are_current(path):
     )
 
 
+def test_the_map_of_the_packages_is_whole():
+    rows = make_docs.package_map().splitlines()
+    summaries = dict(row.split(maxsplit=1) for row in rows if not row.startswith(" "))
+    package = ROOT / "musetalk_enhance"
+    packages = {f"{path.parent.name}/" for path in package.glob("[a-z]*/__init__.py")}
+    assert summaries.keys() == packages | {path.name for path in package.glob("[a-z]*.py")}
+    assert all(len(row) <= 100 for row in rows)
+    assert make_docs.package_map() in (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+
+
 def test_shipped_configuration_is_on_and_otherwise_default_or_chosen():
     shipped = merge(section_of(ROOT / "configs" / "musetalk.yaml"))
     assert shipped == merge(

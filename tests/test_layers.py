@@ -14,7 +14,7 @@ PACKAGE = ROOT / "musetalk_enhance"
 LAYERS = [
     {"_version", "errors"},
     {"runtime"},
-    {"config", "frames", "media", "metrics"},
+    {"config", "frames", "media"},
     {"weights"},
     {"backends"},
     {"restorers"},
@@ -23,11 +23,11 @@ LAYERS = [
     {"enhancer"},
     {"picture_restorer"},
     {"hosts", "jobs", "service"},
-    {"report", "bench"},
+    {"report"},
     {"cli"},
-    {"__main__"},
+    {"__main__", "_deprecated"},
 ]
-BESIDE = {("report", "metrics"), ("media", "frames"), ("frames", "config")}
+BESIDE = {("media", "frames"), ("frames", "config")}
 """Rooms of one level of which the first may import the second."""
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
 

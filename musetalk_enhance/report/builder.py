@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .. import metrics
 from ..errors import ConfigError, FrameError, MissingDependencyError, renamed_arguments
 from ..pipeline.stats import mostly_left_alone
+from . import metrics
 from .document import Report
 from .events import Events
 from .flicker import FlickerWindows

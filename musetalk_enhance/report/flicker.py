@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from ..metrics import FEWEST_MOMENTS, flicker_energy
+from .metrics import FEWEST_MOMENTS, flicker_energy
 
 Floats = NDArray[np.float32]
 

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .. import metrics
 from ..errors import FrameError
+from . import metrics
 from .flicker import SIDE as LUMINANCE_SIDE
 from .openings import Openings, parts_of
 

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..metrics import Floats, Mask, gray, largest_part
+from .metrics import Floats, Mask, gray, largest_part
 
 Image = NDArray[np.uint8]
 Box = tuple[int, int, int, int]

@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..metrics import correlation, opening_lag
 from ..pipeline.stats import by_reason
 from .events import Events
 from .flicker import FlickerWindows
+from .metrics import correlation, opening_lag
 from .series import Series, mean, plain
 
 PASS, FAIL, INFO, UNMEASURED = "pass", "fail", "info", "unmeasured"
@@ -155,7 +155,7 @@ def judge(series: Series, flicker: FlickerWindows, limits: Limits) -> list[Verdi
 
     Warping error is held against the input's. Detail that moves costs some even in the sharp
     original, so where there is a reference its own error is allowed; where there is none, the
-    input's times the ratio of gradient energies (see `musetalk_enhance.metrics.gradient_energy`)
+    input's times the ratio of gradient energies (see `metrics.gradient_energy`)
     stands in for it. `Limits.warping_grain` is allowed in any case.
     """
     return [

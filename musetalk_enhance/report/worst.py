@@ -9,8 +9,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from ..metrics import shrunk
 from .flicker import FlickerWindows
+from .metrics import shrunk
 
 Image = NDArray[np.uint8]
 Panels = Sequence[tuple[str, Image]]

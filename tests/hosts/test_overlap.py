@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import importlib
-import sys
 import threading
 from types import SimpleNamespace
 
@@ -128,17 +126,3 @@ def test_tensors_wait_for_the_host_s_stream_and_the_host_s_for_ours(second_gpu, 
 def test_arrays_are_enhanced_on_the_gpu_that_is_current_for_the_host(second_gpu):
     assert list(overlapped(lambda batch: batch, [np.zeros(1)])) == [0]
     assert second_gpu.streams == [1] and not second_gpu.waits and not kept
-
-
-def test_the_old_names_work_with_a_warning(monkeypatch):
-    from musetalk_enhance import bench
-
-    with pytest.warns(DeprecationWarning, match="musetalk_enhance.hosts.overlap"):
-        assert bench.overlapped is overlapped
-    monkeypatch.delitem(sys.modules, "musetalk_enhance.bench.overlap", raising=False)
-    with pytest.warns(DeprecationWarning, match="musetalk_enhance.hosts.overlap"):
-        assert importlib.import_module("musetalk_enhance.bench.overlap").overlapped is overlapped
-    with pytest.raises(AttributeError, match="scripts/benchmarks"):
-        bench.Plan  # noqa: B018
-    with pytest.raises(AttributeError, match="nothing"):
-        bench.nothing  # noqa: B018

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from musetalk_enhance.errors import ConfigError, FrameError, MissingDependencyError
-from musetalk_enhance.metrics import (
+from musetalk_enhance.report.metrics import (
     Motion,
     changed_region,
     color_drift,

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .errors import ConfigError, FrameError, MissingDependencyError
+from ..errors import ConfigError, FrameError, MissingDependencyError
 
 Image = NDArray[np.uint8]
 Floats = NDArray[np.float32]
