@@ -116,7 +116,7 @@ class FaceEnhancer:
         value_range: str = "auto",
         output_size: str | int = "same",
         strength: float = 1.0,
-        fidelity: float = 0.5,
+        fidelity: float = 0.7,
         region: str = "full",
         align: str = "none",
         landmarks: str = "embedded",

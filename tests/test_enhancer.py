@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import logging
+import re
 import threading
 import time
 
@@ -13,7 +14,7 @@ import torch
 from torch.nn.functional import interpolate
 
 from musetalk_enhance import GFPGANEnhancer
-from musetalk_enhance.config.settings import EnhancerSettings
+from musetalk_enhance.config.settings import EnhancerSettings, options
 from musetalk_enhance.enhancer import _warn_that_the_budget_is_unused
 from musetalk_enhance.errors import (
     ConfigError,
@@ -40,6 +41,24 @@ def test_plan_names_are_there():
         "reset",
     ):
         assert callable(getattr(GFPGANEnhancer, name))
+
+
+def test_the_constructor_takes_every_option_with_its_default():
+    parameters = dict(inspect.signature(GFPGANEnhancer).parameters)
+    defaults = {option.name: option.default for option in options() if option.name != "enabled"}
+    assert parameters.pop("device").default is None and defaults.pop("device") == "auto"
+    assert {name: parameter.default for name, parameter in parameters.items()} == defaults
+    assert EnhancerSettings(device=None) == EnhancerSettings(), "None is auto, as in GFPGANer"
+    arguments = GFPGANEnhancer.__doc__.split("Args:")[1].split("Raises:")[0]
+    described = re.findall(r"^ {8}(\w+):", arguments, flags=re.M)
+    assert set(described) == {*defaults, "device"} and len(described) == len(defaults) + 1
+
+
+def test_the_constructor_takes_the_types_of_the_schema():
+    types = {name: kind for name, kind in GFPGANEnhancer.__init__.__annotations__.items()}
+    for option in options():
+        if option.name not in ("enabled", "device"):
+            assert types[option.name] == option.type, option.name
 
 
 def test_same_frames_back(make_enhancer, faces):

@@ -115,9 +115,9 @@ class EnhancerSettings:
         1.0, "Blend of the restored face over the input; 0 changes nothing.", schema.number(0, 1)
     )
     fidelity: float = schema.option(
-        0.5,
-        "CodeFormer's w: 0 paints the best face, 1 keeps closest to the input. Other models have "
-        "no such thing.",
+        0.7,
+        "CodeFormer's w: 0 gives the best quality, 1 stays closest to the input. Other models do "
+        "not have it.",
         schema.number(0, 1),
     )
     region: str = schema.option(
