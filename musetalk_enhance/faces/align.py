@@ -18,7 +18,8 @@ from numpy.typing import NDArray
 from ..errors import ConfigError, FrameError
 from ..frames.batch import is_tensor
 from ..frames.resize import resize
-from .detect import FFHQ_512, FaceDetector, Image
+from ..media.arrays import Image
+from .detect import FFHQ_512, FaceDetector
 from .one_euro import OneEuroFilter
 
 if TYPE_CHECKING:

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import ConfigError, FrameError, MissingDependencyError, renamed_arguments
+from ..media.arrays import Image
 from ..pipeline.stats import mostly_left_alone
 from . import metrics
 from .document import Report
@@ -30,8 +31,6 @@ from .openings import Meter, OpeningMeter
 from .series import Series
 from .verdicts import Limits, Verdict, judge, restoration
 from .worst import Panels, WorstFrames, difference
-
-Image = NDArray[np.uint8]
 
 
 class ReportBuilder:

@@ -9,21 +9,17 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
 from ..errors import ConfigError, MediaError, renamed_arguments
 from ..media import VideoInfo, probe, read_frames
+from ..media.arrays import Image, resize_image
 from .builder import ReportBuilder
 from .document import Report
-from .measurements import resize
 from .openings import Meter
 from .region import Box, Locate, Track, find_difference, follow, grow_to_face
 from .verdicts import FAIL, PASS, Limits, Verdict
 
 logger = logging.getLogger("musetalk_enhance")
 
-Image = NDArray[np.uint8]
 PathLike = str | Path
 
 _SAMPLES = 64  # approximate number of frames in which differences or faces are detected
@@ -161,7 +157,7 @@ def _measure(
         for frames in zip(*clips, strict=False):
             index, size_wh = builder.frames, (frames[0].shape[1], frames[0].shape[0])
             left, top, right, bottom = track.at(index, size_wh)
-            crops = [resize(frame, size_wh)[top:bottom, left:right] for frame in frames]
+            crops = [resize_image(frame, size_wh)[top:bottom, left:right] for frame in frames]
             builder.add(*crops, notes=notes[index] if index < len(notes) else None)
         for clip in clips:
             for _ in clip:

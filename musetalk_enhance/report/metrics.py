@@ -14,8 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import ConfigError, FrameError, MissingDependencyError
+from ..media.arrays import Image, resize_image
 
-Image = NDArray[np.uint8]
 Floats = NDArray[np.float32]
 Mask = NDArray[np.bool_]
 Curve = NDArray[np.floating[Any]]
@@ -489,13 +489,9 @@ def gray(image: Image) -> Image:
 def shrunk(image: Image, side: int) -> Image:
     """The image averaged down until its longer edge has `side` pixels; smaller ones as they
     are."""
-    import cv2
-
-    share = side / max(image.shape[:2])
-    if share >= 1:
-        return image
-    size = (max(1, round(image.shape[1] * share)), max(1, round(image.shape[0] * share)))
-    return np.asarray(cv2.resize(image, size, interpolation=cv2.INTER_AREA), np.uint8)
+    share = min(1.0, side / max(image.shape[:2]))
+    height, width = (max(1, round(length * share)) for length in image.shape[:2])
+    return resize_image(image, (width, height))
 
 
 def from_skimage(module: str, name: str) -> Any:

@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ..media.arrays import Image
 from .metrics import Floats, Mask, gray, largest_part
 
-Image = NDArray[np.uint8]
 Box = tuple[int, int, int, int]
 """Left, top, right, bottom in pixels; the ends are exclusive."""
 Locate = Callable[[Image], Sequence[float] | None]
