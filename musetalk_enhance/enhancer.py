@@ -32,8 +32,7 @@ STREAM_OPTIONS = ("color", "value_range", "output_size", "on_error")
 
 
 class FaceEnhancer:
-    """Restores the faces a talking-head pipeline has generated, between its decoder and its
-    blending.
+    """Restores the faces of a talking-head pipeline between its decoder and its blending.
 
     ``enhancer(frames)`` takes (N, H, W, 3) uint8 or float arrays, (N, 3, H, W) tensors, or lists
     and tuples of frames, and hands back exactly N frames: same order, container, dtype, color order
@@ -145,8 +144,7 @@ class FaceEnhancer:
     def from_settings(
         cls, settings: EnhancerSettings, restorer: Restorer | None = None
     ) -> FaceEnhancer:
-        """An enhancer from checked settings, with a restorer of the caller's own where one is
-        given.
+        """Create an enhancer from checked settings, or around the caller's own restorer.
 
         With ``settings.enabled`` false nothing is loaded and every call hands its frames straight
         back.
@@ -240,8 +238,7 @@ class FaceEnhancer:
 
     @property
     def backend(self) -> tuple[str, str] | None:
-        """What executes the network and its arithmetic, as the options `backend` and `dtype` call
-        them.
+        """Backend and dtype that run the network, in the words of these options.
 
         None where nothing is loaded, or where the restorer is more than a network (``engine:
         official``).
@@ -345,8 +342,7 @@ class FaceEnhancer:
         return self._run(frames, self.settings.output_size, (landmarks, occlusion, keys, cuts))
 
     def observe(self, observer: Observer) -> None:
-        """Have `observer` called with every frame of this enhancer's own stream; see
-        `Stream.observe`."""
+        """Call `observer` with every frame of this enhancer's stream; see `Stream.observe`."""
         if self._engine is not None:
             self._stream.observe(observer)
 

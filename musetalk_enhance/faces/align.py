@@ -30,11 +30,9 @@ TEMPLATE_SIDE = 512
 MIN_STRETCH, MAX_STRETCH = 0.5, 1.5
 """Range of a crop's pixel aspect ratio (width / height): how much the host squashed its box."""
 MIN_SPREAD = 2.0
-"""Root mean square distance of landmarks from their mean, in pixels, under which they have
-collapsed."""
+"""Root mean square distance of landmarks from their mean, in pixels, below which they collapsed."""
 MIN_MATCH = 0.6
-"""Share of the template's spread that landmarks must explain; a face in full profile explains
-less."""
+"""Share of the template's spread that landmarks must explain; a full profile explains less."""
 
 _MARGIN = 0.25  # share of a side by which a landmark may lie outside the crop
 _NOSE_DEPTH = 0.45  # how far the nose stands out of the plane of eyes and mouth, in eye distances

@@ -1,5 +1,4 @@
-"""MuseTalk's ``decode_latents`` in two halves, so that faces are restored before they leave the
-GPU.
+"""MuseTalk's ``decode_latents`` in two parts, to restore faces before they leave the GPU.
 
 MuseTalk decodes on its device, copies the floats to the CPU, and makes BGR bytes of them there with
 numpy. Restoring those bytes on the GPU would bring them back up and down again. `Decoder` does the
@@ -35,8 +34,7 @@ class Decoder:
 
     @staticmethod
     def fits(vae: Any) -> bool:
-        """Whether `vae` is built like MuseTalk's: whether it computes like it too, `verify`
-        tells."""
+        """Whether `vae` has the structure of MuseTalk's; `verify` checks its results."""
         inner, factor = getattr(vae, "vae", None), getattr(vae, "scaling_factor", None)
         remembered = isinstance(vae, Hashable) and type(vae).__weakrefoffset__ != 0
         return (
@@ -46,8 +44,7 @@ class Decoder:
         )
 
     def decode(self, latents: torch.Tensor) -> torch.Tensor:
-        """Latents (N, 4, h, w) to the host's own frames: uint8 (N, 3, H, W), BGR, on the decoder's
-        device."""
+        """Latents (N, 4, h, w) to frames: uint8 (N, 3, H, W), BGR, on the decoder's device."""
         return host_frames(self.vae.vae.decode(self._scaled(latents)).sample)
 
     def _scaled(self, latents: torch.Tensor) -> torch.Tensor:

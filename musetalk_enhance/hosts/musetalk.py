@@ -33,11 +33,9 @@ logger = logging.getLogger("musetalk_enhance")
 VAE_MODULE = "musetalk.models.vae"
 METHOD = "decode_latents"
 ENCODE = "get_latents_for_unet"
-"""Method of the VAE that a host calls for the frames of a new clip or avatar, before it decodes any
-of them."""
+"""Method of the VAE that a host calls for a new clip or avatar before it decodes frames."""
 AUDIO_MODULE, AUDIO_METHOD = "musetalk.utils.audio_processor", "get_audio_feature"
-"""Class ``AudioProcessor`` and the method that a script calls once at the beginning of each
-task."""
+"""Class ``AudioProcessor`` and its method that a script calls at the beginning of each task."""
 CONFIG_FLAG = "--inference_config"
 
 
@@ -71,8 +69,7 @@ class Attachment:
         self._encode_wrapper = self._wrapped_encode(getattr(owner, ENCODE, None))
 
     def _wrapped_encode(self, original: Any) -> Any:
-        """Wrap the method that encodes the frames of a clip: the frames decoded next begin a new
-        stream."""
+        """Wrap the method that encodes a clip's frames; decoding then begins a new stream."""
         if not callable(original):
             return None
 
@@ -84,15 +81,13 @@ class Attachment:
         return get_latents_for_unet
 
     def begin_task(self) -> None:
-        """Restore the next frames without anything of the previous ones: a new clip, avatar or
-        audio begins."""
+        """Begin a new stream with the next frames: a new clip, avatar or audio."""
         self._task_begins = True
 
     def _decode(
         self, original: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> Any:
-        """Decode and restore: on the decoder's device where that is asked for and gives the same
-        bytes."""
+        """Decode and restore, on the decoder's device if that gives the same bytes."""
         if self._task_begins:
             self._task_begins = False
             getattr(self.enhancer, "reset", lambda: None)()
@@ -116,8 +111,7 @@ class Attachment:
         return to_array(self.enhancer(Decoder(vae).decode(latents[0])))
 
     def _first(self, vae: Any, original: Callable[..., Any], args: tuple[Any, ...]) -> Any:
-        """The host's own frames of the first batch of `vae`, which decides on the way of the
-        others."""
+        """Frames of the host's own decoding of `vae`'s first batch; decides how to go on."""
         frames, device = Decoder(vae).verify(
             lambda latents: original(*args[:-1], latents), args[-1]
         )
@@ -234,8 +228,7 @@ class LazyEnhancer:
         self._device: str | None = None
 
     def check(self) -> None:
-        """Raise for a model of the flags that is missing, without loading it: a YAML may still add
-        options."""
+        """Raise if the flags name a missing model, without loading it; a YAML may add options."""
         if {"model", "model_path"} & set(self.flags):
             self._check()
 
@@ -319,8 +312,7 @@ def _device_of(vae: Any) -> str | None:
 
 @contextmanager
 def _config_without_section(lazy: LazyEnhancer) -> Iterator[None]:
-    """While inside, ``OmegaConf.load`` hands out configurations without ``gfpgan:`` and `lazy`
-    learns of it."""
+    """While inside, ``OmegaConf.load`` moves the section ``gfpgan:`` to `lazy`."""
     from omegaconf import DictConfig, OmegaConf
 
     original = OmegaConf.load
@@ -341,8 +333,7 @@ def _config_without_section(lazy: LazyEnhancer) -> Iterator[None]:
 
 
 def _config_path(arguments: Sequence[str]) -> str | None:
-    """The value of ``--inference_config`` among the host's own arguments: of several the last, as
-    argparse does.
+    """The value of the host's argument ``--inference_config``; the last one, as in argparse.
 
     A beginning of the flag counts as well (argparse takes one that is unique); it is three letters
     at least.
@@ -359,8 +350,7 @@ def _config_path(arguments: Sequence[str]) -> str | None:
 
 @contextmanager
 def _attached(owner: Any, lazy: LazyEnhancer) -> Iterator[Attachment]:
-    """Attach `lazy` while inside. A wrapper that the host put over ours is left with it: its run is
-    over."""
+    """Attach `lazy` while inside. A wrapper that the host put over ours stays."""
     attachment = attach(owner, lazy)
     try:
         yield attachment
@@ -383,8 +373,7 @@ def _vae_class() -> Any:
 
 @contextmanager
 def _tasks_begin(attachment: Attachment) -> Iterator[None]:
-    """While inside, each audio that MuseTalk's scripts read begins a task: one clip, or one answer
-    of an avatar."""
+    """While inside, each audio that MuseTalk's scripts read begins a new stream."""
     try:
         owner = importlib.import_module(AUDIO_MODULE).AudioProcessor
         original = getattr(owner, AUDIO_METHOD)

@@ -112,7 +112,7 @@ def _color(crops: FrameCrops) -> dict[str, float]:
     face_in, face_out = crops.work["in"], crops.work["out"]
     means = face_out.mean(axis=(0, 1)) - face_in.mean(axis=(0, 1))
     values = {f"drift_{channel}": float(mean) for channel, mean in zip("bgr", means, strict=True)}
-    values["colour"] = float(metrics.colour_change(face_in, face_out).mean())
+    values["colour"] = float(metrics.color_change(face_in, face_out).mean())
     return values
 
 

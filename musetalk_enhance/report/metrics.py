@@ -1,5 +1,4 @@
-"""How sharp a image is, how near to another one, how a clip flickers, and whether lips still move
-in time.
+"""Metrics: sharpness, similarity of images, flicker of a clip, timing of the lips.
 
 Images are BGR uint8 ``(H, W, 3)`` or gray uint8 ``(H, W)``; a gray level is a step of 1/255.
 Every function is pure, and says where its formula comes from.
@@ -28,8 +27,7 @@ SMALLEST_SIDE = 11
 
 
 def psnr(a: Image, b: Image) -> float:
-    """Peak signal-to-noise ratio in dB: ``10 log10(255² / mean((a - b)²))``, over all pixels and
-    channels.
+    """Peak signal-to-noise ratio in dB over all pixels and channels: ``10 log10(255² / MSE)``.
 
     The usual definition, e.g. Huynh-Thu and Ghanbari, "Scope of validity of PSNR in image/video
     quality assessment", 2008. Equal images give infinity.
@@ -47,8 +45,7 @@ def psnr(a: Image, b: Image) -> float:
 
 
 def laplacian_energy(image: Image) -> float:
-    """Sharpness: the variance of ``cv2.Laplacian`` (3x3) of the 8-bit gray image, in gray levels
-    squared.
+    """Sharpness: the variance of the 3x3 Laplacian of the 8-bit gray image, gray levels squared.
 
     The measure LAPV of Pech-Pacheco et al., "Diatom autofocusing in brightfield microscopy", 2000.
     It grows with edges and with noise, and depends on the image's size: compare images of one
@@ -104,8 +101,7 @@ def color_drift(a: Image, b: Image) -> float:
 
 
 def similarity(a: Image, b: Image, side: int | None = None) -> float:
-    """Structural similarity of the gray images, -1..1: the mean of `similarity_map`, which
-    see."""
+    """Structural similarity of the gray images, -1..1: the mean of `similarity_map`."""
     return float(similarity_map(a, b, side).mean())
 
 
@@ -167,9 +163,8 @@ def gradient_energy(image: Image) -> float:
     return float(sum(np.mean(np.diff(levels, axis=axis) ** 2, dtype=np.float64) for axis in (0, 1)))
 
 
-def colour_change(a: Image, b: Image, cells: int = 16) -> Floats:
-    """How far low-frequency colour has moved: CIEDE2000 between the images averaged down to a few
-    cells.
+def color_change(a: Image, b: Image, cells: int = 16) -> Floats:
+    """Change of low-frequency color: CIEDE2000 between the images averaged to a few cells.
 
     scikit-image's `deltaE_ciede2000` (Sharma, Wu and Dalal, 2005) in CIELAB, D65. About 1 is what
     an eye just tells apart, side by side.
@@ -186,16 +181,15 @@ def colour_change(a: Image, b: Image, cells: int = 16) -> Floats:
         FrameError: not BGR uint8.
         MissingDependencyError: scikit-image is not installed.
     """
-    _check_colour(a)
-    _check_colour(b)
+    _check_color(a)
+    _check_color(b)
     rgb2lab, delta = from_skimage("color", "rgb2lab"), from_skimage("color", "deltaE_ciede2000")
     labs = [rgb2lab(_averaged(image, cells)[..., ::-1] / 255) for image in (a, b)]
     return np.asarray(delta(*labs), np.float32)
 
 
 def changed_region(a: Image, b: Image, over: float = 1.0) -> Mask:
-    """Where two images differ: the one region, without holes, of an output that was pasted into
-    its input.
+    """The region where two images differ, without holes, for an output pasted into its input.
 
     The largest difference of the channels, averaged over 5 px, is over the threshold; gaps are
     closed, the largest connected part is kept and filled.
@@ -239,7 +233,7 @@ def seam_step(a: Image, b: Image, region: Mask, band: int | None = None, sectors
     """Largest step of brightness that `b` has over `a` at the edge of a region, in gray levels.
 
     Of ``b - a`` (gray) the mean over a band just inside the edge minus that over a band just
-    outside, by sector around the region's centre, and the largest of them by size; of either band
+    outside, by sector around the region's center, and the largest of them by size; of either band
     the middle half of the values counts, by size. Differences to the input cancel what the face
     itself has there; detail lies on both sides of zero and does not count; a feathered edge has no
     step. Outside the image the output is taken for unchanged, as a host pastes crops back. The
@@ -286,8 +280,7 @@ def seam_step(a: Image, b: Image, region: Mask, band: int | None = None, sectors
 
 
 def _middle(values: Floats) -> float:
-    """Mean of the values between the quartiles: hardly moved by edges, and finer than the median of
-    whole levels."""
+    """Mean between the quartiles: robust to edges, and finer than a median of whole levels."""
     low, high = np.percentile(values, (25, 75))
     return float(values[(values >= low) & (values <= high)].mean())
 
@@ -326,8 +319,7 @@ class Motion:
 
     @classmethod
     def between(cls, first: Image, second: Image) -> Motion:
-        """Estimate it from two images, BGR or gray uint8 of one shape, 16 px at least on each
-        side.
+        """Estimate it from two images, BGR or gray uint8 of one shape, sides of 16 px or more.
 
         Raises:
             FrameError: not uint8, of two shapes, or too small.
@@ -347,8 +339,7 @@ class Motion:
         return x + self.flow[..., 0], y + self.flow[..., 1]
 
     def warp(self, following: NDArray[Any]) -> NDArray[Any]:
-        """The next frame (or anything of its size, any channels) brought back onto this one,
-        bilinear."""
+        """The next frame, or any map of its size, warped to this one; bilinear."""
         import cv2
 
         x, y = self._targets()
@@ -487,8 +478,7 @@ def gray(image: Image) -> Image:
 
 
 def shrunk(image: Image, side: int) -> Image:
-    """The image averaged down until its longer edge has `side` pixels; smaller ones as they
-    are."""
+    """The image averaged down until its longer edge has `side` pixels; never enlarged."""
     share = min(1.0, side / max(image.shape[:2]))
     height, width = (max(1, round(length * share)) for length in image.shape[:2])
     return resize_image(image, (width, height))
@@ -531,7 +521,7 @@ def _check_pair(a: NDArray[Any], b: NDArray[Any]) -> None:
         raise FrameError("shape", f"shapes {a.shape} and {b.shape}", "two images of one shape")
 
 
-def _check_colour(image: NDArray[Any]) -> None:
+def _check_color(image: NDArray[Any]) -> None:
     _check(image)
     if image.ndim != 3:
         raise FrameError("shape", f"shape {image.shape}", "(H, W, 3)")

@@ -54,7 +54,7 @@ class Limits:
             asked for; five times the meter's own noise, under which 0.98 says nothing. The
             difference is judged in any case.
         drift: most drift of a channel's mean over the clip, gray levels (1/255).
-        colour: most change of low-frequency colour, CIEDE2000, mean over the face and the clip.
+        colour: most change of low-frequency color, CIEDE2000, mean over the face and the clip.
         seam: most step of brightness at the edge of the restored region, median of the frames, gray
             levels.
         structure: least structural similarity to the input at 64 px, of the face, the eyes and the
@@ -183,8 +183,7 @@ def restored_frames(series: Series) -> NDArray[np.bool_]:
 
 
 def restoration(series: Series, events: Events) -> list[Verdict]:
-    """How many frames changed and by how much, by the enhancer's notes; nothing where there are
-    none."""
+    """How many frames changed and by how much, from the enhancer's notes; empty without notes."""
     if "note_strength" not in series:
         return []
     restored = restored_frames(series)
@@ -202,8 +201,7 @@ def restoration(series: Series, events: Events) -> list[Verdict]:
 
 
 def _sharpness(series: Series, limits: Limits) -> Verdict:
-    """Over the frames that were restored: one that was left alone loses to the encoder whatever it
-    loses."""
+    """Over the restored frames only: the others change through the encoder."""
     label, strength = "Sharper than it came", series["note_strength"]
     has_notes = not np.isnan(strength).all()
     restored = restored_frames(series) if has_notes else np.ones(series.frames, bool)

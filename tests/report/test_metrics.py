@@ -13,7 +13,7 @@ from musetalk_enhance.report.metrics import (
     Motion,
     changed_region,
     color_drift,
-    colour_change,
+    color_change,
     correlation,
     flicker_energy,
     gradient_energy,
@@ -126,16 +126,16 @@ def test_similarity_needs_scikit_image(monkeypatch):
         similarity(texture(), texture())
 
 
-def test_colour_change_by_place():
+def test_color_change_by_place():
     grey, brighter = flat(119, (32, 32)), flat(119, (32, 32))
     brighter[:16] = 122
-    found = colour_change(grey, brighter, 4)
+    found = color_change(grey, brighter, 4)
     assert found.shape == (4, 4) and found[2:].max() == 0
     # L* of sRGB 119 and 122 is 50.03 and 51.21; near L* = 50 CIEDE2000's weight of lightness is 1.
     assert found[:2] == pytest.approx(np.full((2, 4), 1.18), abs=0.03)
-    assert colour_change(grey, cv2.resize(grey, (64, 64))).max() == 0
+    assert color_change(grey, cv2.resize(grey, (64, 64))).max() == 0
     with pytest.raises(FrameError):
-        colour_change(grey[..., 0], grey[..., 0])
+        color_change(grey[..., 0], grey[..., 0])
 
 
 def test_changed_region_is_one_part_without_holes():
