@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..config.settings import EnhancerSettings
+from ..runtime.files import write_bytes
 
 if TYPE_CHECKING:
     import numpy as np
@@ -133,7 +134,7 @@ def run(args: argparse.Namespace) -> int:
     print(text if args.json else "\n".join(table(report)))
     if args.out is not None:
         args.out.mkdir(parents=True, exist_ok=True)
-        (args.out / JSON_FILE).write_text(text + "\n", encoding="utf-8")
+        write_bytes(args.out / JSON_FILE, f"{text}\n".encode())
         logger.info("wrote %s", args.out / JSON_FILE)
     return 0 if any(row["reason"] is None for row in rows) else 1
 
@@ -182,9 +183,7 @@ def _measured(args: argparse.Namespace, row: Row, device: torch.device) -> Row:
         return {"reason": " ".join(str(error).split()) or type(error).__name__}
 
 
-def _timed(
-    options: dict[str, Any], frames: np.ndarray, rounds: int, device: torch.device
-) -> Row:
+def _timed(options: dict[str, Any], frames: np.ndarray, rounds: int, device: torch.device) -> Row:
     from ..enhancer import GFPGANEnhancer
     from ..pipeline import costs
     from ..runtime import memory

@@ -9,8 +9,7 @@ from .settings import SECTION, options
 
 
 def flag_of(name: str) -> str:
-    """The command-line flag of an option: ``--enable_gfpgan`` for `enabled`, ``--gfpgan_<name>``
-    otherwise."""
+    """The flag of an option: ``--enable_gfpgan`` for `enabled`, else ``--gfpgan_<name>``."""
     return f"--enable_{SECTION}" if name == "enabled" else f"--{SECTION}_{name}"
 
 

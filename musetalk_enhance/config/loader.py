@@ -39,8 +39,7 @@ def section_of(cfg: Any) -> dict[str, Any] | None:
 
 
 def plain(cfg: Any) -> dict[str, Any]:
-    """`cfg` (mapping, OmegaConf node, path of a YAML file, None) as a plain dict, interpolations
-    resolved."""
+    """`cfg` (mapping, OmegaConf node, YAML path or None) as a plain dict, interpolated."""
     from omegaconf import OmegaConf
 
     if cfg is None:

@@ -115,14 +115,14 @@ class EnhancerSettings:
         1.0, "Blend of the restored face over the input; 0 changes nothing.", schema.number(0, 1)
     )
     fidelity: float = schema.option(
-        0.5,
-        "CodeFormer's w: 0 paints the best face, 1 keeps closest to the input. Other models have "
-        "no such thing.",
+        0.7,
+        "CodeFormer's w: 0 gives the best quality, 1 stays closest to the input. Other models do "
+        "not have it.",
         schema.number(0, 1),
     )
     region: str = schema.option(
         "full",
-        "Which part of the face may change. lower: from just above the centre of the frame down, "
+        "Which part of the face may change. lower: from just above the center of the frame down, "
         "which is all that MuseTalk keeps; rows that cannot reach it are not computed. mouth: "
         "lips and chin only. The edge is soft; outside the host's pixels come back bit for bit.",
         schema.choice("full", "lower", "mouth"),
@@ -243,14 +243,12 @@ class EnhancerSettings:
 
     @property
     def sharpness_gate_on(self) -> bool:
-        """`sharpness_gate` as a decision: ``auto`` is off, because a decoder has just generated the
-        face."""
+        """Whether the gate is on; ``auto`` is off, because a decoder has just made the face."""
         return self.sharpness_gate is True
 
     @property
     def computed_region(self) -> str:
-        """The region the network must compute: all of it where what it makes is turned back
-        afterwards."""
+        """The region to compute: the whole face where the result is aligned back."""
         return "full" if self.align == "ffhq" else self.region
 
     def _decided(self, value: str | bool) -> bool:
@@ -274,6 +272,5 @@ class EnhancerSettings:
 
 
 def options() -> tuple[dataclasses.Field[Any], ...]:
-    """The options as dataclass fields, with ``help``, ``check``, ``allowed`` and ``flag`` in their
-    metadata."""
+    """The options as dataclass fields; metadata: ``help``, ``check``, ``allowed``, ``flag``."""
     return dataclasses.fields(EnhancerSettings)

@@ -186,9 +186,7 @@ class Occluder:
                     raise RestorerError("the occluder returned NaN or infinite values")
                 return np.ascontiguousarray(array, np.float32)
         shapes = ", ".join(str(getattr(array, "shape", type(array).__name__)) for array in outputs)
-        raise RestorerError(
-            f"the occluder returned {shapes}; expected ({count}, height, width, 1)"
-        )
+        raise RestorerError(f"the occluder returned {shapes}; expected ({count}, height, width, 1)")
 
 
 def feathered(visibility: torch.Tensor, feather: float = FEATHER) -> torch.Tensor:

@@ -31,8 +31,7 @@ Extent = tuple[float, float]
 """Lowest and highest value of a frame."""
 
 FEW = 0.01
-"""Share of a frame's values that may be outside its range by any amount: they are clamped. More
-mean another one."""
+"""Share of a frame's values that may lie outside its range and are clamped."""
 WHOLE_FRAME_WH = (1280, 720)
 """Sides from which on a frame looks like a whole video frame, not like a face crop, in pixels."""
 
@@ -51,8 +50,7 @@ def is_frame(value: object) -> bool:
 
 
 def same_bits(one: Any, other: Any) -> bool:
-    """Whether two arrays or tensors are of one kind and hold the same; None is the same as None
-    alone."""
+    """Whether two arrays or tensors have one type and the same values; None equals None only."""
     if not is_frame(one) or not is_frame(other):
         return one is other
     if (
@@ -190,8 +188,7 @@ class FrameBatch:
                 )
 
     def _range_told_by(self, extents: dict[int, Extent]) -> tuple[float, float] | None:
-        """The range of the stream: what it was before, unless most frames are outside; else what
-        these show."""
+        """The stream's previous range, unless most frames are outside; else the guess."""
         if self.previous_range is not None:
             fitting = sum(
                 self._within(index, extent, self.previous_range)
@@ -241,8 +238,7 @@ class FrameBatch:
         return list(groups.values())
 
     def runs(self) -> list[list[int]]:
-        """Like `groups`, but each run holds only good frames that follow one another: for work that
-        goes by time."""
+        """Like `groups`, but each run holds consecutive good frames, for work in order of time."""
         kinds = {index: kind for kind, group in enumerate(self.groups()) for index in group}
         return [list(run) for _, run in groupby(sorted(kinds), key=kinds.__getitem__)]
 
@@ -280,8 +276,7 @@ class FrameBatch:
         touched: torch.Tensor | None = None,
         first_row: int = 0,
     ) -> Any:
-        """Restored frames in the layout, type, range, order and place of the frames they were made
-        from.
+        """Restored frames in the layout, dtype, range, color order and device of their inputs.
 
         Args:
             rows_rgb: float32 (n, 3, R, W), RGB, 0..1: the frames from `first_row` down.
@@ -377,8 +372,7 @@ class FrameBatch:
         return copy if self._pack is None else self._pack(copy)
 
     def passthrough(self, index: int, size_hw: tuple[int, int] | None) -> Any:
-        """A copy of frame `index` as it came, C-contiguous; brought to `size_hw` (height, width)
-        unless None."""
+        """A C-contiguous copy of input frame `index`, resized to `size_hw` unless that is None."""
         frame = self.frames[index]
         if not is_frame(frame):
             return frame
@@ -407,8 +401,7 @@ class FrameBatch:
 
 
 def unpacked(source: Any) -> tuple[Any, Callable[[Any], Any] | None, str | None]:
-    """A batch out of a container that is none of ours, the way back into it, and the color order it
-    implies.
+    """Frames from another container, the function that restores it, and its color order.
 
     Raises:
         FrameError: it holds no frames.
@@ -460,8 +453,7 @@ def _same_form(frame: Any, other: Any) -> bool:
 
 
 def _sent(pixels: torch.Tensor, device: torch.device) -> torch.Tensor:
-    """Pixels on `device`; to a GPU from page-locked memory, so that the host need not wait for the
-    copy."""
+    """Pixels on `device`; copied to a GPU from pinned memory, without waiting."""
     if device.type == "cuda" and not pixels.is_cuda:
         return pixels.pin_memory().to(device, non_blocking=True)
     return pixels.to(device)
@@ -523,8 +515,7 @@ def _dtype_problem(frame: Any) -> tuple[str, str, str] | None:
 
 
 def _extents(frames: Sequence[Any]) -> list[Extent | Exception]:
-    """Lowest and highest value of each frame, NaN where it has one; the error where it cannot be
-    looked at.
+    """Minimum and maximum of each frame (NaN if it has one), or the error on reading it.
 
     Those of tensors come to the CPU together: each figure asked for singly would wait for the GPU.
     """
@@ -556,8 +547,7 @@ def _tensor_extents(frames: Sequence[torch.Tensor]) -> list[Extent | Exception]:
 
 
 def _wide(tensor: torch.Tensor) -> torch.Tensor:
-    """Floats of fewer than 32 bits as float32: not every torch can compare those on every
-    device."""
+    """Floats below 32 bits as float32: some versions of torch cannot compare them."""
     return tensor if tensor.element_size() >= 4 else tensor.float()
 
 

@@ -1,5 +1,4 @@
-"""What a host knows of its frames beyond their pixels: landmarks, what covers a face, which avatar
-frame it is."""
+"""What a host knows about its frames beyond pixels: landmarks, occlusion, keys, scene cuts."""
 
 from __future__ import annotations
 
@@ -69,8 +68,7 @@ class Hints:
         return replace(self, landmarks=landmarks)
 
     def same(self, index: int, other: Hints, at: int) -> bool:
-        """Whether these say the same of frame `index` as `other` of its frame `at`, but for the
-        key."""
+        """Whether frame `index` has the same hints as frame `at` of `other`, except the key."""
         landmarks = same_bits(self.landmarks[index], other.landmarks[at])
         return landmarks and same_bits(self.occlusion[index], other.occlusion[at])
 
@@ -117,8 +115,7 @@ def _each(values: Any, count: int, name: str) -> list[Any]:
 
 
 def _key(key: Any, index: int) -> Hashable | None:
-    """A checked key; a number out of an array or a tensor as a plain one: two tensors of one value
-    are two keys."""
+    """A checked key; numbers in arrays and tensors become plain ones, which compare by value."""
     plain: Hashable | None = key.tolist() if hasattr(key, "tolist") else key
     try:
         hash(plain)

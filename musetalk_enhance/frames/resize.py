@@ -19,8 +19,7 @@ below the second, with a ramp between. MuseTalk keeps what is below 1/2 and blur
 
 
 def kept_rows(region: str, height: int) -> range:
-    """Rows of a frame of `height` pixels that `region` may change; ``mouth`` lies within
-    ``lower``."""
+    """Rows of a frame of `height` pixels that `region` may change; ``mouth`` is in ``lower``."""
     return range(0 if region == "full" else int(height * LOWER_FROM), height)
 
 
@@ -34,7 +33,7 @@ def resize(faces: torch.Tensor, size_hw: tuple[int, int], enlarge: str = "bicubi
     """Bring faces to `size_hw` (height, width).
 
     Shrinking averages areas (exactly the box average where the factor is whole, an antialiased
-    bicubic elsewhere). Enlarging is bilinear or bicubic, pixel centres at half, as OpenCV's
+    bicubic elsewhere). Enlarging is bilinear or bicubic, pixel centers at half, as OpenCV's
     INTER_LINEAR.
 
     Args:
@@ -58,8 +57,7 @@ def resize(faces: torch.Tensor, size_hw: tuple[int, int], enlarge: str = "bicubi
 
 
 def pooled(values: torch.Tensor, cells: tuple[int, int]) -> torch.Tensor:
-    """Means over a grid of `cells` (rows, columns) of (N, C, H, W); quick where the grid divides
-    the picture."""
+    """Means of (N, C, H, W) over a grid of (rows, columns); fast where the grid divides it."""
     import torch
     from torch.nn.functional import adaptive_avg_pool2d, avg_pool2d
 
@@ -93,8 +91,7 @@ def residual_of(
     base: torch.Tensor,
     first_row: int = 0,
 ) -> torch.Tensor:
-    """What a restorer adds to the host's frames, at the size that is handed back, from `first_row`
-    down.
+    """What a restorer adds to the host's frames, at the output size, from `first_row` down.
 
     Detail of a frame that is larger than the network's input is lost on the way; what shrinking
     took off is no part of the difference.

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from .._version import __version__
 from ..enhancer import GFPGANEnhancer
+from ..config.settings import EnhancerSettings
 from ..errors import (
     ConfigError,
     LicenseError,
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("musetalk_enhance")
 
-FIDELITY = 0.7
+FIDELITY = EnhancerSettings.fidelity
 """Default of CodeFormer's w."""
 _MAX_COUNT = 4096  # faces in one run, or threads, that a file may ask for
 

@@ -84,7 +84,7 @@ class FaceSettings:
     fidelity: float | None = schema.option(
         None,
         "CodeFormer's w: 0 gives the best quality, 1 stays closest to the input. Other models do "
-        "not have it. auto: 0.7.",
+        f"not have it. auto: {EnhancerSettings.fidelity:g}.",
         _optional(schema.number(0, 1), "auto"),
     )
     strength: float = borrowed("strength")

@@ -34,8 +34,7 @@ class WatchedBatch:
 
 
 class BatchPlanner:
-    """Says how large the next batch may be, and learns from what batches took and from memory that
-    ran out.
+    """Plans the size of the next batch from measured memory and out-of-memory errors.
 
     With ``mode="memory"`` the first batch is one face and the second two; both are measured, and
     from then on the plan is the most faces whose measured cost stays within the budget. A batch
@@ -58,8 +57,7 @@ class BatchPlanner:
         device: torch.device,
         learned: BatchPlanner | None = None,
     ) -> None:
-        """Plan for `record` on `device` with ``settings.mode``, ``batch_size`` and
-        ``memory_budget``.
+        """Plan for `record` on `device` with the settings' mode, batch size and budget.
 
         Args:
             settings: all options.
@@ -131,8 +129,7 @@ class BatchPlanner:
 
     @property
     def _doubtful(self) -> bool:
-        """Whether the largest measured batch is why no more are planned, though it was measured
-        only once."""
+        """Whether the largest batch limits the plan but was measured only once."""
         largest = self.costs.largest
         limits = self.planned <= largest <= self._most and self.planned < self._most
         return limits and not self.costs.sure(largest)
@@ -154,8 +151,7 @@ class BatchPlanner:
         self._plan()  # a planner that shares the costs may have learnt something
 
     def ran_out(self, tried: int) -> bool:
-        """Memory ran out with `tried` faces. Halves the size; False when it was one face
-        already."""
+        """Halve the size after `tried` faces ran out of memory; False if it was one face."""
         self._quiet = 0
         self.costs.believe(tried)
         if tried <= 1:

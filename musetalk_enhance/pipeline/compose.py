@@ -1,5 +1,4 @@
-"""From what a network made to what a host gets: kept steady, in the host's colors, only where it
-may change.
+"""From the network's output to the host's frames: steady, in their colors, inside the masks.
 
 A batch is composed together, in the rows that may change, and what the stream must remember is
 returned as a value: a batch that fails and is tried again begins where the last good one ended.
@@ -85,8 +84,7 @@ class Composed:
     changes: torch.Tensor
 
     def finished_outcomes(self) -> list[Outcome]:
-        """The outcomes with the changes, which are fetched once a batch: call it after the frames
-        were."""
+        """The outcomes with `changes`, fetched once a batch: call it after fetching the frames."""
         finished = []
         for outcome, change in zip(self.outcomes, self.changes.tolist(), strict=True):
             if outcome.restored and change == 0:
@@ -177,8 +175,7 @@ class Compositor:
         return outcomes
 
     def _mask(self, batch: ComposeInput, first_row: int) -> torch.Tensor | None:
-        """Where the faces may change, in the kept rows: in the region, and not where something
-        covers them."""
+        """Where the faces may change, in the kept rows: in the region and not occluded."""
         mask = self._region(batch)
         if batch.visibility is not None:
             visible = _shrunk_mask(batch.visibility, batch.size_hw)
@@ -263,8 +260,7 @@ class Compositor:
 def _greater_cause(
     guard: Cause | None, need: float, weight: float, strength: float
 ) -> Cause | None:
-    """Why a frame got `weight` of `strength`: the guard, or the gate's `need` where that took
-    more."""
+    """Why a frame got `weight` of `strength`: the guard, or the gate's `need` if that took more."""
     if guard is not None and (need >= 1 or weight < strength * need * need):
         return guard
     return Cause.SHARP if need < 1 else None

@@ -16,16 +16,13 @@ if TYPE_CHECKING:
     import torch
 
 HEADROOM = 1.1
-"""A batch that was not measured itself may need this much more than the line through the measured
-ones says."""
+"""Factor on the fitted line for the size of a batch that was not measured."""
 SPREAD = 1.1
-"""The same batch may need this much more another time: what the C library keeps of freed blocks
-differs."""
+"""Factor between two runs of one batch: the C library keeps freed blocks in varying amounts."""
 STEP = 4
 """How many times larger than the largest measured batch the next one may be."""
 SAMPLING_S = 0.002
-"""Seconds between two looks at the resident memory, where the kernel keeps no peak that can be
-reset."""
+"""Seconds between two samples of resident memory, where the kernel's peak cannot be reset."""
 
 
 @dataclass
@@ -45,8 +42,7 @@ class Peak:
 
 
 class CostModel:
-    """Peak memory of a batch as a function of its faces: a line through the batches that were
-    watched.
+    """Peak memory of a batch by its number of faces: a line through the measured batches.
 
     Attributes:
         guess: bytes per face to go by before anything was measured.
@@ -67,8 +63,7 @@ class CostModel:
 
     @property
     def next_step(self) -> int:
-        """Faces that the next batch may have at most: 1, then 2, then `STEP` times the largest
-        measured."""
+        """Limit of faces in the next batch: 1, then 2, then `STEP` times the largest measured."""
         return self.largest * STEP if self.largest > 1 else self.largest + 1
 
     def add(self, faces: int, peak: Peak) -> None:
@@ -106,8 +101,7 @@ class CostModel:
         return max(0, need - per_face * faces), per_face
 
     def bytes_for(self, faces: int) -> int:
-        """Bytes that a batch of `faces` takes over the loaded state: interpolated, or extrapolated
-        with headroom."""
+        """Bytes that a batch needs beside the loaded network; extrapolated with headroom."""
         points = self._points()
         if not points:
             return self.guess * faces
@@ -120,13 +114,11 @@ class CostModel:
         return lower[1] + (upper[1] - lower[1]) * (faces - lower[0]) // (upper[0] - lower[0])
 
     def fitting(self, budget: int, limit: int) -> int:
-        """The most faces, up to `limit`, that stay within `budget` bytes every time; 0 when not
-        even one does."""
+        """Faces, up to `limit`, that always stay within `budget` bytes; 0 if one does not."""
         return next(n for n in count() if n == limit or self.bytes_for(n + 1) * SPREAD > budget)
 
     def _points(self) -> list[tuple[int, int]]:
-        """The measured batches by size; a larger one is never taken to be cheaper than a smaller
-        one."""
+        """The measured batches by size; costs never fall as the size grows."""
         highest, points = 0, []
         for faces in sorted(self.measured):
             highest = max(highest, self.measured[faces])
@@ -185,8 +177,7 @@ def _watch_resident() -> Iterator[Peak]:
 
 @dataclass
 class _Highest:
-    """The highest resident memory while something ran, in bytes, and whether no peak can have been
-    missed."""
+    """Peak resident memory in bytes, and whether it is exact or sampled."""
 
     bytes: int
     exact: bool = True

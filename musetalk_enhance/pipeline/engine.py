@@ -39,8 +39,7 @@ logger = logging.getLogger("musetalk_enhance")
 LANDMARKS_AT_ONCE = 16
 """Faces whose landmarks are measured together."""
 MOST_IN_ROUND = 4
-"""Frames that are worked on together, as a multiple of the batch: where many need no network, more
-fit in."""
+"""Frames of one round, as a multiple of the batch: frames that skip the network are free."""
 
 HostHints = tuple[Any, Any, Any, Any]
 """Landmarks, occlusion, keys and cuts, as a host gives them."""
@@ -175,8 +174,7 @@ class Engine:
         return self._planner
 
     def stream(self, settings: EnhancerSettings | None = None) -> Stream:
-        """Another stream over this network; `settings` differ from the engine's only in what a
-        stream decides."""
+        """Open another stream over this network, with options of its own if given."""
         return Stream(self, settings or self.settings)
 
     def check_open(self, stream: Stream) -> None:
@@ -187,8 +185,7 @@ class Engine:
             raise RestorerError("this enhancer or stream was closed; create a new one")
 
     def unload(self, streams: Sequence[Stream] = ()) -> None:
-        """Give the network's memory back; the next call loads it again. `streams` are taken off the
-        GPU too."""
+        """Free the network's and the streams' GPU memory; the next call loads it again."""
         from ..runtime.devices import torch_device
 
         with self.lock:
@@ -214,8 +211,7 @@ class Engine:
                 self._pool.shutdown()
 
     def restore(self, requests: Sequence[Request]) -> list[Restored]:
-        """Restore frames of one or more streams; those that need the network go through it
-        together.
+        """Restore frames of one or more streams, with common batches for the network.
 
         Args:
             requests: at most one for each stream.
@@ -260,8 +256,7 @@ class Engine:
         return work
 
     def _awake(self, works: Sequence[_Work]) -> bool:
-        """Whether the network is there; loads it after `unload`. A failure counts for every good
-        frame."""
+        """Whether the network is loaded; loads it after `unload`. Failures are counted."""
         try:
             if self.model.wake():
                 self._planner = None
@@ -303,8 +298,7 @@ class Engine:
             work.hints = work.hints.with_landmarks(landmarks)
 
     def _landmarks_of(self, work: _Work, indices: list[int]) -> list[Any]:
-        """Landmarks of some frames; the host's own where measuring fails: frames are restored
-        anyway."""
+        """Landmarks of some frames; the host's own if detection fails."""
         hints = work.host_hints.at(indices)
         assert self._landmarks is not None and work.stream.landmark_track is not None
         try:
@@ -529,8 +523,7 @@ class Engine:
         return self._compositor.compose(batch, state)
 
     def _commit(self, prepared: list[_PreparedPart], composed: Sequence[Composed | None]) -> None:
-        """Hand the results of a round to their requests, and go on with the streams: all of it
-        worked."""
+        """Hand the results of a successful round to the requests and update the streams."""
         finished: list[tuple[_PreparedPart, Composed | None, Any, list[Outcome]]] = []
         for each, result in zip(prepared, composed, strict=True):
             work, rows, outcomes = each.part.work, None, list[Outcome]()
@@ -561,8 +554,7 @@ class Engine:
             self._remember(work, each.part.indices[-1])
 
     def _left_alone(self, work: _Work, index: int, prepared: Prepared, place: int) -> Outcome:
-        """Hand back a frame that did not go through the network: as it came, or as the same frame
-        did before."""
+        """Return a frame that skipped the network: the input, or the repeated result."""
         cause = prepared.left_alone[place]
         if cause is Cause.UNCHANGED:
             earlier = index - 1
@@ -721,8 +713,7 @@ def _after(state: StreamState, each: _PreparedPart) -> StreamState:
 
 
 def _continues(prepared: Prepared, otherwise: bool) -> bool:
-    """Whether the last frame is restored, or repeats one that is; `otherwise` where all repeat what
-    was before."""
+    """Whether the last frame is restored or repeats one that is; `otherwise` if all repeat."""
     for cause in reversed(prepared.left_alone):
         if cause is not Cause.UNCHANGED:
             return cause is None
@@ -734,8 +725,7 @@ def _copy(frame: Any) -> Any:
 
 
 def _checked_form(restored: Any, count: int) -> torch.Tensor:
-    """What a restorer returned, if that is one face of three channels for each of `count`
-    frames."""
+    """A restorer's output, if it holds one face of three channels for each of `count` frames."""
     import torch
 
     if not isinstance(restored, torch.Tensor):

@@ -42,8 +42,7 @@ class ModelHandle:
         self._device = self._restorer.device
 
     def _load(self, settings: EnhancerSettings) -> Restorer:
-        """The restorer that `settings` name; on the CPU if it does not fit on its device and that
-        is allowed."""
+        """Load the restorer of `settings`; on the CPU if memory runs out and that is allowed."""
         from ..restorers.catalog import choose
 
         choice, device = choose(settings), pick_device(settings.device, settings.allow_cpu)

@@ -1,5 +1,4 @@
-"""What became of a frame: one small value. Text is made from it at the edge and never matched
-on."""
+"""What became of a frame: one small value. Text is made from it only for output."""
 
 from __future__ import annotations
 

@@ -1,5 +1,4 @@
-"""What is decided and computed before the network: scene cuts, which frames need none, what the
-others look like.
+"""Decisions and computations before the network: scene cuts, skipped frames, network inputs.
 
 Frames that have the same bits as the one before, that are sharp already, that are covered
 altogether, and all frames with ``strength: 0``, never reach the network.

@@ -21,10 +21,9 @@ if TYPE_CHECKING:
 SIDE = 32
 """Side of a thumbnail, in pixels."""
 MOST_DIFFERENCE = 0.34
-"""Mean absolute difference of two thumbnails, as a share of their contrast, above which they are
-two scenes."""
+"""Mean absolute difference of two thumbnails over their contrast; larger in a scene cut."""
 LEAST_CORRELATION = 0.7
-"""Correlation of their gray values below which they are."""
+"""Correlation of their gray values; smaller in a scene cut."""
 
 
 def thumbnails(faces: torch.Tensor) -> torch.Tensor:

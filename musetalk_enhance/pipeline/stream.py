@@ -120,8 +120,7 @@ class Stream:
         self.observers.append(observer)
 
     def notify(self, frame: Any, result: Any, outcome: Outcome) -> None:
-        """Call the observers; one that fails is removed, because that is no reason to lose a host's
-        frame."""
+        """Call the observers. One that fails is removed, so that no frame is lost."""
         for observer in list(self.observers):
             try:
                 observer(frame, result, outcome)

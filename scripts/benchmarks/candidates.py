@@ -56,9 +56,14 @@ class EnhancerRunner(Runner):
         self.enhancer.close()
 
 
-NETWORK_ALONE: dict[str, Value] = {"stability": 0, "color_match": False, "guard": False, "sharpness_gate": False}
-"""The network alone: with random weights the guard would undo every face, and differences between backends would be
-smoothed over. `musetalk-enhance bench` measures with the defaults on."""
+NETWORK_ALONE: dict[str, Value] = {
+    "stability": 0,
+    "color_match": False,
+    "guard": False,
+    "sharpness_gate": False,
+}
+"""The network alone: with random weights the guard would undo every face, and differences between
+backends would be smoothed over. `musetalk-enhance bench` measures with the defaults on."""
 
 
 def ours(subject: Subject, device: str, faces: int, **values: Value) -> Candidate:
@@ -68,8 +73,9 @@ def ours(subject: Subject, device: str, faces: int, **values: Value) -> Candidat
         subject: the model.
         device: as the option `device`.
         faces: in one run; rounded up to whole batches.
-        values: ``backend``, ``dtype``, ``batch``, ``region``, as the schema of options calls them (`batch` is
-            its `batch_size`). They are checked when the candidate is built: an invalid value is a row.
+        values: ``backend``, ``dtype``, ``batch``, ``region``, as the schema of options calls them
+            (`batch` is its `batch_size`). They are checked when the candidate is built: an invalid
+            value is a row.
     """
     batch = int(values["batch"])
     whole = -(-faces // batch) * batch
@@ -78,7 +84,9 @@ def ours(subject: Subject, device: str, faces: int, **values: Value) -> Candidat
         if device == "cpu" and values["backend"] == "torch" and is_emulated(str(values["dtype"])):
             reason = f"this CPU has no {values['dtype']} instructions: a face takes torch minutes"
             raise RestorerError(reason)
-        options = {("batch_size" if key == "batch" else key): value for key, value in values.items()}
+        options = {
+            ("batch_size" if key == "batch" else key): value for key, value in values.items()
+        }
         settings: dict[str, Any] = {
             **NETWORK_ALONE,
             **subject.options,
@@ -86,7 +94,9 @@ def ours(subject: Subject, device: str, faces: int, **values: Value) -> Candidat
             "device": device,
             "on_error": "raise",
         }
-        return EnhancerRunner(GFPGANEnhancer.from_settings(EnhancerSettings(enabled=True, **settings)), whole)
+        return EnhancerRunner(
+            GFPGANEnhancer.from_settings(EnhancerSettings(enabled=True, **settings)), whole
+        )
 
     name = "{backend} {dtype} batch {batch}".format(**values)
     if values["region"] != "full":

@@ -1,4 +1,5 @@
-"""Candidates in turn, round after round, in one process: noise of the machine then affects all alike."""
+"""Candidates in turn, round after round, in one process: noise of the machine then affects all
+alike."""
 
 from __future__ import annotations
 
@@ -30,8 +31,8 @@ class Measurement:
         stages: stage to milliseconds a face.
         loaded_bytes: growth of the process (or of the GPU's memory) when it was loaded.
         working_bytes: most that a run took on top of what was in use before.
-        peak_bytes: high-water mark of the process (or of the GPU's memory) during its runs, everything
-            else that is loaded included.
+        peak_bytes: high-water mark of the process (or of the GPU's memory) during its runs,
+            everything else that is loaded included.
         runs_as: backend and dtype that ran, where the candidate knows.
         output: of its last run.
         reason: why it could not be measured; None if it was.
@@ -79,8 +80,9 @@ def measure(
 ) -> list[Measurement]:
     """Measure `base` and `candidates`: load them, warm them up, then run each once a round.
 
-    Where not all can be loaded at once, they are measured in groups, one after the other; `base` runs in each of
-    them, and a candidate is compared (`Measurement.against`) with what `base` took in its own group.
+    Where not all can be loaded at once, they are measured in groups, one after the other; `base`
+    runs in each of them, and a candidate is compared (`Measurement.against`) with what `base` took
+    in its own group.
 
     Returns:
         One entry for each of `base` and `candidates`, in order. Whatever fails has a `reason`.
@@ -94,7 +96,10 @@ def measure(
         rounds.log(f"loading {candidate.name} ({index + 1} of {len(candidates)})")
         group.append(_Entry(candidate, rounds.device))
         if resident(rounds.device) - start > bound and index + 1 < len(candidates):
-            rounds.log(f"{bound / 2**30:.1f} GiB are loaded: measuring group {groups} now, the others after it")
+            rounds.log(
+                f"{bound / 2**30:.1f} GiB are loaded: measuring group {groups} now, the others "
+                "after it"
+            )
             results += _rounds(references, group, rounds)
             group, groups = [], groups + 1
     results += _rounds(references, group, rounds)

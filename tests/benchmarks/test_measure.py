@@ -35,7 +35,11 @@ def test_groups_where_not_all_fit(fake, log, monkeypatch):
     taken = iter(range(0, 10_000, 10))
     monkeypatch.setattr("scripts.benchmarks.measure.resident", lambda device: next(taken))
     said: list[str] = []
-    seen = measure([fake("x"), fake("y"), fake("z")], Rounds(1, 0, CPU, 15, said.append), [fake("base", "plan")])
+    seen = measure(
+        [fake("x"), fake("y"), fake("z")],
+        Rounds(1, 0, CPU, 15, said.append),
+        [fake("base", "plan")],
+    )
     assert runs(log) == ["base", "x", "base", "y", "base", "z"]
     assert log.index("x closed") < log.index("y loaded")
     assert sum("group" in line for line in said) == 2

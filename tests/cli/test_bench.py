@@ -103,7 +103,11 @@ def test_the_frames_move_little_and_never_repeat():
 def test_no_frame_is_left_alone(monkeypatch):
     """Otherwise the figures would be those of frames that skip the network."""
     enhancer = enhancer_around(
-        lambda batch: 1.2 * batch - 0.1, stability=1, guard=True, sharpness_gate="auto", color_match=True
+        lambda batch: 1.2 * batch - 0.1,
+        stability=1,
+        guard=True,
+        sharpness_gate="auto",
+        color_match=True,
     )
     frames = bench.moving_frames(4)
     for _ in range(2):

@@ -48,8 +48,7 @@ IDENTITY_LIMIT, IDENTITY_NONE_LEFT = 0.75, 1.5
 """The same anywhere in the face. Soft and sharp differ by 0.26 (96 px), 0.68 (decoder, 0.35) and
 0.93 (0.5) at most, another face by 4 and more."""
 RECOVERY = 0.1
-"""Strength is lowered at once, because the frame at hand must be right, and given back by this much
-a frame."""
+"""Share of the strength that returns each frame; it falls at once, to correct the frame at hand."""
 CONFIDENT = 0.8
 """The gauge must be this confident that it looks at a face, in both pictures."""
 LEAST_SIDE = 48
@@ -129,8 +128,7 @@ class Guard:
 def _restored(
     faces: torch.Tensor, residual: torch.Tensor, first_row: int, height: int
 ) -> torch.Tensor:
-    """What would be handed back, at the size that is measured: resizing is linear, so the residual
-    is resized."""
+    """The result at the measured size: resizing is linear, so only the residual is resized."""
     start = round(first_row * MEASURED_SIDE / height)
     restored = faces.clone()
     restored[:, :, start:] += resize(residual, (MEASURED_SIDE - start, MEASURED_SIDE))

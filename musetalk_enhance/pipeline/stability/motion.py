@@ -19,8 +19,7 @@ Image = NDArray[np.uint8]
 Floats = NDArray[np.float32]
 
 LONGEST, SHORTEST = 256, 64
-"""Sides between which the motion is looked at, in pixels: a larger face is shrunk, a smaller one
-enlarged."""
+"""Range of the side at which motion is measured, in pixels; other faces are resized."""
 LIPS_FROM, LIPS_FULL = 1.0, 3.0
 """Pixels of 256 in a frame by which something moves otherwise than the head: below the first it is
 held still in full, above the second not at all. Lips that speak move so; a head that turns does
@@ -57,12 +56,10 @@ def working_size(height: int, width: int) -> tuple[int, int]:
 
 
 class MotionEstimator:
-    """Estimates the motion between frames, by one thread at a time: OpenCV's flow keeps its
-    buffers."""
+    """Estimates motion between frames; not thread-safe, because OpenCV's flow keeps buffers."""
 
     def __init__(self) -> None:
-        """DIS between its presets "fast" and "medium": pixels of half size, one round of
-        refinement.
+        """DIS between its presets "fast" and "medium": half resolution, one refinement.
 
         On soft crops of talking heads a second round costs a quarter of the time, and explains no
         more of them.
@@ -73,8 +70,7 @@ class MotionEstimator:
         self._flow.setVariationalRefinementIterations(1)
 
     def between(self, previous: Image, current: Image) -> Motion:
-        """The motion from `previous` to `current`, both uint8 (h, w, 3), RGB, of one size, 64
-        pixels at least."""
+        """Motion from `previous` to `current`: uint8 (h, w, 3), RGB, one size, at least 64 px."""
         grays = [cv2.cvtColor(image, cv2.COLOR_RGB2GRAY) for image in (current, previous)]
         flow = np.asarray(self._flow.calc(*grays, None), np.float32)
         columns, rows = pixels(*flow.shape[:2])
@@ -89,8 +85,7 @@ class MotionEstimator:
 
 @lru_cache(maxsize=8)
 def pixels(height: int, width: int) -> tuple[Floats, Floats]:
-    """Column and row of every pixel, each float32 (height, width); read-only, because they are
-    cached."""
+    """Column and row of every pixel, each float32 (height, width); read-only, cached."""
     columns, rows = np.meshgrid(
         np.arange(width, dtype=np.float32), np.arange(height, dtype=np.float32)
     )

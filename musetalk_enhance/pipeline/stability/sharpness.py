@@ -33,8 +33,7 @@ _LEAST_SIDE = 32
 
 
 class SharpnessNetwork(nn.Module):
-    """Gray faces (N, 1, H, W), 0..1, H and W multiples of `CELL`, to logits (N, 1, H / 8, W /
-    8)."""
+    """Gray faces (N, 1, H, W), 0..1, sides multiples of `CELL`, to logits (N, 1, H/8, W/8)."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -95,8 +94,7 @@ class SharpnessMeter:
 
 
 def cell_weights(gray: Tensor) -> Tensor:
-    """How much structure a cell has that softness leaves alone, (N, 1, H, W) to (N, 1, H / 8, W /
-    8).
+    """Structure of a cell that softness leaves alone, (N, 1, H, W) to (N, 1, H/8, W/8).
 
     The root mean square of the Laplacian at a quarter of the size.
     """

@@ -37,13 +37,11 @@ FIRST_SHARE, LOWEST_SHARE, HIGHEST_SHARE = 0.12, 0.02, 1.5
 STEERING, MEMORY = 3.0, 0.8
 """How strongly the share follows the measured ratio, and how slowly that ratio forgets."""
 MOST = 0.93
-"""Most of the previous detail that is kept: what is wrong fades within a second, however still the
-frames."""
+"""Largest share of the previous detail: an error fades within a second, however still the face."""
 QUIET = 0.2 / 255
 """A change of the host's frames that is always allowed for: the rounding to 8 bits."""
 REVIVED = 1.05
-"""Mixing blurs; detail is given back the strength that the restorer gave it, by at most this
-factor."""
+"""Largest factor that restores detail's strength after mixing, which blurs."""
 _CELL = 4
 _THIRDS = np.full(3, 1 / 3, np.float32)
 _FLOOR = 1e-6  # of energies, so that nothing is divided by nothing
@@ -94,8 +92,7 @@ def steady(
     height: int,
     support: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, TemporalState]:
-    """What is added to frames that follow one another, kept steady; and what to remember for the
-    next.
+    """Steady residuals of consecutive frames, and the state for the next ones.
 
     Args:
         residual: what the restorer would add to each frame, in the rows that may change: float32
@@ -199,8 +196,7 @@ def _energy(values: Floats, coarse_wh: tuple[int, int]) -> Floats:
 
 
 def _moved(residual: Floats, flow: Floats, rows: tuple[float, float]) -> Floats:
-    """The previous residual (R, S, 3), moved by a flow (h, w, 2) of the whole face; cubic, its
-    border repeated."""
+    """The previous residual (R, S, 3) warped by a flow (h, w, 2) of the whole face; cubic."""
     import cv2
 
     from .motion import pixels
@@ -295,8 +291,7 @@ def _mean_square(values: torch.Tensor, coarse: tuple[int, int]) -> torch.Tensor:
 def _steered(
     state: TemporalState, error: torch.Tensor, change: torch.Tensor, support: torch.Tensor | None
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """A share that brings the restored video's change nearer to `TARGET` times the host's; and the
-    new sums."""
+    """A share that steers the restored video's change to `TARGET` times the host's; new sums."""
     import torch
     from torch.nn.functional import interpolate
 
