@@ -129,7 +129,8 @@ def _report(args: argparse.Namespace, result: VideoResult) -> None:
     from .report import find_locator, read_sidecar
 
     notes, totals = read_sidecar(None, result.output)
-    with excerpt(args.source, result.output, args.start, args.end) as source:
+    clip = args.source, result.output, args.start, args.end
+    with excerpt(*clip, damaged=bool(totals.get("damage"))) as source:
         detector_path = getattr(args, "job_detector_path", None)
         report = compare(
             source,

@@ -93,7 +93,7 @@ def _is_result(folder: Path, name: Any) -> bool:
     if not is_relative_name(name) or "/" not in name or name.partition("/")[0] not in RESULTS:
         return False
     try:
-        return (folder / name).parent.resolve().is_relative_to(folder.resolve())
+        return Path(folder, name).parent.resolve().is_relative_to(folder.resolve())
     except (OSError, RuntimeError):  # links that lead to one another
         return False
 

@@ -275,6 +275,12 @@ class VideoSettings(FaceSettings):
     preset: str = schema.option(
         "medium", "x264's preset: slower ones make smaller files.", schema.choice(*PRESETS)
     )
+    strict: bool = schema.option(
+        False,
+        "End at a damaged frame, or at one of another size than the first. Otherwise such frames "
+        "are concealed by the decoder, repeated or scaled, and named.",
+        schema.switch(),
+    )
     segment: int = schema.option(
         240,
         "Frames per segment: the most that a killed run loses, and the unit of work of one worker.",

@@ -6,7 +6,6 @@ import contextlib
 import logging
 import math
 import os
-import re
 import shutil
 import time
 from collections import Counter
@@ -26,7 +25,7 @@ from ..media import (
     index_video,
     read_segment,
 )
-from ..pipeline.stats import mean_or_none
+from ..pipeline.stats import counted, mean_or_none
 from .job import Engine, Job, load_run_info
 from .local import LocalEngine
 from .manifest import (
@@ -53,6 +52,7 @@ from .video_processor import (
     PassUnit,
     VideoProcessorFactory,
     WriteSegmentState,
+    add_damage,
 )
 
 logger = logging.getLogger("musetalk_enhance")
@@ -63,6 +63,7 @@ Progress = Callable[[int, int], None]
 
 MAX_COUNTED_SEGMENTS = 8
 """Most segments of a video without timestamps: it cannot be seeked."""
+_MAX_RUNS = 1000  # of damaged frames that the JSON file lists as a whole; each frame has its note
 
 
 @dataclass(frozen=True)
@@ -128,8 +129,11 @@ def restore_video(
     start_time = time.perf_counter()
     if source.resolve() == output.resolve():
         raise ConfigError("OUT", str(output), "another file than IN")
-    index = index_video(source, start, end)
-    check_output(index, source, output)
+    _check_names(output)
+    index = index_video(source, start, end, strict=settings.strict)
+    losses = check_output(index, source, output)
+    if losses:
+        logger.warning("%s will not hold of %s: %s", output, source, "; ".join(losses))
     sha256 = file_digest(source)
     if sha256 is None:
         raise MediaError(source, "cannot be read")
@@ -146,7 +150,6 @@ def restore_video(
     try:
         with locked(folder):
             is_locked = True
-            _sweep_probe_files(output)
             stats, resumed = _restored(
                 source, output, settings, index, input_info, engine, progress
             )
@@ -155,6 +158,7 @@ def restore_video(
             shutil.rmtree(folder, ignore_errors=True)
         raise
     shutil.rmtree(folder, ignore_errors=True)
+    _warn_of_damage(output, index, stats["totals"].get("damage", []))
     return VideoResult(output, stats, time.perf_counter() - start_time, resumed)
 
 
@@ -221,15 +225,43 @@ def _move(path: Path, target: Path) -> None:
         raise MediaError(target, f"cannot be written ({error.strerror or error})") from error
 
 
-def _sweep_probe_files(output: Path) -> None:
-    """Delete the temporary file of a run that was killed while it checked whether `output` can be
-    written."""
-    name = re.compile(
-        re.escape(f".{output.stem}.part-") + "[0-9a-f]{32}" + re.escape(output.suffix)
-    )
-    for path in output.parent.iterdir():
-        if name.fullmatch(path.name):
-            path.unlink(missing_ok=True)
+def _check_names(output: Path) -> None:
+    """Check that the files beside `output`, whose names are longer, can have theirs.
+
+    Raises:
+        MediaError: a name is too long, or a folder is in the place of the JSON file.
+    """
+    for path in (sidecar_path(output), parts_folder(output)):
+        try:
+            path.lstat()
+        except FileNotFoundError:
+            continue
+        except (OSError, ValueError) as error:
+            what = f"cannot be written: {path.name} beside it has no valid name"
+            raise MediaError(output, f"{what} ({getattr(error, 'strerror', error)})") from error
+    if sidecar_path(output).is_dir():
+        raise MediaError(sidecar_path(output), "is a folder; the JSON file goes there")
+
+
+def _warn_of_damage(output: Path, index: VideoIndex, damage: list[list[Any]]) -> None:
+    """Log once which frames of the source were damaged, and what was done with them."""
+    kinds = {
+        "concealed": "damaged and concealed by the decoder",
+        "repeated": "undecodable and replaced by a neighbor",
+        "scaled": "of another size or format and converted",
+    }
+    parts = []
+    for kind, words in kinds.items():
+        runs = [(first, last) for name, first, last in damage if name == kind]
+        if runs:
+            count = sum(last - first + 1 for first, last in runs)
+            named = [f"{first}" if first == last else f"{first}-{last}" for first, last in runs[:8]]
+            more = ", ..." if len(runs) > 8 else ""
+            parts.append(f"{counted(count, 'frame')} {words} ({', '.join(named)}{more})")
+    if index.damaged_packets:
+        parts.append(f"{counted(index.damaged_packets, 'packet')} marked as damaged by the container")
+    if parts:
+        logger.warning("%s: %s. --strict ends the run there", output, "; ".join(parts))
 
 
 def _is_resumable(folder: Path) -> bool:
@@ -351,6 +383,7 @@ def _is_readable(head: dict[str, Any]) -> bool:
         and all(number is None or type(number) in (int, float) for number in numbers)
         and type(strength) in (int, float)
         and isinstance(model, str)
+        and _is_damage(totals.get("damage", []))
     )
 
 
@@ -424,7 +457,7 @@ def _is_whole(state: State) -> bool:
     try:
         frames = _frames(state["unit"])
         (item,) = state["items"]
-        counts, notes = item["counts"], item["notes"]
+        counts, notes, damage = item["counts"], item["notes"], item["damage"]
         parts = [
             counts,
             *(item[name] for name in ("left", "partial", "passed_through", "restored")),
@@ -434,10 +467,20 @@ def _is_whole(state: State) -> bool:
     if not all(isinstance(part, dict) for part in parts) or not isinstance(notes, list):
         return False
     values = [value for part in parts for value in part.values()]
-    forms = {"strength", "change"} <= set(item["restored"]) and all(
+    forms = _is_damage(damage) and {"strength", "change"} <= set(item["restored"]) and all(
         type(value) in (int, float) and math.isfinite(value) for value in values
     )
     return forms and counts.get("frames") == len(notes) == frames and len(outputs_of(state)) == 1
+
+
+def _is_damage(runs: Any) -> bool:
+    """Whether a value from a file is a list of ``[kind, first, last]``."""
+    return isinstance(runs, list) and all(
+        isinstance(run, list)
+        and [type(value) for value in run] == [str, int, int]
+        and 0 <= run[1] <= run[2]
+        for run in runs
+    )
 
 
 def _stats(
@@ -454,6 +497,7 @@ def _stats(
     left_alone: Counter[str] = Counter()
     partial: Counter[str] = Counter()
     passed: Counter[str] = Counter()
+    damage: list[list[Any]] = []
     strength = change = 0.0
     for item in (item for state in states for item in state["items"]):
         counts.update(item["counts"])
@@ -462,6 +506,8 @@ def _stats(
         passed.update(item["passed_through"])
         strength += item["restored"]["strength"]
         change += item["restored"]["change"]
+        for run in item["damage"]:
+            add_damage(damage, run)
     job = (
         settings_stats(settings, run_info)
         | input_info
@@ -487,11 +533,20 @@ def _stats(
         "mean_strength": mean_or_none(strength, counts["faces_restored"], 4),
         "mean_change": mean_or_none(change, counts["faces_restored"], 3),
     }
+    if damage:
+        totals["damage"] = damage[:_MAX_RUNS]
     return {"job": job, "totals": totals}
 
 
 @contextlib.contextmanager
-def excerpt(source: Path, output: Path, start: float | None, end: float | None) -> Iterator[Path]:
+def excerpt(
+    source: Path,
+    output: Path,
+    start: float | None,
+    end: float | None,
+    *,
+    damaged: bool = False,
+) -> Iterator[Path]:
     """The video, or a lossless copy of the range from `start` to `end`, deleted when the block
     ends.
 
@@ -500,11 +555,12 @@ def excerpt(source: Path, output: Path, start: float | None, end: float | None) 
         output: the copy is stored in its folder, with its extension.
         start: see `restore_video`.
         end: see `restore_video`.
+        damaged: copy the video in any case, with its damaged frames as they were restored.
     """
-    if start is None and end is None:
+    if start is None and end is None and not damaged:
         yield source
         return
-    index = index_video(source, start, end)
+    index = index_video(source, start, end, strict=False)
     with TemporaryDirectory(prefix=".excerpt-", dir=output.parent) as folder:
         part, whole = Path(folder) / "part.mp4", Path(folder) / f"excerpt{output.suffix}"
         with SegmentWriter(part, index, crf=0, preset="ultrafast") as writer:

@@ -261,6 +261,7 @@ class _SegmentCounts:
         self._partial: Counter[str] = Counter()
         self._passed: Counter[str] = Counter()
         self._restored = {"strength": 0.0, "change": 0.0}
+        self._damage: list[list[Any]] = []
         self._notes: list[dict[str, Any]] = []
 
     def add(self, frames: Sequence[_FrameFaces]) -> None:
@@ -274,6 +275,9 @@ class _SegmentCounts:
             for outcome in frame.outcomes.values():
                 self._count(outcome)
             note = _main_note(frame)
+            if frame.decoded.damage is not None:
+                note = {**note, "damage": frame.decoded.damage}
+                add_damage(self._damage, [frame.decoded.damage] + [frame.decoded.index] * 2)
             self._passed.update([note["passthrough"]] if "passthrough" in note else [])
             self._notes.append(note)
 
@@ -298,7 +302,16 @@ class _SegmentCounts:
             "passed_through": self._passed,
             "restored": self._restored,
         }
-        return {**{name: dict(counter) for name, counter in counters.items()}, "notes": self._notes}
+        values = {name: dict(counter) for name, counter in counters.items()}
+        return {**values, "damage": self._damage, "notes": self._notes}
+
+
+def add_damage(runs: list[list[Any]], run: Sequence[Any]) -> None:
+    """Append damaged frames, ``[kind, first, last]``, to a list of such runs."""
+    if runs and runs[-1][0] == run[0] and runs[-1][2] + 1 == run[1]:
+        runs[-1][2] = run[2]
+    else:
+        runs.append(list(run))
 
 
 def _main_note(frame: _FrameFaces) -> dict[str, Any]:

@@ -19,20 +19,39 @@ _MATRIX_OFFSET = {0: 40, 1: 52}  # bytes of a tkhd box's body before the matrix,
 _HANDLER_OFFSET = 8  # bytes of an hdlr box's body before the four letters
 
 
-def read_display_matrix(frame: Any) -> tuple[int, ...] | None:
-    """The nine numbers of a decoded frame's display matrix, as in the file; None without one.
+def side_data_of(frame: Any) -> Any:
+    """The side data of a decoded frame by the names of its types; None where PyAV cannot list it.
 
-    Not through ``frame.side_data``: it makes frame and side data refer to each other, and the image
-    stays in memory until Python's cycle collector runs, hundreds of frames later.
+    PyAV knows the types of the FFmpeg that it was written for, and refuses the whole list where a
+    newer one is in it (EXIF in the frames of a camera). Not through ``frame.side_data``: it makes
+    frame and side data refer to each other, and the image stays in memory until Python's cycle
+    collector runs, hundreds of frames later.
     """
     try:
         from av.sidedata.sidedata import SideDataContainer
 
-        side_data: Any = SideDataContainer(frame)  # type: ignore[call-arg]
+        return SideDataContainer(frame)  # type: ignore[call-arg]
+    except ValueError:
+        return None
     except (ImportError, TypeError):  # its module is not documented
-        side_data = frame.side_data
+        return frame.side_data
+
+
+def read_display_matrix(frame: Any) -> tuple[int, ...] | None:
+    """The nine numbers of a decoded frame's display matrix, as in the file; None without one."""
+    side_data = side_data_of(frame)
+    if side_data is None:
+        return _rotation_matrix(getattr(frame, "rotation", 0))
     matrix = side_data.get("DISPLAYMATRIX")
     return None if matrix is None else tuple(map(int, np.frombuffer(bytes(matrix), np.int32)))
+
+
+def _rotation_matrix(degrees: int) -> tuple[int, ...] | None:
+    """The display matrix of a rotation counterclockwise; None for an upright frame."""
+    quarter_turns = round(degrees / 90) % 4
+    cosine, sine = ((1, 0), (0, 1), (-1, 0), (0, -1))[quarter_turns]
+    a, b = cosine << 16, sine << 16
+    return (a, -b, 0, b, a, 0, 0, 0, 1 << 30) if quarter_turns else None
 
 
 def orientation(frame: Any) -> tuple[int, bool]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import re
 from bisect import bisect_left
 from dataclasses import dataclass
@@ -12,10 +11,10 @@ from typing import Any
 
 from ..errors import ConfigError, MediaError
 from ..runtime.files import PathLike
-from .container import frame_rate, open_video
-from .display_matrix import orientation, read_display_matrix
+from .container import frame_rate, media_errors, open_video
+from .display_matrix import orientation, read_display_matrix, side_data_of
 from .packet_scan import PacketScan
-from .pixel_converter import matrix_and_range
+from .pixel_converter import field_order, matrix_and_range
 
 # AVCOL_TRC_SMPTE2084, AVCOL_TRC_ARIB_STD_B67
 _HDR = {16: "PQ (SMPTE ST 2084)", 18: "HLG (ARIB STD-B67)"}
@@ -25,7 +24,17 @@ _PLANAR = ("yuv420p", "yuvj420p", "yuv422p", "yuvj422p", "yuv444p", "yuvj444p")
 _SEMI_PLANAR = {"nv12": "420", "nv21": "420", "nv16": "422", "nv24": "444"}
 _SEMI_PLANAR |= {"p0": "420", "p2": "422", "p4": "444"}
 _AUTHORED_START = ("mov", "matroska")  # formats whose timestamps begin where the author wanted
-log = logging.getLogger("musetalk_enhance")
+# Side data of a frame that no copy has, by FFmpeg's name.
+_SIDE_DATA = {
+    "A53_CC": "captions in the video stream (EIA-608)",
+    "STEREO3D": "the stereo 3D layout",
+    "SPHERICAL": "the spherical projection",
+    "DOVI_RPU_BUFFER": "Dolby Vision metadata",
+    "DOVI_METADATA": "Dolby Vision metadata",
+    "DYNAMIC_HDR_PLUS": "HDR10+ metadata",
+    "ICC_PROFILE": "the ICC profile",
+    "S12M_TIMECODE": "the timecode in the video stream",
+}
 
 
 @dataclass(frozen=True)
@@ -89,7 +98,11 @@ class VideoIndex:
             chroma grid.
         bit_depth: bits per component of the source.
         codec: FFmpeg's name of the source's codec.
-        audio: its audio streams.
+        audio: its audio streams, without those that FFmpeg has no decoder for.
+        interlaced: ``"tff"`` or ``"bff"``, top or bottom field first; None for progressive frames.
+        losses: properties of its frames that no copy has, in words.
+        damaged_packets: number of packets that the container marks as damaged.
+        strict: whether damage is an error; if not, frames are concealed, repeated or scaled.
     """
 
     width: int
@@ -119,6 +132,10 @@ class VideoIndex:
     bit_depth: int
     codec: str
     audio: tuple[AudioStream, ...]
+    interlaced: str | None
+    losses: tuple[str, ...]
+    damaged_packets: int
+    strict: bool
 
     def __len__(self) -> int:
         return len(self.pts)
@@ -144,6 +161,12 @@ class VideoIndex:
         return _chroma_grid(self.out_pix_fmt)
 
     @property
+    def box_grid(self) -> tuple[int, int]:
+        """The grid that a changed box is extended to: in interlaced frames, that of both fields."""
+        across, down = self.chroma_grid
+        return across, down * (2 if self.interlaced else 1)
+
+    @property
     def matrix_and_range(self) -> tuple[str, str]:
         """swscale's names of the copy's matrix and range."""
         return matrix_and_range(
@@ -151,7 +174,9 @@ class VideoIndex:
         )
 
 
-def index_video(path: PathLike, start: float | None = None, end: float | None = None) -> VideoIndex:
+def index_video(
+    path: PathLike, start: float | None = None, end: float | None = None, *, strict: bool = True
+) -> VideoIndex:
     """Index a video; the file is read through once, and only its first frame is decoded.
 
     A file without timestamps (a raw stream, AVI with B-frames), or with the same one twice, is
@@ -163,6 +188,7 @@ def index_video(path: PathLike, start: float | None = None, end: float | None = 
         path: the video.
         start: seconds after its first frame; earlier frames are skipped. Decimals are exact.
         end: seconds after its first frame; frames from there on are skipped.
+        strict: whether damage is an error, here and for `read_segment`; see `VideoIndex.strict`.
 
     Raises:
         ConfigError: `start` or `end` is not a time, `end` is not after `start`, or no frame lies
@@ -175,13 +201,10 @@ def index_video(path: PathLike, start: float | None = None, end: float | None = 
     if until is not None and until <= since:
         raise ConfigError("end", end, f"a number of seconds over the start, {start or 0}")
     properties, decoded_first = _properties(path)
-    source_wh, coded_wh = properties["source_wh"], properties["coded_wh"]
-    if coded_wh != source_wh:
-        sizes = "{} x {} pixels become {} x {}".format(*source_wh, *coded_wh)
-        log.warning("%s: its %s, because its chroma needs even sides", path, sizes)
     with open_video(path) as (container, stream):
-        scan = PacketScan(path, container, stream, decoded_first)
-        audio = tuple(_audio_stream(each) for each in container.streams.audio)
+        scan = PacketScan(path, container, stream, decoded_first, strict)
+        streams = [each for each in container.streams.audio if each.codec_context is not None]
+        audio = tuple(_audio_stream(each) for each in streams)
         authored_start = not scan.timeless and any(
             name in container.format.name for name in _AUTHORED_START
         )
@@ -210,6 +233,8 @@ def index_video(path: PathLike, start: float | None = None, end: float | None = 
         counted=scan.counted,
         keyframes=() if scan.counted else tuple(scan.keyframes),
         audio=audio,
+        damaged_packets=scan.damaged,
+        strict=strict,
     )
 
 
@@ -228,23 +253,26 @@ def _properties(path: PathLike) -> tuple[dict[str, Any], int | None]:
     """Attributes of `VideoIndex` from the first frame and its stream; that frame's timestamp."""
     with open_video(path) as (container, stream):
         fps = frame_rate(path, stream)
-        try:
+        with media_errors(path, "cannot be decoded"):
             frame = next(container.decode(stream), None)
-        except (OSError, ValueError) as error:
-            raise MediaError(path, f"cannot be decoded ({error})") from error
         if frame is None:
             raise MediaError(path, "has no decodable frame")
         codec = stream.codec_context
         ratio = stream.sample_aspect_ratio or None
         properties = {"fps": fps, "sample_aspect_ratio": ratio, "codec": codec.name}
-        return properties | _geometry(frame) | _colors(path, frame, codec), frame.pts
+        properties |= _geometry(frame) | _colors(path, frame, codec)
+        properties["losses"] = _losses(frame, stream, properties)
+        return properties, frame.pts
 
 
 def _geometry(frame: Any) -> dict[str, Any]:
     quarter_turns, flipped = orientation(frame)
     upright_wh = (frame.width, frame.height)[:: -1 if quarter_turns % 2 else 1]
     across, down = _chroma_grid(_encodable(frame.format.name))
+    interlaced = field_order(frame)
+    down *= 2 if interlaced else 1
     return {
+        "interlaced": interlaced,
         "width": upright_wh[0],
         "height": upright_wh[1],
         "source_wh": (frame.width, frame.height),
@@ -262,8 +290,6 @@ def _colors(path: PathLike, frame: Any, codec: Any) -> dict[str, Any]:
     space, color_range = int(frame.colorspace), int(frame.color_range)
     depth = max(component.bits for component in frame.format.components)
     name = frame.format.name
-    if depth > 8:
-        log.warning("%s: its %d bits per color become 8", path, depth)
     if frame.format.is_rgb:
         space = _BT601 if space == _RGB and frame.height < 720 else _BT709
         color_range = _LIMITED
@@ -276,6 +302,24 @@ def _colors(path: PathLike, frame: Any, codec: Any) -> dict[str, Any]:
         "out_pix_fmt": _encodable(name),
         "bit_depth": depth,
     }
+
+
+def _losses(frame: Any, stream: Any, properties: dict[str, Any]) -> tuple[str, ...]:
+    """What no copy keeps of a video's frames, in words; see `VideoIndex.losses`."""
+    losses = []
+    tags = {key.lower(): text for key, text in stream.metadata.items()}
+    if re.match("yuva|.*(rgba|bgra|argb|abgr|gbrap|ya8|ya16)", frame.format.name) or (
+        tags.get("alpha_mode") == "1"
+    ):
+        losses.append("transparency")
+    if properties["bit_depth"] > 8:
+        losses.append(f"{properties['bit_depth']} bits per color, which become 8")
+    source_wh, coded_wh = properties["source_wh"], properties["coded_wh"]
+    if coded_wh != source_wh:
+        sizes = "{} x {} pixels, which become {} x {}".format(*source_wh, *coded_wh)
+        losses.append(f"{sizes} because of the chroma")
+    types = {getattr(each.type, "name", "") for each in side_data_of(frame) or ()}
+    return (*losses, *dict.fromkeys(text for name, text in _SIDE_DATA.items() if name in types))
 
 
 def _encodable(pix_fmt: str) -> str:

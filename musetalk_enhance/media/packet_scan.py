@@ -11,6 +11,7 @@ import numpy as np
 
 from ..errors import MediaError
 from ..runtime.files import PathLike
+from .container import error_types
 
 
 class PacketScan:
@@ -21,6 +22,7 @@ class PacketScan:
         container: PyAV's open container, at its beginning.
         stream: its video stream.
         decoded_first: timestamp of the first frame that can be decoded, None if it has none.
+        strict: whether a packet that the container marks as damaged is an error.
 
     Attributes:
         time_base: of the video stream.
@@ -29,14 +31,21 @@ class PacketScan:
         timeless: some frames have no timestamp, so `times` is 0, 1, 2, ...
         counted: `timeless`, or two frames had one timestamp, or the file is an AVI with frames out
             of order, which has no field for presentation timestamps.
+        damaged: number of packets that the container marks as damaged.
 
     Raises:
         MediaError: the file is truncated, damaged or has no frames.
     """
 
     def __init__(
-        self, path: PathLike, container: Any, stream: Any, decoded_first: int | None
+        self,
+        path: PathLike,
+        container: Any,
+        stream: Any,
+        decoded_first: int | None,
+        strict: bool = True,
     ) -> None:
+        self._strict, self.damaged = strict, 0
         self.time_base = Fraction(stream.time_base)
         self.keyframes: list[tuple[int, int]] = []
         count, stamps = 0, array("q")
@@ -68,13 +77,15 @@ class PacketScan:
         self, path: PathLike, container: Any, stream: Any
     ) -> Iterator[tuple[int | None, int]]:
         """Timestamp and duration of each displayed frame; key frames are recorded."""
-        streams = [stream, *container.streams.audio]
+        audio = [each for each in container.streams.audio if each.codec_context is not None]
+        streams = [stream, *audio]
         counts = dict.fromkeys((each.index for each in streams), 0)
         try:
             for packet in container.demux(streams):
-                if packet.is_corrupt:
+                if packet.is_corrupt and self._strict:
                     what = f"is truncated or damaged after about {counts[stream.index]} frames"
                     raise MediaError(path, what)
+                self.damaged += packet.is_corrupt
                 if not packet.size:
                     continue
                 counts[packet.stream_index] += 1
@@ -86,7 +97,7 @@ class PacketScan:
                         yield packet.pts, packet.duration or 0
         except MediaError:
             raise
-        except (OSError, ValueError) as error:
+        except error_types() as error:
             what = f"cannot be read after frame {counts[stream.index]} ({error})"
             raise MediaError(path, what) from error
         if "mp4" not in container.format.name:

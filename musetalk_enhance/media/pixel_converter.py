@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from fractions import Fraction
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from .arrays import Image
 from .display_matrix import orientation
@@ -35,6 +37,48 @@ def matrix_and_range(
     return _MATRICES.get(space, "bt601"), "pc" if full else "tv"
 
 
+def field_order(frame: Any) -> str | None:
+    """``"tff"`` or ``"bff"`` for an interlaced decoded frame, top or bottom field first; else None.
+
+    PyAV does not say which; FFmpeg's filter ``separatefields`` gives the first field first. A frame
+    whose fields are the same is ``"tff"``, the order of nearly all but DV.
+    """
+    if not frame.interlaced_frame:
+        return None
+    pts, time_base = frame.pts, frame.time_base
+    frame.pts, frame.time_base = None, _ANY_TIME
+    fields = _graph(frame, [("separatefields", "")])
+    fields.push(frame)
+    first = _first_plane(fields.pull())
+    frame.pts, frame.time_base = pts, time_base
+    lines = _first_plane(frame)
+    bottom = not np.array_equal(first, lines[::2]) and np.array_equal(first, lines[1::2])
+    return "bff" if bottom else "tff"
+
+
+def _first_plane(frame: Any) -> NDArray[np.uint8]:
+    """The bytes of the lines of a frame's first plane, without padding."""
+    plane = frame.planes[0]
+    lines = np.frombuffer(plane, np.uint8).reshape(-1, plane.line_size)
+    return lines[: plane.height, : plane.width]
+
+
+def _graph(frame: Any, filters: Sequence[tuple[str, str]]) -> Any:
+    """A filter graph for frames like this one."""
+    from av.filter import Graph
+
+    graph: Any = Graph()
+    source = graph.add_buffer(
+        width=frame.width, height=frame.height, format=frame.format, time_base=_ANY_TIME
+    )
+    nodes = [source, *(graph.add(name, options) for name, options in filters)]
+    nodes.append(graph.add("buffersink"))
+    for node, following in zip(nodes, nodes[1:], strict=False):
+        node.link_to(following)
+    graph.configure()
+    return graph
+
+
 class PixelConverter:
     """Color conversion with accurate rounding; swscale's default is off by up to 4/255.
 
@@ -54,6 +98,7 @@ class PixelConverter:
             int(frame.colorspace), int(frame.color_range), frame.format.name, frame.height
         )
         options = f"in_color_matrix={matrix}:in_range={color_range}:out_range=pc"
+        options += ":interl=1" if frame.interlaced_frame else ""
         image = self._run(frame, options, "bgr24").to_ndarray()
         quarter_turns, flipped = orientation(frame)
         return np.ascontiguousarray(np.rot90(image[:, ::-1] if flipped else image, quarter_turns))
@@ -64,8 +109,11 @@ class PixelConverter:
         matrix: str = "bt709",
         color_range: str = "tv",
         pix_fmt: str = "yuv420p",
+        interlaced: bool = False,
     ) -> Any:
         """A BGR image as a frame of format `pix_fmt`, whose chroma grid its size must fit.
+
+        The chroma of `interlaced` frames is shared within a field.
 
         For a ``yuvj`` format the result has the plain one with the same values: FFmpeg 7.0 accepts
         no matrix for the others.
@@ -73,36 +121,39 @@ class PixelConverter:
         import av
 
         frame = av.VideoFrame.from_ndarray(image_bgr, format="bgr24")
-        options = f"out_color_matrix={matrix}:out_range={color_range}"
+        options = f"out_color_matrix={matrix}:out_range={color_range}:interl={int(interlaced)}"
         return self._run(frame, options, pix_fmt.replace("yuvj", "yuv"))
 
     def to_format(self, frame: Any, matrix: str, color_range: str, pix_fmt: str) -> Any:
         """A decoded frame in another pixel format, with the same matrix and range."""
         options = f"in_color_matrix={matrix}:in_range={color_range}"
         options += f":out_color_matrix={matrix}:out_range={color_range}"
+        options += ":interl=1" if frame.interlaced_frame else ""
         return self._run(frame, options, pix_fmt)
 
+    def to_size(
+        self, frame: Any, matrix: str, color_range: str, pix_fmt: str, size_wh: tuple[int, int]
+    ) -> Any:
+        """A decoded frame in another size, format, matrix and range."""
+        of_source = matrix_and_range(
+            int(frame.colorspace), int(frame.color_range), frame.format.name, frame.height
+        )
+        options = "w={}:h={}:in_color_matrix={}:in_range={}".format(*size_wh, *of_source)
+        options += f":out_color_matrix={matrix}:out_range={color_range}"
+        return self._run(frame, options, pix_fmt)
+
+    def with_fields(self, frame: Any, order: str) -> Any:
+        """A frame marked as interlaced, ``"tff"`` or ``"bff"``, for the encoder."""
+        return self._filtered(frame, [("setfield", f"mode={order}")])
+
     def _run(self, frame: Any, options: str, pix_fmt: str) -> Any:
-        key = (frame.width, frame.height, frame.format.name, options, pix_fmt)
+        scale = ("scale", f"{options}:{self._EXACT}")
+        return self._filtered(frame, [scale, ("format", f"pix_fmts={pix_fmt}")])
+
+    def _filtered(self, frame: Any, filters: list[tuple[str, str]]) -> Any:
+        key = (frame.width, frame.height, frame.format.name, *filters)
         if key != self._key:
-            self._graph, self._key = self._build(frame, options, pix_fmt), key
+            self._graph, self._key = _graph(frame, filters), key
         frame.pts, frame.time_base = None, _ANY_TIME
         self._graph.push(frame)
         return self._graph.pull()
-
-    def _build(self, frame: Any, options: str, pix_fmt: str) -> Any:
-        from av.filter import Graph
-
-        graph: Any = Graph()
-        nodes = [
-            graph.add_buffer(
-                width=frame.width, height=frame.height, format=frame.format, time_base=_ANY_TIME
-            ),
-            graph.add("scale", f"{options}:{self._EXACT}"),
-            graph.add("format", f"pix_fmts={pix_fmt}"),
-            graph.add("buffersink"),
-        ]
-        for source, sink in zip(nodes, nodes[1:], strict=False):
-            source.link_to(sink)
-        graph.configure()
-        return graph

@@ -14,7 +14,7 @@ from typing import Any
 from ..errors import MediaError
 from ..runtime.files import PathLike
 from .arrays import Image
-from .container import frame_rate, open_video
+from .container import error_types, frame_rate, open_video
 from .pixel_converter import PixelConverter
 
 
@@ -88,5 +88,5 @@ def _decode(path: PathLike, container: Any, stream: Any) -> Iterator[Image]:
                 yield frame_bgr
     except MediaError:
         raise
-    except (OSError, ValueError) as error:
+    except error_types() as error:
         raise MediaError(path, f"cannot be decoded after frame {count} ({error})") from error

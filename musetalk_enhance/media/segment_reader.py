@@ -9,7 +9,7 @@ from typing import Any
 from ..errors import ConfigError, MediaError
 from ..runtime.files import PathLike
 from .arrays import Image
-from .container import open_video
+from .container import error_types, open_video
 from .index import VideoIndex
 from .pixel_converter import PixelConverter
 
@@ -21,12 +21,22 @@ class DecodedFrame:
         index: its position in `VideoIndex.pts`.
         pts: its presentation timestamp, in ticks of `VideoIndex.time_base`.
         frame: PyAV's decoded frame, in its own pixel format, not rotated; read-only.
+        damage: ``"concealed"`` (by the decoder), ``"repeated"`` (it cannot be decoded, and this is
+            its neighbor) or ``"scaled"`` (it has another size or format than the first one); None
+            for an intact frame.
     """
 
-    __slots__ = ("_bgr", "_converter", "frame", "index", "pts")
+    __slots__ = ("_bgr", "_converter", "damage", "frame", "index", "pts")
 
-    def __init__(self, index: int, pts: int, frame: Any, converter: PixelConverter) -> None:
-        self.index, self.pts, self.frame = index, pts, frame
+    def __init__(
+        self,
+        index: int,
+        pts: int,
+        frame: Any,
+        converter: PixelConverter,
+        damage: str | None = None,
+    ) -> None:
+        self.index, self.pts, self.frame, self.damage = index, pts, frame, damage
         self._converter = converter
         self._bgr: Image | None = None
 
@@ -50,6 +60,7 @@ def read_segment(
     Decoding starts at the key frame before `first`, or at the beginning of the video if the frame
     is not reached from there. A `counted` video is always decoded from its beginning, so it is best
     read at once. The file is closed at the end, on an error, and when the consumer stops early.
+    Unless `VideoIndex.strict`, damage is no error: see `DecodedFrame.damage`.
 
     >>> index = index_video("talk.mp4")  # doctest: +SKIP
     >>> for frame in read_segment("talk.mp4", index, 0, len(index)):  # doctest: +SKIP
@@ -84,35 +95,56 @@ def _frames_from(
     path: PathLike, index: VideoIndex, seek_to: int | None, first: int, stop: int
 ) -> Generator[DecodedFrame, None, None]:
     """The frames from `first` on, decoded from `seek_to` on; none if `first` is not reached."""
-    converter, position = PixelConverter(), first
+    converter, position, last = PixelConverter(), first, None
     with open_video(path) as (container, stream):
         try:
             if seek_to is not None:
                 container.seek(seek_to, stream=stream)
-            for number, frame in enumerate(_decode(container, stream)):
+            for number, frame in enumerate(_decode(container, stream, index.strict)):
                 distance = _distance(index, position, number, frame.pts)
+                if distance > 0 and last is None and seek_to is None:
+                    last = _fitted(path, index, frame, position, converter)[0]
+                while distance > 0 and last is not None and not index.strict:
+                    yield DecodedFrame(position, index.pts[position], last, converter, "repeated")
+                    position += 1
+                    if position == stop:
+                        return
+                    distance = _distance(index, position, number, frame.pts)
                 if distance > 0:
                     break
                 if distance < 0:
+                    last = frame
                     continue
-                _check(path, index, frame, position)
-                yield DecodedFrame(position, index.pts[position], frame, converter)
+                last, damage = _fitted(path, index, frame, position, converter)
+                yield DecodedFrame(position, index.pts[position], last, converter, damage)
                 position += 1
                 if position == stop:
                     return
-        except (OSError, ValueError) as error:
+        except error_types() as error:
             if isinstance(error, MediaError):
                 raise
             raise _missing(path, position, f" ({error})") from error
+        if last is not None and not index.strict:
+            last = _fitted(path, index, last, position, converter)[0]
+            for rest in range(position, stop):
+                yield DecodedFrame(rest, index.pts[rest], last, converter, "repeated")
+            return
     if position > first:
         raise _missing(path, position)
 
 
-def _decode(container: Any, stream: Any) -> Iterator[Any]:
+def _decode(container: Any, stream: Any, strict: bool) -> Iterator[Any]:
+    """The frames of an open stream; unless `strict`, without those that cannot be decoded."""
     for packet in container.demux(stream):
-        if packet.is_corrupt:
+        if packet.is_corrupt and strict:
             raise ValueError("a packet is truncated")
-        yield from packet.decode()
+        try:
+            frames = packet.decode()
+        except error_types():
+            if strict:
+                raise
+            continue
+        yield from frames
 
 
 def _distance(index: VideoIndex, position: int, number: int, pts: int | None) -> int:
@@ -122,14 +154,22 @@ def _distance(index: VideoIndex, position: int, number: int, pts: int | None) ->
     return -1 if pts is None else pts - index.pts[position]
 
 
-def _check(path: PathLike, index: VideoIndex, frame: Any, position: int) -> None:
-    if frame.is_corrupt:
+def _fitted(
+    path: PathLike, index: VideoIndex, frame: Any, position: int, converter: PixelConverter
+) -> tuple[Any, str | None]:
+    """A frame in the size and format of the first one, and what had to be done for it."""
+    if frame.is_corrupt and index.strict:
         raise _missing(path, position)
     actual = (frame.width, frame.height, frame.format.name)
     expected = (*index.source_wh, index.pix_fmt)
-    if actual != expected:
+    if actual in (expected, (*index.source_wh, index.out_pix_fmt)):
+        return frame, "concealed" if frame.is_corrupt else None
+    if index.strict:
         sizes = "{} x {} {}; the first one was {} x {} {}".format(*actual, *expected)
         raise MediaError(path, f"frame {position} is {sizes}")
+    format_name = index.out_pix_fmt
+    matrix = index.matrix_and_range
+    return converter.to_size(frame, *matrix, format_name, index.source_wh), "scaled"
 
 
 def _missing(path: PathLike, position: int, reason: str = "") -> MediaError:

@@ -14,7 +14,7 @@ from .arrays import Image, pad_to
 from .index import VideoIndex
 from .pixel_converter import PixelConverter
 from .segment_reader import DecodedFrame
-from .writer import H264Writer, check_crf
+from .writer import X264_PARAMS, H264Writer, check_crf
 
 PRESETS = tuple(
     "ultrafast superfast veryfast faster fast medium slow slower veryslow placebo".split()
@@ -28,8 +28,8 @@ class SegmentWriter(H264Writer):
 
     The file begins with a key frame, refers to nothing outside and can be played by itself; frame n
     of it is displayed n / fps seconds after the beginning. It has the frames as in the source's
-    file, not rotated, with the source's matrix, range, primaries, transfer, chroma grid and pixel
-    aspect ratio. Captions in the video stream (EIA-608) are dropped. The same frames give the same
+    file, not rotated, with the source's matrix, range, primaries, transfer, chroma grid, field
+    order and pixel aspect ratio. Captions in the video stream (EIA-608) are dropped. The same frames give the same
     bytes on every machine with the same x264.
 
     The file appears under its name only when the block ends normally; see `H264Writer`.
@@ -65,8 +65,11 @@ class SegmentWriter(H264Writer):
             raise ConfigError("preset", preset, ", ".join(PRESETS))
         super().__init__(path)
         self.index, self._converter, self._next = index, PixelConverter(), -1
+        self._fields = PixelConverter()
         options = {"crf": str(crf), "preset": preset, "a53cc": "0", "flags": "+cgop"}
         options |= _color_options(index)
+        if index.interlaced:
+            options["x264-params"] = f"{X264_PARAMS}:{index.interlaced}=1"
         self._begin(index.fps, index.coded_wh, index.out_pix_fmt, options)
         self._container.options["fflags"] = "+bitexact"
         # A clock in which both the frame rate and the source's ticks are whole numbers.
@@ -110,6 +113,8 @@ class SegmentWriter(H264Writer):
         coded = self._unchanged(frame)
         if bgr is not None:
             coded = self._composite(coded, frame.index, bgr, box_xyxy)
+        if self.index.interlaced:
+            coded = self._fields.with_fields(coded, self.index.interlaced)
         coded.pts, coded.time_base, coded.pict_type = self.count, 1 / self.index.fps, 0
         self._mux(coded)
         self.count, self._next = self.count + 1, frame.index + 1
@@ -133,7 +138,10 @@ class SegmentWriter(H264Writer):
             boxes = [box_xyxy] if np.ndim(box_xyxy) == 1 else list(box_xyxy)
         boxes = [_coded_box(index, _clip(box, whole, number)) for box in boxes]
         changed = self._converter.to_yuv(
-            _coded_image(index, bgr), *index.matrix_and_range, index.out_pix_fmt
+            _coded_image(index, bgr),
+            *index.matrix_and_range,
+            index.out_pix_fmt,
+            bool(index.interlaced),
         )
         result = _copy(coded, index.coded_wh)
         across, down = index.chroma_grid
@@ -198,7 +206,7 @@ def _coded_box(index: VideoIndex, box_xyxy: _Box) -> _Box:
         width, height = height, width
     if index.flipped:
         left, right = width - right, width - left
-    across, down = index.chroma_grid
+    across, down = index.box_grid
     return (
         left // across * across,
         top // down * down,

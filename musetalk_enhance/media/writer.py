@@ -14,6 +14,7 @@ import numpy as np
 from ..errors import ConfigError, FrameError, MediaError
 from ..runtime.files import AtomicFile, PathLike
 from .arrays import Image, pad_to
+from .container import error_types, media_errors, url
 from .pixel_converter import PixelConverter
 
 X264_PARAMS = "cpu-independent=1"
@@ -63,13 +64,13 @@ class H264Writer:
         container = None
         try:
             options = {"movflags": "+faststart"}
-            container = av.open(str(self._file.path), "w", options=options)
+            container = av.open(url(self._file.path), "w", options=options)
             stream: Any = container.add_stream("libx264", rate=rate)
             stream.width, stream.height = coded_wh
             stream.pix_fmt = pix_fmt
             stream.options = {"x264-params": X264_PARAMS, **codec_options}
             stream.codec_context.time_base = 1 / rate
-        except (OSError, ValueError) as error:  # PyAV's own errors are also one of these
+        except error_types() as error:
             if container is not None:
                 container.close()
             self._file.discard()
@@ -78,11 +79,9 @@ class H264Writer:
 
     def _mux(self, frame: Any) -> None:
         """Encode one frame, or with None the rest that the encoder holds."""
-        try:
+        with media_errors(self.path, "cannot be written"):
             for packet in self._stream.encode(frame):
                 self._container.mux(packet)
-        except (OSError, ValueError) as error:
-            raise MediaError(self.path, f"cannot be written ({error})") from error
 
     def close(self) -> None:
         """Finish the file and give it its name; a second call does nothing.
@@ -99,7 +98,7 @@ class H264Writer:
             self._container.close()
             self._container = None
             self._file.commit()
-        except OSError as error:
+        except error_types() as error:
             self.abort()
             if isinstance(error, MediaError):
                 raise
@@ -109,7 +108,7 @@ class H264Writer:
         """Close and remove the unfinished file; a file that was finished earlier stays."""
         container, self._container = self._container, None
         if container is not None:
-            with contextlib.suppress(OSError, ValueError):  # what it cannot flush is discarded
+            with contextlib.suppress(*error_types()):  # what it cannot flush is discarded
                 container.close()
         self._file.discard()
 

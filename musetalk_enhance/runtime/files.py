@@ -28,18 +28,15 @@ def open_regular(path: PathLike) -> BinaryIO:
 
 
 def temporary_path(target: Path, *, keep_extension: bool = False) -> Path:
-    """A path beside `target` that nobody else uses.
+    """A path beside `target` that nobody else uses, however long the target's name is.
 
     Args:
         target: the path of the finished file.
-        keep_extension: False gives ``.<32 hex digits>.part``, however long the target's name is;
-            True gives ``.<stem>.part-<32 hex digits><extension>``, for programs that take the
-            format from the extension.
+        keep_extension: False gives ``.<32 hex digits>.part``; True adds the target's extension,
+            for programs that take the format from it.
     """
     unique = uuid4().hex  # not the process id: threads share it
-    if keep_extension:
-        return target.with_name(f".{target.stem}.part-{unique}{target.suffix}")
-    return target.with_name(f".{unique}.part")
+    return target.with_name(f".{unique}.part{target.suffix if keep_extension else ''}")
 
 
 class AtomicFile:

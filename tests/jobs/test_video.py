@@ -9,11 +9,11 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
 
+import av
 import cv2
 import numpy as np
 import pytest
@@ -29,6 +29,7 @@ from musetalk_enhance.jobs.video_processor import VideoProcessor
 from musetalk_enhance.media import (
     SegmentWriter,
     VideoWriter,
+    check_output,
     concat_segments,
     index_video,
     read_frames,
@@ -566,13 +567,18 @@ def test_kill_9_in_the_middle(clip, settings, lite, tmp_path, made):
     assert bytes_of(out) == lite and done.resumed in (0, SEGMENT, 2 * SEGMENT) and len(made) < 4
 
 
-def test_leftovers_of_a_killed_run_are_swept(clip, settings, tmp_path):
-    out = tmp_path / "out.mp4"
-    left, others = tmp_path / f".out.part-{'0f' * 16}.mp4", tmp_path / ".out.part-mine.mp4"
-    left.write_bytes(b"x")
-    others.write_bytes(b"x")
-    restore_video(clip, out, settings, end=0.1)
-    assert not left.exists() and others.exists() and time.time() - out.stat().st_mtime < 60
+def test_checking_the_output_writes_no_file(clip, tmp_path, monkeypatch):
+    """A run that is killed while it checks leaves nothing: the check writes to memory."""
+    opened, plain = [], av.open
+
+    def note(file, mode="r", *args, **options):
+        opened.append((str(file), mode))
+        return plain(file, mode, *args, **options)
+
+    monkeypatch.setattr(av, "open", note)
+    assert check_output(index_video(clip), clip, tmp_path / "out.mp4") == ()
+    assert [file for file, mode in opened if mode == "w" and "BytesIO" not in file] == []
+    assert any(mode == "w" for _, mode in opened) and not list(tmp_path.iterdir())
 
 
 def test_a_network_that_fails_at_some_faces_is_counted_and_the_next_run_does_better(
@@ -596,3 +602,56 @@ def test_a_network_that_fails_at_some_faces_is_counted_and_the_next_run_does_bet
     again = restore_video(clip, out, settings)
     assert again.errors == 0 and "the network failed: starting over" in caplog.text
     assert bytes_of(out) == whole
+
+
+@pytest.fixture(scope="module")
+def broken(clip):
+    """The clip with two packets of noise, and as many frames."""
+    rng = np.random.default_rng(3)
+
+    def edit(packet, at):
+        return rng.bytes(packet.size) if at in (12, 41) else bytes(packet)
+
+    return clips.remuxed(clip, clip.with_name("broken.mp4"), edit)
+
+
+def test_damaged_frames_go_through_and_are_named(broken, clip, settings, tmp_path, caplog):
+    out = tmp_path / "out.mp4"
+    result = restore_video(broken, out, settings)
+    runs = result.stats["totals"]["damage"]
+    damaged = [frame for _, first, last in runs for frame in range(first, last + 1)]
+    assert damaged and len(damaged) == len(set(damaged)) < COUNT
+    notes = json.loads(sidecar_path(out).read_text())["notes"]
+    assert [number for number, note in enumerate(notes) if "damage" in note] == damaged
+    assert len(decoded(out)) == COUNT and times(out) == times(clip)
+    warnings = [record.message for record in caplog.records if "--strict" in record.message]
+    assert len(warnings) == 1 and f"{len(damaged)} frame" in warnings[0]
+    with excerpt(broken, out, None, None, damaged=True) as copy:
+        assert len(decoded(copy)) == COUNT
+
+
+def test_strict_ends_at_damage(broken, settings, tmp_path):
+    with pytest.raises(MediaError, match="damaged"):
+        restore_video(broken, tmp_path / "out.mp4", settings.replace(strict=True))
+    assert not (tmp_path / "out.mp4").exists()
+
+
+def test_what_the_output_will_not_hold_is_one_warning(settings, tmp_path, caplog):
+    path = clips.make_film(
+        tmp_path / "film.mkv", 2, (65, 48), codec="libvpx-vp9", tags={"MOOD": "calm"}
+    )
+    restore_video(path, tmp_path / "out.mp4", settings)
+    (warning,) = [each.message for each in caplog.records if "will not hold" in each.message]
+    assert "65 x 48 pixels" in warning and "the tags MOOD" in warning
+
+
+def test_names_that_fit_nowhere_are_refused_before_the_work(clip, settings, tmp_path):
+    with pytest.raises(MediaError, match="no valid name"):
+        restore_video(clip, tmp_path / f"{'n' * 250}.mp4", settings)
+    (tmp_path / "out.mp4.json").mkdir()
+    with pytest.raises(MediaError, match="out.mp4.json: is a folder"):
+        restore_video(clip, tmp_path / "out.mp4", settings)
+    (tmp_path / "folder.mp4").mkdir()
+    with pytest.raises(MediaError, match="folder.mp4: is a folder"):
+        restore_video(clip, tmp_path / "folder.mp4", settings)
+    assert not list(tmp_path.glob(".*"))

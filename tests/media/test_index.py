@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import pickle
 import wave
 from fractions import Fraction
@@ -118,12 +117,10 @@ def test_hdr_is_refused(tmp_path, trc, name):
         index_video(path)
 
 
-def test_ten_bits_become_eight_and_a_warning_says_so(tmp_path, caplog):
-    path = make_film(tmp_path / "film.mp4", 2, pix_fmt="yuv422p10le")
-    with caplog.at_level(logging.WARNING, "musetalk_enhance"):
-        index = index_video(path)
+def test_ten_bits_become_eight_and_are_named_as_lost(tmp_path):
+    index = index_video(make_film(tmp_path / "film.mp4", 2, pix_fmt="yuv422p10le"))
     assert (index.pix_fmt, index.out_pix_fmt, index.bit_depth) == ("yuv422p10le", "yuv422p", 10)
-    assert "10 bits per color become 8" in caplog.text
+    assert index.losses == ("10 bits per color, which become 8",)
 
 
 def test_what_cannot_be_read_is_named(tmp_path):
