@@ -62,6 +62,15 @@ def test_monitor_gpu_memory_with_a_gpu(monkeypatch):
     assert monitor_gpu_memory("cpu")["total_bytes"] == 0
 
 
+def test_free_on_cuda_leaves_out_what_graphs_hold(monkeypatch):
+    pretend_gpu(monkeypatch, mem_get_info=(100, 900), memory_allocated=40, memory_reserved=50)
+    gpu = torch.device("cuda:0")
+    memory.count_graph_pool(gpu, 7)
+    assert memory.free_bytes(gpu) == 103
+    memory.count_graph_pool(gpu, -7)
+    assert memory.free_bytes(gpu) == 110
+
+
 def test_free_on_cuda_counts_what_the_allocator_holds_unused(monkeypatch):
     pretend_gpu(monkeypatch, mem_get_info=(100, 900), memory_allocated=40, memory_reserved=50)
     assert memory.free_bytes(torch.device("cuda")) == 110

@@ -141,14 +141,15 @@ def run(args: argparse.Namespace) -> int:
 
 def _tune(args: argparse.Namespace, name: str, device: torch.device) -> int:
     """Measure and store the fastest execution for each region; print all, fastest first."""
-    from ..backends.choosing import tune
+    from ..backends import BackendOptions
+    from ..backends.selection import tune
     from ..restorers.catalog import choose
 
     for region in args.regions:
         settings = EnhancerSettings(
             enabled=True, model=args.model, device=args.device, region=region
         )
-        ms = tune(choose(settings).network(), settings, device)
+        ms = tune(choose(settings).network(), BackendOptions.of(settings), device)
         for execution in sorted(ms, key=lambda key: ms[key]):
             print(f"{name} {region:<6} {execution:<14} {ms[execution]:9.1f} ms per face")
     return 0

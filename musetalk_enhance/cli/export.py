@@ -41,7 +41,7 @@ def run(args: argparse.Namespace) -> int:
     Raises:
         EnhanceError: the model cannot be loaded or written, or its file differs from torch.
     """
-    from ..backends.exporting import BATCH, INPUT, MOST_DIFFERENCE, OUTPUT, export
+    from ..backends.onnx_export import BATCH, INPUT, MAX_DIFFERENCE, OUTPUT, export
     from ..config.settings import EnhancerSettings
     from ..restorers.catalog import choose
 
@@ -56,5 +56,5 @@ def run(args: argparse.Namespace) -> int:
     megabytes = Path(args.out).expanduser().stat().st_size / 1e6
     print(f"{args.out}: {spec.name}, {megabytes:.1f} MB, license: {license}")
     print(f"input {INPUT}: float32 ({shape}), RGB, {low:g}..{high:g}; output {OUTPUT}: same range")
-    print(f"largest difference from torch: {difference:.1e} (allowed: {MOST_DIFFERENCE:.0e})")
+    print(f"largest difference from torch: {difference:.1e} (allowed: {MAX_DIFFERENCE:.0e})")
     return 0

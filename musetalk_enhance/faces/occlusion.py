@@ -57,7 +57,7 @@ class Occluder:
     """
 
     def __init__(self, path: str | Path, *, provider: str = "cpu") -> None:
-        from ..backends.exporting import runtime
+        from ..backends.onnx_export import runtime
         from ..weights import open_file
 
         if provider not in _PROVIDERS:
