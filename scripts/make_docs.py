@@ -17,6 +17,7 @@ from typing import Any
 
 from musetalk_enhance.cli.job import flag
 from musetalk_enhance.config.flags import flag_of
+from musetalk_enhance.config.schema import spelled
 from musetalk_enhance.config.settings import SECTION, options
 from musetalk_enhance.jobs import ImageSettings, VideoSettings
 
@@ -68,14 +69,6 @@ CHOSEN = {
 """What the configuration for MuseTalk says in so many words, and the figures that speak for it."""
 
 
-def _default(value: object) -> str:
-    if value is None:
-        return "null"
-    if isinstance(value, bool):
-        return str(value).lower()
-    return f"{value:g}" if isinstance(value, float) else str(value)
-
-
 def config_yaml() -> str:
     """The text of configs/musetalk.yaml: every option with its help; commented out at its default,
     or chosen."""
@@ -83,7 +76,7 @@ def config_yaml() -> str:
     for option in options():
         if option.name == "enabled" or not option.metadata["flag"]:
             continue
-        text = f"{option.metadata['help']} One of: {option.metadata['allowed']}."
+        text = f"{option.metadata['help']} Allowed: {option.metadata['allowed']}."
         value, why = CHOSEN.get(option.name, ("", ""))
         parts.append(
             "\n"
@@ -94,7 +87,7 @@ def config_yaml() -> str:
         parts.append(
             f"\n  {option.name}: {value}\n"
             if value
-            else f"\n  # {option.name}: {_default(option.default)}\n"
+            else f"\n  # {option.name}: {spelled(option.default)}\n"
         )
     return "".join(parts)
 
@@ -131,10 +124,10 @@ def options_md() -> str:
     return "\n".join(lines) + "\n"
 
 
-def _row(option: dataclasses.Field[Any], spelled: str) -> str:
+def _row(option: dataclasses.Field[Any], flag_text: str) -> str:
     allowed = option.metadata["allowed"].replace("|", "\\|")
     meaning = option.metadata["help"].replace("|", "\\|")
-    return f"| `{option.name}` | {spelled} | {_default(option.default)} | {allowed} | {meaning} |"
+    return f"| `{option.name}` | {flag_text} | {spelled(option.default)} | {allowed} | {meaning} |"
 
 
 def layers() -> list[set[str]]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from ..config.schema import help_text
 from ..config.settings import options
 
 HELP = "write a model as an ONNX file and compare its output with torch"
@@ -26,10 +27,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     enhancer_options = {option.name: option for option in options()}
     for name in MODEL_OPTIONS:
-        option = enhancer_options[name]
-        allowed = option.metadata["allowed"]
-        text = f"{option.metadata['help']} One of: {allowed}. Default: {option.default}."
-        parser.add_argument(f"--{name}", metavar=name.upper(), help=text.replace("%", "%%"))
+        text = help_text(enhancer_options[name])
+        parser.add_argument(f"--{name}", metavar=name.upper(), help=text)
     for name in SWITCHES:
         text = enhancer_options[name].metadata["help"]
         parser.add_argument(f"--{name}", action="store_true", help=text)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
+from .schema import help_text
 from .settings import SECTION, options
 
 
@@ -23,14 +24,10 @@ def add_gfpgan_arguments(parser: argparse.ArgumentParser) -> argparse.ArgumentPa
     for option in options():
         if not option.metadata["flag"]:
             continue
-        default = "" if option.default is None else f" Default: {str(option.default).lower()}."
-        text = f"{option.metadata['help']} One of: {option.metadata['allowed']}.{default}".replace(
-            "%", "%%"
-        )
         common: dict[str, Any] = {
             "dest": _dest(option.name),
             "default": argparse.SUPPRESS,
-            "help": text,
+            "help": help_text(option),
         }
         if isinstance(option.default, bool):
             group.add_argument(
