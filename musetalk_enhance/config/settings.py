@@ -211,13 +211,15 @@ class EnhancerSettings:
             object.__setattr__(self, option.name, checked(option, raw, option.name))
         if self.model_path is not None and self.model != "auto":
             raise ConfigError(
-                "model_path", self.model_path, f"not together with model: {self.model}; give one"
+                "model_path",
+                self.model_path,
+                f"unset with model: {self.model}; set only one of them",
             )
         if self.landmarks != "embedded" and self.align == "none" and self.region != "mouth":
             raise ConfigError(
                 "landmarks",
                 self.landmarks,
-                "embedded, unless align: ffhq or region: mouth needs any",
+                "embedded, or set align: ffhq or region: mouth",
             )
         if self.engine == "official":
             self._check_official()

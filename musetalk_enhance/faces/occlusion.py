@@ -142,7 +142,7 @@ class Occluder:
             actual = f"a file that onnxruntime cannot load ({error})"
             raise CheckpointError(self.path, actual, "an ONNX graph") from error
         if session.get_providers()[0] != provider:  # onnxruntime drops it without an error
-            raise RestorerError(f"the occluder: {provider} does not start; use the provider cpu")
+            raise RestorerError(f"the occluder: {provider} cannot start; set provider: cpu")
         return session
 
     def _try(self) -> None:

@@ -128,8 +128,7 @@ class FrameBatch:
         if previous is not None and current is not None and previous != current:
             warn_once(
                 f"range {current}",
-                "float frames were in %g..%g and are now in %g..%g; set value_range to the right "
-                "one",
+                "float frames were in %g..%g and are now in %g..%g; set value_range explicitly",
                 *previous,
                 *current,
             )
@@ -508,7 +507,7 @@ def _shape_problem(frame: Any) -> tuple[str, str, str] | None:
 
 def _dtype_problem(frame: Any) -> tuple[str, str, str] | None:
     if not is_tensor(frame) and _is_float(frame) and frame.dtype.itemsize > 8:
-        return "dtype", f"values of type {frame.dtype}", "uint8 or float of 64 bits at most"
+        return "dtype", f"values of type {frame.dtype}", "uint8, or float of at most 64 bits"
     if not _is_float(frame) and str(frame.dtype).removeprefix("torch.") != "uint8":
         return "dtype", f"values of type {frame.dtype}", "uint8 or float"
     return None

@@ -168,7 +168,7 @@ def resize_image(image: Any, size_wh: tuple[int, int]) -> Any:
     width, height = (int(side) for side in size_wh)
     if width < 1 or height < 1:
         raise FrameError(
-            "size", f"a size of {width}x{height}", "(width, height) in pixels, 1 at least"
+            "size", f"a size of {width}x{height}", "(width, height) in pixels, each at least 1"
         )
     if not is_tensor(image):
         return _resized_array(image, (width, height))
@@ -189,12 +189,10 @@ def _resized_array(image: Any, size_wh: tuple[int, int]) -> np.ndarray:
         actual = str(getattr(image, "shape", type(image).__name__))
         raise FrameError("shape", actual, "an (H, W, 3) array or a (3, H, W) tensor")
     if not image.size or image.shape[2] > 4:
-        raise FrameError(
-            "shape", f"shape {image.shape}", "a image of 1 to 4 channels that is not empty"
-        )
+        raise FrameError("shape", f"shape {image.shape}", "a non-empty image of 1 to 4 channels")
     if image.dtype.newbyteorder("=") not in (np.uint8, np.float16, np.float32, np.float64):
         raise FrameError(
-            "dtype", f"values of type {image.dtype}", "uint8 or float of 64 bits at most"
+            "dtype", f"values of type {image.dtype}", "uint8, float16, float32 or float64"
         )
     width, height = size_wh
     if image.shape[:2] == (height, width):

@@ -120,7 +120,7 @@ class Attachment:
             level = logging.WARNING if self.on_device is True else logging.DEBUG
             logger.log(
                 level,
-                "%s of %s is not MuseTalk's own: it is not taken apart",
+                "%s of %s is not MuseTalk's own: faces are restored after it, not on its device",
                 METHOD,
                 type(vae).__name__,
             )
@@ -141,8 +141,8 @@ class Attachment:
             return
         if vars(self.owner).get(METHOD) is not self._wrapper:
             raise HostError(
-                f"{METHOD} of {self.owner!r} was wrapped again after us; take that wrapper off "
-                "first"
+                f"{METHOD} of {self.owner!r} was wrapped again after this library; remove that "
+                "wrapper first"
             )
         if self._own is not None:
             setattr(self.owner, METHOD, self._own)
@@ -444,9 +444,7 @@ def run_script(
             if stop.code not in (None, 0) or {"-h", "--help"} & set(arguments):
                 raise
     if lazy.settings.enabled and not lazy.calls:
-        raise HostError(
-            f"{script} ended without decoding a single frame; its own messages above say why"
-        )
+        raise HostError(f"{script} ended without decoding a single frame; see its messages above")
     return lazy.enhancer or GFPGANEnhancer.from_settings(lazy.settings.replace(enabled=False))
 
 

@@ -250,7 +250,7 @@ class Engine:
         work = _Work(request, batch, hints, hints)
         stream.stats.frames += len(batch)
         if len(batch) == 0 and stream.settings.on_error == "raise":
-            raise FrameError("empty", "an empty batch", "one frame at least")
+            raise FrameError("empty", "an empty batch", "at least one frame")
         for index in sorted(batch.problems):
             self._pass_through(work, index, batch.problems[index])
         return work
@@ -310,11 +310,11 @@ class Engine:
                 if isinstance(error, EnhanceError):
                     raise
                 raise RestorerError(
-                    f"frame {indices[0]}: landmarks cannot be measured: {error}"
+                    f"frame {indices[0]}: landmark detection failed: {error}"
                 ) from error
             work.stream.warn_once(
                 "landmarks",
-                "landmarks cannot be measured (%s): continuing without; logged once",
+                "landmark detection failed (%s): continuing without landmarks; logged once",
                 error,
             )
             return hints.landmarks
@@ -585,7 +585,7 @@ class Engine:
         stream.stats.over_budget += 1
         stream.warn_once(
             "over budget",
-            "%s took %d MiB, memory_budget is %d MiB: the plan is now %d at a time",
+            "%s took %d MiB, memory_budget is %d MiB: batches are now limited to %d",
             counted(faces, "face"),
             planner.costs.bytes_for(faces) >> 20,
             (planner.budget or 0) >> 20,
@@ -596,7 +596,9 @@ class Engine:
         """Make room after memory ran out with `tried` faces; False when nothing is left to try."""
         device = self.device
         if planner.ran_out(tried):
-            logger.warning("out of memory with %d faces: the batch is now %d", tried, planner.size)
+            logger.warning(
+                "out of memory with a batch of %d faces: reduced to %d", tried, planner.size
+            )
             self.planner.ran_out(tried)  # where it is another one, it has learned the same
         elif self.model.move_to_cpu():
             for each in {planner, self.planner}:

@@ -65,7 +65,7 @@ class ReportBuilder:
         limits: Limits | None = None,
     ) -> None:
         if not (fps > 0 and np.isfinite(fps)):
-            raise ConfigError("fps", fps, "a number over 0")
+            raise ConfigError("fps", fps, "a number above 0")
         require_packages()
         self.fps, self.title, self.limits = float(fps), title, limits or Limits()
         self.notes: list[str] = []

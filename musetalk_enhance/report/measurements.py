@@ -94,7 +94,7 @@ def check_crop(image: Any, name: str) -> None:
         or min(shape[:2]) < 16
     ):
         actual = f"{name}: {type(image).__name__ if shape is None else f'{dtype} {tuple(shape)}'}"
-        raise FrameError("shape", actual, "BGR uint8 (H, W, 3), 16 px at least on each side")
+        raise FrameError("shape", actual, "BGR uint8 (H, W, 3), at least 16 px on each side")
 
 
 def frame_metrics(crops: FrameCrops) -> dict[str, float]:

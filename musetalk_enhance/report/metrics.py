@@ -93,7 +93,7 @@ def color_drift(a: Image, b: Image) -> float:
     _check(a)
     _check(b)
     if a.shape[2:] != b.shape[2:]:
-        raise FrameError("channels", f"shapes {a.shape} and {b.shape}", "as many channels in both")
+        raise FrameError("channels", f"shapes {a.shape} and {b.shape}", "equal numbers of channels")
     return float(np.max(np.abs(a.mean(axis=(0, 1)) - b.mean(axis=(0, 1)))))
 
 
@@ -129,7 +129,7 @@ def similarity_map(a: Image, b: Image, side: int | None = None) -> Floats:
     small_a, small_b = (gray(shrunk(image, side) if side else image) for image in (a, b))
     if min(small_a.shape) < SMALLEST_SIDE:
         raise FrameError(
-            "size", f"shape {small_a.shape}", f"{SMALLEST_SIDE} pixels at least on each side"
+            "size", f"shape {small_a.shape}", f"at least {SMALLEST_SIDE} pixels on each side"
         )
     structural_similarity = from_skimage("metrics", "structural_similarity")
     _, similarities = structural_similarity(
@@ -328,7 +328,7 @@ class Motion:
 
         _check_pair(first, second)
         if min(first.shape[:2]) < 16:
-            raise FrameError("size", f"shape {first.shape}", "16 pixels at least on each side")
+            raise FrameError("size", f"shape {first.shape}", "at least 16 pixels on each side")
         images = gray(first), gray(second)
         search: Any = cv2.DISOpticalFlow.create(cv2.DISOPTICAL_FLOW_PRESET_MEDIUM)
         flows = [search.calc(*pair, None) for pair in (images, images[::-1])]
@@ -410,7 +410,9 @@ def flicker_energy(luminance: Floats, fps: float, over_hz: float = 5.0) -> Float
         )
     if not fps / 2 > over_hz:
         raise ConfigError(
-            "fps", fps, f"over {2 * over_hz:g} frames per second, to hold changes of {over_hz:g} Hz"
+            "fps",
+            fps,
+            f"over {2 * over_hz:g} frames per second, to sample changes of {over_hz:g} Hz",
         )
     window = np.hanning(len(luminance) + 1)[:-1].astype(np.float32)[:, None, None]
     changes = (luminance - (luminance * window).sum(0) / window.sum()) * window

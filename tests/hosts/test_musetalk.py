@@ -367,7 +367,7 @@ def test_the_hosts_own_wrapper_does_not_fail_the_run(host, capsys):
     )
     script.write_text(script.read_text().replace("seen = []", wrap))
     code, seen = run("scripts/inference.py", "--enable_gfpgan", "--gfpgan_model", "lite")
-    assert code == 0 and seen and "wrapped again after us" in capsys.readouterr().err
+    assert code == 0 and seen and "wrapped again after this library" in capsys.readouterr().err
 
 
 def test_the_scripts_help_is_no_failure(host, capsys):
