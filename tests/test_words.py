@@ -21,8 +21,6 @@ GERUND_TERMS = {"parsing", "tracking", "tuning"}
 MAX_SHARE = 0.01
 """Of the functions may bind a vague name. In httpx, spandrel, torchcodec and PyAV it is 0.2 %."""
 MAX_COLUMNS = 100
-EXCEPTED = ("backends", "restorers", "runtime", "media", "jobs", "weights", "picture_restorer.py")
-"""Rooms that are being reworked."""
 
 
 def vague_names(source: str) -> tuple[int, list[tuple[int, str]]]:
@@ -60,11 +58,7 @@ def is_gerund(module: str) -> bool:
 
 @pytest.fixture(scope="module")
 def sources():
-    return {
-        str(path.relative_to(PACKAGE)): path.read_text(encoding="utf-8")
-        for path in PATHS
-        if path.relative_to(PACKAGE).parts[0] not in EXCEPTED
-    }
+    return {str(path.relative_to(PACKAGE)): path.read_text(encoding="utf-8") for path in PATHS}
 
 
 def test_functions_bind_names_that_say_what_they_hold(sources):

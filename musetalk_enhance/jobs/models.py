@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .._version import __version__
-from ..enhancer import GFPGANEnhancer
 from ..config.settings import EnhancerSettings
+from ..enhancer import GFPGANEnhancer
 from ..errors import (
     ConfigError,
     LicenseError,
@@ -90,7 +90,9 @@ class RunInfo:
         return (
             all(isinstance(text, str) for text in texts)
             and all(isinstance(text, (str, type(None))) for text in optional)
-            and all(len(pair) == 2 and all(isinstance(text, str) for text in pair) for pair in pairs)
+            and all(
+                len(pair) == 2 and all(isinstance(text, str) for text in pair) for pair in pairs
+            )
             and all(type(count) is int for count in (self.batch_size, self.threads))
             and 0 < self.batch_size <= _MAX_COUNT
             and 0 <= self.threads <= _MAX_COUNT
