@@ -215,7 +215,10 @@ def _load_one(
         key = "model" if settings.model_path is None else "model_path"
         raise LicenseError(key, settings.model_path or name, CODEFORMER.license)
     return LoadedModel(
-        choice.load(pick_device(enhancer_settings.device)), choice, fidelity, list(passed_over)
+        choice.load(pick_device(settings.device, settings.allow_cpu)),
+        choice,
+        fidelity,
+        list(passed_over),
     )
 
 

@@ -7,6 +7,7 @@ stream's.
 from __future__ import annotations
 
 import logging
+import os
 import threading
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -138,6 +139,7 @@ class Engine:
         self.settings = settings
         self.lock = threading.RLock()
         self.closed = False
+        self._process = os.getpid()
         self.model = ModelHandle(settings, restorer)
         self._planner: BatchPlanner | None = None
         self._landmarks: LandmarkFinder | None = None
@@ -158,7 +160,7 @@ class Engine:
         if settings.occluder is not None:
             from ..faces.occlusion import Occluder
 
-            occluder = Occluder(settings.occluder)
+            occluder = Occluder(settings.occluder, provider="auto", device=self.device)
         return Preparer(settings, aligner, occluder), Compositor(settings, aligner)
 
     @property
@@ -224,9 +226,14 @@ class Engine:
         Raises:
             FrameError: frames that are no batch at all; hints of another number or form; with
                 ``on_error="raise"`` a bad frame or an empty batch.
-            RestorerError: the engine or a stream was closed; with ``on_error="raise"``, the network
-                failed.
+            RestorerError: the engine or a stream was closed; the process was forked; with
+                ``on_error="raise"``, the network failed.
         """
+        if os.getpid() != self._process:
+            raise RestorerError(
+                "this enhancer was created before the process was forked, and a fork has none of "
+                "its threads. Create it in the child process, or start that with the method 'spawn'"
+            )
         with self.lock:
             works = [self._open(request) for request in requests]
             if any(work.batch.runs() for work in works) and self._awake(works):

@@ -223,6 +223,29 @@ def test_a_provider_that_is_not_there(blue_is_seen):
             Occluder(blue_is_seen(), provider="cuda")
 
 
+@pytest.mark.parametrize("starts", [True, False])
+def test_it_runs_where_the_network_runs(blue_is_seen, monkeypatch, caplog, starts):
+    import onnxruntime
+
+    chains, create = [], onnxruntime.InferenceSession
+    names = ["CUDAExecutionProvider", "CPUExecutionProvider"]
+
+    def session(path, options, providers):
+        chains.append(providers)
+        real = create(path, options, ["CPUExecutionProvider"])
+        if len(providers) == 2 and starts:
+            real.get_providers = lambda: names
+        return real
+
+    monkeypatch.setattr(onnxruntime, "InferenceSession", session)
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: names)
+    Occluder(blue_is_seen(), provider="auto", device=torch.device("cuda:1"))
+    assert chains[0] == [(names[0], {"device_id": "1"}), names[1]]
+    assert ("falling back to the CPU" in caplog.text) == (not starts) == (len(chains) == 2)
+    Occluder(blue_is_seen(), provider="auto", device=torch.device("cpu"))
+    assert chains[-1] == ["CPUExecutionProvider"]
+
+
 COVERED = np.zeros((40, 60), bool)
 COVERED[10:20, 30:50] = True
 FORMS = {
