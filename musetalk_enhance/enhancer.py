@@ -6,7 +6,6 @@ import argparse
 import logging
 import weakref
 from functools import cache
-from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from .config.flags import given_flags
@@ -420,12 +419,7 @@ class FaceEnhancer:
     def __enter__(self) -> FaceEnhancer:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *exception: object) -> None:
         self.close()
 
     def _run(
