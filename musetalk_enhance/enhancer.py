@@ -6,7 +6,6 @@ import argparse
 import logging
 import weakref
 from functools import cache
-from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from .config.flags import given_flags
@@ -28,16 +27,16 @@ if TYPE_CHECKING:
 logger = logging.getLogger("musetalk_enhance")
 
 STREAM_OPTIONS = ("color", "value_range", "output_size", "on_error")
-"""Options that a stream may have of its own."""
+"""Options that a stream may change."""
 
 
 class FaceEnhancer:
     """Restores the faces of a talking-head pipeline between its decoder and its blending.
 
     ``enhancer(frames)`` takes (N, H, W, 3) uint8 or float arrays, (N, 3, H, W) tensors, or lists
-    and tuples of frames, and hands back exactly N frames: same order, container, dtype, color order
+    and tuples of frames, and returns exactly N frames: same order, container, dtype, color order
     and value range, C-contiguous, by default of the same size. The input is never modified. A frame
-    that cannot be restored comes back as it came and is counted in `stats`, unless
+    that cannot be restored is returned unchanged and counted in `stats`, unless
     ``on_error="raise"``.
 
     It is one engine, which holds the network, and one stream, which remembers the frames so far.
@@ -90,7 +89,7 @@ class FaceEnhancer:
         provider: of ``backend="onnx"``: ``"auto"``, ``"cpu"``, ``"cuda"`` or ``"tensorrt"``.
         allow_cpu: run on the CPU, with a warning, where the device or provider asked for is
             unavailable.
-        engine: ``"native"`` (ours) or ``"official"`` (gfpgan.GFPGANer, face by face).
+        engine: ``"native"`` or ``"official"`` (gfpgan.GFPGANer, face by face).
         on_error: ``"passthrough"`` or ``"raise"``.
         download: fetch a missing weight now.
         trust_unpinned: open a ``.pth`` that is not in the table of published weights.
@@ -257,7 +256,7 @@ class FaceEnhancer:
         return self._engine
 
     def stream(self, **hints: Any) -> Stream:
-        """Another stream over the same network, with a memory and `stats` of its own.
+        """Another stream over the same network, with its own state and `stats`.
 
         Args:
             hints: what is different of its frames: ``color``, ``value_range``, ``output_size``,
@@ -265,8 +264,7 @@ class FaceEnhancer:
 
         Returns:
             A stream that is called as the enhancer is, from any one thread at a time.
-            `Stream.close` gives back what it remembers; leaving it to the garbage collector does
-            too.
+            `Stream.close` frees its state; so does the garbage collector.
 
         Raises:
             ConfigError: an option that is not one of these, or an invalid value.
@@ -333,8 +331,8 @@ class FaceEnhancer:
                 makes each a still image.
 
         Raises:
-            FrameError: `frames` is no batch of frames at all; landmarks or keys are not what is
-                said above, or there is not one of each for every frame; or, with
+            FrameError: `frames` is no batch of frames at all; landmarks or keys are
+                invalid, or their number is not that of the frames; or, with
                 ``on_error="raise"``, a frame or a mask of what covers it is bad, or the batch is
                 empty.
             RestorerError: with ``on_error="raise"``, the network failed.
@@ -398,12 +396,12 @@ class FaceEnhancer:
             self._stream.reset()
 
     def unload(self) -> None:
-        """Give the network's memory back; the next call loads it again, with the same settings.
+        """Free the network's memory; the next call loads it again, with the same settings.
 
         Its weight is looked up and checked again then, and what was learned of its memory is
         measured again. A restorer that was passed to `from_settings` cannot be loaded again, so it
-        is moved to the CPU and back; where it runs on the CPU already, it stays and a warning says
-        so. ``stats`` goes on counting. Nothing happens when the network is not loaded.
+        is moved to the CPU and back; if it runs on the CPU already, it stays there, with a
+        warning. ``stats`` continues. Nothing happens when the network is not loaded.
 
         Raises:
             RestorerError: a restorer that was passed in cannot be moved; it stays where it is.
@@ -412,7 +410,7 @@ class FaceEnhancer:
             self._engine.unload(list(self._streams))
 
     def close(self) -> None:
-        """Give the network and its memory back for good; later calls raise RestorerError."""
+        """Free the network for good; later calls raise RestorerError."""
         if self._engine is not None:
             self._engine.close()
             self._stream.begin_again()
@@ -421,12 +419,7 @@ class FaceEnhancer:
     def __enter__(self) -> FaceEnhancer:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *exception: object) -> None:
         self.close()
 
     def _run(

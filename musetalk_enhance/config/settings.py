@@ -271,7 +271,7 @@ class EnhancerSettings:
             raise ConfigError("backend", self.backend, "auto | torch with engine: official")
 
     def replace(self, **changes: Any) -> EnhancerSettings:
-        """A copy with `changes`, checked anew."""
+        """A copy with `changes`, checked again."""
         return dataclasses.replace(self, **changes)
 
 

@@ -51,7 +51,7 @@ class LandmarkFinder:
         Args:
             faces: frames of one stream that follow one another, float32 (N, 3, H, W), RGB, 0..1.
             hints: the host's hints for these faces.
-            track: of the stream; it goes on.
+            track: of the stream; updated.
         """
         height, width = faces.shape[2:]
         unit = np.array([width, height]) / UNITS

@@ -71,7 +71,7 @@ class FrameBatch:
     """A host's batch, frame by frame, with what is wrong with each.
 
     Attributes:
-        source: what the host gave, taken out of its container where that is none of ours.
+        source: the host's frames, taken out of a container of another type.
         kind: ``"array"``, ``"tensor"``, ``"list"`` or ``"tuple"``.
         frames: views of the single frames.
         problems: index to error of the frames that cannot be restored.
@@ -281,9 +281,9 @@ class FrameBatch:
             rows_rgb: float32 (n, 3, R, W), RGB, 0..1: the frames from `first_row` down.
             indices: the frames of one group that they were made from.
             color: order of the channels to return.
-            touched: bool (1 or n, 1, R, W); elsewhere the frame's own values are handed back bit
+            touched: bool (1 or n, 1, R, W); elsewhere the frame's own values are returned bit
                 for bit, where it has that size. None: everywhere in the rows.
-            first_row: above it the frame's own values are handed back.
+            first_row: above it the frame's own values are returned.
 
         Returns:
             An array (n, H, W, 3), or a tensor in the layout of the frames; C-contiguous.
@@ -359,11 +359,11 @@ class FrameBatch:
         return self.value_range if _is_float(frame) and self.value_range else RANGES["0..255"]
 
     def has_size(self, index: int) -> bool:
-        """Whether frame `index` is a picture with three channels, so that it can be resized."""
+        """Whether frame `index` is an image with three channels, so that it can be resized."""
         return _form_problem(self.frames[index]) is None
 
     def copy(self) -> Any:
-        """What the host gave, as a copy of its own; C-contiguous where it is an array."""
+        """A copy of the host's frames; C-contiguous if it is an array."""
         if self.kind == "array":
             copy = np.array(self.source, order="C")
         else:
@@ -556,7 +556,7 @@ def _fits(extent: tuple[float, float], value_range: tuple[float, float]) -> bool
 
 
 def _guess_range(extents: list[tuple[float, float]]) -> tuple[float, float] | None:
-    """The range that most frames speak for; None when none can be told.
+    """The range that most frames indicate; None if they indicate none.
 
     Values well below 0, down to -1, mean -1..1, values over 8 mean 0..255. What stays within 0..1
     (a decoder may undershoot a little) fits all three and follows the others; values that end

@@ -15,13 +15,13 @@ from .batch import is_frame, same_bits
 
 @dataclass(frozen=True)
 class Hints:
-    """One entry per frame; None where the host says nothing.
+    """One entry per frame; None where the host passes none.
 
     Attributes:
         landmarks: float32 (5, 2), x and y in pixels of the frame: left eye, right eye, nose, left
-            and right corner of the mouth as seen in the picture.
+            and right corner of the mouth as seen in the image.
         occlusion: (H, W), not 0 where something covers the face.
-        keys: what the frame is called; landmarks found for a key are not looked for again.
+        keys: names of the frames; landmarks are detected once for each key.
         cuts: whether another scene begins with the frame.
     """
 

@@ -100,7 +100,7 @@ def residual_of(
         faces: the host's frames, (N, 3, H, W).
         inputs: what the network was given, (N, 3, S, S).
         restored: what it made, (N, 3, T, T).
-        size_hw: height and width to hand back.
+        size_hw: height and width of the result.
         base: `faces` in that size.
     """
     result = resize(restored, size_hw)[:, :, first_row:]

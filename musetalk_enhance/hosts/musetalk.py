@@ -1,12 +1,11 @@
-"""MuseTalk: hook in right after ``VAE.decode_latents``, which hands out BGR uint8 (N, 256, 256, 3).
+"""MuseTalk: hooks in right after ``VAE.decode_latents``, which returns BGR uint8 (N, 256, 256, 3).
 
 The host's files stay as they are: `attach` wraps one VAE from Python, `run_script` runs the host's
 own script with every VAE wrapped and with our flags and the YAML section ``gfpgan:`` taken out
 before the host sees them (MuseTalk walks every top-level key of its YAML as a task).
 
-No detector and no parser of ours runs here: the boxes that MuseTalk computed before its loop (once
-per avatar in ``realtime_inference.py``) are those of the faces that its VAE hands out, and its own
-blending puts the restored ones back.
+Neither a detector nor a parser runs here: MuseTalk computed the boxes of the faces before its loop
+(once per avatar in ``realtime_inference.py``), and its own blending pastes the restored faces.
 """
 
 from __future__ import annotations
@@ -18,7 +17,6 @@ import runpy
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from types import TracebackType
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -165,17 +163,12 @@ class Attachment:
     def __enter__(self) -> Attachment:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *exception: object) -> None:
         self.detach()
 
 
 def _takes_tensors(enhancer: Any) -> bool:
-    """Whether `enhancer` is one of ours and on: anything else is given what the host makes."""
+    """Whether `enhancer` takes tensors: an enabled `GFPGANEnhancer`. Others get arrays."""
     if isinstance(enhancer, LazyEnhancer):
         enhancer = enhancer.ready()
     return isinstance(enhancer, GFPGANEnhancer) and enhancer.enabled
@@ -288,7 +281,7 @@ class LazyEnhancer:
             self.enhancer.reset()
 
     def close(self) -> None:
-        """Give back what the enhancer holds."""
+        """Free what the enhancer holds."""
         if self.enhancer is not None:
             self.enhancer.close()
 
@@ -350,7 +343,7 @@ def _config_path(arguments: Sequence[str]) -> str | None:
 
 @contextmanager
 def _attached(owner: Any, lazy: LazyEnhancer) -> Iterator[Attachment]:
-    """Attach `lazy` while inside. A wrapper that the host put over ours stays."""
+    """Attach `lazy` while inside. A wrapper that the host added stays."""
     attachment = attach(owner, lazy)
     try:
         yield attachment

@@ -63,14 +63,13 @@ class BatchPlanner:
             settings: all options.
             record: the model; its ``bytes_per_face`` counts until something was measured.
             device: where it runs.
-            learned: what has been learnt of the same network on the same device with other
-                settings.
+            learned: a planner for the same network and device with other settings.
         """
         self._settings, self._record = settings, record
         self.start(device, learned)
 
     def start(self, device: torch.device, learned: BatchPlanner | None = None) -> None:
-        """Plan anew, on `device`: nothing was learnt yet but what `learned` has."""
+        """Start planning on `device`, from the costs that `learned` has measured."""
         settings, record = self._settings, self._record
         self._device = device
         self.costs: costs.CostModel = (
@@ -106,10 +105,10 @@ class BatchPlanner:
 
     @contextmanager
     def watched(self, faces: int) -> Iterator[WatchedBatch]:
-        """Run a batch of `faces` inside; it is measured where that says something new.
+        """Run a batch of `faces` inside; it is measured if that adds information.
 
         Yields:
-            What ran: `faces` unless the caller says that it was fewer.
+            The watched batch: `faces`, unless the caller sets fewer.
         """
         batch = WatchedBatch(faces)
         if not self._says_more(faces):
@@ -122,7 +121,7 @@ class BatchPlanner:
             self._plan()
 
     def _says_more(self, faces: int) -> bool:
-        """Whether measuring a batch of `faces` says something new."""
+        """Whether measuring a batch of `faces` adds information."""
         if self.budget is None or not costs.measurable(self._device):
             return False
         return faces > self.costs.largest or (faces == self.costs.largest and self._doubtful)

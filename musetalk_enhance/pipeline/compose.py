@@ -40,7 +40,7 @@ class ComposeInput:
         faces: the host's frames, float32 (N, 3, H, W), RGB, 0..1.
         inputs: what the network was given, (N, 3, S, S).
         restored: what it made, (N, 3, T, T).
-        size_hw: height and width to hand back.
+        size_hw: height and width of the result.
         hints: of each frame, landmarks filled in where they are needed.
         motions: into each frame from the one before it; None where nothing of that may be used.
             Empty where nothing is kept steady.
@@ -64,11 +64,11 @@ class ComposeInput:
 
 @dataclass(frozen=True)
 class Composed:
-    """A batch to hand back.
+    """A composed batch.
 
     Attributes:
         rows: float32 (N, 3, R, W), RGB, about 0..1: from `first_row` down.
-        first_row: of the rows that may change; 0 where the size handed back is not the host's.
+        first_row: of the rows that may change; 0 if the result has another size than the input.
         touched: bool (1 or N, 1, R, W): where a pixel may differ from the host's. None: everywhere
             in `rows`.
         state: what the stream remembers now.
@@ -108,7 +108,7 @@ class Compositor:
         self._guard: Guard | None = None
 
     def unload(self) -> None:
-        """Give back what is on a GPU; what is needed again is made again."""
+        """Free what is on a GPU; it is created again on demand."""
         self._guard = None
 
     def compose(self, batch: ComposeInput, state: StreamState) -> Composed:
@@ -299,7 +299,7 @@ def _shrunk_mask(visibility: torch.Tensor, size_hw: tuple[int, int]) -> torch.Te
 def visibility(
     masks: Sequence[Any], faces: torch.Tensor, occluder: Any = None
 ) -> torch.Tensor | None:
-    """Where faces are seen, (N, 1, H, W), 0..1; None where nothing says that anything covers them.
+    """Where faces are seen, (N, 1, H, W), 0..1; None where nothing covers them.
 
     Args:
         masks: the host's masks of what covers each face; None where it has none.

@@ -33,7 +33,7 @@ class Peak:
         highest: at its highest point.
         kept: still in use when it ended (results, and whatever a backend keeps in an arena of its
             own); below 0 where something that was there before was freed meanwhile.
-        exact: whether `highest` was kept by the system, not looked for every now and then.
+        exact: whether `highest` is the system's own peak, not the highest of samples.
     """
 
     highest: int = 0
@@ -70,9 +70,9 @@ class CostModel:
         """A batch of `faces` needed `peak`.
 
         What earlier runs have kept is counted to every later one: it was not there in the loaded
-        state. What was freed meanwhile may have hidden as much. Of two looks at the same batch the
+        state. What was freed meanwhile may have hidden as much. Of two measurements of a batch the
         lower counts, since a first run pays for what is paid once, and others may take memory
-        meanwhile. A figure that is not exact may be too low already, so it is not looked at again.
+        meanwhile. A figure that is not exact may be too low already, so it is not measured again.
         """
         need = max(1, self._kept + peak.highest + max(0, -peak.kept))
         if faces in self.measured or not peak.exact:
@@ -81,11 +81,11 @@ class CostModel:
         self._kept += max(0, peak.kept)
 
     def believe(self, faces: int) -> None:
-        """What is known of batches of `faces` is not to be looked at again."""
+        """Do not measure batches of `faces` again."""
         self._sure.add(faces)
 
     def sure(self, faces: int) -> bool:
-        """Whether a batch of `faces` need not be looked at again."""
+        """Whether a batch of `faces` needs no further measurement."""
         return faces in self._sure
 
     def line(self) -> tuple[int, int]:
@@ -135,10 +135,10 @@ def measurable(device: torch.device) -> bool:
 def watch(device: torch.device) -> Iterator[Peak]:
     """Measure what happens inside; the figures are there when it ended without an error.
 
-    On CUDA these are the figures of torch's allocator, whose peak statistic of `device` begins
-    anew, and what others took of the GPU meanwhile. On the CPU it is the resident memory of the
+    On CUDA these are the figures of torch's allocator, whose peak statistic of `device` is
+    reset, and what others took of the GPU meanwhile. On the CPU it is the resident memory of the
     whole process, so that whatever other threads allocate at the same time is counted as well;
-    Linux' own peak (``VmHWM``) begins anew.
+    Linux' own peak (``VmHWM``) is reset.
     """
     with _watch_cuda(device) if device.type == "cuda" else _watch_resident() as peak:
         yield peak

@@ -1,7 +1,6 @@
 """One loaded network, shared by any number of streams, whose faces it restores in common batches.
 
-The engine is stateless beside the network: all that is remembered of a sequence of faces is its
-stream's.
+Apart from the network the engine is stateless: each sequence of faces has its state in a stream.
 """
 
 from __future__ import annotations
@@ -43,7 +42,7 @@ MOST_IN_ROUND = 4
 """Frames of one round, as a multiple of the batch: frames that skip the network are free."""
 
 HostHints = tuple[Any, Any, Any, Any]
-"""Landmarks, occlusion, keys and cuts, as a host gives them."""
+"""Landmarks, occlusion, keys and cuts, as passed by the host."""
 
 
 @dataclass(frozen=True)
@@ -51,8 +50,8 @@ class Request:
     """Frames of one stream to restore.
 
     Attributes:
-        stream: that they continue.
-        frames: what the host hands over.
+        stream: the stream that they continue.
+        frames: the host's frames.
         hints: landmarks, occlusion, keys and cuts of each frame.
         output_size: as the option of that name.
         batch_size: faces in one run of the network, for this call; None as the engine plans.
@@ -67,11 +66,11 @@ class Request:
 
 @dataclass(frozen=True)
 class Restored:
-    """What became of a request.
+    """The result of a request.
 
     Attributes:
-        frames: as many as came, in their container.
-        outcomes: one of each.
+        frames: as many as in the request, in their container.
+        outcomes: one per frame.
     """
 
     frames: Any
@@ -80,7 +79,7 @@ class Restored:
 
 @dataclass
 class _Work:
-    """A request on its way."""
+    """A request in progress."""
 
     request: Request
     batch: FrameBatch
@@ -128,7 +127,7 @@ class Engine:
 
     Args:
         settings: all options, checked.
-        restorer: one of the caller's own in place of the one that `settings` name.
+        restorer: the caller's own restorer; None loads the one that `settings` name.
 
     Raises:
         WeightError: the weight is missing, damaged, not to be trusted, or another network.
@@ -147,7 +146,7 @@ class Engine:
         self._pool = ThreadPoolExecutor(1, "musetalk_enhance-motion")
 
     def _opened(self) -> tuple[Preparer, Compositor]:
-        """Load what the settings ask for, so that what is missing is known before a long run."""
+        """Load what the settings need, so that missing files are reported before a long run."""
         settings, aligner, occluder = self.settings, None, None
         if settings.align == "ffhq":
             from ..faces.align import TEMPLATE_SIDE, Aligner
@@ -170,7 +169,7 @@ class Engine:
 
     @property
     def planner(self) -> BatchPlanner:
-        """Made with the first frames: what the host itself loads until then is no longer free."""
+        """Created with the first frames, when the host has loaded its own networks."""
         if self._planner is None:
             self._planner = BatchPlanner(self.settings, self.model.info, self.device)
         return self._planner
@@ -202,7 +201,7 @@ class Engine:
             self.model.unload()
 
     def close(self) -> None:
-        """Give the network and its memory back for good; later calls raise `RestorerError`."""
+        """Free the network for good; later calls raise `RestorerError`."""
         with self.lock:
             if not self.closed:
                 self.closed = True
@@ -246,7 +245,7 @@ class Engine:
             return restored
 
     def _open(self, request: Request) -> _Work:
-        """Take a request apart and check it."""
+        """Check a request and unpack its frames."""
         stream = request.stream
         self.check_open(stream)
         batch = FrameBatch.open(request.frames, stream.settings.value_range, stream.value_range)
@@ -363,7 +362,7 @@ class Engine:
     def _attempt(
         self, pending: list[_Part], size: int, planner: BatchPlanner, alone: bool
     ) -> tuple[list[_Part], Exception | None]:
-        """One round: the parts that were worked on, and what went wrong.
+        """Run one round; return its parts, and the error if it failed.
 
         The error is returned, not handled here: while one is being handled, the interpreter keeps
         its traceback and with that every tensor of the round that failed.
@@ -583,7 +582,7 @@ class Engine:
         )
 
     def _remember(self, work: _Work, index: int) -> None:
-        """Keep the last frame of a stream and what became of it: the host may change its own."""
+        """Copy the last frame of a stream and its result: the host may change its own."""
         result = _copy(work.results[index])
         hints = work.host_hints.own(index)
         work.stream.last = LastFrame(work.batch.own(index), result, hints, work.outcomes[index])
@@ -653,7 +652,7 @@ class Engine:
         )
 
     def _size_out(self, work: _Work, index: int, restored: torch.Tensor | None) -> tuple[int, int]:
-        """Height and width that a frame is handed back in."""
+        """Height and width of a frame's result."""
         output_size, settings = work.request.output_size, work.stream.settings
         height, width = work.batch.size_hw(index)
         if isinstance(output_size, int):
@@ -664,7 +663,7 @@ class Engine:
             side = self.model.info.output_size
             if side is not None:
                 return side, side
-        # a network that takes any size has no size of its own
+        # a network that takes any size has no output size
         if output_size in ("upscale", "native"):
             return max(1, round(height * settings.upscale)), max(1, round(width * settings.upscale))
         return height, width

@@ -89,7 +89,7 @@ class ModelHandle:
         return self._restorer.backend.name, self._restorer.backend.dtype
 
     def unload(self) -> bool:
-        """Give the network's memory back until `wake`; False where only the caller can do that.
+        """Free the network's memory until `wake`; False if only the caller can do that.
 
         Raises:
             RestorerError: a restorer of the caller's own cannot be moved; it stays where it is.
@@ -156,7 +156,7 @@ class ModelHandle:
         return True
 
     def close(self) -> None:
-        """Give the network back for good."""
+        """Free the network for good."""
         device, restorer = self.device, self._restorer
         self._device = device
         self._restorer = None

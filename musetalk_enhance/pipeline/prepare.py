@@ -63,7 +63,7 @@ class Prepared:
 
 
 class Preparer:
-    """Prepares the frames of an engine; remembers nothing of any stream.
+    """Prepares the frames of an engine; holds no state of a stream.
 
     Args:
         settings: of the engine.
@@ -82,11 +82,11 @@ class Preparer:
         self._estimator: MotionEstimator | None = None
 
     def unload(self) -> None:
-        """Give back what is on a GPU; what is needed again is made again."""
+        """Free what is on a GPU; it is created again on demand."""
         self._meter = None
 
     def close(self) -> None:
-        """Give everything back."""
+        """Free everything."""
         self._meter = self._estimator = None
         if self.occluder is not None:
             self.occluder.close()
@@ -100,7 +100,7 @@ class Preparer:
             faces: frames that follow one another, float32 (N, 3, H, W), RGB, 0..1.
             hints: of each of them.
             repeated: whether a frame has the same bits and hints as the one before.
-            state: what the stream remembers; not changed.
+            state: of the stream; not changed.
         """
         small = self._thumbnails(faces)
         cuts = [
@@ -201,7 +201,7 @@ class Preparer:
     def inputs(
         self, faces: torch.Tensor, side: int | None, hints: Hints
     ) -> tuple[torch.Tensor, tuple[list[int], Alignment] | None]:
-        """What the network is given, and which of it was aligned to the template.
+        """The network's inputs, and which of them are aligned to the template.
 
         Args:
             faces: float32 (N, 3, H, W), RGB, 0..1.

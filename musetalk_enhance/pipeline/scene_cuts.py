@@ -1,4 +1,4 @@
-"""Where a scene begins: told from two small pictures, whatever else is switched off.
+"""Scene cuts, detected from two thumbnails, independent of all options.
 
 Between neighboring frames of 22 talking heads (softened to 96 px) the mean difference of the
 thumbnails is 0.29 of their contrast at most, and their correlation 0.76 at least; between two
@@ -51,7 +51,7 @@ def scene_cuts(small: torch.Tensor, previous: torch.Tensor | None) -> NDArray[np
     gray, gray_earlier = (_centered(each) for each in (current, earlier))
     scale = np.sqrt(np.square(gray).sum((1, 2)) * np.square(gray_earlier).sum((1, 2)) + 1e-9)
     correlation = (gray * gray_earlier).sum((1, 2)) / scale
-    flat = scale < 1e-3  # of pictures without contrast a correlation says nothing
+    flat = scale < 1e-3  # without contrast a correlation is meaningless
     cuts = (difference > MOST_DIFFERENCE * contrast) | ((correlation < LEAST_CORRELATION) & ~flat)
     return np.asarray(cuts, np.bool_)
 

@@ -1,7 +1,7 @@
 """Metrics: sharpness, similarity of images, flicker of a clip, timing of the lips.
 
 Images are BGR uint8 ``(H, W, 3)`` or gray uint8 ``(H, W)``; a gray level is a step of 1/255.
-Every function is pure, and says where its formula comes from.
+Every function is pure and cites the source of its formula.
 """
 
 from __future__ import annotations
@@ -237,7 +237,7 @@ def seam_step(a: Image, b: Image, region: Mask, band: int | None = None, sectors
     the middle half of the values counts, by size. Differences to the input cancel what the face
     itself has there; detail lies on both sides of zero and does not count; a feathered edge has no
     step. Outside the image the output is taken for unchanged, as a host pastes crops back. The
-    formula is our own; sectors with fewer pixels than a square of the band's width do not count.
+    formula is original; sectors with fewer pixels than a square of the band's width do not count.
 
     Args:
         a: the input, BGR uint8 ``(H, W, 3)`` or gray ``(H, W)``.
@@ -442,7 +442,7 @@ def correlation(a: Curve, b: Curve) -> float:
 def opening_lag(a: Curve, b: Curve, max_lag: int = 10) -> tuple[int, float]:
     """By how many frames `b` comes later than `a`, and how well it fits there.
 
-    The lag at which the normalized cross-correlation is largest, looked for over ±`max_lag` frames;
+    The lag at which the normalized cross-correlation is largest, within ±`max_lag` frames;
     each lag is judged by `correlation` over the moments that overlap, of which at least half the
     curve must be left. Between equals the lag nearest to 0 wins.
 

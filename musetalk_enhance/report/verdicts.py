@@ -51,7 +51,7 @@ class Limits:
         opening_difference: most difference of an opening, 95th percentile of the frames, as a share
             of the way from the eyes to the mouth, or of an eye's width.
         least_opening_change: standard deviation of an opening from which on its correlation is
-            asked for; five times the meter's own noise, under which 0.98 says nothing. The
+            asked for; five times the meter's own noise, under which 0.98 is meaningless. The
             difference is judged in any case.
         drift: most drift of a channel's mean over the clip, gray levels (1/255).
         colour: most change of low-frequency color, CIEDE2000, mean over the face and the clip.
@@ -91,7 +91,7 @@ class Verdict:
         at_most: whether the limit is an upper one.
         state: ``"pass"``, ``"fail"``, ``"info"`` (nothing is asked) or ``"unmeasured"``.
         text: what it means, or why it could not be measured.
-        kind: the pictures that show it, see `WorstFrames`.
+        kind: the images that show it, see `WorstFrames`.
     """
 
     key: str
@@ -132,7 +132,7 @@ def line(
     *,
     at_most: bool = True,
 ) -> Verdict:
-    """Judge one figure; NaN was not measured, and `text` then says why."""
+    """Judge one figure; NaN was not measured, for the reason in `text`."""
     if np.isnan(value):
         return Verdict(key, label, None, limit, at_most, UNMEASURED, text, kind)
     state = INFO

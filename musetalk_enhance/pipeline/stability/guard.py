@@ -50,9 +50,9 @@ IDENTITY_LIMIT, IDENTITY_NONE_LEFT = 0.75, 1.5
 RECOVERY = 0.1
 """Share of the strength that returns each frame; it falls at once, to correct the frame at hand."""
 CONFIDENT = 0.8
-"""The gauge must be this confident that it looks at a face, in both pictures."""
+"""Minimum confidence of the face meter in both images."""
 LEAST_SIDE = 48
-"""Faces smaller than this, in pixels, show the gauge nothing: the guard leaves them alone."""
+"""Faces smaller than this, in pixels, are too small for the face meter; the guard ignores them."""
 MEASURED_SIDE, STRUCTURE_SIDE = 128, 64
 _WINDOW, _STEP = 7, 2
 _MOUTH_REACH = (0.6, 0.4)  # across and down, in units of the eye-to-mouth distance
@@ -75,7 +75,7 @@ class GuardResult:
 
 
 class Guard:
-    """Compares what was given with what would be handed back."""
+    """Compares the input with the result."""
 
     def __init__(self, device: torch.device) -> None:
         """Args:

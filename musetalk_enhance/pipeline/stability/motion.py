@@ -49,7 +49,7 @@ class Motion:
 
 
 def working_size(height: int, width: int) -> tuple[int, int]:
-    """Height and width at which the motion of a face of (height, width) pixels is looked at."""
+    """Height and width at which the motion of a (height, width) face is measured."""
     scale = min(1.0, LONGEST / max(height, width))
     scale = max(scale, SHORTEST / min(height, width))
     return min(_STRIP, round(height * scale)), min(_STRIP, round(width * scale))

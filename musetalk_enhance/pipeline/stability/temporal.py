@@ -1,6 +1,6 @@
 """Restored detail kept steady over time, as far as the host's own frames are steady.
 
-A restorer decides anew in every frame what to add, so its detail flickers where the host's frames
+A restorer adds different detail to every frame, so it flickers where the host's frames
 hardly change. Here the detail of the previous frame is moved with the face and mixed into this
 frame's, just so much that what is added changes no more than a share of what the host's frames
 themselves change. Where lips move the frames change much, and nothing is kept; on still skin they
