@@ -12,8 +12,8 @@ from musetalk_enhance.errors import ConfigError, FrameError, MissingDependencyEr
 from musetalk_enhance.report.metrics import (
     Motion,
     changed_region,
-    color_drift,
     color_change,
+    color_drift,
     correlation,
     flicker_energy,
     gradient_energy,
