@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from musetalk_enhance.backends.torch_backend import is_emulated
 from musetalk_enhance.config.settings import EnhancerSettings
 from musetalk_enhance.enhancer import GFPGANEnhancer
-from musetalk_enhance.errors import RestorerError
+from musetalk_enhance.errors import OutOfMemoryError, RestorerError
 
 from .runner import Candidate, Runner, Value
 from .subject import Subject, pictures
@@ -32,7 +32,10 @@ class EnhancerRunner(Runner):
 
     def run(self) -> np.ndarray:
         """One call with all faces; see `Runner.run`."""
+        backoffs = self.enhancer.stats.backoffs
         frames: np.ndarray = self.enhancer(self._frames)
+        if self.enhancer.stats.backoffs > backoffs:  # it ran with a smaller batch than its row says
+            raise OutOfMemoryError("out of memory with this batch")
         return frames
 
     def start(self) -> None:
@@ -48,8 +51,7 @@ class EnhancerRunner(Runner):
 
     def runs_as(self) -> str:
         """Backend and dtype that ran, after ``auto`` and the precision check."""
-        backend = getattr(getattr(self.enhancer, "_restorer", None), "backend", None)
-        return str(backend) if backend is not None else ""
+        return " ".join(self.enhancer.backend or ())
 
     def close(self) -> None:
         """Close the enhancer."""
