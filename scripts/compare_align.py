@@ -1,20 +1,21 @@
-"""Does laying crops on the FFHQ template help? `align none` against `align ffhq`, with the embedded
-model.
+"""Does aligning crops to the FFHQ template help? `align none` against `align ffhq`, with `lite`.
 
     python scripts/compare_align.py --data ../shared/data/clips \\
-        --yunet face_detection_yunet_2023mar.onnx
+        --yunet face_detection_yunet_2023mar.onnx [--autoencoder DIR --softness decoder:0.35,0.1]
 
-Faces of the clips whose people the model has not seen are cut and softened as a host does it (a
-tight box, squashed to 256 px, with the detail of 96 px) and restored to 512 px:
+Faces of clips whose people the model has not seen are cropped and softened as a host does it (a
+tight box, squashed to 256 px; ``area:SIDE``, or ``decoder:BLEND,NOISE`` through the latent
+autoencoder of DIR/tiny_autoencoder.py) and restored to 512 px:
 
-    none          the crop as it is ffhq          aligned by YuNet's landmarks of each soft crop,
-    smoothed by the One-Euro filter ffhq, raw     the same without smoothing ffhq, plain   the same
-    with smoothing, but what comes back replaces the crop instead of being added to it ffhq, box
-    with smoothing and with the box's own aspect
+    none          the crop as it is
+    ffhq          aligned by YuNet's landmarks of each soft crop, smoothed by the One-Euro filter
+    ffhq, raw     the same without smoothing
+    ffhq, plain   with smoothing, but what comes back replaces the crop instead of being added
+    ffhq, box     with smoothing and with the box's own aspect
 
-Aligned faces are made at the size that the network takes, as the enhancer does. Figures are of the
-mouth and chin (rows 0.55 to 1, columns 0.15 to 0.85 of the crop) against the crop before it was
-softened: PSNR, sharpness as a share of that crop's own (variance of the Laplacian), and jitter, the
+Aligned faces have the size that the network takes, as in the enhancer. Figures are of the mouth
+and chin (rows 0.55 to 1, columns 0.15 to 0.85 of the crop) against the crop before it was softened:
+PSNR, sharpness as a share of that crop's own (fine detail after a 0.8 px blur), and jitter, the
 mean difference between the residuals (output minus enlarged input) of two consecutive frames, in
 steps of 1/255.
 """
@@ -29,13 +30,24 @@ from typing import Any
 import cv2
 import numpy as np
 import torch
-from lite_data import HELD_OUT, HOST, INPUT, TARGET, Image, resize, soften, to_tensor
+from lite_data import (
+    HELD_OUT,
+    INPUT,
+    TARGET,
+    Decoder,
+    Image,
+    decode,
+    load_decoder,
+    resize,
+    soften,
+    to_tensor,
+)
 
 from musetalk_enhance.config.settings import EnhancerSettings
 from musetalk_enhance.faces.align import Aligner, LandmarkTrack
 from musetalk_enhance.faces.detect import FaceDetector, make_detector
 from musetalk_enhance.frames.resize import resize as scaled
-from musetalk_enhance.report.metrics import laplacian_energy, psnr
+from musetalk_enhance.report.metrics import fine_detail_energy, psnr
 from musetalk_enhance.restorers.base import Restorer
 from musetalk_enhance.restorers.catalog import choose
 
@@ -62,9 +74,19 @@ def consecutive(path: Path, count: int) -> tuple[list[Image], float]:
     return frames, fps
 
 
-def cut(frames_bgr: list[Image], detector: FaceDetector) -> tuple[Image, Image, float]:
-    """Sharp crops (N, 512, 512, 3) RGB, soft ones of 256 px, and width / height of the one box they
-    were cut with."""
+def softened(crop_rgb: Image, softness: str, decoder: Decoder | None, seed: int) -> Image:
+    """A sharp crop of 256 px as a host leaves it; ``area:SIDE`` or ``decoder:BLEND,NOISE``."""
+    kind, _, values = softness.partition(":")
+    if kind == "area":
+        return soften(crop_rgb, int(values))
+    blend, noise = (float(value) for value in values.split(","))
+    return decode(decoder, crop_rgb, blend, noise, seed)
+
+
+def cut(
+    frames_bgr: list[Image], detector: FaceDetector, softness: str, decoder: Decoder | None
+) -> tuple[Image, Image, float]:
+    """Sharp crops (N, 512, 512, 3) RGB, soft ones of 256 px, and the box's width / height."""
     boxes = [faces[0].box_xyxy for frame in frames_bgr if (faces := detector.detect(frame))]
     height, width = frames_bgr[0].shape[:2]
     x1, y1, x2, y2 = (
@@ -73,7 +95,9 @@ def cut(frames_bgr: list[Image], detector: FaceDetector) -> tuple[Image, Image, 
     sharp = np.stack(
         [resize(np.ascontiguousarray(frame[y1:y2, x1:x2, ::-1]), TARGET) for frame in frames_bgr]
     )
-    soft = np.stack([soften(resize(crop, INPUT), HOST) for crop in sharp])
+    soft = np.stack(
+        [softened(resize(crop, INPUT), softness, decoder, seed) for seed, crop in enumerate(sharp)]
+    )
     return sharp, soft, (x2 - x1) / (y2 - y1)
 
 
@@ -128,7 +152,7 @@ def figures(out: torch.Tensor, soft: torch.Tensor, sharp_rgb: Image) -> tuple[fl
         np.mean([psnr(np.ascontiguousarray(a), np.ascontiguousarray(b)) for a, b in pairs])
     )
     sharp = [
-        laplacian_energy(np.ascontiguousarray(a)) / laplacian_energy(np.ascontiguousarray(b))
+        fine_detail_energy(np.ascontiguousarray(a)) / fine_detail_energy(np.ascontiguousarray(b))
         for a, b in pairs
     ]
     residual = part(out.clamp(0, 1) - scaled(soft, (TARGET, TARGET))) * 255
@@ -145,7 +169,12 @@ def main() -> None:
     parser.add_argument("--yunet", type=Path, required=True, help="YuNet's .onnx file")
     parser.add_argument("--frames", type=int, default=12, help="consecutive frames of each clip")
     parser.add_argument("--model", default="lite", help="name or path of the model")
+    parser.add_argument("--softness", default="area:96", help="or decoder:BLEND,NOISE")
+    parser.add_argument("--autoencoder", type=Path, help="folder of tiny_autoencoder.py")
     args = parser.parse_args()
+    if args.autoencoder is None and args.softness.startswith("decoder"):
+        parser.error("decoder softness needs --autoencoder DIR")
+    decoder = load_decoder(args.autoencoder / "tiny_autoencoder.py") if args.autoencoder else None
     detector = make_detector("yunet", args.yunet)
     settings = EnhancerSettings(enabled=True, model=args.model, backend="torch", device="cpu")
     restorer = choose(settings).load(torch.device("cpu"))
@@ -154,7 +183,7 @@ def main() -> None:
     print(f"{'':14}" + "".join(f"{path.stem:>26}" for path in names) + f"{'mean':>26}")
     for path in names:
         frames, fps = consecutive(path, args.frames)
-        sharp_rgb, soft_rgb, aspect = cut(frames, detector)
+        sharp_rgb, soft_rgb, aspect = cut(frames, detector, args.softness, decoder)
         soft = to_tensor(soft_rgb)
         smooth, raw = (landmarks_of(soft_rgb, detector, fps, smooth=keep) for keep in (True, False))
         rows["soft"].append(figures(scaled(soft, (TARGET, TARGET)), soft, sharp_rgb))
