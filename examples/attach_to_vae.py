@@ -2,7 +2,8 @@
 
     python examples/attach_to_vae.py
 
-With MuseTalk: ``vae, unet, pe = load_all_model(...)``, then ``with attach(vae, enhancer): ...`` around the loop.
+With MuseTalk: ``vae, unet, pe = load_all_model(...)``, then ``with attach(vae, enhancer): ...``
+around the loop.
 """
 
 from __future__ import annotations

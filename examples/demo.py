@@ -1,9 +1,11 @@
-"""The demo: a talking head with soft faces goes in, a sharper one comes out, and figures say how much.
+"""The demo: a talking head with soft faces goes in, a sharper one comes out, and figures say how
+much.
 
-It does what MuseTalk does around our hook, frame by frame: crop the face box, bring it to 256 px, lose detail
-much as a latent decoder loses it (latent_softness.py, a stand-in without weights), *restore*, resize to the box,
-blend the lower half of the face back. The same without the restoring is the "before" clip, the clip it was made
-from is the "source". No model is fetched: the default is the embedded one.
+It does what MuseTalk does around our hook, frame by frame: crop the face box, bring it to 256 px,
+lose detail much as a latent decoder loses it (latent_softness.py, a stand-in without weights),
+*restore*, resize to the box, blend the lower half of the face back. The same without the restoring
+is the "before" clip, the clip it was made from is the "source". No model is fetched: the default is
+the embedded one.
 
     python examples/demo.py --seconds 4 --out out/demo
 """
@@ -32,7 +34,7 @@ from tqdm import tqdm
 
 from musetalk_enhance import EnhanceError, GFPGANEnhancer, __version__, add_gfpgan_arguments
 from musetalk_enhance.media import VideoWriter, read_frames, write_image
-from musetalk_enhance.metrics import color_drift, laplacian_energy, psnr
+from musetalk_enhance.report.metrics import color_drift, laplacian_energy, psnr
 
 FACE, BATCH = 256, 8
 """Side of the host's faces in pixels; faces in the host's batch."""
@@ -47,14 +49,19 @@ def crop_face(frame_bgr: Image, box_xyxy: Box) -> Image:
     """The face as the host takes it: the box, squeezed to ``(256, 256, 3)``."""
     left, top, right, bottom = box_xyxy
     return np.asarray(
-        cv2.resize(frame_bgr[top:bottom, left:right], (FACE, FACE), interpolation=cv2.INTER_LANCZOS4), np.uint8
+        cv2.resize(
+            frame_bgr[top:bottom, left:right], (FACE, FACE), interpolation=cv2.INTER_LANCZOS4
+        ),
+        np.uint8,
     )
 
 
 def blend_face(frame_bgr: Image, face_bgr: Image, box_xyxy: Box) -> Image:
-    """Put a face back as MuseTalk's blending does: resized to the box, lower half only, edges blurred.
+    """Put a face back as MuseTalk's blending does: resized to the box, lower half only, edges
+    blurred.
 
-    MuseTalk finds the face's outline with a parsing network; an ellipse in the box stands in for it.
+    MuseTalk finds the face's outline with a parsing network; an ellipse in the box stands in for
+    it.
     """
     left, top, right, bottom = box_xyxy
     width, height = right - left, bottom - top
@@ -67,11 +74,14 @@ def blend_face(frame_bgr: Image, face_bgr: Image, box_xyxy: Box) -> Image:
     side = 2 * int(max(width, height) // 2 * 1.5)
     kernel = int(0.05 * side // 2 * 2) + 1
     share = (cv2.GaussianBlur(mask, (kernel, kernel), 0).astype(np.float32) / 255)[..., None]
-    return np.asarray(np.rint(frame_bgr + share * (pasted.astype(np.float32) - frame_bgr)), np.uint8)
+    return np.asarray(
+        np.rint(frame_bgr + share * (pasted.astype(np.float32) - frame_bgr)), np.uint8
+    )
 
 
 def measured_part(frame_bgr: Image, box_xyxy: Box) -> Image:
-    """The middle of the lower half of the face box, mouth and chin: all of it is blended in by the host.
+    """The middle of the lower half of the face box, mouth and chin: all of it is blended in by the
+    host.
 
     Around it the three clips hold the same pixels, which would only water the figures down.
     """
@@ -97,13 +107,18 @@ def label(image_bgr: Image, text: str, left_top: tuple[int, int], height: int) -
 
 
 def zoom(frame_bgr: Image, window_xyxy: Box, size_wh: tuple[int, int]) -> Image:
-    """A part of a frame at another size; where it leaves the frame, the last pixels are repeated."""
+    """A part of a frame at another size; where it leaves the frame, the last pixels are
+    repeated."""
     left, top, right, bottom = window_xyxy
-    matrix = np.array([[(right - left) / size_wh[0], 0, left], [0, (bottom - top) / size_wh[1], top]])
+    matrix = np.array(
+        [[(right - left) / size_wh[0], 0, left], [0, (bottom - top) / size_wh[1], top]]
+    )
     shift = matrix[:, :2] @ (0.5, 0.5) - 0.5  # pixel centres, not corners
     matrix[:, 2] += shift
     flags = cv2.INTER_CUBIC | cv2.WARP_INVERSE_MAP
-    picture = cv2.warpAffine(frame_bgr, matrix, size_wh, flags=flags, borderMode=cv2.BORDER_REPLICATE)
+    picture = cv2.warpAffine(
+        frame_bgr, matrix, size_wh, flags=flags, borderMode=cv2.BORDER_REPLICATE
+    )
     return np.asarray(picture, np.uint8)
 
 
@@ -129,7 +144,11 @@ def side_by_side(frames_bgr: dict[str, Image], window_xyxy: Box, side: int) -> I
 def comparison(frames_bgr: dict[str, Image], box_xyxy: Box) -> Image:
     """The still picture: the faces large, each with its name, and below them the mouths larger."""
     left, top, right, bottom = box_xyxy
-    x, y, half = (left + right) // 2, round(top + 0.735 * (bottom - top)), round(0.27 * (bottom - top))
+    x, y, half = (
+        (left + right) // 2,
+        round(top + 0.735 * (bottom - top)),
+        round(0.27 * (bottom - top)),
+    )
     mouth = (x - half, y - half // 2, x - half + 2 * half, y - half // 2 + half)
     face_wh, mouth_wh = (PANEL, PANEL), (PANEL, PANEL // 2)
     line = np.full((6, PANEL, 3), 255, np.uint8)
@@ -177,9 +196,12 @@ def run(args: argparse.Namespace, enhancer: GFPGANEnhancer) -> dict[str, Any]:
     head = talking_head(count, args.size, args.fps, args.seed)
     start = time.perf_counter()
     with ExitStack() as stack:
-        sizes = {name: (args.size, args.size) for name in CLIPS} | {"side_by_side": (3 * args.size, args.size)}
+        sizes = {name: (args.size, args.size) for name in CLIPS} | {
+            "side_by_side": (3 * args.size, args.size)
+        }
         writers = {
-            name: stack.enter_context(VideoWriter(args.out / f"{name}.mp4", args.fps, sizes[name])) for name in CLIPS
+            name: stack.enter_context(VideoWriter(args.out / f"{name}.mp4", args.fps, sizes[name]))
+            for name in CLIPS
         }
         bar = stack.enter_context(tqdm(total=count, desc="demo", unit="frame"))
         while True:
@@ -198,12 +220,19 @@ def run(args: argparse.Namespace, enhancer: GFPGANEnhancer) -> dict[str, Any]:
                 with measures.timed("measure"):
                     measures.add(*(measured_part(frame, box) for frame in (source, before, after)))
                 with measures.timed("compare and write"):
-                    if measures.values["sharpness_source"][-1] > best[0]:  # the liveliest frame: teeth, open eyes
-                        named = {"before": before, f"after: {enhancer.model_name}": after, "source": source}
+                    # the liveliest frame: teeth, open eyes
+                    if measures.values["sharpness_source"][-1] > best[0]:
+                        named = {
+                            "before": before,
+                            f"after: {enhancer.model_name}": after,
+                            "source": source,
+                        }
                         best = measures.values["sharpness_source"][-1], comparison(named, box)
                     three = {"before": before, "after": after, "source": source}
                     panels = side_by_side(three, window, args.size)
-                    for writer, frame in zip(writers.values(), (source, before, after, panels), strict=True):
+                    for writer, frame in zip(
+                        writers.values(), (source, before, after, panels), strict=True
+                    ):
                         writer.write(frame)
                 bar.update()
     write_image(args.out / "before_after.png", best[1])
@@ -211,19 +240,28 @@ def run(args: argparse.Namespace, enhancer: GFPGANEnhancer) -> dict[str, Any]:
 
 
 def make_report(
-    args: argparse.Namespace, enhancer: GFPGANEnhancer, measures: Measures, count: int, total_s: float
+    args: argparse.Namespace,
+    enhancer: GFPGANEnhancer,
+    measures: Measures,
+    count: int,
+    total_s: float,
 ) -> dict[str, Any]:
-    """The figures, and what is wrong with them under ``problems``; also written to ``report.json``."""
+    """The figures, and what is wrong with them under ``problems``; also written to
+    ``report.json``."""
     both = ("before", "after")
     report: dict[str, Any] = {
         "frames": count,
-        "frames_in_files": {name: sum(1 for _ in read_frames(args.out / f"{name}.mp4")) for name in CLIPS},
+        "frames_in_files": {
+            name: sum(1 for _ in read_frames(args.out / f"{name}.mp4")) for name in CLIPS
+        },
         "size_wh": [args.size, args.size],
         "fps": str(args.fps),
         "model": enhancer.model_name,
         "device": str(enhancer.device),
-        "softness": "a lapped cosine transform in place of a latent decoder, see examples/latent_softness.py",
-        "region_measured": "middle of the lower half of the face box; frames as blended, before the video encoder",
+        "softness": "a lapped cosine transform in place of a latent decoder, see "
+        "examples/latent_softness.py",
+        "region_measured": "middle of the lower half of the face box; frames as blended, before "
+        "the video encoder",
         "sharpness": {name: measures.mean(f"sharpness_{name}") for name in (*both, "source")},
         "psnr_db": {name: measures.mean(f"psnr_{name}") for name in both},
         "color_drift": {name: measures.mean(f"drift_{name}") for name in both},
@@ -234,9 +272,15 @@ def make_report(
         "versions": versions(),
         "files": [*(f"{name}.mp4" for name in CLIPS), "before_after.png", "report.json"],
     }
-    lost = [f"{name}.mp4 holds {n} frames of {count}" for name, n in report["frames_in_files"].items() if n != count]
+    lost = [
+        f"{name}.mp4 holds {n} frames of {count}"
+        for name, n in report["frames_in_files"].items()
+        if n != count
+    ]
     soft = report["sharpness"]["after"] <= report["sharpness"]["before"]
-    report["problems"] = lost + (["the restored clip is not sharper than the soft one"] if soft else [])
+    report["problems"] = lost + (
+        ["the restored clip is not sharper than the soft one"] if soft else []
+    )
     (args.out / "report.json").write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
     return report
 
@@ -267,12 +311,17 @@ def table(report: dict[str, Any], out: Path) -> str:
         f"{report['frames_per_second']:.1f} frames/s for the whole demo",
         "",
         f"{'':<12} {'before':>8} {'after':>8} {'source':>8}   mouth and chin, mean over the frames",
-        f"{'sharpness':<12} {sharp['before']:>8.1f} {sharp['after']:>8.1f} {sharp['source']:>8.1f}   "
-        "variance of the Laplacian",
-        f"{'PSNR':<12} {near['before']:>8.2f} {near['after']:>8.2f} {'':>8}   dB against the source",
-        f"{'colour drift':<12} {drift['before']:>8.2f} {drift['after']:>8.2f} {'':>8}   of 255, against the source",
+        f"{'sharpness':<12} {sharp['before']:>8.1f} {sharp['after']:>8.1f} "
+        f"{sharp['source']:>8.1f}   variance of the Laplacian",
+        f"{'PSNR':<12} {near['before']:>8.2f} {near['after']:>8.2f} {'':>8}   dB against the "
+        "source",
+        f"{'colour drift':<12} {drift['before']:>8.2f} {drift['after']:>8.2f} {'':>8}   of 255, "
+        "against the source",
         "",
-        *(f"{'files' if not index else '':<12} {out / name}" for index, name in enumerate(report["files"])),
+        *(
+            f"{'files' if not index else '':<12} {out / name}"
+            for index, name in enumerate(report["files"])
+        ),
     ]
     return "\n".join(lines)
 
@@ -285,12 +334,21 @@ def _rate(text: str) -> Fraction:
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
-    """The command line. Restoration is on, with the embedded model at its own size, unless flags say otherwise."""
+    """The command line. Restoration is on, with the embedded model at its own size, unless flags
+    say otherwise."""
     parser = argparse.ArgumentParser(description="Restore a synthetic talking head and measure it.")
-    parser.add_argument("--out", type=Path, default=Path("out/demo"), help="folder for the files (%(default)s)")
-    parser.add_argument("--seconds", type=float, default=4.0, help="length of the clip (%(default)s)")
-    parser.add_argument("--fps", type=_rate, default=Fraction(25), help="such as 25 or 30000/1001 (25)")
-    parser.add_argument("--size", type=int, default=640, help="side of the frames in pixels (%(default)s)")
+    parser.add_argument(
+        "--out", type=Path, default=Path("out/demo"), help="folder for the files (%(default)s)"
+    )
+    parser.add_argument(
+        "--seconds", type=float, default=4.0, help="length of the clip (%(default)s)"
+    )
+    parser.add_argument(
+        "--fps", type=_rate, default=Fraction(25), help="such as 25 or 30000/1001 (25)"
+    )
+    parser.add_argument(
+        "--size", type=int, default=640, help="side of the frames in pixels (%(default)s)"
+    )
     parser.add_argument("--seed", type=int, default=0, help="another take (%(default)s)")
     add_gfpgan_arguments(parser)
     parser.set_defaults(enable_gfpgan=True)
@@ -301,13 +359,15 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         parser.error(f"--out {args.out}: a file stands where a folder is needed")
     if not hasattr(args, "gfpgan_model") and not hasattr(args, "gfpgan_model_path"):
         args.gfpgan_model = "lite"
-    if not hasattr(args, "gfpgan_output_size"):  # the host resizes to the box itself, and the box is over 256 px
+    # the host resizes to the box itself, and the box is over 256 px
+    if not hasattr(args, "gfpgan_output_size"):
         args.gfpgan_output_size = "native"
     return args
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run the demo. Returns 0, or 1 when frames were lost or the result is no sharper, or 2 on an error."""
+    """Run the demo. Returns 0, or 1 when frames were lost or the result is no sharper, or 2 on an
+    error."""
     args = parse(argv)
     try:
         with GFPGANEnhancer.from_args(args) as enhancer:

@@ -17,7 +17,8 @@ from musetalk_enhance import GFPGANEnhancer, add_gfpgan_arguments
 
 
 class StandInVAE:
-    """Hands out what ``VAE.decode_latents`` hands out: BGR uint8 (N, 256, 256, 3), as a negative-stride view."""
+    """Hands out what ``VAE.decode_latents`` hands out: BGR uint8 (N, 256, 256, 3), as a
+    negative-stride view."""
 
     def decode_latents(self, latents: np.ndarray) -> np.ndarray:
         """`latents` are ignored; a soft grey ramp per frame."""
@@ -40,7 +41,8 @@ def main() -> None:
         recon = enhancer(recon)  # the one line after the decode
         print(f"batch {batch}: {recon.shape} {recon.dtype}")
     print(enhancer.stats.summary())
-    warning = enhancer.stats.warning()  # where most faces were left alone: why, and which option changes it
+    # where most faces were left alone: why, and which option changes it
+    warning = enhancer.stats.warning()
     if warning is not None:
         print(warning)
 

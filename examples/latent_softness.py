@@ -1,10 +1,10 @@
 """Softness like a latent decoder's, without its weights.
 
-What a latent decoder does to a face is no resize: edges stay, teeth and pores smear, contrast in the
-middle frequencies drops, and a fine texture comes in at the grid of the latents, one for 8 pixels. Here
-the coefficients of a lapped cosine transform with the same grid stand in for the latents: each is mixed
-with its neighbors on the grid and weakened, except where it is large (an edge), the finest are dropped,
-and noise and a pattern that repeats with the grid are added.
+What a latent decoder does to a face is no resize: edges stay, teeth and pores smear, contrast in
+the middle frequencies drops, and a fine texture comes in at the grid of the latents, one for 8
+pixels. Here the coefficients of a lapped cosine transform with the same grid stand in for the
+latents: each is mixed with its neighbors on the grid and weakened, except where it is large (an
+edge), the finest are dropped, and noise and a pattern that repeats with the grid are added.
 
 On 13 faces (portraits, frames of clips, this demo's own) this was set against a real latent
 autoencoder (8 pixels a latent, 32 channels; latents blurred by 0.35, noise 0.1); means, of the
@@ -31,7 +31,8 @@ GRID, WINDOW = 8, 16
 BLEND, GAIN = 0.35, 0.7
 """Share of the neighbors in a coefficient, and what is left of one that is no edge."""
 EDGE = 160.0
-"""Size of a coefficient of frequency 1 that half counts as an edge, grey levels; it falls with frequency."""
+"""Size of a coefficient of frequency 1 that half counts as an edge, grey levels; it falls with
+frequency."""
 NOISE, PATTERN = 1.0, 1.0
 """Deviations of the noise and of the repeated pattern of a coefficient, grey levels."""
 
@@ -86,7 +87,8 @@ def _decoded(latents: Floats, rng: np.random.Generator, is_color: bool) -> Float
 
 
 def _transform(plane: Floats) -> Floats:
-    """Coefficients of the windows around every point of the grid: (H / 8 + 1, W / 8 + 1, 16, 16)."""
+    """Coefficients of the windows around every point of the grid: (H / 8 + 1, W / 8 + 1, 16,
+    16)."""
     padded = np.pad(plane, GRID, mode="symmetric")
     windows = np.lib.stride_tricks.sliding_window_view(padded, (WINDOW, WINDOW))[::GRID, ::GRID]
     return np.asarray(_COSINES @ (windows * _FADE) @ _COSINES.T)

@@ -1,11 +1,12 @@
 """A talking head without a download: scikit-image's portrait of an astronaut, set in motion.
 
-The portrait (``skimage.data.astronaut``, Eileen Collins, NASA, public domain) is enlarged with its edges kept
-crisp, then warped: the head sways, nods and turns, the jaw opens at the rhythm of syllables with pauses, the
-eyes blink. All of it is a function of time and a seed, so the same call gives the same frames, and the face box
-of every frame is known without a detector.
+The portrait (``skimage.data.astronaut``, Eileen Collins, NASA, public domain) is enlarged with its
+edges kept crisp, then warped: the head sways, nods and turns, the jaw opens at the rhythm of
+syllables with pauses, the eyes blink. All of it is a function of time and a seed, so the same call
+gives the same frames, and the face box of every frame is known without a detector.
 
-Coordinates named *portrait* are pixels of the 512 px portrait; everything else is pixels of the clip.
+Coordinates named *portrait* are pixels of the 512 px portrait; everything else is pixels of the
+clip.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from fractions import Fraction
+from typing import Any
 
 import cv2
 import numpy as np
@@ -25,7 +27,8 @@ Box = tuple[int, int, int, int]
 CROP_XYXY = (90, 0, 360, 270)
 """The part of the portrait that fills a frame at rest: head and shoulders."""
 MARGIN = 16
-"""Portrait pixels kept around that part, for the motion to move into (mirrored where the portrait ends)."""
+"""Portrait pixels kept around that part, for the motion to move into (mirrored where the portrait
+ends)."""
 
 HEAD_CENTRE, HEAD_RADII = (226.0, 105.0), (72.0, 92.0)
 NECK = (226.0, 192.0)
@@ -52,8 +55,10 @@ class Pose:
         sway_xy: shift of the head.
         roll: turn in the picture plane, about the neck.
         zoom: size of the head, 1.0 at rest.
-        turn_xy: how far the nose moves against the head's outline (turning left and right, nodding).
-        opening: how far the lower lip is from its place in the portrait, which is a smile; negative closes it.
+        turn_xy: how far the nose moves against the head's outline (turning left and right,
+            nodding).
+        opening: how far the lower lip is from its place in the portrait, which is a smile; negative
+            closes it.
         narrow: share by which the mouth is drawn together, 0 at rest.
         blink: 0 open eyes, 1 closed.
     """
@@ -83,7 +88,8 @@ def pose_at(seconds: float, seed: int) -> Pose:
 
     beat = 4.6 * seconds + 0.25 * wave(0.7, 0)  # syllables so far
     syllable = int(np.floor(beat))
-    phrase = float(np.clip(3.2 * np.sin(2 * np.pi * seconds / 2.9 + 0.5) + 2.2, 0, 1))  # 0 in a pause
+    # 0 in a pause
+    phrase = float(np.clip(3.2 * np.sin(2 * np.pi * seconds / 2.9 + 0.5) + 2.2, 0, 1))
     rise = 0.5 - 0.5 * np.cos(2 * np.pi * beat)
     since_blink = (seconds - 0.9) % 2.7
     return Pose(
@@ -100,18 +106,22 @@ def pose_at(seconds: float, seed: int) -> Pose:
 def _shock(image_bgr: Floats, rounds: int) -> Floats:
     """Make edges steeper without ringing: grow or shrink each side of an edge towards it.
 
-    The shock filter of Osher and Rudin (1990), with the sign of the second derivative along the gradient
-    replaced by a tanh, so that skin stays smooth.
+    The shock filter of Osher and Rudin (1990), with the sign of the second derivative along the
+    gradient replaced by a tanh, so that skin stays smooth.
     """
     cross = cv2.getStructuringElement(cv2.MORPH_CROSS, (3, 3))
     for _ in range(rounds):
         grey = cv2.GaussianBlur(cv2.cvtColor(image_bgr, cv2.COLOR_BGR2GRAY), (0, 0), 1.0)
         dx, dy = (cv2.Sobel(grey, cv2.CV_32F, *order) / 8 for order in ((1, 0), (0, 1)))
-        dxx, dyy, dxy = (cv2.Sobel(grey, cv2.CV_32F, *order) / 4 for order in ((2, 0), (0, 2), (1, 1)))
+        dxx, dyy, dxy = (
+            cv2.Sobel(grey, cv2.CV_32F, *order) / 4 for order in ((2, 0), (0, 2), (1, 1))
+        )
         along = (dx * dx * dxx + 2 * dx * dy * dxy + dy * dy * dyy) / (dx * dx + dy * dy + 1e-3)
         speed = -0.25 * np.tanh(along / 6.0)[..., None]
         wide, thin = cv2.dilate(image_bgr, cross), cv2.erode(image_bgr, cross)
-        image_bgr = image_bgr + np.where(speed > 0, speed * (wide - image_bgr), speed * (image_bgr - thin))
+        image_bgr = image_bgr + np.where(
+            speed > 0, speed * (wide - image_bgr), speed * (image_bgr - thin)
+        )
     return image_bgr
 
 
@@ -125,22 +135,29 @@ def _back_project(image_bgr: Floats, small_bgr: Floats, rounds: int) -> Floats:
 
 
 def make_still(scale: float, seed: int) -> Image:
-    """The portrait's part `CROP_XYXY` and `MARGIN` around it, `scale` times as large, crisp; BGR uint8."""
+    """The portrait's part `CROP_XYXY` and `MARGIN` around it, `scale` times as large, crisp; BGR
+    uint8."""
     from skimage import data
 
-    portrait_bgr: Floats = data.astronaut()[..., ::-1].astype(np.float32)  # type: ignore[no-untyped-call, unused-ignore]
+    portrait_rgb: Any = data.astronaut()  # type: ignore[no-untyped-call, unused-ignore]
+    portrait_bgr: Floats = portrait_rgb[..., ::-1].astype(np.float32)
     portrait = cv2.copyMakeBorder(portrait_bgr, MARGIN, 0, 0, 0, cv2.BORDER_REFLECT_101)
     left, top, right, bottom = CROP_XYXY
-    small = np.array(portrait[top : bottom + 2 * MARGIN, left - MARGIN : right + MARGIN], np.float32)
+    small = np.array(
+        portrait[top : bottom + 2 * MARGIN, left - MARGIN : right + MARGIN], np.float32
+    )
     size = (round(small.shape[1] * scale), round(small.shape[0] * scale))
     large = np.asarray(cv2.resize(small, size, interpolation=cv2.INTER_LANCZOS4), np.float32)
     large = _back_project(_shock(_back_project(large, small, 4), 4), small, 1)
-    grain = cv2.GaussianBlur(np.random.default_rng(seed).normal(0, 2.0, size[::-1]).astype(np.float32), (0, 0), 0.6)
+    grain = cv2.GaussianBlur(
+        np.random.default_rng(seed).normal(0, 2.0, size[::-1]).astype(np.float32), (0, 0), 0.6
+    )
     return np.asarray(np.clip(np.rint(large + grain[..., None]), 0, 255), np.uint8)
 
 
 def _head_source(x: Floats, y: Floats, pose: Pose) -> tuple[Floats, Floats]:
-    """Where in the portrait at rest the point (x, y) of the moved portrait comes from: head motion only."""
+    """Where in the portrait at rest the point (x, y) of the moved portrait comes from: head motion
+    only."""
     u, v = (x - HEAD_CENTRE[0]) / HEAD_RADII[0], (y - HEAD_CENTRE[1]) / HEAD_RADII[1]
     radius = np.asarray(np.sqrt(u * u + v * v), np.float32)
     follows = (1 - 0.88 * _smooth(0.95, 1.9, radius)) * (1 - 0.88 * _smooth(178, 224, y))
@@ -160,11 +177,13 @@ def _lip_line(x: Floats) -> Floats:
 
 
 def _jaw_shift(x: Floats, below: Floats, opening: float) -> Floats:
-    """How far down skin moves that lies `below` the lip line at rest: the lip, then the chin, not the neck."""
+    """How far down skin moves that lies `below` the lip line at rest: the lip, then the chin, not
+    the neck."""
     at_lip = np.clip(1 - ((x - MOUTH_X) / MOUTH_HALF) ** 2, 0, 1)
     at_chin = np.exp(-(((x - MOUTH_X) / 30.0) ** 2))
     width = at_lip + (at_chin - at_lip) * _smooth(0, 16, below)
-    chin = 0.8 if opening > 0 else 0.35  # a closing lip stretches over the teeth, the chin stays behind
+    # a closing lip stretches over the teeth, the chin stays behind
+    chin = 0.8 if opening > 0 else 0.35
     fade = (1 - (1 - chin) * _smooth(2, 18, below)) * (1 - _smooth(26, 58, below))
     return np.asarray(opening * width * fade, np.float32)
 
@@ -194,7 +213,9 @@ def _front_layer(x: Floats, y: Floats, pose: Pose, scale: float) -> tuple[Floats
     lip = _lip_line(x)
     source = y.copy()
     for _ in range(5):  # the inverse of a contraction, by iteration
-        source = np.asarray(y - _jaw_shift(x, np.maximum(source - lip, 0), pose.opening), np.float32)
+        source = np.asarray(
+            y - _jaw_shift(x, np.maximum(source - lip, 0), pose.opening), np.float32
+        )
     source = np.maximum(source, lip)
     edge = lip + _jaw_shift(x, np.zeros_like(x), pose.opening)
     cover = np.clip((y - edge) * scale + 0.5, 0, 1)
@@ -209,7 +230,8 @@ def _front_layer(x: Floats, y: Floats, pose: Pose, scale: float) -> tuple[Floats
 
 
 def _face_box(pose: Pose, scale: float) -> Box:
-    """The box a landmark host would crop: chin to as far above the bridge of the nose, cheek to cheek."""
+    """The box a landmark host would crop: chin to as far above the bridge of the nose, cheek to
+    cheek."""
 
     def moved(x: float, y: float) -> tuple[float, float]:
         at = np.array([[x, y]], np.float32)
@@ -218,7 +240,11 @@ def _face_box(pose: Pose, scale: float) -> Box:
             at = at + np.array([[x, y]], np.float32) - source
         return float(at[0, 0] - CROP_XYXY[0]) * scale, float(at[0, 1] - CROP_XYXY[1]) * scale
 
-    jaw = float(_jaw_shift(np.array([CHIN[0]], np.float32), np.array([CHIN[1] - 150], np.float32), pose.opening)[0])
+    jaw = float(
+        _jaw_shift(
+            np.array([CHIN[0]], np.float32), np.array([CHIN[1] - 150], np.float32), pose.opening
+        )[0]
+    )
     bridge, chin = moved(*BRIDGE), moved(CHIN[0], CHIN[1] + jaw)
     left, right = (moved(x, BRIDGE[1])[0] for x in CHEEKS_X)
     top = 2 * bridge[1] - chin[1]
@@ -235,7 +261,9 @@ def render(still: Image, pose: Pose, size: int) -> Image:
     def sample(at_x: Floats, at_y: Floats) -> Floats:
         column = (at_x - (CROP_XYXY[0] - MARGIN)) * np.float32(scale) - 0.5
         row = (at_y - (CROP_XYXY[1] - MARGIN)) * np.float32(scale) - 0.5
-        picture = cv2.remap(still, column, row, cv2.INTER_LANCZOS4, borderMode=cv2.BORDER_REFLECT_101)
+        picture = cv2.remap(
+            still, column, row, cv2.INTER_LANCZOS4, borderMode=cv2.BORDER_REFLECT_101
+        )
         return np.asarray(picture, np.float32)
 
     mouth = np.exp(-(((x - MOUTH_X) / 24) ** 2) - ((y - 147) / 15) ** 2)
@@ -254,7 +282,8 @@ def _window(size: int, portrait_xyxy: Box) -> tuple[slice, slice]:
     """Rows and columns of a frame that show a part of the portrait."""
     scale = size / (CROP_XYXY[2] - CROP_XYXY[0])
     left, top, right, bottom = (
-        round(min(max((v - CROP_XYXY[i % 2]) * scale, 0), size)) for i, v in enumerate(portrait_xyxy)
+        round(min(max((v - CROP_XYXY[i % 2]) * scale, 0), size))
+        for i, v in enumerate(portrait_xyxy)
     )
     return slice(top, bottom), slice(left, right)
 
@@ -266,12 +295,14 @@ def talking_head(
 
     Args:
         count: number of frames.
-        size: side of the square frames in pixels, 160 at least; the face box is about 0.38 by 0.5 of it.
+        size: side of the square frames in pixels, 160 at least; the face box is about 0.38 by 0.5
+            of it.
         fps: frames per second of the take.
         seed: another take: other motion, other loudness of the syllables, other grain.
 
     Yields:
-        ``(frame_bgr, box_xyxy)``: uint8 ``(size, size, 3)``; the box's ends are exclusive and inside the frame.
+        ``(frame_bgr, box_xyxy)``: uint8 ``(size, size, 3)``; the box's ends are exclusive and
+        inside the frame.
 
     Raises:
         ValueError: `size` is under 160.

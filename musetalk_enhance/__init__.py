@@ -1,6 +1,7 @@
 """Sharp, stable faces for talking-head pipelines.
 
-Importing this package is quick and touches neither the network nor torch: names are handed on when used.
+Importing this package is quick and touches neither the network nor torch: names are handed on when
+used.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from .restorers.catalog import model_names
     from .runtime.memory import monitor_gpu_memory
 
+__path__.append(f"{__path__[0]}/_deprecated")
 _HOMES = {
     "Attachment": ".hosts.musetalk",
     "EnhanceError": ".errors",

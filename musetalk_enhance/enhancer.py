@@ -1,4 +1,4 @@
-"""`FaceEnhancer` (also called `GFPGANEnhancer`): N frames in, the same N frames out, their faces sharp."""
+"""`FaceEnhancer`, alias `GFPGANEnhancer`: N frames in, the same N frames with sharp faces out."""
 
 from __future__ import annotations
 
@@ -6,11 +6,10 @@ import argparse
 import logging
 import weakref
 from functools import cache
-from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from .config.flags import given_flags
-from .config.loading import alone, merge, section_of
+from .config.loader import alone, merge, section_of
 from .config.settings import EnhancerSettings
 from .errors import FrameError, RestorerError
 from .frames.batch import is_frame
@@ -28,21 +27,23 @@ if TYPE_CHECKING:
 logger = logging.getLogger("musetalk_enhance")
 
 STREAM_OPTIONS = ("color", "value_range", "output_size", "on_error")
-"""Options that a stream may have of its own."""
+"""Options that a stream may change."""
 
 
 class FaceEnhancer:
-    """Restores the faces a talking-head pipeline has generated, between its decoder and its blending.
+    """Restores the faces of a talking-head pipeline between its decoder and its blending.
 
-    ``enhancer(frames)`` takes (N, H, W, 3) uint8 or float arrays, (N, 3, H, W) tensors, or lists and tuples of
-    frames, and hands back exactly N frames: same order, container, dtype, color order and value range,
-    C-contiguous, by default of the same size. The input is never modified. A frame that cannot be restored
-    comes back as it came and is counted in `stats`, unless ``on_error="raise"``.
+    ``enhancer(frames)`` takes (N, H, W, 3) uint8 or float arrays, (N, 3, H, W) tensors, or lists
+    and tuples of frames, and returns exactly N frames: same order, container, dtype, color order
+    and value range, C-contiguous, by default of the same size. The input is never modified. A frame
+    that cannot be restored is returned unchanged and counted in `stats`, unless
+    ``on_error="raise"``.
 
-    It is one engine, which holds the network, and one stream, which remembers the frames so far. `stream` opens
-    another stream over the same network: for another face, clip or user.
+    It is one engine, which holds the network, and one stream, which remembers the frames so far.
+    `stream` opens another stream over the same network: for another face, clip or user.
 
-    The network is loaded by the constructor, so that a missing weight is known before a long run begins.
+    The network is loaded by the constructor, so that a missing weight is known before a long run
+    begins.
 
     >>> import numpy as np
     >>> enhancer = FaceEnhancer(model="lite", color="bgr")
@@ -51,37 +52,44 @@ class FaceEnhancer:
 
     Args:
         model_path: path of a GFPGAN, RestoreFormer or CodeFormer checkpoint; None takes `model`.
-        upscale: size of the faces that `enhance_face` and its kin return, as a multiple of the input's.
+        upscale: size of the faces that `enhance_face` and its kin return, as a multiple of the
+            input's.
         arch: network of the checkpoint: ``clean``, ``bilinear``, ``original``, ``RestoreFormer``,
             ``CodeFormer``.
         channel_multiplier: width of the checkpoint's StyleGAN2 decoder, 1 or 2.
         bg_upsampler: background upsampler for ``engine="official"``.
-        device: ``"cpu"``, ``"cuda"``, ``"cuda:1"``, ``"mps"``, a `torch.device`; None takes the best there is.
+        device: ``"cpu"``, ``"cuda"``, ``"cuda:1"``, ``"mps"``, a `torch.device`; None takes the
+            best there is.
         model: ``"auto"``, a name such as ``"gfpgan-1.4"`` or ``"lite"``, or a path.
         color: channel order of the frames, ``"bgr"`` (MuseTalk) or ``"rgb"``.
         value_range: of float frames: ``"auto"``, ``"0..1"``, ``"0..255"`` or ``"-1..1"``.
-        output_size: ``"same"``, ``"native"`` (what the network made), ``"upscale"``, or a side in pixels.
+        output_size: ``"same"``, ``"native"`` (what the network made), ``"upscale"``, or a side in
+            pixels.
         strength: 0..1, blend of the restored face over the input.
         fidelity: 0..1, CodeFormer's ``w``; other models take only the default.
-        region: which part may change; ``"full"``, ``"lower"`` (all that MuseTalk keeps, and quicker) or
-            ``"mouth"``. Outside, the host's pixels come back bit for bit.
-        align: ``"none"``, or ``"ffhq"``: bring each face to the FFHQ template for the network, and back.
+        region: which part may change; ``"full"``, ``"lower"`` (all that MuseTalk keeps, and
+            quicker) or ``"mouth"``. Outside, the host's pixels come back bit for bit.
+        align: ``"none"``, or ``"ffhq"``: bring each face to the FFHQ template for the network, and
+            back.
         landmarks: what measures them where the host gives none: ``"embedded"`` or ``"yunet"``.
         stability: 0..1, how firmly detail is kept steady over time, or ``"auto"``.
         color_match: whether low frequencies are locked to the input's, or ``"auto"``.
         guard: whether a frame whose mouth, eyes or structure moved is restored less, or ``"auto"``.
         sharpness_gate: whether a face that is sharp already is left alone, or ``"auto"``.
-        occluder: path of an ONNX occluder (``dfl_xseg.onnx``); what covers a face is not painted over.
-        mode: ``"batch"`` for throughput, ``"memory"`` to stay within `memory_budget`. In both a batch that runs
-            out of memory is halved and its frames are tried again.
+        occluder: path of an ONNX occluder (``dfl_xseg.onnx``); what covers a face is not painted
+            over.
+        mode: ``"batch"`` for throughput, ``"memory"`` to stay within `memory_budget`. In both a
+            batch that runs out of memory is halved and its frames are tried again.
         batch_size: faces in one run of the network, or ``"auto"``.
         memory_budget: bytes, ``"2GiB"``, a share of what is free (float), or ``"auto"``.
         cpu_fallback: in memory mode, finish on the CPU when not even one face fits.
         dtype: arithmetic, ``"auto"``, ``"fp32"``, ``"bf16"`` or ``"fp16"``.
-        backend: what executes the network, ``"auto"``, ``"torch"``, ``"onnx"``, ``"openvino"`` or ``"ncnn"``.
+        backend: what executes the network, ``"auto"``, ``"torch"``, ``"onnx"``, ``"openvino"`` or
+            ``"ncnn"``.
         provider: of ``backend="onnx"``: ``"auto"``, ``"cpu"``, ``"cuda"`` or ``"tensorrt"``.
-        allow_cpu: run on the CPU, with a warning, where the device or provider asked for is unavailable.
-        engine: ``"native"`` (ours) or ``"official"`` (gfpgan.GFPGANer, face by face).
+        allow_cpu: run on the CPU, with a warning, where the device or provider asked for is
+            unavailable.
+        engine: ``"native"`` or ``"official"`` (gfpgan.GFPGANer, face by face).
         on_error: ``"passthrough"`` or ``"raise"``.
         download: fetch a missing weight now.
         trust_unpinned: open a ``.pth`` that is not in the table of published weights.
@@ -106,7 +114,7 @@ class FaceEnhancer:
         value_range: str = "auto",
         output_size: str | int = "same",
         strength: float = 1.0,
-        fidelity: float = 0.5,
+        fidelity: float = 0.7,
         region: str = "full",
         align: str = "none",
         landmarks: str = "embedded",
@@ -132,10 +140,13 @@ class FaceEnhancer:
         self._start(EnhancerSettings(enabled=True, **options))
 
     @classmethod
-    def from_settings(cls, settings: EnhancerSettings, restorer: Restorer | None = None) -> FaceEnhancer:
-        """An enhancer from checked settings, with a restorer of the caller's own where one is given.
+    def from_settings(
+        cls, settings: EnhancerSettings, restorer: Restorer | None = None
+    ) -> FaceEnhancer:
+        """Create an enhancer from checked settings, or around the caller's own restorer.
 
-        With ``settings.enabled`` false nothing is loaded and every call hands its frames straight back.
+        With ``settings.enabled`` false nothing is loaded and every call hands its frames straight
+        back.
         """
         enhancer = cls.__new__(cls)
         enhancer._start(settings, restorer)
@@ -146,15 +157,17 @@ class FaceEnhancer:
         """An enhancer from a host's configuration.
 
         Args:
-            cfg: mapping, OmegaConf node or path of a YAML file: either the whole tree with a section
-                ``gfpgan:`` (on only with ``enabled: true``) or the section itself (on unless it says
-                ``enabled: false``).
+            cfg: mapping, OmegaConf node or path of a YAML file: either the whole tree with a
+                section ``gfpgan:`` (on only with ``enabled: true``) or the section itself (on
+                unless it says ``enabled: false``).
 
         Raises:
             ConfigError: an unknown key or an invalid value.
         """
         section = section_of(cfg)
-        return cls.from_settings(merge({"enabled": True, **alone(cfg)} if section is None else section))
+        return cls.from_settings(
+            merge({"enabled": True, **alone(cfg)} if section is None else section)
+        )
 
     @classmethod
     def from_args(cls, args: argparse.Namespace, cfg: Any = None) -> FaceEnhancer:
@@ -199,7 +212,9 @@ class FaceEnhancer:
     @property
     def model_name(self) -> str:
         """Name of the model that runs; ``"none"`` when disabled or closed."""
-        return "none" if self._engine is None or self._engine.closed else self._engine.model.info.name
+        return (
+            "none" if self._engine is None or self._engine.closed else self._engine.model.info.name
+        )
 
     @property
     def known_range(self) -> tuple[float, float] | None:
@@ -222,9 +237,10 @@ class FaceEnhancer:
 
     @property
     def backend(self) -> tuple[str, str] | None:
-        """What executes the network and its arithmetic, as the options `backend` and `dtype` call them.
+        """Backend and dtype that run the network, in the words of these options.
 
-        None where nothing is loaded, or where the restorer is more than a network (``engine: official``).
+        None where nothing is loaded, or where the restorer is more than a network (``engine:
+        official``).
         """
         return self._engine.model.backend if self._engine is not None and self.loaded else None
 
@@ -240,14 +256,15 @@ class FaceEnhancer:
         return self._engine
 
     def stream(self, **hints: Any) -> Stream:
-        """Another stream over the same network, with a memory and `stats` of its own.
+        """Another stream over the same network, with its own state and `stats`.
 
         Args:
-            hints: what is different of its frames: ``color``, ``value_range``, ``output_size``, ``on_error``.
+            hints: what is different of its frames: ``color``, ``value_range``, ``output_size``,
+                ``on_error``.
 
         Returns:
-            A stream that is called as the enhancer is, from any one thread at a time. `Stream.close` gives back what
-            it remembers; leaving it to the garbage collector does too.
+            A stream that is called as the enhancer is, from any one thread at a time.
+            `Stream.close` frees its state; so does the garbage collector.
 
         Raises:
             ConfigError: an option that is not one of these, or an invalid value.
@@ -266,9 +283,10 @@ class FaceEnhancer:
         """What the next batches are planned from.
 
         Returns:
-            ``batch`` (faces in the next batch), ``planned`` (what it grows to), ``budget_bytes`` (None with
-            ``mode="batch"``), ``fixed_bytes`` and ``bytes_per_face`` of a batch over the loaded state, and
-            ``measured`` (faces of the largest batch that was measured, 0: the figures are the model's record).
+            ``batch`` (faces in the next batch), ``planned`` (what it grows to), ``budget_bytes``
+            (None with ``mode="batch"``), ``fixed_bytes`` and ``bytes_per_face`` of a batch over the
+            loaded state, and ``measured`` (faces of the largest batch that was measured, 0: the
+            figures are the model's record).
 
         Raises:
             RestorerError: the enhancer is disabled or closed.
@@ -289,31 +307,40 @@ class FaceEnhancer:
     monitor_gpu_memory = staticmethod(monitor_gpu_memory)
 
     def __call__(
-        self, frames: Any, *, landmarks: Any = None, occlusion: Any = None, keys: Any = None, cuts: Any = None
+        self,
+        frames: Any,
+        *,
+        landmarks: Any = None,
+        occlusion: Any = None,
+        keys: Any = None,
+        cuts: Any = None,
     ) -> Any:
         """Restore a batch of frames; see the class for what may be given and what comes back.
 
         Args:
             frames: the next frames of the stream.
-            landmarks: of each frame, (N, 5, 2) or a sequence with None where they are not known: x and y in pixels
-                of the frame, left eye, right eye, nose, left and right corner of the mouth as seen in the image.
-            occlusion: of each frame, (N, H, W) or a sequence with None, or one (H, W) for all: not 0 where something
-                covers the face. It is never painted over.
-            keys: of each frame, something hashable that names it, such as the place in a looping avatar: landmarks
-                that were measured for a key are not measured again.
-            cuts: of each frame, whether another scene begins with it: nothing of the frame before is used for it.
-                Cuts that can be seen are found without it; true for every frame makes each a still image.
+            landmarks: of each frame, (N, 5, 2) or a sequence with None where they are not known: x
+                and y in pixels of the frame, left eye, right eye, nose, left and right corner of
+                the mouth as seen in the image.
+            occlusion: of each frame, (N, H, W) or a sequence with None, or one (H, W) for all: not
+                0 where something covers the face. It is never painted over.
+            keys: of each frame, something hashable that names it, such as the place in a looping
+                avatar: landmarks that were measured for a key are not measured again.
+            cuts: of each frame, whether another scene begins with it: nothing of the frame before
+                is used for it. Cuts that can be seen are found without it; true for every frame
+                makes each a still image.
 
         Raises:
-            FrameError: `frames` is no batch of frames at all; landmarks or keys are not what is said above, or
-                there is not one of each for every frame; or, with ``on_error="raise"``, a frame or a mask of what
-                covers it is bad, or the batch is empty.
+            FrameError: `frames` is no batch of frames at all; landmarks or keys are
+                invalid, or their number is not that of the frames; or, with
+                ``on_error="raise"``, a frame or a mask of what covers it is bad, or the batch is
+                empty.
             RestorerError: with ``on_error="raise"``, the network failed.
         """
         return self._run(frames, self.settings.output_size, (landmarks, occlusion, keys, cuts))
 
     def observe(self, observer: Observer) -> None:
-        """Have `observer` called with every frame of this enhancer's own stream; see `Stream.observe`."""
+        """Call `observer` with every frame of this enhancer's stream; see `Stream.observe`."""
         if self._engine is not None:
             self._stream.observe(observer)
 
@@ -324,14 +351,17 @@ class FaceEnhancer:
             face: (H, W, 3) uint8 or float array, or (3, H, W) tensor.
 
         Returns:
-            The face at ``upscale`` times its size, same dtype, color order and range. `resize_to_original`
-            brings it back.
+            The face at ``upscale`` times its size, same dtype, color order and range.
+            `resize_to_original` brings it back.
 
         Raises:
-            FrameError: `face` is neither an array nor a tensor; or what ``enhancer(frames)`` raises.
+            FrameError: `face` is neither an array nor a tensor; or what ``enhancer(frames)``
+                raises.
         """
         if not is_frame(face):
-            raise FrameError("type", type(face).__name__, "one frame: an (H, W, 3) array or a (3, H, W) tensor")
+            raise FrameError(
+                "type", type(face).__name__, "one frame: an (H, W, 3) array or a (3, H, W) tensor"
+            )
         return self._run([face], "upscale")[0]
 
     def enhance_batch(self, faces: Any) -> Any:
@@ -340,7 +370,9 @@ class FaceEnhancer:
 
     def enhance_batch_optimized(self, faces: Any, batch_size: int = 4) -> Any:
         """Restore many frames, `batch_size` at a time, halving that where memory runs out."""
-        return self._run(faces, "upscale", batch_size=self.settings.replace(batch_size=batch_size).batch_size)
+        return self._run(
+            faces, "upscale", batch_size=self.settings.replace(batch_size=batch_size).batch_size
+        )
 
     @staticmethod
     def resize_to_original(face: Any, size_wh: tuple[int, int]) -> Any:
@@ -364,12 +396,12 @@ class FaceEnhancer:
             self._stream.reset()
 
     def unload(self) -> None:
-        """Give the network's memory back; the next call loads it again, with the same settings.
+        """Free the network's memory; the next call loads it again, with the same settings.
 
-        Its weight is looked up and checked again then, and what was learned of its memory is measured again.
-        A restorer that was passed to `from_settings` cannot be loaded again, so it is moved to the CPU and back;
-        where it runs on the CPU already, it stays and a warning says so. ``stats`` goes on counting. Nothing
-        happens when the network is not loaded.
+        Its weight is looked up and checked again then, and what was learned of its memory is
+        measured again. A restorer that was passed to `from_settings` cannot be loaded again, so it
+        is moved to the CPU and back; if it runs on the CPU already, it stays there, with a
+        warning. ``stats`` continues. Nothing happens when the network is not loaded.
 
         Raises:
             RestorerError: a restorer that was passed in cannot be moved; it stays where it is.
@@ -378,7 +410,7 @@ class FaceEnhancer:
             self._engine.unload(list(self._streams))
 
     def close(self) -> None:
-        """Give the network and its memory back for good; later calls raise RestorerError."""
+        """Free the network for good; later calls raise RestorerError."""
         if self._engine is not None:
             self._engine.close()
             self._stream.begin_again()
@@ -387,9 +419,7 @@ class FaceEnhancer:
     def __enter__(self) -> FaceEnhancer:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *exception: object) -> None:
         self.close()
 
     def _run(
@@ -402,7 +432,9 @@ class FaceEnhancer:
         if self._engine is None:
             return frames
         size = batch_size if isinstance(batch_size, int) else None
-        return self._engine.restore([Request(self._stream, frames, hints, output_size, size)])[0].frames
+        return self._engine.restore([Request(self._stream, frames, hints, output_size, size)])[
+            0
+        ].frames
 
 
 GFPGANEnhancer = FaceEnhancer

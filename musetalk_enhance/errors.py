@@ -24,11 +24,14 @@ expected and what to do next; the data stays on the object.
 
 from __future__ import annotations
 
+import functools
 import warnings
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar, cast
+
+Function = TypeVar("Function", bound=Callable[..., Any])
 
 
 def suggest(word: str, candidates: Iterable[str]) -> str:
@@ -248,6 +251,26 @@ def warn_renamed(name: str, replacement: str, stacklevel: int = 3) -> None:
     """
     message = f"{name} is deprecated and will be removed in the next release; use {replacement}"
     warnings.warn(message, DeprecationWarning, stacklevel=stacklevel)
+
+
+def renamed_arguments(**names: str) -> Callable[[Function], Function]:
+    """Decorator: arguments that are given by their old name get the current one, with a warning.
+
+    Args:
+        names: old name to current name.
+    """
+
+    def decorate(function: Function) -> Function:
+        @functools.wraps(function)
+        def wrapper(*args: Any, **kwargs: Any) -> Any:
+            for old in names.keys() & kwargs.keys():
+                warn_renamed(f"{function.__qualname__}({old}=...)", f"{names[old]}=...")
+                kwargs[names[old]] = kwargs.pop(old)
+            return function(*args, **kwargs)
+
+        return cast(Function, wrapper)
+
+    return decorate
 
 
 def __getattr__(name: str) -> Any:

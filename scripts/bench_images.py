@@ -1,10 +1,12 @@
-"""What reading, detecting, pasting and writing add to restoring, over a folder of pictures; and the memory it takes.
+"""What reading, detecting, pasting and writing add to restoring, over a folder of pictures; and the
+memory it takes.
 
-The same faces are restored alone, already aligned and in memory, in turn with the whole job over the same pictures,
-in rounds of some hundred pictures in one process. Pictures come from a folder of your own: each is brought to the
-size asked for, and copied as often as it takes.
+The same faces are restored alone, already aligned and in memory, in turn with the whole job over
+the same pictures, in rounds of some hundred pictures in one process. Pictures come from a folder of
+your own: each is brought to the size asked for, and copied as often as it takes.
 
-    python scripts/bench_images.py PICTURES --count 1000 --size 512 --model lite --detector-path yunet.onnx
+    python scripts/bench_images.py PICTURES --count 1000 --size 512 \\
+        --model lite --detector-path yunet.onnx
 """
 
 from __future__ import annotations
@@ -25,7 +27,12 @@ import psutil
 from musetalk_enhance.faces.paste import crop_face
 from musetalk_enhance.jobs import ImageSettings, LocalEngine
 from musetalk_enhance.jobs.folder import list_images, result_names, split_into_units
-from musetalk_enhance.jobs.image_processor import ImageProcessor, ImageProcessorFactory, ReadUnit, WriteUnit
+from musetalk_enhance.jobs.image_processor import (
+    ImageProcessor,
+    ImageProcessorFactory,
+    ReadUnit,
+    WriteUnit,
+)
 from musetalk_enhance.jobs.job import Job, Tally
 from musetalk_enhance.media import read_image
 from musetalk_enhance.picture_restorer import RESTORED
@@ -61,13 +68,17 @@ def make_pictures(source: Path, folder: Path, count: int, size: int, suffix: str
         side = min(picture.shape[:2])
         top, left = (picture.shape[0] - side) // 2, (picture.shape[1] - side) // 2
         square = picture[top : top + side, left : left + side]
-        square = cv2.resize(square, (size, size), interpolation=cv2.INTER_AREA if side > size else cv2.INTER_CUBIC)
+        square = cv2.resize(
+            square, (size, size), interpolation=cv2.INTER_AREA if side > size else cv2.INTER_CUBIC
+        )
         noisy = np.clip(square + rng.normal(0, 1, square.shape), 0, 255).astype(np.uint8)
         cv2.imwrite(str(folder / f"{index:05d}{suffix}"), noisy, [cv2.IMWRITE_JPEG_QUALITY, 95])
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("pictures", type=Path)
     parser.add_argument("--count", type=int, default=1000)
     parser.add_argument("--rounds", type=int, default=5)
@@ -78,7 +89,9 @@ def main() -> None:
     parser.add_argument("--detector-path")
     parser.add_argument("--out", type=Path, help="write the figures as JSON")
     args = parser.parse_args()
-    settings = ImageSettings(model=args.model, backend=args.backend, detector_path=args.detector_path)
+    settings = ImageSettings(
+        model=args.model, backend=args.backend, detector_path=args.detector_path
+    )
     scratch = Path(tempfile.mkdtemp(prefix="bench-images-"))
     try:
         figures = measure(args, settings, scratch)
@@ -92,10 +105,15 @@ def main() -> None:
 def run_job(folder: Path, output: Path, settings: ImageSettings, processor: ImageProcessor) -> int:
     """The whole job but for the loading of networks; returns how many faces were restored."""
     listed = list_images(folder)
-    units = [{"id": number, "items": items} for number, items in enumerate(split_into_units(folder, listed, 1))]
+    units = [
+        {"id": number, "items": items}
+        for number, items in enumerate(split_into_units(folder, listed, 1))
+    ]
     write = WriteUnit(output, settings, result_names(listed, settings.format))
     states = Tally()
-    LocalEngine(processor).run(Job(units, ReadUnit(folder), ImageProcessorFactory(settings), write), states)
+    LocalEngine(processor).run(
+        Job(units, ReadUnit(folder), ImageProcessorFactory(settings), write), states
+    )
     faces = [face for state in states.states for item in state["items"] for face in item["faces"]]
     return sum(face["state"] == RESTORED for face in faces)
 
@@ -110,7 +128,10 @@ def measure(args: argparse.Namespace, settings: ImageSettings, scratch: Path) ->
             aligned = []
             for name in list_images(folder):
                 picture = read_image(folder / name)
-                aligned += [crop_face(picture, face.landmarks).aligned for face in opened.detector.detect(picture)]
+                aligned += [
+                    crop_face(picture, face.landmarks).aligned
+                    for face in opened.detector.detect(picture)
+                ]
             start = time.perf_counter()
             for first in range(0, len(aligned), 8):
                 opened.enhancer.reset()
@@ -121,7 +142,14 @@ def measure(args: argparse.Namespace, settings: ImageSettings, scratch: Path) ->
             start = time.perf_counter()
             faces = run_job(folder, scratch / f"out{number}", settings, processor)
             whole = time.perf_counter() - start
-            rows.append({"pictures": each, "faces": faces, "alone_s": round(alone, 2), "job_s": round(whole, 2)})
+            rows.append(
+                {
+                    "pictures": each,
+                    "faces": faces,
+                    "alone_s": round(alone, 2),
+                    "job_s": round(whole, 2),
+                }
+            )
             print(rows[-1], f"job / restorer alone: {whole / alone:.3f}", file=sys.stderr)
             shutil.rmtree(folder)
             shutil.rmtree(scratch / f"out{number}")

@@ -3,19 +3,20 @@
     python scripts/check_musetalk.py --musetalk DIR --host identity_host.py --yunet YUNET.onnx \\
         --wav AUDIO.wav --clip A.mp4 --clip B.mp4 --out out/host [-- --gfpgan_model lite ...]
 
-Every clip runs through every script (`--script inference`, `--script realtime`; both by default) with
-every softness (`--softness area`, `--softness 0.35,0.1`; both by default), each without us and with
-us: the YAML section of the README, with the model `lite`. Flags after ``--`` win over it.
+Every clip runs through every script (`--script inference`, `--script realtime`; both by default)
+with every softness (`--softness area`, `--softness 0.35,0.1`; both by default), each without us and
+with us: the YAML section of the README, with the model `lite`. Flags after ``--`` win over it.
 
-`--host` is a launcher that runs MuseTalk's unmodified scripts with stand-ins for the weights only; it
-takes ``MUSETALK YUNET [--hook FILE] [--decoder BLEND,NOISE] -- SCRIPT ARGS...``. Softness ``area`` is
-its default (each face averaged down to 96 px and enlarged again); two numbers go to its ``--decoder``,
-which puts each face through a small latent autoencoder instead: share of blur of the latents, and noise.
+`--host` is a launcher that runs MuseTalk's unmodified scripts with stand-ins for the weights only;
+it takes ``MUSETALK YUNET [--hook FILE] [--decoder BLEND,NOISE] -- SCRIPT ARGS...``. Softness
+``area`` is its default (each face averaged down to 96 px and enlarged again); two numbers go to its
+``--decoder``, which puts each face through a small latent autoencoder instead: share of blur of the
+latents, and noise.
 
-Compared are the frames that the host blends, before the video encoder: their number, the audio, PSNR
-of the lower face and of the mouth against the clip, sharpness, warping error, the mouth's opening,
-color, and every pixel outside the face box. The script prints one table, writes check.json and a
-picture for each case, and ends with 1 when something does not hold. Run it in the host's
+Compared are the frames that the host blends, before the video encoder: their number, the audio,
+PSNR of the lower face and of the mouth against the clip, sharpness, warping error, the mouth's
+opening, color, and every pixel outside the face box. The script prints one table, writes check.json
+and a picture for each case, and ends with 1 when something does not hold. Run it in the host's
 environment, with this library and its extra ``report`` installed.
 """
 
@@ -39,8 +40,8 @@ import cv2
 import numpy as np
 
 from musetalk_enhance.media import VideoWriter, probe, read_frames, write_image
-from musetalk_enhance.metrics import laplacian_energy, psnr
 from musetalk_enhance.report import ReportBuilder
+from musetalk_enhance.report.metrics import laplacian_energy, psnr
 from musetalk_enhance.report.openings import OpeningMeter, parts_of
 
 SECTION = "gfpgan:\n  enabled: true\n  model: lite\n  output_size: native\n  region: lower\n"
@@ -58,7 +59,8 @@ shutil.rmtree = keep_then_remove
 import torch
 import musetalk.utils.utils as utils
 if not torch.cuda.is_available():  # the realtime script leaves datagen at its default, "cuda:0"
-    utils.datagen.__defaults__ = tuple("cpu" if v == "cuda:0" else v for v in utils.datagen.__defaults__)
+    defaults = utils.datagen.__defaults__
+    utils.datagen.__defaults__ = tuple("cpu" if v == "cuda:0" else v for v in defaults)
 if {enhanced!r}:
     from musetalk_enhance.cli import main
     code = main(["run", *argv, *{flags!r}])
@@ -98,7 +100,8 @@ class HostRun:
 
     Attributes:
         frames: BGR uint8 (H, W, 3), as blended.
-        sources: the frames of the clip as the host read them: its two scripts decode color differently.
+        sources: the frames of the clip as the host read them: its two scripts decode color
+            differently.
         video: the host's own file.
         boxes: of the face in each frame of the clip, left, top, right, bottom in pixels.
         seconds: that it took.
@@ -114,7 +117,8 @@ class HostRun:
 
 
 def run_host(args: argparse.Namespace, case: Case, name: str) -> HostRun:
-    """Run the host without us (``plain``) or with us (``enhanced``), or read what the last run left."""
+    """Run the host without us (``plain``) or with us (``enhanced``), or read what the last run
+    left."""
     out = case.out / name
     seconds_file = out / "seconds.txt"
     stem = case.clip.stem
@@ -130,7 +134,8 @@ def run_host(args: argparse.Namespace, case: Case, name: str) -> HostRun:
         command = _command(args, case, name, frames_folder, avatar)
         start = time.perf_counter()
         with open(out / "log.txt", "w", encoding="utf-8") as log:
-            # a timeout, because MuseTalk's realtime consumer waits for ever when its producer has failed
+            # a timeout, because MuseTalk's realtime consumer waits for ever when its producer has
+            # failed
             subprocess.run(command, check=True, stdout=log, stderr=log, timeout=args.timeout)
         seconds = time.perf_counter() - start
         if case.script == "realtime":
@@ -247,7 +252,9 @@ def compare(case: Case, plain: HostRun, ours: HostRun) -> dict[str, Any]:
         mask = np.ones(before.shape[:2], bool)
         mask[max(0, y1) : y2, max(0, x1) : x2] = False
         outside += int((before[mask] != after[mask]).sum())
-    for (source, before, after), part in zip(crops, mouths([each[0] for each in crops]), strict=True):
+    for (source, before, after), part in zip(
+        crops, mouths([each[0] for each in crops]), strict=True
+    ):
         rows.setdefault("psnr_mouth_plain", []).append(psnr(source[part], before[part]))
         rows.setdefault("psnr_mouth_enhanced", []).append(psnr(source[part], after[part]))
     figures: dict[str, Any] = {
@@ -369,7 +376,9 @@ def parse() -> argparse.Namespace:
         "--timeout", type=float, default=1800, help="seconds one run of the host may take"
     )
     parser.add_argument(
-        "--reuse", action="store_true", help="keep the runs without us that an earlier call finished"
+        "--reuse",
+        action="store_true",
+        help="keep the runs without us that an earlier call finished",
     )
     parser.add_argument("flags", nargs="*", help="our flags for the enhanced runs, after --")
     args = parser.parse_args()

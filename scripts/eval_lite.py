@@ -284,7 +284,7 @@ def measure_videos(
 ) -> dict[str, Any]:
     """Warping error and mouth opening on the videos of the split, by condition and video."""
     from musetalk_enhance.faces.meter import FaceMeter
-    from musetalk_enhance.metrics import opening_lag
+    from musetalk_enhance.report.metrics import opening_lag
 
     meter, finder = FaceMeter(), FaceFinder(args.yunet)
 

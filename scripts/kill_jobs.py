@@ -1,13 +1,16 @@
-"""Kill a job again and again, let it go on, and compare what it wrote with what an uninterrupted run writes.
+"""Kill a job again and again, let it go on, and compare what it wrote with what an uninterrupted
+run writes.
 
     python scripts/kill_jobs.py --kills 30 -- \
-        python -m musetalk_enhance images PICTURES --output-dir {out} --model lite --backend torch --quiet
+        python -m musetalk_enhance images PICTURES --output-dir {out} --model lite \
+        --backend torch --quiet
 
-The command stands behind ``--``; ``{out}`` in it becomes a new folder. It runs once undisturbed, for what is to be
-expected and how long that takes. Then it is killed (SIGKILL, with its children) at random moments: half of them any
-time from its start to its end, half just after the next few files were written. When it gets to its end the files
-are compared bit for bit, but for the job's own memory, and it begins anew in another folder until there were kills
-enough. Ends with 1 where a file differs, is missing, or is left over, or where the exit code is another.
+The command stands behind ``--``; ``{out}`` in it becomes a new folder. It runs once undisturbed,
+for what is to be expected and how long that takes. Then it is killed (SIGKILL, with its children)
+at random moments: half of them any time from its start to its end, half just after the next few
+files were written. When it gets to its end the files are compared bit for bit, but for the job's
+own memory, and it begins anew in another folder until there were kills enough. Ends with 1 where a
+file differs, is missing, or is left over, or where the exit code is another.
 """
 
 from __future__ import annotations
@@ -42,7 +45,8 @@ def leftovers(folder: Path) -> list[str]:
 
 
 def written(folder: Path) -> int:
-    """When anything below `folder` was last written, as a number that grows, and 0 where there is nothing."""
+    """When anything below `folder` was last written, as a number that grows, and 0 where there is
+    nothing."""
     times = []
     for here, _, names in os.walk(folder):
         for name in names:
@@ -67,7 +71,9 @@ def end(process: subprocess.Popen[bytes]) -> None:
     process.wait()
 
 
-def wait(process: subprocess.Popen[bytes], out: Path, draw: random.Random, seconds: float) -> str | None:
+def wait(
+    process: subprocess.Popen[bytes], out: Path, draw: random.Random, seconds: float
+) -> str | None:
     """Wait for the moment to kill; says which it was, None where the process ended first."""
     begun = time.monotonic()
     if draw.random() < 0.5:
@@ -96,7 +102,9 @@ def compared(expected: dict[str, str], found: dict[str, str]) -> list[str]:
     return sorted(lines + [f"differs: {name}" for name in both if expected[name] != found[name]])
 
 
-def one_round(args: argparse.Namespace, out: Path, draw: random.Random, seconds: float, most: int) -> tuple[int, int]:
+def one_round(
+    args: argparse.Namespace, out: Path, draw: random.Random, seconds: float, most: int
+) -> tuple[int, int]:
     """Kill and start again until the command ends by itself; how many kills, and its exit code."""
     kills = 0
     while True:
@@ -114,11 +122,17 @@ def one_round(args: argparse.Namespace, out: Path, draw: random.Random, seconds:
 
 def main() -> int:
     """See the top of this file."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--kills", type=int, default=30, help="at least as many (default: %(default)s)")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--kills", type=int, default=30, help="at least as many (default: %(default)s)"
+    )
     parser.add_argument("--seed", type=int, default=0, help="of the random moments")
     parser.add_argument("--folder", type=Path, help="where to work; a temporary folder by default")
-    parser.add_argument("command", nargs="+", metavar="COMMAND", help="with {out} for the output folder")
+    parser.add_argument(
+        "command", nargs="+", metavar="COMMAND", help="with {out} for the output folder"
+    )
     args = parser.parse_args()
     if not any("{out}" in word for word in args.command):
         parser.error("the command needs {out} where its output folder stands")
@@ -134,7 +148,10 @@ def run(args: argparse.Namespace, place: Path) -> int:
     expected = files(place / "undisturbed") if (place / "undisturbed").is_dir() else {}
     print(f"undisturbed: {len(expected)} files in {seconds:.1f} s, exit code {code}", flush=True)
     if not expected:
-        print((place / "undisturbed.log").read_text(encoding="utf-8", errors="replace"), file=sys.stderr)
+        print(
+            (place / "undisturbed.log").read_text(encoding="utf-8", errors="replace"),
+            file=sys.stderr,
+        )
         return 1
     draw, kills, rounds, bad = random.Random(args.seed), 0, 0, 0
     while kills < args.kills:
@@ -145,7 +162,11 @@ def run(args: argparse.Namespace, place: Path) -> int:
         wrong = compared(expected, files(out)) + [f"not whole: {name}" for name in leftovers(out)]
         wrong += [f"exit code {again}"] if again != code else []
         bad += bool(wrong)
-        print(f"{out.name}: {mine} kills, then exit code {again}: {'; '.join(wrong) or 'the same files'}", flush=True)
+        print(
+            f"{out.name}: {mine} kills, then exit code {again}: "
+            f"{'; '.join(wrong) or 'the same files'}",
+            flush=True,
+        )
     print(f"{kills} kills in {rounds} rounds, {bad} of them ended with other files")
     return int(bad > 0)
 

@@ -1,22 +1,25 @@
 """Measure on real clips what stability, color match and guard do, on two kinds of softness.
 
-    python scripts/measure_stability.py --clips CLIPS --yunet YUNET.onnx --autoencoder DIR [--frames 40] \
-        [--softness area:96 decoder:0.35,0.1] [--only NAME ...] [--model lite | --random | --oracle] [--out FOLDER]
+    python scripts/measure_stability.py --clips CLIPS --yunet YUNET.onnx --autoencoder DIR \
+        [--frames 40] [--softness area:96 decoder:0.35,0.1] [--only NAME ...] \
+        [--model lite | --random | --oracle] [--out FOLDER]
 
-Of every clip the face is cropped as MuseTalk boxes it, softened (``area:SIDE``: resized to SIDE pixels and back;
-``decoder:BLEND,NOISE``: through the latent autoencoder of DIR/tiny_autoencoder.py), and restored twice with the same
-network: every frame by itself, and as it is shipped. The unsoftened crop is the reference. `--random` takes a
-full-size GFPGAN with random weights instead, for the flicker of noise alone: what it paints is no face, so the
-guard is off.
+Of every clip the face is cropped as MuseTalk boxes it, softened (``area:SIDE``: resized to SIDE
+pixels and back; ``decoder:BLEND,NOISE``: through the latent autoencoder of
+DIR/tiny_autoencoder.py), and restored twice with the same network: every frame by itself, and as it
+is shipped. The unsoftened crop is the reference. `--random` takes a full-size GFPGAN with random
+weights instead, for the flicker of noise alone: what it paints is no face, so the guard is off.
 
-Printed for each clip: warping error against the soft input's, both as absolute (Lei et al., 2020) and squared (Lai
-et al., 2018) difference, of the reference, without and with stability; the gain in sharpness with it on as a share
-of the gain without; PSNR of the soft input and of both results against the reference; correlation and lag of the
-mouth's opening against the soft input; drift of the mean color; what the guard did.
+Printed for each clip: warping error against the soft input's, both as absolute (Lei et al., 2020)
+and squared (Lai et al., 2018) difference, of the reference, without and with stability; the gain in
+sharpness with it on as a share of the gain without; PSNR of the soft input and of both results
+against the reference; correlation and lag of the mouth's opening against the soft input; drift of
+the mean color; what the guard did.
 
-`--oracle` restores with perfect restorers in place of a network, the *full* one, which hands back the reference
-itself, and the *detail* one, which adds the reference's detail (finer than a Gaussian of 2 pixels) to the input. It
-prints how much of them arrives, and which part of the pipeline takes the rest.
+`--oracle` restores with perfect restorers in place of a network, the *full* one, which hands back
+the reference itself, and the *detail* one, which adds the reference's detail (finer than a Gaussian
+of 2 pixels) to the input. It prints how much of them arrives, and which part of the pipeline takes
+the rest.
 
 Written as stability.json too.
 """
@@ -44,7 +47,7 @@ from musetalk_enhance import GFPGANEnhancer
 from musetalk_enhance.config.settings import EnhancerSettings
 from musetalk_enhance.faces.meter import FaceMeter
 from musetalk_enhance.media import read_frames
-from musetalk_enhance.metrics import Motion, laplacian_energy, opening_lag, psnr
+from musetalk_enhance.report.metrics import Motion, fine_detail_energy, opening_lag, psnr
 from musetalk_enhance.restorers.base import LoadRequest, ModelInfo, Restorer
 
 Frames = NDArray[np.uint8]
@@ -61,7 +64,8 @@ BATCH = 8
 
 
 def face_crops(clip: Path, finder: FaceFinder, count: int) -> Frames:
-    """The first `count` faces of a clip, BGR uint8 (N, 256, 256, 3): each box as the detector sees it."""
+    """The first `count` faces of a clip, BGR uint8 (N, 256, 256, 3): each box as the detector sees
+    it."""
     crops: list[Frames] = []
     for frame in read_frames(clip):
         box = finder.find(frame[..., ::-1])
@@ -76,7 +80,8 @@ def face_crops(clip: Path, finder: FaceFinder, count: int) -> Frames:
 
 
 def softened(frames: Frames, softness: str, args: argparse.Namespace) -> Frames:
-    """The frames as a host's decoder leaves them; `softness` is ``area:SIDE`` or ``decoder:BLEND,NOISE``."""
+    """The frames as a host's decoder leaves them; `softness` is ``area:SIDE`` or
+    ``decoder:BLEND,NOISE``."""
     kind, _, values = softness.partition(":")
     if kind == "area":
         return np.stack([soften(frame, int(values)) for frame in frames])
@@ -168,14 +173,14 @@ def warping(frames: Frames, motions: list[Motion]) -> NDArray[np.float64]:
     """Mean absolute and mean squared difference of the frames to the following ones, moved."""
     both = []
     for before, after, motion in zip(frames[:-1], frames[1:], motions, strict=True):
-        error = (before.astype(np.float32) - motion.warp(after.astype(np.float32)))[motion.seen]
+        error = (before.astype(np.float32) - motion.warp(after.astype(np.float32)))[motion.visible]
         both.append((np.abs(error).mean(), np.square(error).mean()))
     return np.asarray(both, np.float64).mean(axis=0)
 
 
 def sharpness(frames: Frames) -> float:
-    """Mean Laplacian energy."""
-    return float(np.mean([laplacian_energy(frame) for frame in frames]))
+    """Mean energy of fine detail."""
+    return float(np.mean([fine_detail_energy(frame) for frame in frames]))
 
 
 def mouths(frames: Frames, gauge: FaceMeter) -> NDArray[np.float64]:
@@ -223,7 +228,9 @@ def measure(sharp: Frames, soft: Frames, enhancers: dict[str, GFPGANEnhancer]) -
 def still(enhancer: GFPGANEnhancer, frame: Frames) -> bool:
     """Whether one frame comes out the same fifty times."""
     enhancer.reset()
-    out = np.concatenate([enhancer(np.repeat(frame[None], count, 0)) for count in (1, 3, 8, 8, 8, 8, 8, 6)])
+    out = np.concatenate(
+        [enhancer(np.repeat(frame[None], count, 0)) for count in (1, 3, 8, 8, 8, 8, 8, 6)]
+    )
     return bool((out == out[0]).all())
 
 
@@ -231,7 +238,8 @@ def line(name: str, row: dict[str, Any]) -> str:
     """One clip and softness for a person."""
     if "full" in row:
         parts = [
-            f"{which} {part} {row[which][part]['psnr']:.2f} dB strength {row[which][part]['strength']:.2f}"
+            f"{which} {part} {row[which][part]['psnr']:.2f} dB strength "
+            f"{row[which][part]['strength']:.2f}"
             for which in ("full", "detail")
             for part in PARTS
         ]
@@ -244,7 +252,8 @@ def line(name: str, row: dict[str, Any]) -> str:
             f"gain kept {row['gain_kept']:.2f}",
             f"PSNR {row['soft_psnr']:.2f} -> {off['psnr']:.2f} -> {on['psnr']:.2f}",
             f"strength {on['strength']:.2f}",
-            f"mouth {on['mouth_correlation']:.3f} lag {on['mouth_lag']} (moves by {row['mouth_deviation']})",
+            f"mouth {on['mouth_correlation']:.3f} lag {on['mouth_lag']} (moves by "
+            f"{row['mouth_deviation']})",
             f"drift {on['drift']:.2f}",
             f"guarded {on['guarded']}",
             f"ms {off['ms_per_face']} -> {on['ms_per_face']}",
@@ -254,20 +263,30 @@ def line(name: str, row: dict[str, Any]) -> str:
 
 def main() -> int:
     """Measure every clip; 0 when the still frame is still."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--clips", type=Path, required=True)
     parser.add_argument("--yunet", type=Path, required=True)
-    parser.add_argument("--autoencoder", type=Path, help="folder of tiny_autoencoder.py, for decoder softness")
+    parser.add_argument(
+        "--autoencoder", type=Path, help="folder of tiny_autoencoder.py, for decoder softness"
+    )
     parser.add_argument("--softness", nargs="+", default=["area:96", "decoder:0.35,0.1"])
     parser.add_argument("--frames", type=int, default=40)
     parser.add_argument("--only", nargs="*", default=[])
     parser.add_argument("--model", default="lite")
-    parser.add_argument("--random", action="store_true", help="a full-size GFPGAN with random weights")
-    parser.add_argument("--oracle", action="store_true", help="perfect restorers in place of a network")
+    parser.add_argument(
+        "--random", action="store_true", help="a full-size GFPGAN with random weights"
+    )
+    parser.add_argument(
+        "--oracle", action="store_true", help="perfect restorers in place of a network"
+    )
     parser.add_argument("--backend", default="auto")
     parser.add_argument("--out", type=Path, default=Path("out/stability"))
     args = parser.parse_args()
-    if args.autoencoder is None and any(softness.startswith("decoder") for softness in args.softness):
+    if args.autoencoder is None and any(
+        softness.startswith("decoder") for softness in args.softness
+    ):
         parser.error("decoder softness needs --autoencoder DIR; or give --softness area:96")
     args.out.mkdir(parents=True, exist_ok=True)
     rows: dict[str, Any] = {}
@@ -283,11 +302,16 @@ def main() -> int:
                 if not stored.exists():
                     np.save(stored, softened(sharp, softness, args))
                 soft = np.load(stored)
-                rows[name] = measure_oracles(sharp, soft) if args.oracle else measure(sharp, soft, enhancers)
+                rows[name] = (
+                    measure_oracles(sharp, soft) if args.oracle else measure(sharp, soft, enhancers)
+                )
                 print(line(name, rows[name]), flush=True)
         if enhancers:
             rows["still_frame_identical_50_times"] = still(enhancers["on"], soft[0])
-    print("a still frame comes out the same 50 times:", rows.get("still_frame_identical_50_times", "not measured"))
+    print(
+        "a still frame comes out the same 50 times:",
+        rows.get("still_frame_identical_50_times", "not measured"),
+    )
     file = args.out / ("oracles.json" if args.oracle else "stability.json")
     file.write_text(json.dumps(rows, indent=1), encoding="utf-8")
     return 0 if rows.get("still_frame_identical_50_times", True) else 1

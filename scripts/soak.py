@@ -2,11 +2,12 @@
 
     python scripts/soak.py --frames 10000 --model lite --mode memory
 
-The frames come as MuseTalk hands them out, BGR uint8 views of negative stride in batches of 8, each clip with an
-odd tail; now and then one is broken, and a clip comes as a list. Prints the resident memory at every 500th frame, and
-how much of it is the process' own (not pages of files, which the machine drops and reads again as it likes). Ends
-with 1 when either was ever more than 5 % over what it was at the 500th, or when a frame was lost. `--model none`
-takes a restorer without a network: the same path, and thousands of frames in a minute.
+The frames come as MuseTalk hands them out, BGR uint8 views of negative stride in batches of 8, each
+clip with an odd tail; now and then one is broken, and a clip comes as a list. Prints the resident
+memory at every 500th frame, and how much of it is the process' own (not pages of files, which the
+machine drops and reads again as it likes). Ends with 1 when either was ever more than 5 % over what
+it was at the 500th, or when a frame was lost. `--model none` takes a restorer without a network:
+the same path, and thousands of frames in a minute.
 """
 
 from __future__ import annotations
@@ -32,7 +33,8 @@ INFO = ModelInfo("none", "no network", 256, 512, (0.0, 1.0), "none", bytes_per_f
 
 
 class NoNetwork(Restorer):
-    """Enlarges by pixel repetition and inverts: allocates as a network would, computes next to nothing."""
+    """Enlarges by pixel repetition and inverts: allocates as a network would, computes next to
+    nothing."""
 
     info = INFO
 
@@ -57,11 +59,14 @@ def make_enhancer(args: argparse.Namespace) -> GFPGANEnhancer:
         return GFPGANEnhancer(model=args.model, **options)
     settings = EnhancerSettings(enabled=True, **options)
     info = replace(INFO, input_size=args.side, output_size=2 * args.side)
-    return GFPGANEnhancer.from_settings(settings, NoNetwork(LoadRequest(info, settings, torch.device("cpu"))))
+    return GFPGANEnhancer.from_settings(
+        settings, NoNetwork(LoadRequest(info, settings, torch.device("cpu")))
+    )
 
 
 def batches(frames: int, side: int, seed: int = 0) -> Iterator[Any]:
-    """`frames` frames in clips of 20 to 150: batches of 8 with an odd tail, (N, side, side, 3) uint8 or lists."""
+    """`frames` frames in clips of 20 to 150: batches of 8 with an odd tail, (N, side, side, 3)
+    uint8 or lists."""
     rng = np.random.default_rng(seed)
     pool = rng.integers(0, 256, (4 * BATCH, side, side, 3), np.uint8)
     left = frames
@@ -80,13 +85,15 @@ def batches(frames: int, side: int, seed: int = 0) -> Iterator[Any]:
 
 
 def resident() -> tuple[float, float]:
-    """MiB resident, and how many of them are backed by no file (the same where the system does not tell)."""
+    """MiB resident, and how many of them are backed by no file (the same where the system does not
+    tell)."""
     seen = psutil.Process().memory_info()
     return seen.rss / 2**20, (seen.rss - getattr(seen, "shared", 0)) / 2**20
 
 
 def soak(enhancer: GFPGANEnhancer, args: argparse.Namespace) -> dict[str, Any]:
-    """Stream, and return what was seen: resident MiB by number of frames, growth, frames lost, seconds."""
+    """Stream, and return what was seen: resident MiB by number of frames, growth, frames lost,
+    seconds."""
     seen, due, start = 0, STEP, time.perf_counter()
     mib: dict[int, tuple[float, float]] = {}
     lost = 0
@@ -98,7 +105,11 @@ def soak(enhancer: GFPGANEnhancer, args: argparse.Namespace) -> dict[str, Any]:
         if seen >= due:
             mib[due] = resident()
             took = time.perf_counter() - start
-            print(f"{due:>8} frames  {mib[due][0]:8.1f} MiB  own {mib[due][1]:8.1f} MiB  {took:7.0f} s", flush=True)
+            print(
+                f"{due:>8} frames  {mib[due][0]:8.1f} MiB  own {mib[due][1]:8.1f} MiB  "
+                f"{took:7.0f} s",
+                flush=True,
+            )
             due += STEP
     first, *later = mib.values()
     return {
@@ -114,7 +125,9 @@ def soak(enhancer: GFPGANEnhancer, args: argparse.Namespace) -> dict[str, Any]:
 
 def main() -> int:
     """Run; 0 when memory stayed flat and no frame was lost."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--frames", type=int, default=10_000)
     parser.add_argument("--model", default="lite", help="a model's name, or none")
     parser.add_argument("--mode", choices=("batch", "memory"), default="memory")
@@ -133,7 +146,10 @@ def main() -> int:
     if args.json:
         args.json.write_text(json.dumps(figures, indent=2), encoding="utf-8")
     flat = figures["growth"] <= ALLOWED
-    print(f"growth after the first {STEP}: {figures['growth']:.2%} (allowed {ALLOWED:.0%}); lost {figures['lost']}")
+    print(
+        f"growth after the first {STEP}: {figures['growth']:.2%} (allowed {ALLOWED:.0%}); lost "
+        f"{figures['lost']}"
+    )
     print(figures["stats"])
     return 0 if flat and not figures["lost"] else 1
 

@@ -1,14 +1,17 @@
-"""Does restoring faces work on this machine? Restores a few pictures for real and checks what came out.
+"""Does restoring faces work on this machine? Restores a few pictures for real and checks what came
+out.
 
-    python scripts/test_face_restoration.py                        pictures of its own, the defaults
+    python scripts/test_face_restoration.py      # pictures of its own, the defaults
     python scripts/test_face_restoration.py --model lite --device cpu --upscale 2
-    python scripts/test_face_restoration.py --input-dir photos --num-samples 5 --output-dir out/check
+    python scripts/test_face_restoration.py --input-dir photos --num-samples 5 \\
+        --output-dir out/check
 
-All other options are those of ``musetalk-enhance images``, with hyphens or underscores. Without ``--input-dir`` it
-draws soft portraits (extra ``demo``), and where that extra is missing, soft patterns, each taken as one face crop
-(``--face-detector none``). It checks that every picture came out, in its size, with its faces changed and sharper
-and everything else as it was, and that a second run finds nothing to do. One line a check; exit code 0 where all is
-well, else 1, 2 for a wrong call. Runs from a checkout, installed or not.
+All other options are those of ``musetalk-enhance images``, with hyphens or underscores. Without
+``--input-dir`` it draws soft portraits (extra ``demo``), and where that extra is missing, soft
+patterns, each taken as one face crop (``--face-detector none``). It checks that every picture came
+out, in its size, with its faces changed and sharper and everything else as it was, and that a
+second run finds nothing to do. One line a check; exit code 0 where all is well, else 1, 2 for a
+wrong call. Runs from a checkout, installed or not.
 """
 
 from __future__ import annotations
@@ -79,10 +82,15 @@ def draw(folder: Path, count: int) -> bool:
     try:
         drawn, faces = list(_portraits(count)), True
     except ModuleNotFoundError as error:
-        print(f"{error.name} is missing (pip install 'musetalk_enhance[demo]'): patterns in place of portraits")
+        print(
+            f"{error.name} is missing (pip install 'musetalk_enhance[demo]'): patterns in place "
+            "of portraits"
+        )
         drawn, faces = list(_patterns(count)), False
     for index, picture in enumerate(drawn):
-        small = cv2.resize(picture, None, fx=1 / SOFTER, fy=1 / SOFTER, interpolation=cv2.INTER_AREA)
+        small = cv2.resize(
+            picture, None, fx=1 / SOFTER, fy=1 / SOFTER, interpolation=cv2.INTER_AREA
+        )
         soft = cv2.resize(small, picture.shape[1::-1], interpolation=cv2.INTER_CUBIC)
         (folder / f"drawn_{index}.png").write_bytes(cv2.imencode(".png", soft)[1].tobytes())
     return faces
@@ -100,7 +108,8 @@ def _portraits(count: int) -> Iterator[Any]:
 
 
 def _patterns(count: int) -> Iterator[Any]:
-    """Ovals with sharp edges in the colours of skin: something to sharpen, where no face is to be had."""
+    """Ovals with sharp edges in the colours of skin: something to sharpen, where no face is to be
+    had."""
     import cv2
     import numpy as np
 
@@ -110,7 +119,9 @@ def _patterns(count: int) -> Iterator[Any]:
         for _ in range(40):
             middle, axes = rng.integers(0, SIDE // 2, 2).tolist(), rng.integers(6, 50, 2).tolist()
             colour = (np.array([90, 120, 180]) + rng.integers(-70, 70, 3)).tolist()
-            cv2.ellipse(picture, middle, axes, float(rng.integers(180)), 0, 360, colour, -1, cv2.LINE_AA)
+            cv2.ellipse(
+                picture, middle, axes, float(rng.integers(180)), 0, 360, colour, -1, cv2.LINE_AA
+            )
         yield picture
 
 
@@ -124,7 +135,9 @@ def settings_of(words: Sequence[str]) -> ImageSettings:
     images.add_arguments(parser)
     args = parser.parse_args(words)
     if args.sweep is not None or args.engine != "local":
-        parser.error("--sweep and --engine ray are not for this check; try them with musetalk-enhance images")
+        parser.error(
+            "--sweep and --engine ray are not for this check; try them with musetalk-enhance images"
+        )
     return settings_from(args, ImageSettings)
 
 
@@ -152,7 +165,12 @@ def pairs_of(source: Path, output: Path, stats: dict[str, Any]) -> list[Pair]:
 def check_counts(check: Checks, output: Path, stats: dict[str, Any], wanted: int) -> None:
     """As many results as pictures, and a comparison beside each."""
     for kind in ("restored", "comparisons"):
-        there = [name for item in stats["items"] for name in item["outputs"] if name.startswith(f"{kind}/")]
+        there = [
+            name
+            for item in stats["items"]
+            for name in item["outputs"]
+            if name.startswith(f"{kind}/")
+        ]
         found = sum((output / name).is_file() for name in there)
         check(found == wanted, f"as many {kind} as pictures", f"{found} of {wanted}")
 
@@ -164,23 +182,41 @@ def check_sizes(check: Checks, pairs: Sequence[Pair], upscale: int) -> None:
         for pair in pairs
         if pair.after.shape[:2] != tuple(side * upscale for side in pair.before.shape[:2])
     ]
-    check(bool(pairs) and not wrong, f"sizes are {upscale} times the pictures'", ", ".join(wrong) or "all of them")
+    check(
+        bool(pairs) and not wrong,
+        f"sizes are {upscale} times the pictures'",
+        ", ".join(wrong) or "all of them",
+    )
 
 
 def check_faces(check: Checks, pairs: Sequence[Pair], hint: str) -> None:
-    """Faces were found, and each that was restored is another one now, sharper in the middle of them all."""
-    from musetalk_enhance.metrics import laplacian_energy
+    """Faces were found, and each that was restored is another one now, sharper in the middle of
+    them all."""
+    from musetalk_enhance.report.metrics import laplacian_energy
 
     parts = [part for pair in pairs for part in _face_parts(pair)]
     seen = sum(len(pair.faces) for pair in pairs)
-    if not check(bool(parts), "faces were found and restored", f"{len(parts)} of {seen} in {len(pairs)} pictures"):
+    if not check(
+        bool(parts),
+        "faces were found and restored",
+        f"{len(parts)} of {seen} in {len(pairs)} pictures",
+    ):
         return
     changed = sum(bool((before != after).any()) for before, after in parts)
     check(changed == len(parts), "every restored face has changed", f"{changed} of {len(parts)}")
-    sharper = [laplacian_energy(after) / max(laplacian_energy(before), 1e-6) for before, after in parts]
+    sharper = [
+        laplacian_energy(after) / max(laplacian_energy(before), 1e-6) for before, after in parts
+    ]
     middle = statistics.median(sharper)
-    found = f"{middle:.2f} times (median of {len(parts)}, from {min(sharper):.2f} to {max(sharper):.2f})"
-    check(middle > 1, "faces are sharper (variance of the Laplacian)", found if middle > 1 else f"{found}{hint}")
+    found = (
+        f"{middle:.2f} times (median of {len(parts)}, from {min(sharper):.2f} to "
+        f"{max(sharper):.2f})"
+    )
+    check(
+        middle > 1,
+        "faces are sharper (variance of the Laplacian)",
+        found if middle > 1 else f"{found}{hint}",
+    )
 
 
 def _face_parts(pair: Pair) -> Iterator[tuple[Any, Any]]:
@@ -200,7 +236,10 @@ def check_rest(check: Checks, pairs: Sequence[Pair], settings: ImageSettings) ->
     what = "all around the faces is as it was"
     if settings.face_detector == "none" or settings.bg_upsampler != "none":
         check.skip(
-            what, "--bg-upsampler restores it" if settings.bg_upsampler != "none" else "each picture is one face"
+            what,
+            "--bg-upsampler restores it"
+            if settings.bg_upsampler != "none"
+            else "each picture is one face",
         )
         return
     from musetalk_enhance.jobs.model_loader import load_detector
@@ -228,7 +267,11 @@ def templates(pair: Pair, faces: Sequence[Any]) -> Any:
 
     covered = np.zeros(pair.after.shape[:2], np.uint8)
     scale = pair.after.shape[1] / pair.before.shape[1]
-    corners = np.array([(x, y, 1.0) for x, y in ((0, 0), (1, 0), (1, 1), (0, 1))]) * (TEMPLATE_SIDE, TEMPLATE_SIDE, 1)
+    corners = np.array([(x, y, 1.0) for x, y in ((0, 0), (1, 0), (1, 1), (0, 1))]) * (
+        TEMPLATE_SIDE,
+        TEMPLATE_SIDE,
+        1,
+    )
     for face, said in zip(faces, pair.faces, strict=True):
         if said["state"] == "restored":
             places = corners @ crop_face(pair.before, face.landmarks).to_image.T * scale
@@ -243,7 +286,9 @@ def snapshot(output: Path) -> dict[str, tuple[str, int]]:
     for path in sorted(path for path in output.rglob("*") if path.is_file()):
         name = path.relative_to(output).as_posix()
         if not name.startswith("."):
-            written = path.stat().st_mtime_ns if name.startswith(("restored/", "comparisons/")) else 0
+            written = (
+                path.stat().st_mtime_ns if name.startswith(("restored/", "comparisons/")) else 0
+            )
             found[name] = hashlib.sha256(path.read_bytes()).hexdigest(), written
     return found
 
@@ -253,7 +298,15 @@ def run_checks(source: Path, output: Path, count: int, rest: Sequence[str], hint
     from musetalk_enhance.cli import main as musetalk_enhance
     from musetalk_enhance.jobs.samples import select_images
 
-    common = ["--num-samples", str(count), "--save-comparison", "true", "--format", "png", "--quiet"]
+    common = [
+        "--num-samples",
+        str(count),
+        "--save-comparison",
+        "true",
+        "--format",
+        "png",
+        "--quiet",
+    ]
     words = [str(source), "--output-dir", str(output), *rest, *common]
     settings, check = settings_of(words), Checks()
     code = musetalk_enhance(["images", *words])
@@ -269,23 +322,41 @@ def run_checks(source: Path, output: Path, count: int, rest: Sequence[str], hint
     before = snapshot(samples)
     again = musetalk_enhance(["images", *words])
     after = snapshot(samples)
-    other = sorted(name for name in before.keys() | after.keys() if before.get(name) != after.get(name))
-    check(again == code and not other, "a second run changes nothing", ", ".join(other) or f"{len(after)} files")
+    other = sorted(
+        name for name in before.keys() | after.keys() if before.get(name) != after.get(name)
+    )
+    check(
+        again == code and not other,
+        "a second run changes nothing",
+        ", ".join(other) or f"{len(after)} files",
+    )
     ran = stats["model_that_ran"]
-    print(f"ran: {ran['model']} with {ran['backend'] or 'its own backend'} ({ran['dtype']}) on {ran['device']}")
+    print(
+        f"ran: {ran['model']} with {ran['backend'] or 'its own backend'} ({ran['dtype']}) on "
+        f"{ran['device']}"
+    )
     return 1 if check.failed else 0
 
 
 def parsed(words: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
     """The options of this script, and the words that are left for ``images``."""
     parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
     )
-    parser.add_argument("--input-dir", type=Path, metavar="DIR", help="pictures of your own; else some are drawn")
     parser.add_argument(
-        "--output-dir", type=Path, metavar="OUT", help="keep the results there; else they are deleted"
+        "--input-dir", type=Path, metavar="DIR", help="pictures of your own; else some are drawn"
     )
-    parser.add_argument("--num-samples", type=int, default=3, metavar="N", help="pictures; default: %(default)s")
+    parser.add_argument(
+        "--output-dir",
+        type=Path,
+        metavar="OUT",
+        help="keep the results there; else they are deleted",
+    )
+    parser.add_argument(
+        "--num-samples", type=int, default=3, metavar="N", help="pictures; default: %(default)s"
+    )
     args, rest = parser.parse_known_args(hyphened(words))
     if args.num_samples < 1:
         parser.error(f"--num-samples: got {args.num_samples}; expected 1 or more")
@@ -308,7 +379,10 @@ def main(argv: Sequence[str] | None = None) -> int:
                 rest = [*rest, "--face-detector", "none"]
             code = run_checks(source, output, args.num_samples, rest, hint)
         except ModuleNotFoundError as error:
-            print(f"FAILED  {error.name} is missing: pip install '{Path(__file__).resolve().parent.parent}[demo]'")
+            print(
+                f"FAILED  {error.name} is missing: pip install "
+                f"'{Path(__file__).resolve().parent.parent}[demo]'"
+            )
             return 1
         except EnhanceError as error:
             print(f"FAILED  {error}")

@@ -1,14 +1,16 @@
 """Label, train and evaluate the face meter (``musetalk_enhance.faces.meter``).
 
-The teacher is mediapipe's FaceMesh, which is needed for the first stage only and may live in another environment::
+The teacher is mediapipe's FaceMesh, which is needed for the first stage only and may live in
+another environment::
 
-    python scripts/train_meter.py label --data DATA     # needs mediapipe==0.10.14 and OpenCV, no torch
-    python scripts/train_meter.py draw --data DATA      # augmented views; may run beside the next stage
-    python scripts/train_meter.py train --data DATA --export musetalk_enhance/faces/assets/meter.safetensors
+    python scripts/train_meter.py label --data DATA  # needs mediapipe==0.10.14, OpenCV
+    python scripts/train_meter.py draw --data DATA   # augmented views; may run beside train
+    python scripts/train_meter.py train --data DATA \\
+        --export musetalk_enhance/faces/assets/meter.safetensors
     python scripts/train_meter.py eval --data DATA --yunet YUNET.onnx
 
-DATA has ``clips/*.mp4`` and ``portraits/*.jpg``. The people in ``lite_data.HELD_OUT`` are never trained on. Each
-stage goes on where it was stopped.
+DATA has ``clips/*.mp4`` and ``portraits/*.jpg``. The people in ``lite_data.HELD_OUT`` are never
+trained on. Each stage goes on where it was stopped.
 """
 
 from __future__ import annotations
@@ -33,7 +35,15 @@ try:  # the environment of `label` needs none of it
     from torch.nn.functional import binary_cross_entropy_with_logits
     from torch.nn.functional import smooth_l1_loss as smooth_l1
 
-    from musetalk_enhance.faces.meter import SIDE, FaceMeter, MeterNetwork, Reading, axes, mouth_share, shrink
+    from musetalk_enhance.faces.meter import (
+        SIDE,
+        FaceMeter,
+        MeterNetwork,
+        Reading,
+        axes,
+        mouth_share,
+        shrink,
+    )
 except ImportError:
     if "label" not in sys.argv:
         raise
@@ -42,11 +52,21 @@ Image = NDArray[np.uint8]
 Floats = NDArray[np.float32]
 Losses = dict[str, "torch.Tensor"]
 
-# The points of FaceMesh that are kept, as seen in the picture: left before right, and each point's mirror image.
+# The points of FaceMesh that are kept, as seen in the picture: left before right, and each point's
+# mirror image.
 _LEFT_EYE = (33, 246, 161, 160, 159, 158, 157, 173, 133), (33, 7, 163, 144, 145, 153, 154, 155, 133)
-_RIGHT_EYE = (263, 466, 388, 387, 386, 385, 384, 398, 362), (263, 249, 390, 373, 374, 380, 381, 382, 362)
-_INNER = (78, 191, 80, 81, 82, 13, 312, 311, 310, 415, 308), (78, 95, 88, 178, 87, 14, 317, 402, 318, 324, 308)
-_OUTER = (61, 185, 40, 39, 37, 0, 267, 269, 270, 409, 291), (61, 146, 91, 181, 84, 17, 314, 405, 321, 375, 291)
+_RIGHT_EYE = (
+    (263, 466, 388, 387, 386, 385, 384, 398, 362),
+    (263, 249, 390, 373, 374, 380, 381, 382, 362),
+)
+_INNER = (
+    (78, 191, 80, 81, 82, 13, 312, 311, 310, 415, 308),
+    (78, 95, 88, 178, 87, 14, 317, 402, 318, 324, 308),
+)
+_OUTER = (
+    (61, 185, 40, 39, 37, 0, 267, 269, 270, 409, 291),
+    (61, 146, 91, 181, 84, 17, 314, 405, 321, 375, 291),
+)
 _REST = (1, 6, 152, 234, 454)  # tip and bridge of the nose, chin, cheeks
 KEPT = tuple(dict.fromkeys(sum((*_LEFT_EYE, *_RIGHT_EYE, *_INNER, *_OUTER, _REST), ())))
 MIRRORED = dict(zip(KEPT, KEPT, strict=True)) | {234: 454, 454: 234}
@@ -70,7 +90,8 @@ def list_sources(data: Path) -> list[Path]:
 
 
 def read_frames(path: Path, every: int) -> Iterator[tuple[int, Image]]:
-    """Every `every`-th frame of a clip with its number, or the one picture of an image file; RGB."""
+    """Every `every`-th frame of a clip with its number, or the one picture of an image file;
+    RGB."""
     if path.suffix != ".mp4":
         yield 0, np.ascontiguousarray(cv2.imread(str(path))[..., ::-1])
         return
@@ -83,10 +104,11 @@ def read_frames(path: Path, every: int) -> Iterator[tuple[int, Image]]:
 
 
 def label(args: argparse.Namespace) -> None:
-    """Write ``labels/NAME.npz`` for every file: frame numbers and points ``(n, 2, points, 2)`` in pixels.
+    """Write ``labels/NAME.npz`` for every file: frame numbers and points ``(n, 2, points, 2)`` in
+    pixels.
 
-    The second axis holds two readings, of the frame and of its mirror image (mirrored back): their mean is
-    what is learnt, their difference is the teacher's own noise.
+    The second axis holds two readings, of the frame and of its mirror image (mirrored back): their
+    mean is what is learnt, their difference is the teacher's own noise.
     """
     import mediapipe
 
@@ -142,7 +164,9 @@ def level(frame_rgb: Image, points: Floats) -> tuple[Image, Floats]:
     eyes, mouth = eyes_to_mouth(points)
     across = points[CORNERS[2:]].mean(0) - points[CORNERS[:2]].mean(0)
     scale = SOURCE / REACH / float(np.linalg.norm(mouth - eyes))
-    matrix = cv2.getRotationMatrix2D((0.0, 0.0), float(np.degrees(np.arctan2(across[1], across[0]))), scale)
+    matrix = cv2.getRotationMatrix2D(
+        (0.0, 0.0), float(np.degrees(np.arctan2(across[1], across[0]))), scale
+    )
     matrix[:, 2] = SOURCE / 2 - matrix[:, :2] @ (eyes + 0.42 * (mouth - eyes))
     small = frame_rgb
     mode = cv2.INTER_AREA if scale < 1 else cv2.INTER_CUBIC
@@ -173,7 +197,8 @@ def away_from(frame_rgb: Image, points: Floats, rng: np.random.Generator) -> Ima
 
 
 def gather(args: argparse.Namespace, most: int = 200) -> None:
-    """Write ``sources.npz``: level pictures of the people to train on, their points, and pictures of no face."""
+    """Write ``sources.npz``: level pictures of the people to train on, their points, and pictures
+    of no face."""
     rng = np.random.default_rng(args.seed)
     pictures, points, names, empty = [], [], [], []
     for path in list_sources(args.data):
@@ -182,7 +207,8 @@ def gather(args: argparse.Namespace, most: int = 200) -> None:
         numbers, readings = load_labels(args, path.stem)
         unit = np.linalg.norm(np.subtract(*eyes_to_mouth(readings.mean(1))), axis=-1).mean()
         if np.linalg.norm(readings[:, 0] - readings[:, 1], axis=-1).mean() > 0.035 * unit:
-            print(f"{path.name}: left out, the teacher does not agree with itself")  # drawings, animals
+            # drawings, animals
+            print(f"{path.name}: left out, the teacher does not agree with itself")
             continue
         wanted = dict(zip(numbers.tolist(), readings.mean(1), strict=True))
         chosen = set(numbers[:: max(1, len(numbers) // most)].tolist())
@@ -196,8 +222,15 @@ def gather(args: argparse.Namespace, most: int = 200) -> None:
                     nothing = away_from(frame, wanted[number], rng)
                     empty += [] if nothing is None else [nothing]
     np.save(args.work / "pictures.npy", np.stack(pictures))
-    np.savez(args.work / "sources.npz", points=np.stack(points), names=np.array(names), empty=np.stack(empty))
-    print(f"{len(pictures)} pictures of {len(set(names))} files, {len(empty)} of no face", flush=True)
+    np.savez(
+        args.work / "sources.npz",
+        points=np.stack(points),
+        names=np.array(names),
+        empty=np.stack(empty),
+    )
+    print(
+        f"{len(pictures)} pictures of {len(set(names))} files, {len(empty)} of no face", flush=True
+    )
 
 
 def held_out() -> frozenset[str]:
@@ -226,11 +259,13 @@ EYELIDS = tuple((at(*upper), at(*lower)) for upper, lower in (_LEFT_EYE, _RIGHT_
 
 @dataclass(frozen=True)
 class Grimace:
-    """A change of a levelled face by columns: the lower lip and chin move, the upper lids come down.
+    """A change of a levelled face by columns: the lower lip and chin move, the upper lids come
+    down.
 
     Attributes:
         points: the face as it is, pixels of its picture.
-        mouth: gap between the lips that is wanted, in distances from the eyes to the mouth; None leaves it.
+        mouth: gap between the lips that is wanted, in distances from the eyes to the mouth; None
+            leaves it.
         lids: share of the gap that either upper lid comes down by.
     """
 
@@ -239,8 +274,12 @@ class Grimace:
     lids: tuple[float, float]
 
     def lip_shift(self, x: Floats) -> tuple[Floats, float, float]:
-        """How far down the lower lip moves at `x`, the greatest such shift, and the middle of the mouth."""
-        (eyes, mouth), (upper, lower) = eyes_to_mouth(self.points), (self.points[each] for each in LIPS)
+        """How far down the lower lip moves at `x`, the greatest such shift, and the middle of the
+        mouth."""
+        (eyes, mouth), (upper, lower) = (
+            eyes_to_mouth(self.points),
+            (self.points[each] for each in LIPS),
+        )
         unit, middle = float(np.linalg.norm(mouth - eyes)), float(mouth[0])
         if self.mouth is None:
             return np.zeros_like(x), 0.0, middle
@@ -251,7 +290,11 @@ class Grimace:
         if most < 0:
             gap = np.maximum(line(self.points, LOWER_LIP, x) - line(self.points, UPPER_LIP, x), 0)
             return np.asarray(gap * (most / max(now, 1e-3)), np.float32), most, middle
-        return np.asarray(most * np.clip(1 - ((x - middle) / half) ** 2, 0, 1), np.float32), most, middle
+        return (
+            np.asarray(most * np.clip(1 - ((x - middle) / half) ** 2, 0, 1), np.float32),
+            most,
+            middle,
+        )
 
     def moved(self) -> Floats:
         """The points after it."""
@@ -260,18 +303,23 @@ class Grimace:
         points[inside, 1] += self.lip_shift(self.points[inside, 0])[0]
         for (upper, lower), share in zip(EYELIDS, self.lids, strict=True):
             at_x = self.points[upper[1:-1], 0]
-            points[upper[1:-1], 1] += share * np.maximum(line(self.points, lower, at_x) - points[upper[1:-1], 1], 0)
+            points[upper[1:-1], 1] += share * np.maximum(
+                line(self.points, lower, at_x) - points[upper[1:-1], 1], 0
+            )
         return points
 
     def sources(self, x: Floats, y: Floats) -> tuple[Floats, Floats]:
-        """Row from which every point of the changed picture comes, and how much of a new gap it shows, 0..1."""
+        """Row from which every point of the changed picture comes, and how much of a new gap it
+        shows, 0..1."""
         inside = np.zeros_like(y)
         rows = y
         if self.mouth is not None:
             unit = float(np.linalg.norm(np.subtract(*eyes_to_mouth(self.points))))
             upper, lower = line(self.points, UPPER_LIP, x), line(self.points, LOWER_LIP, x)
             shift, most, middle = self.lip_shift(x)
-            chin = (0.75 if most > 0 else 0.4) * most * np.exp(-(((x - middle) / (0.6 * unit)) ** 2))
+            chin = (
+                (0.75 if most > 0 else 0.4) * most * np.exp(-(((x - middle) / (0.6 * unit)) ** 2))
+            )
             rows = y.copy()
             for _ in range(4):  # the inverse of a contraction, by iteration
                 below = np.maximum(rows - lower, 0)
@@ -291,18 +339,25 @@ class Grimace:
                 fold = lid - 0.3 * float(np.abs(ends[1] - ends[0]))
                 down = lid + share * np.maximum(under - lid, 0)
                 skin = (y > fold) & (y < down) & (x > ends.min()) & (x < ends.max())
-                rows = np.where(skin, fold + (y - fold) * (lid - fold) / np.maximum(down - fold, 1e-3), rows)
+                rows = np.where(
+                    skin, fold + (y - fold) * (lid - fold) / np.maximum(down - fold, 1e-3), rows
+                )
         return np.asarray(rows, np.float32), np.asarray(inside, np.float32)
 
 
 def draw_grimace(points: Floats, rng: np.random.Generator) -> Grimace:
-    """Four in ten faces as they are; the rest with the mouth opened or closed, or the eyes more or less shut."""
+    """Four in ten faces as they are; the rest with the mouth opened or closed, or the eyes more or
+    less shut."""
     mouth, lids = None, (0.0, 0.0)
     if rng.random() < 0.45:
         mouth = 0.0 if rng.random() < 0.2 else float(rng.uniform(0, 0.42))
     if rng.random() < 0.35:
         both = float(rng.uniform(0.1, 0.95))
-        lids = (both, both) if rng.random() < 0.75 else ((both, 0.0) if rng.random() < 0.5 else (0.0, both))
+        lids = (
+            (both, both)
+            if rng.random() < 0.75
+            else ((both, 0.0) if rng.random() < 0.5 else (0.0, both))
+        )
     return Grimace(points, mouth, lids)
 
 
@@ -324,7 +379,8 @@ def paint_gap(view: Floats, inside: Floats, y: Floats, rng: np.random.Generator)
 
 
 def draw_window(points: Floats, rng: np.random.Generator) -> tuple[Floats, Floats]:
-    """Origin (2,) and axes (2, 2; rows: to the right, down) of a host's crop, in pixels of the picture."""
+    """Origin (2,) and axes (2, 2; rows: to the right, down) of a host's crop, in pixels of the
+    picture."""
     eyes, mouth = eyes_to_mouth(points)
     unit = float(np.linalg.norm(mouth - eyes))
     size = np.float32([rng.uniform(1.9, 2.7), rng.uniform(2.1, 3.6)])
@@ -362,7 +418,8 @@ def crisp(view: Floats, rng: np.random.Generator) -> Floats:
 
 
 def soft(view: Floats, rng: np.random.Generator) -> Floats:
-    """A decoder's face: area down to the detail of 64..192 px of 256 (often 96) and bicubic back, or blurred."""
+    """A decoder's face: area down to the detail of 64..192 px of 256 (often 96) and bicubic back,
+    or blurred."""
     detail = 96 if rng.random() < 0.4 else int(rng.integers(56, 192))
     side = round(detail * VIEW / 256)
     small = cv2.resize(view, (side, side), interpolation=cv2.INTER_AREA)
@@ -379,13 +436,16 @@ def packed(view: Floats, rng: np.random.Generator) -> Floats:
         view = view + rng.normal(0, rng.uniform(0.5, 6), view.shape).astype(np.float32)
     view = np.clip(view, 0, 255)
     if rng.random() < 0.25:
-        code = cv2.imencode(".jpg", np.uint8(view), [cv2.IMWRITE_JPEG_QUALITY, int(rng.integers(40, 95))])[1]
+        code = cv2.imencode(
+            ".jpg", np.uint8(view), [cv2.IMWRITE_JPEG_QUALITY, int(rng.integers(40, 95))]
+        )[1]
         view = np.asarray(cv2.imdecode(code, cv2.IMREAD_COLOR), np.float32)
     return np.asarray(view, np.float32)
 
 
 def truths(points: Floats, origin: Floats, sides: Floats) -> Floats:
-    """What is to be said of a crop, 24 numbers in shares of it: 5 landmarks, 4 corners, lips, 2 lids (vectors)."""
+    """What is to be said of a crop, 24 numbers in shares of it: 5 landmarks, 4 corners, lips, 2
+    lids (vectors)."""
     inverse = np.linalg.inv(sides)
     places = (points - origin) @ inverse
     corners = places[CORNERS].reshape(2, 2, 2)
@@ -396,7 +456,8 @@ def truths(points: Floats, origin: Floats, sides: Floats) -> Floats:
 
 
 class Sampler:
-    """Draws training views from the gathered pictures: a file by its share, a picture of it, a grimace, a crop."""
+    """Draws training views from the gathered pictures: a file by its share, a picture of it, a
+    grimace, a crop."""
 
     def __init__(self, work: Path) -> None:
         self.pictures = np.load(work / "pictures.npy", mmap_mode="r")
@@ -416,20 +477,30 @@ class Sampler:
         points = self.points[index]
         origin, sides = draw_window(points, rng)
         if 0.06 < kind < 0.08:  # beside the face
-            origin = origin + (rng.uniform(0.6, 0.9) * rng.choice([-1, 1]) * sides[int(rng.integers(2))])
+            origin = origin + (
+                rng.uniform(0.6, 0.9) * rng.choice([-1, 1]) * sides[int(rng.integers(2))]
+            )
         grimace = draw_grimace(points, rng)
         steps = (np.arange(VIEW, dtype=np.float32) + 0.5) / VIEW
-        x, y = (origin[i] + steps[None, :] * sides[0, i] + steps[:, None] * sides[1, i] for i in (0, 1))
+        x, y = (
+            origin[i] + steps[None, :] * sides[0, i] + steps[:, None] * sides[1, i] for i in (0, 1)
+        )
         x, y = np.asarray(x, np.float32), np.asarray(y, np.float32)
         rows, inside = grimace.sources(x, y)
         picture = np.asarray(self.pictures[index])
-        view = cv2.remap(picture, x - 0.5, rows - 0.5, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REFLECT_101)
+        view = cv2.remap(
+            picture, x - 0.5, rows - 0.5, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REFLECT_101
+        )
         view = paint_gap(view.astype(np.float32), inside, y, rng)
         if kind < 0.08:
             return view, None
         if kind < 0.1:  # parts of a face, upside down or shuffled
             turned = np.rot90(view, int(rng.integers(1, 4)))
-            tiles = turned.reshape(4, VIEW // 4, 4, VIEW // 4, 3).swapaxes(1, 2).reshape(16, VIEW // 4, VIEW // 4, 3)
+            tiles = (
+                turned.reshape(4, VIEW // 4, 4, VIEW // 4, 3)
+                .swapaxes(1, 2)
+                .reshape(16, VIEW // 4, VIEW // 4, 3)
+            )
             if rng.random() < 0.5:
                 tiles = tiles[rng.permutation(16)]
             tiles = tiles.reshape(4, 4, VIEW // 4, VIEW // 4, 3).swapaxes(1, 2)
@@ -442,7 +513,8 @@ class Sampler:
 
 
 def draw(args: argparse.Namespace, size: int = 1024) -> None:
-    """Write ``shards/NNNN.npz``: crisp and soft views of `SIDE` px, truths, and whether there are any."""
+    """Write ``shards/NNNN.npz``: crisp and soft views of `SIDE` px, truths, and whether there are
+    any."""
     torch.set_num_threads(1)
     cv2.setNumThreads(1)
     if not (args.work / "sources.npz").exists():
@@ -485,7 +557,8 @@ class Views:
         return len(self.shards)
 
     def batch(self, step: int, size: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Views (2, size, 3, SIDE, SIDE), 0..1, truths (size, 24) and whether there are any (size,)."""
+        """Views (2, size, 3, SIDE, SIDE), 0..1, truths (size, 24) and whether there are any
+        (size,)."""
         rng = np.random.default_rng((self.seed, step))
         names = list(self.shards)
         parts = []
@@ -493,7 +566,9 @@ class Views:
             shard = self.shards[names[int(rng.integers(len(names)))]]
             chosen = rng.integers(0, len(shard["faces"]), size // 4)
             parts.append([shard[name][chosen] for name in ("views", "truths", "faces")])
-        views, said, faces = (torch.from_numpy(np.concatenate(each)) for each in zip(*parts, strict=True))
+        views, said, faces = (
+            torch.from_numpy(np.concatenate(each)) for each in zip(*parts, strict=True)
+        )
         pictures = views.float().transpose(0, 1) / 255
         turned = torch.from_numpy(rng.random(len(faces)) < 0.5)
         pictures = torch.where(turned[None, :, None, None, None], pictures.flip(-1), pictures)
@@ -512,10 +587,14 @@ def truth_reading(said: torch.Tensor) -> Reading:
     """The truths (N, 24) as the network would say them."""
     landmarks, corners = said[:, :10].reshape(-1, 5, 2), said[:, 10:18].reshape(-1, 2, 2, 2)
     lips, lids = said[:, 18:20], said[:, 20:].reshape(-1, 2, 2)
-    return Reading(said[:, 0], landmarks, landmarks, mouth_share(lips, landmarks), lips, lids, corners)
+    return Reading(
+        said[:, 0], landmarks, landmarks, mouth_share(lips, landmarks), lips, lids, corners
+    )
 
 
-def losses(network: MeterNetwork, views: torch.Tensor, said: torch.Tensor, faces: torch.Tensor) -> Losses:
+def losses(
+    network: MeterNetwork, views: torch.Tensor, said: torch.Tensor, faces: torch.Tensor
+) -> Losses:
     """Weighted terms on views (2, N, 3, SIDE, SIDE) of the same N crops."""
     count, truth = len(said), truth_reading(said)
     unit = axes(truth.landmarks)[1].norm(dim=1).clamp_min(0.05)[:, None, None]
@@ -555,9 +634,15 @@ def losses(network: MeterNetwork, views: torch.Tensor, said: torch.Tensor, faces
 
 def export(network: MeterNetwork, path: Path, steps: int) -> None:
     """Write the weights, halved to fp16, replacing the file in one move."""
-    state = {name: tensor.detach().half().contiguous() for name, tensor in network.state_dict().items()}
+    state = {
+        name: tensor.detach().half().contiguous() for name, tensor in network.state_dict().items()
+    }
     partial = path.with_suffix(".partial")
-    save_file(state, partial, {"architecture": "MeterNetwork", "steps": str(steps), "licence": "apache-2.0"})
+    save_file(
+        state,
+        partial,
+        {"architecture": "MeterNetwork", "steps": str(steps), "licence": "apache-2.0"},
+    )
     partial.replace(path)
 
 
@@ -580,7 +665,11 @@ def train(args: argparse.Namespace) -> None:
     while step < args.steps:
         if step % 100 == 0 or not views.shards:
             views.look()
-        rate = float(args.lr * min(1.0, (step + 1) / 200) * (0.02 + 0.49 * (1 + np.cos(np.pi * step / args.steps))))
+        rate = float(
+            args.lr
+            * min(1.0, (step + 1) / 200)
+            * (0.02 + 0.49 * (1 + np.cos(np.pi * step / args.steps)))
+        )
         for group in optimiser.param_groups:
             group["lr"] = rate
         terms = losses(network, *views.batch(step, args.batch))
@@ -600,7 +689,9 @@ def train(args: argparse.Namespace) -> None:
             sums = {}
         if step % 250 == 0 or step == args.steps:
             partial = checkpoint.with_suffix(".partial")
-            torch.save({"step": step} | {name: part.state_dict() for name, part in parts.items()}, partial)
+            torch.save(
+                {"step": step} | {name: part.state_dict() for name, part in parts.items()}, partial
+            )
             partial.replace(checkpoint)
     if args.export:
         export(slow, args.export, step)
@@ -621,7 +712,8 @@ def crop_of(frame_rgb: Image, box_xyxy: Floats, points: Floats) -> tuple[Image, 
 
 
 def boxes(found_xywh: tuple[float, ...], points: Floats) -> dict[str, Floats]:
-    """The hosts' boxes: tight from a detector, tight from landmarks (as MuseTalk), framed as FFHQ, wider still."""
+    """The hosts' boxes: tight from a detector, tight from landmarks (as MuseTalk), framed as FFHQ,
+    wider still."""
     x, y, w, h = found_xywh
     bridge, chin = (points[at(one)[0]] for one in (6, 152))
     cheeks = np.sort(points[at(234, 454), 0])
@@ -629,7 +721,11 @@ def boxes(found_xywh: tuple[float, ...], points: Floats) -> dict[str, Floats]:
     middle = x + w / 2, y + 0.42 * h
     eyes, mouth = eyes_to_mouth(points)
     unit = float(np.linalg.norm(mouth - eyes))
-    across, down, half = float((eyes + mouth)[0]) / 2, float(eyes[1]) + 0.125 * unit, 3.95 * unit / 2
+    across, down, half = (
+        float((eyes + mouth)[0]) / 2,
+        float(eyes[1]) + 0.125 * unit,
+        3.95 * unit / 2,
+    )
     found = {
         "tight": (x, y + 0.08 * h, x + w, y + h),
         "landmarks": (cheeks[0], 2 * bridge[1] - chin[1], cheeks[1], chin[1]),
@@ -662,18 +758,22 @@ def measured(meter: FaceMeter, crops_rgb: Image) -> dict[str, Floats]:
     for first in range(0, len(crops_rgb), 32):
         faces = torch.from_numpy(crops_rgb[first : first + 32]).permute(0, 3, 1, 2).float() / 255
         parts.append(meter.measure(faces))
-    found = {name: torch.cat([getattr(part, name) for part in parts]).numpy() for name in vars(parts[0])}
+    found = {
+        name: torch.cat([getattr(part, name) for part in parts]).numpy() for name in vars(parts[0])
+    }
     found["landmarks"] = found["landmarks"] * np.float32(CROP / crops_rgb.shape[1])
     return found
 
 
 def dark_gap(crop_rgb: Image, places: Floats) -> float:
-    """What needs no network: rows much darker than the skin, in a strip about the middle of the (true) mouth."""
+    """What needs no network: rows much darker than the skin, in a strip about the middle of the
+    (true) mouth."""
     grey = cv2.cvtColor(crop_rgb, cv2.COLOR_RGB2GRAY).astype(np.float32)
     eyes, mouth = eyes_to_mouth(places)
     unit, (x, y) = float(mouth[1] - eyes[1]), mouth
     strip = grey[
-        max(0, int(y - 0.3 * unit)) : int(y + 0.5 * unit), max(0, int(x - 0.08 * unit)) : int(x + 0.08 * unit)
+        max(0, int(y - 0.3 * unit)) : int(y + 0.5 * unit),
+        max(0, int(x - 0.08 * unit)) : int(x + 0.08 * unit),
     ]
     skin = np.median(grey[max(0, int(y - 0.6 * unit)) : int(y + 0.7 * unit)])
     return float((strip.mean(1) < 0.5 * skin).sum() / unit)
@@ -687,7 +787,12 @@ def correlation(one: Floats, other: Floats) -> float:
 def spread(differences: Floats) -> dict[str, float]:
     """Mean, 95th and 99th percentile and largest of absolute differences."""
     size = np.abs(differences).ravel()
-    return {"mean": size.mean(), "p95": np.percentile(size, 95), "p99": np.percentile(size, 99), "max": size.max()}
+    return {
+        "mean": size.mean(),
+        "p95": np.percentile(size, 95),
+        "p99": np.percentile(size, 99),
+        "max": size.max(),
+    }
 
 
 def shifted_eyes(crops_rgb: Image, places: Floats, pixels: float = 5.0) -> Image:
@@ -697,10 +802,15 @@ def shifted_eyes(crops_rgb: Image, places: Floats, pixels: float = 5.0) -> Image
     for crop, points in zip(crops_rgb, places, strict=True):
         near = np.zeros_like(x)
         for one, other in (CORNERS[:2], CORNERS[2:]):
-            middle, width = points[[one, other]].mean(0), np.linalg.norm(points[one] - points[other])
+            middle, width = (
+                points[[one, other]].mean(0),
+                np.linalg.norm(points[one] - points[other]),
+            )
             far = np.hypot(x - middle[0], y - middle[1]) / width
             near = np.maximum(near, 1 - smooth(0.6, 1.2, far))
-        views.append(cv2.remap(crop, x - pixels * near, y, cv2.INTER_CUBIC, borderMode=cv2.BORDER_REPLICATE))
+        views.append(
+            cv2.remap(crop, x - pixels * near, y, cv2.INTER_CUBIC, borderMode=cv2.BORDER_REPLICATE)
+        )
     return np.stack(views)
 
 
@@ -708,16 +818,27 @@ def grimaced(crops_rgb: Image, places: Floats, mouth: float | None, lids: float)
     """Crops with the mouth brought to a gap and the lids down by a share."""
     y, x = np.mgrid[:CROP, :CROP].astype(np.float32) + np.float32(0.5)
     rows = [Grimace(points, mouth, (lids, lids)).sources(x, y)[0] for points in places]
-    return np.stack([cv2.remap(c, x - 0.5, r - 0.5, cv2.INTER_CUBIC) for c, r in zip(crops_rgb, rows, strict=True)])
+    return np.stack(
+        [
+            cv2.remap(c, x - 0.5, r - 0.5, cv2.INTER_CUBIC)
+            for c, r in zip(crops_rgb, rows, strict=True)
+        ]
+    )
 
 
 def teacher_says(places: Floats) -> dict[str, Floats]:
     """The measures of points (n, points, 2), as the meter defines them."""
     unit = np.eye(2, dtype=np.float32)
-    said = torch.from_numpy(np.stack([truths(each, np.zeros(2, np.float32), unit) for each in places]))
+    said = torch.from_numpy(
+        np.stack([truths(each, np.zeros(2, np.float32), unit) for each in places])
+    )
     truth = truth_reading(said)
     eyes = truth.eye_shares(said.new_ones(2) * 1.0)
-    return {"landmarks": truth.landmarks.numpy(), "mouth": truth.mouth.numpy(), "eyes": eyes.numpy()}
+    return {
+        "landmarks": truth.landmarks.numpy(),
+        "mouth": truth.mouth.numpy(),
+        "eyes": eyes.numpy(),
+    }
 
 
 def lite_faces(crops_rgb: Image) -> Image:
@@ -743,7 +864,9 @@ def evaluate_clip(meter: FaceMeter, args: argparse.Namespace, path: Path) -> dic
         if found is None:
             continue
         points = wanted[number].mean(0)
-        for name, box in ((name, box) for name, box in boxes(found, points).items() if name in args.crops):
+        for name, box in (
+            (name, box) for name, box in boxes(found, points).items() if name in args.crops
+        ):
             crop, placed = crop_of(frame, box, points)
             crops.setdefault(name, []).append(crop)
             places.setdefault(name, []).append(placed)
@@ -771,11 +894,19 @@ def evaluate_clip(meter: FaceMeter, args: argparse.Namespace, path: Path) -> dic
                 "mouth error": spread(says["mouth"] - truth["mouth"]),
                 "eyes error": spread(says["eyes"] - truth["eyes"]),
                 "landmarks": float(error.mean()),
-                "confidence": [float(np.percentile(says["confidence"], share)) for share in (0, 1, 50)],
+                "confidence": [
+                    float(np.percentile(says["confidence"], share)) for share in (0, 1, 50)
+                ],
             }
         result[f"{name}, soft against sharp"] = compared(views["soft"], views["sharp"])
-        result[f"{name}, truth"] = {"mouth sd": float(truth["mouth"].std()), "mouth": float(truth["mouth"].mean())}
-        dark = [np.float32([dark_gap(c, p) for c, p in zip(v, points, strict=True)]) for v in (sharp, blurred)]
+        result[f"{name}, truth"] = {
+            "mouth sd": float(truth["mouth"].std()),
+            "mouth": float(truth["mouth"].mean()),
+        }
+        dark = [
+            np.float32([dark_gap(c, p) for c, p in zip(v, points, strict=True)])
+            for v in (sharp, blurred)
+        ]
         result[f"{name}, dark gap"] = {
             "mouth r": correlation(dark[0], truth["mouth"]),
             "mouth r, soft": correlation(dark[1], truth["mouth"]),
@@ -792,9 +923,13 @@ def evaluate_clip(meter: FaceMeter, args: argparse.Namespace, path: Path) -> dic
             shut = measured(meter, grimaced(sharp[some][parted], some_points[parted], 0.0, 0.0))
             result[f"{name}, mouth shut"] = {
                 "change / truth": float(
-                    np.median((softs["mouth"][parted] - shut["mouth"]) / truth["mouth"][some][parted])
+                    np.median(
+                        (softs["mouth"][parted] - shut["mouth"]) / truth["mouth"][some][parted]
+                    )
                 ),
-                "change": [float(v) for v in np.percentile(softs["mouth"][parted] - shut["mouth"], (5, 50))],
+                "change": [
+                    float(v) for v in np.percentile(softs["mouth"][parted] - shut["mouth"], (5, 50))
+                ],
             }
         opened = measured(meter, grimaced(sharp[some], some_points, 0.3, 0.0))
         result[f"{name}, lips parted to 0.3 (unpainted)"] = [
@@ -817,7 +952,9 @@ def evaluate_clip(meter: FaceMeter, args: argparse.Namespace, path: Path) -> dic
         }
     if empty:
         says = measured(meter, np.stack(empty))["confidence"]
-        result["no face"] = {"confidence": [float(np.percentile(says, share)) for share in (50, 90, 100)]}
+        result["no face"] = {
+            "confidence": [float(np.percentile(says, share)) for share in (50, 90, 100)]
+        }
     return result
 
 
@@ -837,11 +974,19 @@ def evaluate_synthetic(meter: FaceMeter) -> dict[str, Any]:
     sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "examples"))
     from talking_head import pose_at, talking_head
 
-    crops = [crop_of(f[..., ::-1], np.float32(b), np.zeros((1, 2), np.float32))[0] for f, b in talking_head(200)]
+    crops = [
+        crop_of(f[..., ::-1], np.float32(b), np.zeros((1, 2), np.float32))[0]
+        for f, b in talking_head(200)
+    ]
     poses = [pose_at(index / 25, 0) for index in range(200)]
-    opening, blink = (np.float32([getattr(pose, name) for pose in poses]) for name in ("opening", "blink"))
+    opening, blink = (
+        np.float32([getattr(pose, name) for pose in poses]) for name in ("opening", "blink")
+    )
     result: dict[str, Any] = {"frames": 200}
-    views = {"sharp": measured(meter, np.stack(crops)), "soft": measured(meter, host_soft(np.stack(crops)))}
+    views = {
+        "sharp": measured(meter, np.stack(crops)),
+        "soft": measured(meter, host_soft(np.stack(crops))),
+    }
     for view, says in views.items():
         result[view] = {
             "mouth r": correlation(says["mouth"], opening),
@@ -866,26 +1011,49 @@ def evaluate(args: argparse.Namespace) -> None:
 
 
 def table(result: dict[str, Any]) -> str:
-    """The main figures as Markdown: agreement by clip and crop, then what two looks at one face differ by."""
-    agreement = ["| clip, crop | frames | teacher with itself | mouth | soft | dark gap | eyes | soft | landmarks |"]
+    """The main figures as Markdown: agreement by clip and crop, then what two looks at one face
+    differ by."""
+    agreement = [
+        "| clip, crop | frames | teacher with itself | mouth | soft | dark gap | eyes | soft | "
+        "landmarks |"
+    ]
     agreement.append("|---" * 9 + "|")
-    stability = ["| clip, crop | mouth, soft / sharp | lite / soft | eyes, soft / sharp | lite / soft | eyes' px |"]
+    stability = [
+        "| clip, crop | mouth, soft / sharp | lite / soft | eyes, soft / sharp | lite / soft | "
+        "eyes' px |"
+    ]
     stability.append("|---" * 6 + "|")
     for clip, found in result.items():
         for crop in CROPS:
             if f"{crop}, sharp" not in found:
                 continue
             sharp, soft_view = found[f"{crop}, sharp"], found[f"{crop}, soft"]
-            cells = [found["teacher with itself"]["mouth r"], sharp["mouth r"], soft_view["mouth r"]]
-            cells += [found[f"{crop}, dark gap"]["mouth r"], sharp["eyes r"], soft_view["eyes r"], sharp["landmarks"]]
+            cells = [
+                found["teacher with itself"]["mouth r"],
+                sharp["mouth r"],
+                soft_view["mouth r"],
+            ]
+            cells += [
+                found[f"{crop}, dark gap"]["mouth r"],
+                sharp["eyes r"],
+                soft_view["eyes r"],
+                sharp["landmarks"],
+            ]
             numbers = " | ".join(f"{cell:.3f}" for cell in cells)
             agreement.append(f"| {clip}, {crop} | {found['frames']} | {numbers} |")
-            looks = [found[f"{crop}, {pair}"] for pair in ("soft against sharp", "lite against soft")]
+            looks = [
+                found[f"{crop}, {pair}"] for pair in ("soft against sharp", "lite against soft")
+            ]
             texts = [
-                f"{look[key]['mean']:.4f} ({look[key]['max']:.3f})" for key in ("mouth", "eyes") for look in looks
+                f"{look[key]['mean']:.4f} ({look[key]['max']:.3f})"
+                for key in ("mouth", "eyes")
+                for look in looks
             ]
             still = looks[0]["eye landmarks px"]
-            stability.append(f"| {clip}, {crop} | {' | '.join(texts)} | {still['mean']:.2f} ({still['max']:.2f}) |")
+            stability.append(
+                f"| {clip}, {crop} | {' | '.join(texts)} | {still['mean']:.2f} "
+                f"({still['max']:.2f}) |"
+            )
     return "\n".join([*agreement, "", *stability])
 
 
@@ -897,17 +1065,25 @@ def rounded(value: Any) -> Any:
 
 
 def parse_args() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("stage", choices=("label", "draw", "train", "eval"))
     parser.add_argument("--data", type=Path, required=True, help="has clips/ and portraits/")
-    parser.add_argument("--work", type=Path, default=Path(".train/meter"), help="labels, cache, checkpoints")
+    parser.add_argument(
+        "--work", type=Path, default=Path(".train/meter"), help="labels, cache, checkpoints"
+    )
     parser.add_argument("--yunet", type=Path, help="YuNet face detector, ONNX; for eval")
-    parser.add_argument("--crops", nargs="+", choices=CROPS, default=CROPS, help="framings for eval")
+    parser.add_argument(
+        "--crops", nargs="+", choices=CROPS, default=CROPS, help="framings for eval"
+    )
     parser.add_argument("--every", type=int, default=1, help="label every n-th frame")
     parser.add_argument("--shards", type=int, default=72, help="files of 1024 views to draw")
     parser.add_argument("--name", default="meter", help="name of the checkpoint")
     parser.add_argument("--steps", type=int, default=3200)
-    parser.add_argument("--batch", type=int, default=40, help="crops, in fours, each twice: crisp and soft")
+    parser.add_argument(
+        "--batch", type=int, default=40, help="crops, in fours, each twice: crisp and soft"
+    )
     parser.add_argument("--lr", type=float, default=2e-3)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--export", type=Path, help="write the averaged weights here")

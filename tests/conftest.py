@@ -1,4 +1,5 @@
-"""Fixtures shared by all tests: a restorer without weights, a synthetic talking head, the data folder."""
+"""Fixtures shared by all tests: a restorer without weights, a synthetic talking head, the data
+folder."""
 
 from __future__ import annotations
 
@@ -23,7 +24,8 @@ sys.path.insert(0, str(ROOT / "examples"))
 RECORD = ModelInfo("fake", "no network", 256, 512, (0.0, 1.0), "none", bytes_per_face=2**20)
 
 PLAIN = {"stability": 0, "color_match": False, "guard": False, "sharpness_gate": False}
-"""What a network made comes back as it is: for tests of networks, which are shown no faces but noise."""
+"""What a network made comes back as it is: for tests of networks, which are shown no faces but
+noise."""
 
 
 class FakeRestorer(Restorer):
@@ -48,8 +50,11 @@ class FakeRestorer(Restorer):
         self.backend.close()
 
 
-def enhancer_around(function: Callable | None = None, record: ModelInfo = RECORD, **options) -> GFPGANEnhancer:
-    """An enhancer around a FakeRestorer. What a network made comes back as it is, unless `options` say otherwise."""
+def enhancer_around(
+    function: Callable | None = None, record: ModelInfo = RECORD, **options
+) -> GFPGANEnhancer:
+    """An enhancer around a FakeRestorer. What a network made comes back as it is, unless `options`
+    say otherwise."""
     settings = EnhancerSettings(enabled=True, **(PLAIN | options))
     request = LoadRequest(record, settings, torch.device("cpu"))
     return GFPGANEnhancer.from_settings(settings, FakeRestorer(request, function))
@@ -57,7 +62,8 @@ def enhancer_around(function: Callable | None = None, record: ModelInfo = RECORD
 
 @pytest.fixture
 def make_enhancer():
-    """make_enhancer(function=None, record=RECORD, **settings) -> an enhancer, see `enhancer_around`."""
+    """make_enhancer(function=None, record=RECORD, **settings) -> an enhancer, see
+    `enhancer_around`."""
     return enhancer_around
 
 
@@ -74,14 +80,17 @@ def faces(rng: np.random.Generator) -> np.ndarray:
 
 @pytest.fixture(scope="session")
 def take() -> torch.Tensor:
-    """40 sharp crops of the talking head, float (40, 3, 256, 256), RGB, 0..1; eyes and mouth open and close."""
+    """40 sharp crops of the talking head, float (40, 3, 256, 256), RGB, 0..1; eyes and mouth open
+    and close."""
     pytest.importorskip("skimage")
     import cv2
     from talking_head import talking_head
 
     crops = []
     for frame_bgr, (left, top, right, bottom) in talking_head(40, size=640):
-        face = cv2.resize(frame_bgr[top:bottom, left:right, ::-1], (256, 256), interpolation=cv2.INTER_AREA)
+        face = cv2.resize(
+            frame_bgr[top:bottom, left:right, ::-1], (256, 256), interpolation=cv2.INTER_AREA
+        )
         crops.append(torch.from_numpy(face).permute(2, 0, 1).float() / 255)
     return torch.stack(crops)
 
@@ -94,7 +103,8 @@ def soft(take: torch.Tensor) -> torch.Tensor:
 
 @pytest.fixture(scope="session")
 def shared() -> Path:
-    """The folder with real clips and detectors; MUSETALK_ENHANCE_TEST_DATA or ``shared`` beside the checkout."""
+    """The folder with real clips and detectors; MUSETALK_ENHANCE_TEST_DATA or ``shared`` beside the
+    checkout."""
     folder = Path(os.environ.get("MUSETALK_ENHANCE_TEST_DATA", ROOT.parent / "shared"))
     if not (folder / "data").is_dir():
         pytest.skip("no data folder beside the checkout (set MUSETALK_ENHANCE_TEST_DATA)")
@@ -103,10 +113,11 @@ def shared() -> Path:
 
 @pytest.fixture(scope="session")
 def latent_decoder(shared: Path) -> Callable[..., torch.Tensor]:
-    """``decoder_soft(crops, blend, noise=0, generator=None)``: crops through a real, tiny latent autoencoder.
+    """``decoder_soft(crops, blend, noise=0, generator=None)``: crops through a real, tiny latent
+    autoencoder.
 
-    Crops are float (N, 3, H, W), RGB, 0..1, sides multiples of 8. `blend` 0..0.55 blurs the latents, `noise`
-    is a share of their spread.
+    Crops are float (N, 3, H, W), RGB, 0..1, sides multiples of 8. `blend` 0..0.55 blurs the
+    latents, `noise` is a share of their spread.
     """
     tool = shared / "tools" / "tiny_autoencoder.py"
     weights = [shared / "weights" / f"taef2_{part}.pth" for part in ("encoder", "decoder")]
@@ -135,5 +146,6 @@ def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """No test sees or touches the user's weights and measurements."""
     folder = tmp_path / "weight-cache"
     monkeypatch.setenv("MUSETALK_ENHANCE_CACHE", str(folder))
-    monkeypatch.setenv("MUSETALK_ENHANCE_TUNING", "off")  # no test waits for a measurement it did not ask for
+    # no test waits for a measurement it did not ask for
+    monkeypatch.setenv("MUSETALK_ENHANCE_TUNING", "off")
     return folder

@@ -15,7 +15,9 @@ def soften(faces: torch.Tensor) -> torch.Tensor:
 
 def to_frames(faces: torch.Tensor) -> np.ndarray:
     """float (N, 3, H, W), RGB, 0..1 to uint8 (N, H, W, 3), BGR."""
-    return faces.flip(1).mul(255).round().clamp(0, 255).byte().permute(0, 2, 3, 1).contiguous().numpy()
+    return (
+        faces.flip(1).mul(255).round().clamp(0, 255).byte().permute(0, 2, 3, 1).contiguous().numpy()
+    )
 
 
 def to_faces(frames: np.ndarray) -> torch.Tensor:

@@ -21,7 +21,8 @@ class Machine:
     """Where a face takes `FACE` MiB and some runs take more; runs what a planner says.
 
     Attributes:
-        spikes: (faces, how many batches of that size ran before) to MiB that this one takes besides.
+        spikes: (faces, how many batches of that size ran before) to MiB that this one takes
+            besides.
         tried: faces of each batch.
         measured: faces of each batch that was watched.
         exact: whether its peaks are.
@@ -36,7 +37,9 @@ class Machine:
         yield peak
         faces = self.tried[-1]
         self.measured.append(faces)
-        peak.highest = (FACE * faces + self.spikes.get((faces, self.tried.count(faces) - 1), 0)) * MIB
+        peak.highest = (
+            FACE * faces + self.spikes.get((faces, self.tried.count(faces) - 1), 0)
+        ) * MIB
 
     def run(self, planner: BatchPlanner, waiting: int = 99) -> None:
         self.tried.append(planner.next(waiting))
@@ -83,7 +86,9 @@ def test_what_only_one_run_takes_does_not_keep_batches_small(machine, faces, tri
     assert machine.tried == tried and planner.planned == 7
 
 
-@pytest.mark.parametrize(("faces", "tried"), [(1, [1] * 6), (2, [1, 2, 2, 1, 1, 1]), (7, [1, 2, 7, 7, 4, 4])])
+@pytest.mark.parametrize(
+    ("faces", "tried"), [(1, [1] * 6), (2, [1, 2, 2, 1, 1, 1]), (7, [1, 2, 7, 7, 4, 4])]
+)
 def test_what_two_runs_take_is_believed(machine, faces, tried):
     machine.spikes.update({(faces, 0): 160, (faces, 1): 160})
     planner = planned(206)

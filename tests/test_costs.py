@@ -34,7 +34,9 @@ def test_one_batch_says_no_more_than_that_all_of_it_grows():
     assert one.line() == (0, 100)
     assert one.bytes_for(1) == 100, "measured: no headroom"
     assert one.bytes_for(2) == 210
-    assert [one.fitting(budget, 9) for budget in (109, 230, 232)] == [0, 1, 2], "a tenth more than was seen"
+    assert [one.fitting(budget, 9) for budget in (109, 230, 232)] == [0, 1, 2], (
+        "a tenth more than was seen"
+    )
 
 
 def test_two_batches_make_a_line():
@@ -59,7 +61,9 @@ def test_of_two_looks_the_lower_counts():
     twice.add(1, Peak(300, 20))
     assert not twice.sure(1) and twice.measured == {1: 300}
     twice.add(1, Peak(100, 0))
-    assert twice.sure(1) and twice.measured == {1: 120}, "what the first run has kept is still there"
+    assert twice.sure(1) and twice.measured == {1: 120}, (
+        "what the first run has kept is still there"
+    )
     twice.add(1, Peak(500, 0))
     assert twice.measured == {1: 120}
 
@@ -85,7 +89,9 @@ def test_what_was_kept_counts_to_the_next():
 
 
 def test_steps():
-    assert [m.next_step for m in (model(), model((1, 9)), model((2, 9)), model((1, 9), (8, 9)))] == [1, 2, 8, 32]
+    assert [
+        m.next_step for m in (model(), model((1, 9)), model((2, 9)), model((1, 9), (8, 9)))
+    ] == [1, 2, 8, 32]
 
 
 MEASURED = """
@@ -98,7 +104,7 @@ from musetalk_enhance.pipeline import costs
 from musetalk_enhance.runtime import memory
 
 def seen():
-    # until the thread that samples has looked: on a busy machine it may wait longer than the work takes
+    # until the thread that samples has looked: it may wait longer than the work takes
     for _ in range(2 if sampled else 0):  # the first look may have begun before
         looked.clear()
         assert looked.wait(60)
@@ -132,7 +138,9 @@ print(peak.highest, peak.kept, kept.size, peak.exact)
 @pytest.mark.parametrize("how", ["kernel", "sampled"])
 def test_watch_on_the_cpu(how):
     """In a process of its own: in a large one the system takes cold pages away meanwhile."""
-    done = subprocess.run([sys.executable, "-c", MEASURED, how], capture_output=True, text=True, cwd=ROOT)
+    done = subprocess.run(
+        [sys.executable, "-c", MEASURED, how], capture_output=True, text=True, cwd=ROOT
+    )
     assert done.returncode == 0, done.stderr
     highest, kept, size, exact = map(ast.literal_eval, done.stdout.split())
     assert 140 * MIB < highest < 180 * MIB, "three and one of 40 at once"
@@ -160,6 +168,7 @@ def test_watch_on_cuda(monkeypatch):
     }.items():
         monkeypatch.setattr(torch.cuda, name, answer)
     with costs.watch(torch.device("cuda")) as peak:
-        state.update(allocated=110, peak=150, reserved=260, free=600)  # 60 more reserved, 40 taken by others
+        # 60 more reserved, 40 taken by others
+        state.update(allocated=110, peak=150, reserved=260, free=600)
     assert (peak.highest, peak.kept) == (50 + 40, 10 + 40)
     assert costs.measurable(torch.device("cuda")) and not costs.measurable(torch.device("meta"))

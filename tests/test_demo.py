@@ -1,4 +1,5 @@
-"""The demo: its talking head, its imitation of the host, its files and figures, and when it fails."""
+"""The demo: its talking head, its imitation of the host, its files and figures, and when it
+fails."""
 
 from __future__ import annotations
 
@@ -13,11 +14,13 @@ import torch
 
 from musetalk_enhance.enhancer import GFPGANEnhancer
 from musetalk_enhance.media import probe, read_frames, read_image
-from musetalk_enhance.metrics import color_drift, laplacian_energy, psnr
+from musetalk_enhance.report.metrics import color_drift, laplacian_energy, psnr
 from tests.conftest import RECORD, ROOT
 from tests.pictures import to_faces, to_frames
 
-pytest.importorskip("skimage", reason="the demo animates scikit-image's portrait: pip install -e '.[demo]'")
+pytest.importorskip(
+    "skimage", reason="the demo animates scikit-image's portrait: pip install -e '.[demo]'"
+)
 pytestmark = pytest.mark.filterwarnings("error")
 
 sys.path.insert(0, str(ROOT / "examples"))
@@ -65,7 +68,9 @@ def test_talking_head_gives_the_same_frames_again_and_moves(take):
 
 def test_boxes_lie_in_the_frame_and_are_about_256_px_at_full_size():
     for seconds in np.linspace(0, 20, 101):
-        left, top, right, bottom = talking_head._face_box(talking_head.pose_at(float(seconds), 0), 640 / 270)
+        left, top, right, bottom = talking_head._face_box(
+            talking_head.pose_at(float(seconds), 0), 640 / 270
+        )
         assert 0 <= left < right <= 640 and 0 <= top < bottom <= 640
         assert 200 < right - left < 256 < bottom - top < 340
 
@@ -74,7 +79,8 @@ def test_the_mouth_opens_and_closes():
     openings = [talking_head.pose_at(index / 25, 0).opening for index in range(250)]
     assert min(openings) < -5 and max(openings) > 4
     turns = np.diff(np.sign(np.diff(openings)))
-    assert 40 < np.count_nonzero(turns) < 110  # 4 to 5 syllables a second, some of ten seconds in pauses
+    # 4 to 5 syllables a second, some of ten seconds in pauses
+    assert 40 < np.count_nonzero(turns) < 110
 
 
 def test_an_open_mouth_is_dark_and_nothing_else_of_the_frame_changes():
@@ -92,7 +98,9 @@ def test_the_source_is_sharper_than_an_enlargement(take):
     frame, box = take[0]
     portrait = np.ascontiguousarray(data.astronaut()[:270, 90:360, ::-1])
     plain = demo.zoom(portrait, (0, 0, 270, 270), (320, 320))
-    assert laplacian_energy(demo.measured_part(frame, box)) > 1.5 * laplacian_energy(demo.measured_part(plain, box))
+    assert laplacian_energy(demo.measured_part(frame, box)) > 1.5 * laplacian_energy(
+        demo.measured_part(plain, box)
+    )
 
 
 def test_a_frame_size_that_is_too_small():
@@ -106,7 +114,9 @@ def test_softening_loses_detail_and_keeps_color():
     assert soft.shape == (256, 256, 3) and soft.dtype == np.uint8
     assert laplacian_energy(soft) < 0.7 * laplacian_energy(face)
     assert color_drift(soft, face) < 1.5
-    assert np.array_equal(soft, demo.soften(face, 3)) and not np.array_equal(soft, demo.soften(face, 4))
+    assert np.array_equal(soft, demo.soften(face, 3)) and not np.array_equal(
+        soft, demo.soften(face, 4)
+    )
 
 
 def test_the_transform_of_the_softening_is_its_own_inverse(rng):
@@ -130,7 +140,9 @@ def test_softening_keeps_edges_and_smears_fine_detail():
 @pytest.mark.shared
 def test_softening_is_nearer_to_a_latent_decoder_than_a_resize(latent_decoder):
     face = demo.crop_face(*next(talking_head.talking_head(1, 640)))
-    soft = to_frames(latent_decoder(to_faces(face[None]), 0.35, 0.1, torch.Generator().manual_seed(0)))[0]
+    soft = to_frames(
+        latent_decoder(to_faces(face[None]), 0.35, 0.1, torch.Generator().manual_seed(0))
+    )[0]
     small = cv2.resize(face, (96, 96), interpolation=cv2.INTER_AREA)
     plain = cv2.resize(small, (256, 256), interpolation=cv2.INTER_CUBIC)
     assert psnr(demo.soften(face), soft) > psnr(plain, soft) + 1
@@ -141,7 +153,9 @@ def test_softening_is_nearer_to_a_latent_decoder_than_a_resize(latent_decoder):
 
 def test_blending_changes_the_lower_half_of_the_box_only(take):
     frame, (left, top, right, bottom) = take[0]
-    blended = demo.blend_face(frame, np.full((256, 256, 3), 255, np.uint8), (left, top, right, bottom))
+    blended = demo.blend_face(
+        frame, np.full((256, 256, 3), 255, np.uint8), (left, top, right, bottom)
+    )
     changed = np.argwhere((blended != frame).any(axis=2))
     (y0, x0), (y1, x1) = changed.min(axis=0), changed.max(axis=0)
     blur = 6  # half of the width of the blur of the mask, at this size
@@ -162,7 +176,9 @@ def test_the_demo_writes_all_it_promises(tmp_path, capsys, with_restorer):
     with_restorer(sharpen)
     assert demo.main(["--out", str(tmp_path), *SHORT]) == 0
     report = json.loads((tmp_path / "report.json").read_text())
-    assert sorted(report["files"]) == sorted(path.name for path in tmp_path.iterdir() if path.is_file())
+    assert sorted(report["files"]) == sorted(
+        path.name for path in tmp_path.iterdir() if path.is_file()
+    )
     for name, count in report["frames_in_files"].items():
         info = probe(tmp_path / f"{name}.mp4")
         assert (info.frames, count, info.fps) == (12, 12, FPS)
@@ -172,11 +188,16 @@ def test_the_demo_writes_all_it_promises(tmp_path, capsys, with_restorer):
     assert report["sharpness"]["before"] < 0.7 * report["sharpness"]["source"]
     assert 20 < report["psnr_db"]["before"] < 60
     assert max(report["color_drift"].values()) < 2
-    assert report["stats"]["restored"] == 12 and report["model"] == "fake" and report["device"] == "cpu"
+    assert (
+        report["stats"]["restored"] == 12
+        and report["model"] == "fake"
+        and report["device"] == "cpu"
+    )
     assert {"restore", "host: blend"} <= report["seconds"].keys()
     assert report["faces_per_second"] > 0 < report["frames_per_second"]
     assert {"python", "torch", "av", "musetalk_enhance"} <= report["versions"].keys()
-    picture = read_image(tmp_path / "before_after.png")  # before, after, source; the mouths at the bottom
+    # before, after, source; the mouths at the bottom
+    picture = read_image(tmp_path / "before_after.png")
     assert picture.shape == (512 + 6 + 256, 3 * 512 + 12, 3)
     before, after, source = (laplacian_energy(picture[-256:, x : x + 512]) for x in (0, 518, 1036))
     assert before < after and before < source
@@ -190,7 +211,9 @@ def test_the_demo_writes_all_it_promises(tmp_path, capsys, with_restorer):
 
 
 def test_a_result_that_is_not_sharper_is_a_failure(tmp_path, capsys, with_restorer):
-    with_restorer(lambda faces: torch.nn.functional.avg_pool2d(faces, 9, 1, 4, count_include_pad=False))
+    with_restorer(
+        lambda faces: torch.nn.functional.avg_pool2d(faces, 9, 1, 4, count_include_pad=False)
+    )
     assert demo.main(["--out", str(tmp_path), *SHORTEST]) == 1
     assert "not sharper" in capsys.readouterr().err
     assert json.loads((tmp_path / "report.json").read_text())["problems"]
@@ -198,13 +221,18 @@ def test_a_result_that_is_not_sharper_is_a_failure(tmp_path, capsys, with_restor
 
 def test_lost_frames_are_a_failure(tmp_path, monkeypatch, capsys, with_restorer):
     with_restorer(sharpen)
-    monkeypatch.setattr(demo, "read_frames", lambda path: iter(range(2 if path.name == "after.mp4" else 3)))
+    monkeypatch.setattr(
+        demo, "read_frames", lambda path: iter(range(2 if path.name == "after.mp4" else 3))
+    )
     assert demo.main(["--out", str(tmp_path), *SHORTEST]) == 1
     assert "after.mp4 holds 2 frames of 3" in capsys.readouterr().err
 
 
 def test_an_unknown_model_is_one_line(tmp_path, capsys):
-    assert demo.main(["--out", str(tmp_path / "out"), *SHORTEST, "--gfpgan_model", "no-such-model"]) == 2
+    assert (
+        demo.main(["--out", str(tmp_path / "out"), *SHORTEST, "--gfpgan_model", "no-such-model"])
+        == 2
+    )
     assert "no-such-model" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import logging
+import re
 import threading
 import time
 
@@ -13,7 +14,7 @@ import torch
 from torch.nn.functional import interpolate
 
 from musetalk_enhance import GFPGANEnhancer
-from musetalk_enhance.config.settings import EnhancerSettings
+from musetalk_enhance.config.settings import EnhancerSettings, options
 from musetalk_enhance.enhancer import _warn_that_the_budget_is_unused
 from musetalk_enhance.errors import (
     ConfigError,
@@ -32,8 +33,32 @@ def test_plan_names_are_there():
     assert [p.name for p in parameters[:6]] == plan
     assert all(p.kind is inspect.Parameter.KEYWORD_ONLY for p in parameters[6:])
     assert [p.default for p in parameters[1:6]] == [2, "clean", 2, None, None]
-    for name in ("enhance_face", "enhance_batch", "enhance_batch_optimized", "resize_to_original", "reset"):
+    for name in (
+        "enhance_face",
+        "enhance_batch",
+        "enhance_batch_optimized",
+        "resize_to_original",
+        "reset",
+    ):
         assert callable(getattr(GFPGANEnhancer, name))
+
+
+def test_the_constructor_takes_every_option_with_its_default():
+    parameters = dict(inspect.signature(GFPGANEnhancer).parameters)
+    defaults = {option.name: option.default for option in options() if option.name != "enabled"}
+    assert parameters.pop("device").default is None and defaults.pop("device") == "auto"
+    assert {name: parameter.default for name, parameter in parameters.items()} == defaults
+    assert EnhancerSettings(device=None) == EnhancerSettings(), "None is auto, as in GFPGANer"
+    arguments = GFPGANEnhancer.__doc__.split("Args:")[1].split("Raises:")[0]
+    described = re.findall(r"^ {8}(\w+):", arguments, flags=re.M)
+    assert set(described) == {*defaults, "device"} and len(described) == len(defaults) + 1
+
+
+def test_the_constructor_takes_the_types_of_the_schema():
+    types = {name: kind for name, kind in GFPGANEnhancer.__init__.__annotations__.items()}
+    for option in options():
+        if option.name not in ("enabled", "device"):
+            assert types[option.name] == option.type, option.name
 
 
 def test_same_frames_back(make_enhancer, faces):
@@ -45,7 +70,11 @@ def test_same_frames_back(make_enhancer, faces):
     assert np.array_equal(out, kept), "pixel repetition and area average cancel out"
     assert np.array_equal(view, kept) and not np.shares_memory(out, view)
     counts = enhancer.stats.as_dict()
-    assert counts["restored"] == 0 and counts["left_alone"] == {"unchanged": 5} and counts["frames"] == 5
+    assert (
+        counts["restored"] == 0
+        and counts["left_alone"] == {"unchanged": 5}
+        and counts["frames"] == 5
+    )
 
 
 @pytest.mark.parametrize(("color", "channel"), [("bgr", 2), ("rgb", 0)])
@@ -60,7 +89,8 @@ def test_the_network_sees_rgb(make_enhancer, color, channel):
 
 
 @pytest.mark.parametrize(
-    ("output_size", "side"), [("same", 256), ("native", 512), ("upscale", 384), (300, 300), ("128", 128)]
+    ("output_size", "side"),
+    [("same", 256), ("native", 512), ("upscale", 384), (300, 300), ("128", 128)],
 )
 def test_output_size(make_enhancer, faces, output_size, side):
     enhancer = make_enhancer(output_size=output_size, upscale=1.5)
@@ -81,7 +111,9 @@ def test_larger_frames_keep_their_own_detail(make_enhancer, rng):
     frames = rng.integers(0, 256, (1, 512, 512, 3), np.uint8)
     smooth = lambda batch: interpolate(batch[..., ::2, ::2], scale_factor=2, mode="bicubic")  # noqa: E731
     out = make_enhancer(smooth)(frames)
-    assert np.abs(out.astype(int) - frames).max() <= 1, "an identity network loses nothing of a 512 px frame"
+    assert np.abs(out.astype(int) - frames).max() <= 1, (
+        "an identity network loses nothing of a 512 px frame"
+    )
 
 
 def test_frames_that_are_not_square(make_enhancer, rng):
@@ -92,7 +124,9 @@ def test_frames_that_are_not_square(make_enhancer, rng):
 @pytest.mark.parametrize("container", [list, tuple])
 def test_containers(make_enhancer, faces, container):
     out = make_enhancer()(container(faces))
-    assert type(out) is container and all(np.array_equal(a, b) for a, b in zip(out, faces, strict=True))
+    assert type(out) is container and all(
+        np.array_equal(a, b) for a, b in zip(out, faces, strict=True)
+    )
 
 
 def test_tensor_in_tensor_out(make_enhancer, rng):
@@ -162,7 +196,9 @@ def test_whole_batches_of_bad_input_come_back_unchanged(make_enhancer, frames):
     enhancer = make_enhancer()
     out = enhancer(frames)
     assert type(out) is type(frames) and out.shape == frames.shape and out.dtype == frames.dtype
-    assert np.array_equal(np.asarray(out), np.asarray(frames), equal_nan=frames.dtype in (np.float32,))
+    assert np.array_equal(
+        np.asarray(out), np.asarray(frames), equal_nan=frames.dtype in (np.float32,)
+    )
     assert enhancer.stats.restored == 0
     assert sum(enhancer.stats.passed_through.values()) == enhancer.stats.frames
     with pytest.raises(FrameError):
@@ -184,7 +220,9 @@ def test_a_failing_frame_does_not_take_the_batch_with_it(make_enhancer, faces):
     enhancer = make_enhancer(fussy)
     out = enhancer(faces)
     assert (out[3] == 255).all() and np.array_equal(out[:3], 255 - faces[:3])
-    assert enhancer.stats.failed == 1 and enhancer.stats.passed_through == {"restorer: RuntimeError": 1}
+    assert enhancer.stats.failed == 1 and enhancer.stats.passed_through == {
+        "restorer: RuntimeError": 1
+    }
     with pytest.raises(RestorerError, match="frame 3.*too bright"):
         make_enhancer(fussy, on_error="raise")(faces)
 
@@ -266,7 +304,10 @@ def test_range_is_remembered_within_a_stream_and_forgotten_between(make_enhancer
 def test_two_threads_lose_nothing(make_enhancer, faces):
     enhancer = make_enhancer(lambda batch: 1 - batch)
     outs = {}
-    threads = [threading.Thread(target=lambda i=i: outs.update({i: enhancer(faces[i : i + 1])})) for i in range(5)]
+    threads = [
+        threading.Thread(target=lambda i=i: outs.update({i: enhancer(faces[i : i + 1])}))
+        for i in range(5)
+    ]
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -312,19 +353,29 @@ def test_odd_frames_come_back_and_are_counted(make_enhancer, kind):
     out = enhancer(frames)
     assert type(out) is type(frames) and out.dtype == frames.dtype and out.shape == frames.shape
     if kind != "longdouble" or np.longdouble(0).itemsize > 8:
-        assert enhancer.stats.restored == 0 and sum(enhancer.stats.passed_through.values()) == enhancer.stats.frames
+        assert (
+            enhancer.stats.restored == 0
+            and sum(enhancer.stats.passed_through.values()) == enhancer.stats.frames
+        )
 
 
-@pytest.mark.parametrize("wrong", [lambda b: b[:1], lambda b: b[:, :1], lambda b: b[0], lambda b: b.numpy()])
+@pytest.mark.parametrize(
+    "wrong", [lambda b: b[:1], lambda b: b[:, :1], lambda b: b[0], lambda b: b.numpy()]
+)
 def test_a_restorer_that_returns_another_form(make_enhancer, faces, wrong):
     enhancer = make_enhancer(lambda batch: wrong(1 - batch))
     enhancer.engine.model.restorer.restore = lambda batch: wrong(1 - batch)  # also past the backend
     out = enhancer(faces)
     single = wrong(torch.zeros(1, 3, 4, 4))
-    if isinstance(single, torch.Tensor) and single.shape == (1, 3, 4, 4):  # right for one face alone
+    # right for one face alone
+    if isinstance(single, torch.Tensor) and single.shape == (1, 3, 4, 4):
         assert all(np.abs(out[i].astype(int) - (255 - faces[i])).max() <= 1 for i in range(5))
     else:
-        assert np.array_equal(out, faces) and enhancer.stats.failed == 5 and enhancer.stats.restored == 0
+        assert (
+            np.array_equal(out, faces)
+            and enhancer.stats.failed == 5
+            and enhancer.stats.restored == 0
+        )
         with pytest.raises(RestorerError, match="returned"):
             make_enhancer(lambda batch: wrong(1 - batch), on_error="raise")(faces)
 
@@ -335,7 +386,11 @@ def test_autocast_of_the_host_means_nothing_here(faces):
         with torch.autocast("cpu", dtype=torch.bfloat16):
             assert np.array_equal(enhancer(faces[:1]), expected)
             run = enhancer.engine.model.restorer.restore(torch.zeros(1, 3, 256, 256))
-            assert torch.is_autocast_cpu_enabled() if torch.__version__ < "2.4" else torch.is_autocast_enabled("cpu")
+            assert (
+                torch.is_autocast_cpu_enabled()
+                if torch.__version__ < "2.4"
+                else torch.is_autocast_enabled("cpu")
+            )
         assert torch.equal(run, enhancer.engine.model.restorer.restore(torch.zeros(1, 3, 256, 256)))
 
 
@@ -363,7 +418,11 @@ def test_disabled_with_a_restorer_is_whole(make_enhancer, faces):
     restorer = make_enhancer().engine.model.restorer
     with GFPGANEnhancer.from_settings(EnhancerSettings(), restorer=restorer) as enhancer:
         assert enhancer(faces) is faces and enhancer.enhance_face(faces[0]) is not None
-        assert (enhancer.model_name, enhancer.loaded, str(enhancer.device)) == ("none", False, "cpu")
+        assert (enhancer.model_name, enhancer.loaded, str(enhancer.device)) == (
+            "none",
+            False,
+            "cpu",
+        )
         enhancer.unload()
         enhancer.reset()
         with pytest.raises(RestorerError, match="disabled"):
@@ -391,7 +450,9 @@ def test_calls_take_turns(make_enhancer, faces):
 
 def test_the_batch_is_planned_with_the_first_frames(make_enhancer, faces, monkeypatch):
     enhancer = make_enhancer()
-    monkeypatch.setattr("musetalk_enhance.runtime.memory.free_bytes", lambda device: 2 * 3 * RECORD.bytes_per_face)
+    monkeypatch.setattr(
+        "musetalk_enhance.runtime.memory.free_bytes", lambda device: 2 * 3 * RECORD.bytes_per_face
+    )
     enhancer(faces)
     assert [shape[0] for shape in enhancer.engine.model.restorer.backend.shapes] == [3, 2]
 
@@ -410,7 +471,11 @@ def test_a_budget_without_memory_mode_is_said_once(make_enhancer, caplog):
 def test_resize_to_original_keeps_the_type(dtype, size_wh):
     face = np.full((32, 32, 3), 1, dtype)
     out = GFPGANEnhancer.resize_to_original(face, size_wh)
-    assert out.shape == (*size_wh[::-1], 3) and out.dtype == face.dtype and np.allclose(out.astype(float), 1)
+    assert (
+        out.shape == (*size_wh[::-1], 3)
+        and out.dtype == face.dtype
+        and np.allclose(out.astype(float), 1)
+    )
 
 
 @pytest.mark.parametrize("dtype", [torch.uint8, torch.float16, torch.bfloat16, torch.float32])
@@ -422,7 +487,12 @@ def test_resize_to_original_takes_tensors(dtype):
 
 @pytest.mark.parametrize(
     "face",
-    [np.zeros((4, 4, 3), np.int64), np.zeros((0, 4, 3), np.uint8), np.zeros((4, 4, 5), np.uint8), torch.zeros(4, 4)],
+    [
+        np.zeros((4, 4, 3), np.int64),
+        np.zeros((0, 4, 3), np.uint8),
+        np.zeros((4, 4, 5), np.uint8),
+        torch.zeros(4, 4),
+    ],
 )
 def test_resize_to_original_refuses_the_rest(face):
     with pytest.raises(FrameError):
@@ -478,12 +548,18 @@ def test_values_beyond_all_measure_do_not_stay_in_the_stream(make_enhancer, rng,
         return made
 
     enhancer = make_enhancer(mad, stability=1, batch_size=4)
-    out = enhancer(faces) if together else np.concatenate([enhancer(faces[i : i + 1]) for i in range(6)])
+    out = (
+        enhancer(faces)
+        if together
+        else np.concatenate([enhancer(faces[i : i + 1]) for i in range(6)])
+    )
     for index in (0, 1, 3, 4, 5):
         assert np.abs(out[index].astype(int) - faces[index]).mean() < 15, index
 
 
-def test_landmarks_that_cannot_be_looked_for_are_no_reason_to_lose_a_frame(make_enhancer, faces, caplog):
+def test_landmarks_that_cannot_be_looked_for_are_no_reason_to_lose_a_frame(
+    make_enhancer, faces, caplog
+):
     enhancer = make_enhancer(lambda batch: 1 - batch, align="ffhq")
     enhancer.engine._landmarks.fill = lambda *_: (_ for _ in ()).throw(RuntimeError("out of order"))
     assert enhancer(faces).shape == faces.shape and enhancer(faces).shape == faces.shape
@@ -498,7 +574,11 @@ def test_landmarks_that_cannot_be_looked_for_are_no_reason_to_lose_a_frame(make_
 @pytest.mark.parametrize("on_error", ["passthrough", "raise"])
 @pytest.mark.parametrize(
     "frames",
-    [np.zeros((64, 64), np.uint8), np.zeros((2, 1, 64, 64, 3), np.uint8), torch.zeros(2, 3, 64, 64).to_sparse()],
+    [
+        np.zeros((64, 64), np.uint8),
+        np.zeros((2, 1, 64, 64, 3), np.uint8),
+        torch.zeros(2, 3, 64, 64).to_sparse(),
+    ],
     ids=["two axes", "five axes", "sparse"],
 )
 def test_what_can_restore_nothing_is_an_error_in_every_mode(make_enhancer, frames, on_error):
@@ -516,10 +596,14 @@ def test_pil_images_come_back_as_pil_images_in_their_own_color_order(make_enhanc
     from PIL import Image
 
     images = [Image.fromarray(face) for face in faces[:2]]
-    enhancer = make_enhancer(lambda batch: batch * batch.new_tensor([1, 0, 0]).view(1, 3, 1, 1), color="bgr")
+    enhancer = make_enhancer(
+        lambda batch: batch * batch.new_tensor([1, 0, 0]).view(1, 3, 1, 1), color="bgr"
+    )
     out = enhancer(tuple(images))
     assert type(out) is tuple and all(isinstance(each, Image.Image) for each in out)
-    assert np.array_equal(np.asarray(out[0])[..., 0], faces[0][..., 0]), "red stays where PIL has it"
+    assert np.array_equal(np.asarray(out[0])[..., 0], faces[0][..., 0]), (
+        "red stays where PIL has it"
+    )
     assert not np.asarray(out[0])[..., 1:].any()
     alone = make_enhancer(lambda batch: 1 - batch)(images[1])
     assert np.array_equal(np.asarray(alone), 255 - faces[1])
@@ -558,13 +642,18 @@ def test_a_stream_goes_with_the_network_to_another_device():
     from musetalk_enhance.pipeline.stability.temporal import TemporalState
     from musetalk_enhance.pipeline.stream import StreamState
 
-    state = StreamState(temporal=TemporalState(np.zeros((8, 8, 3), np.float32)), sharpness=0.5, guard=0.5)
+    state = StreamState(
+        temporal=TemporalState(np.zeros((8, 8, 3), np.float32)), sharpness=0.5, guard=0.5
+    )
     assert state.to(torch.device("cpu")).temporal is state.temporal
     assert StreamState().to(torch.device("meta")) == StreamState()
     moved = state.to(torch.device("meta"))
     tensors = [moved.temporal.residual, moved.temporal.share, moved.temporal.changes]
     assert [tensor.device.type for tensor in tensors] == ["meta"] * 3
-    assert tuple(moved.temporal.residual.shape) == (1, 3, 8, 8) and (moved.guard, moved.sharpness) == (0.5, 0.5)
+    assert tuple(moved.temporal.residual.shape) == (1, 3, 8, 8) and (
+        moved.guard,
+        moved.sharpness,
+    ) == (0.5, 0.5)
 
 
 def test_close_gives_the_stream_back_too(make_enhancer, faces):
@@ -593,4 +682,8 @@ def test_a_new_scene_is_not_held_back_for_the_one_before(make_enhancer):
     faces, nothing = torch.full((3, 3, 64, 64), 0.5), torch.zeros(3, 3, 64, 64)
     guard = Guard(torch.device("cpu"))
     assert guard.check(faces, nothing, weight=0.0).weights == [0.1, 0.2, 0.3]
-    assert guard.check(faces, nothing, weight=0.0, cuts=[False, True, False]).weights == [0.1, 1.0, 1.0]
+    assert guard.check(faces, nothing, weight=0.0, cuts=[False, True, False]).weights == [
+        0.1,
+        1.0,
+        1.0,
+    ]

@@ -34,7 +34,12 @@ EXAMPLES = {
 def tree(kind=errors.EnhanceError):
     return [
         kind,
-        *(one for child in kind.__subclasses__() if child.__module__ == errors.__name__ for one in tree(child)),
+        *(
+            one
+            for child in kind.__subclasses__()
+            if child.__module__ == errors.__name__
+            for one in tree(child)
+        ),
     ]
 
 
@@ -79,7 +84,9 @@ def test_an_error_of_a_plug_in_survives_too():
 
 
 def test_the_old_spelling_of_license_works_with_a_warning():
-    with pytest.warns(DeprecationWarning, match="LicenceError is deprecated.*use errors.LicenseError"):
+    with pytest.warns(
+        DeprecationWarning, match="LicenceError is deprecated.*use errors.LicenseError"
+    ):
         assert errors.LicenceError is errors.LicenseError
     with pytest.warns(DeprecationWarning, match="LicenseError.licence is deprecated"):
         assert errors.LicenseError("model", "codeformer", "S-Lab").licence == "S-Lab"

@@ -1,4 +1,5 @@
-"""Through `GFPGANEnhancer`: what may not change does not, in any form of frames, and every option does something."""
+"""Through `GFPGANEnhancer`: what may not change does not, in any form of frames, and every option
+does something."""
 
 from __future__ import annotations
 
@@ -12,7 +13,7 @@ import torch
 from torch.nn.functional import avg_pool2d, interpolate
 
 from musetalk_enhance.config.flags import add_gfpgan_arguments, given_flags
-from musetalk_enhance.config.loading import merge, section_of
+from musetalk_enhance.config.loader import merge, section_of
 from musetalk_enhance.config.settings import EnhancerSettings
 from musetalk_enhance.errors import CheckpointError, FrameError, MissingWeightError, RestorerError
 from musetalk_enhance.faces.detect import Face
@@ -24,7 +25,14 @@ from tests.conftest import RECORD
 from tests.pictures import to_faces, to_frames
 
 SMALL = replace(RECORD, output_size=256)
-ALL = {"region": "mouth", "align": "ffhq", "stability": 1, "color_match": True, "guard": True, "sharpness_gate": True}
+ALL = {
+    "region": "mouth",
+    "align": "ffhq",
+    "stability": 1,
+    "color_match": True,
+    "guard": True,
+    "sharpness_gate": True,
+}
 FORMS = ["uint8", "float32", "signed", "half", "list", "view", "chw"]
 
 
@@ -50,7 +58,9 @@ def in_form(form: str, frames: np.ndarray):
         "float32": lambda: floats,
         "signed": lambda: torch.from_numpy(floats * 2 - 1).permute(0, 3, 1, 2),
         "half": lambda: floats.astype(np.float16),
-        "list": lambda: [torch.from_numpy(each).half() if i % 2 else frames[i] for i, each in enumerate(floats)],
+        "list": lambda: [
+            torch.from_numpy(each).half() if i % 2 else frames[i] for i, each in enumerate(floats)
+        ],
         "view": lambda: frames[:, ::-1, :, ::-1],
         "chw": lambda: torch.from_numpy(frames).permute(0, 3, 1, 2),
     }[form]()
@@ -63,18 +73,25 @@ def hwc(frames) -> list[np.ndarray]:
 
 
 def resized(frames: np.ndarray, size_hw: tuple[int, int]) -> np.ndarray:
-    return np.stack([cv2.resize(each, size_hw[::-1], interpolation=cv2.INTER_AREA) for each in frames])
+    return np.stack(
+        [cv2.resize(each, size_hw[::-1], interpolation=cv2.INTER_AREA) for each in frames]
+    )
 
 
 def outside(region: str, size_hw: tuple[int, int]) -> np.ndarray:
     """Where surely nothing may change."""
     y, x = np.mgrid[: size_hw[0], : size_hw[1]]
     above = y < size_hw[0] * 7 // 16
-    return above if region == "lower" else above | (x < size_hw[1] // 16) | (x >= size_hw[1] - size_hw[1] // 16)
+    return (
+        above
+        if region == "lower"
+        else above | (x < size_hw[1] // 16) | (x >= size_hw[1] - size_hw[1] // 16)
+    )
 
 
 def check_bits(out, frames, where, form="") -> None:
-    """Bit for bit the host's where `where` is true, and something changed elsewhere; same kind and type."""
+    """Bit for bit the host's where `where` is true, and something changed elsewhere; same kind and
+    type."""
     assert type(out) is type(frames) and len(out) == len(frames)
     for after, before in zip(hwc(out), hwc(frames), strict=True):
         assert after.dtype == before.dtype and after.shape == before.shape
@@ -112,7 +129,8 @@ def test_of_every_output_size_that_keeps_the_frame(make_enhancer, given, output_
 
 
 @pytest.mark.parametrize(
-    ("output_size", "side"), [("native", 512), ("upscale", 384), (100, 100), (300, 300), ("same", 256)]
+    ("output_size", "side"),
+    [("native", 512), ("upscale", 384), (100, 100), (300, 300), ("same", 256)],
 )
 def test_in_another_size_the_outside_is_the_enlarged_frame(make_enhancer, given, output_size, side):
     options = {"output_size": output_size, "upscale": 1.5}
@@ -129,7 +147,10 @@ def test_strength_0_changes_no_bit(make_enhancer, given, form):
     enhancer = make_enhancer(invert, SMALL, strength=0)
     out = enhancer(frames)
     assert enhancer.stats.restored == 0 and enhancer.stats.left_alone == {"strength 0": 2}
-    assert all(a.tobytes() == np.ascontiguousarray(b).tobytes() for a, b in zip(hwc(out), hwc(frames), strict=True))
+    assert all(
+        a.tobytes() == np.ascontiguousarray(b).tobytes()
+        for a, b in zip(hwc(out), hwc(frames), strict=True)
+    )
 
 
 @pytest.mark.parametrize("form", [form for form in FORMS if form != "view"])
@@ -140,21 +161,28 @@ def test_where_the_guard_leaves_nothing_no_bit_changes(make_enhancer, given, for
     enhancer.observe(lambda before, after, note: notes.append(note))
     out = enhancer(frames)
     assert [note.strength for note in notes] == [0, 0] and enhancer.stats.guarded.total() == 2
-    assert all(a.tobytes() == np.ascontiguousarray(b).tobytes() for a, b in zip(hwc(out), hwc(frames), strict=True))
+    assert all(
+        a.tobytes() == np.ascontiguousarray(b).tobytes()
+        for a, b in zip(hwc(out), hwc(frames), strict=True)
+    )
 
 
 def test_a_frame_that_is_kept_beside_one_that_is_not(make_enhancer, given, monkeypatch):
     """One frame of a batch is sharp already; the bits of that one alone are the host's."""
     monkeypatch.setattr(sharpness, "needed", lambda values: (values < 0.5).float())
     monkeypatch.setattr(
-        sharpness.SharpnessMeter, "measure", lambda meter, faces: (faces.mean((1, 2, 3)) > 0.9).float()
+        sharpness.SharpnessMeter,
+        "measure",
+        lambda meter, faces: (faces.mean((1, 2, 3)) > 0.9).float(),
     )
     frames = [given[0], np.full_like(given[0], 250)]
     for order in (frames, frames[::-1]):
         for each in order:
             enhancer = make_enhancer(invert, sharpness_gate=True)
             (out,) = enhancer([each])
-            assert np.array_equal(out, each) is (each is frames[1]) and enhancer.stats.sharp == (each is frames[1])
+            assert np.array_equal(out, each) is (each is frames[1]) and enhancer.stats.sharp == (
+                each is frames[1]
+            )
 
 
 MASK = np.zeros((256, 256), bool)
@@ -186,7 +214,9 @@ def test_covered_bits_in_every_form(make_enhancer, given, form):
 def test_what_is_covered_in_part_in_another_size_is_kept(make_enhancer, given, side):
     out = make_enhancer(invert, output_size=side)(given[:1], occlusion=[MASK])[0]
     plain = make_enhancer(strength=0, output_size=side)(given[:1])[0]
-    share = interpolate(torch.from_numpy(MASK).float()[None, None], size=(4 * side, 4 * side), mode="nearest-exact")
+    share = interpolate(
+        torch.from_numpy(MASK).float()[None, None], size=(4 * side, 4 * side), mode="nearest-exact"
+    )
     part = torch.nn.functional.max_pool2d(share, 4)[0, 0].numpy() > 0
     assert np.array_equal(out[part], plain[part]) and (out != plain).mean() > 0.5
 
@@ -200,10 +230,14 @@ def test_a_frame_that_repeats_under_another_cover_is_no_repetition(make_enhancer
     changing = MASK.copy()
     first = enhancer(still[:1], occlusion=[changing])
     changing[:] = True
-    assert not np.array_equal(enhancer(still[:1], occlusion=[changing]), first), "the host may change its own mask"
+    assert not np.array_equal(enhancer(still[:1], occlusion=[changing]), first), (
+        "the host may change its own mask"
+    )
 
 
-@pytest.mark.parametrize("bad", [np.zeros((5, 5), bool), np.zeros((256, 256), int), np.full((256, 256), 7.0), "x"])
+@pytest.mark.parametrize(
+    "bad", [np.zeros((5, 5), bool), np.zeros((256, 256), int), np.full((256, 256), 7.0), "x"]
+)
 def test_a_bad_mask_costs_its_own_frame_alone(make_enhancer, given, bad):
     enhancer = make_enhancer(invert)
     out = enhancer(given[:3], occlusion=[None, bad, None])
@@ -218,7 +252,11 @@ def dark_is_covered(tmp_path):
     """An occluder's graph that takes what is dark for something before the face."""
     onnx = pytest.importorskip("onnx")
     pytest.importorskip("onnxruntime")
-    make, info, float_ = onnx.helper.make_node, onnx.helper.make_tensor_value_info, onnx.TensorProto.FLOAT
+    make, info, float_ = (
+        onnx.helper.make_node,
+        onnx.helper.make_tensor_value_info,
+        onnx.TensorProto.FLOAT,
+    )
     nodes = [
         make("ReduceMean", ["in"], ["grey"], axes=[3], keepdims=1),
         make("Greater", ["grey", "limit"], ["seen"]),
@@ -228,7 +266,12 @@ def dark_is_covered(tmp_path):
     shapes = [info("in", float_, ["n", 256, 256, 3])], [info("out", float_, ["n", 256, 256, 1])]
     graph = onnx.helper.make_graph(nodes, "occluder", *shapes, constants)
     path = tmp_path / "occluder.onnx"
-    onnx.save(onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 17)], ir_version=8), path)
+    onnx.save(
+        onnx.helper.make_model(
+            graph, opset_imports=[onnx.helper.make_opsetid("", 17)], ir_version=8
+        ),
+        path,
+    )
     return path
 
 
@@ -262,7 +305,9 @@ SAME = replace(RECORD, input_size=512, output_size=512)
 
 @pytest.mark.parametrize("record", [SAME, SMALL], ids=["512", "256"])
 @pytest.mark.parametrize("output_size", ["same", 384])
-def test_aligned_a_network_that_changes_nothing_changes_nothing(make_enhancer, given, record, output_size):
+def test_aligned_a_network_that_changes_nothing_changes_nothing(
+    make_enhancer, given, record, output_size
+):
     enhancer = make_enhancer(record=record, align="ffhq", output_size=output_size)
     out = enhancer(given[:4]).astype(int)
     plain = make_enhancer(strength=0, output_size=output_size)(given[:4])
@@ -280,11 +325,14 @@ def test_the_network_sees_the_template(make_enhancer, given, soft):
 
 
 def test_aligned_what_the_network_adds_lands_where_it_saw_it(make_enhancer, given):
-    """A pixel-by-pixel change is the same one on the template as on the crop, but for the resampling."""
+    """A pixel-by-pixel change is the same one on the template as on the crop, but for the
+    resampling."""
     inner = np.s_[:, 80:200, 60:190]
     found = make_enhancer(invert, record=SAME, align="ffhq")(given[:2])[inner].astype(int)
     wanted = 255 - given[:2][inner].astype(int)
-    shifted = [np.abs(np.roll(found, step, axis) - wanted).mean() for step in (-2, 2) for axis in (1, 2)]
+    shifted = [
+        np.abs(np.roll(found, step, axis) - wanted).mean() for step in (-2, 2) for axis in (1, 2)
+    ]
     assert np.abs(found - wanted).mean() < 1 and min(shifted) > 2
 
 
@@ -314,7 +362,10 @@ def test_a_finder_of_landmarks_that_fails_stops_nothing(make_enhancer, given, mo
 
     monkeypatch.setattr(FaceMeter, "measure", fail)
     enhancer = make_enhancer(sharpen, align="ffhq")
-    assert np.array_equal(enhancer(given[:2]), make_enhancer(sharpen)(given[:2])) and enhancer.stats.unaligned == 2
+    assert (
+        np.array_equal(enhancer(given[:2]), make_enhancer(sharpen)(given[:2]))
+        and enhancer.stats.unaligned == 2
+    )
     with pytest.raises(RestorerError, match="landmarks"):
         make_enhancer(sharpen, align="ffhq", on_error="raise")(given[:2])
 
@@ -325,7 +376,15 @@ def test_the_observer_sees_every_frame_in_order(make_enhancer, given):
             raise RuntimeError
         return invert(batch)
 
-    frames = [given[0], given[1][..., :1], given[2], np.full_like(given[0], 255), given[4][:128], None, given[5]]
+    frames = [
+        given[0],
+        given[1][..., :1],
+        given[2],
+        np.full_like(given[0], 255),
+        given[4][:128],
+        None,
+        given[5],
+    ]
     seen = []
     enhancer = make_enhancer(fussy, batch_size=4)
     enhancer.observe(lambda *each: seen.append(each))
@@ -339,7 +398,8 @@ def test_the_observer_sees_every_frame_in_order(make_enhancer, given):
 
 
 def test_sizes_that_take_turns_keep_order_and_time(make_enhancer, given):
-    """Each run of one size is restored as one that begins anew; nothing of another size is held on to."""
+    """Each run of one size is restored as one that begins anew; nothing of another size is held on
+    to."""
     small = resized(given, (192, 200))
     frames = [*given[:3], *small[3:6], *given[6:8], small[8]]
     seen = []
@@ -356,7 +416,9 @@ def test_sizes_that_take_turns_keep_order_and_time(make_enhancer, given):
 
 @pytest.mark.parametrize("mode", ["batch", "memory"])
 @pytest.mark.parametrize("fails", ["network", "finish"])
-def test_memory_that_runs_out_once_leaves_the_stream_as_it_was(make_enhancer, given, monkeypatch, mode, fails):
+def test_memory_that_runs_out_once_leaves_the_stream_as_it_was(
+    make_enhancer, given, monkeypatch, mode, fails
+):
     expected = make_enhancer(sharpen, SMALL, batch_size=4, **ALL)(given[:12])
     calls, real = [], Compositor.compose
 
@@ -379,7 +441,11 @@ def test_memory_that_runs_out_once_leaves_the_stream_as_it_was(make_enhancer, gi
     monkeypatch.setattr(Compositor, "compose", finish)
     enhancer = make_enhancer(network, SMALL, batch_size=4, mode=mode, **ALL)
     out = enhancer(given[:12])
-    assert enhancer.stats.backoffs == 1 and enhancer.stats.restored == 12 and enhancer.stats.failed == 0
+    assert (
+        enhancer.stats.backoffs == 1
+        and enhancer.stats.restored == 12
+        and enhancer.stats.failed == 0
+    )
     assert np.abs(out.astype(int) - expected).max() <= 1
 
 
@@ -397,7 +463,11 @@ def test_everything_at_once_in_batches_of_any_size(make_enhancer, given, hand):
     for size in (1, 3, 8):
         enhancer = make_enhancer(sharpen, SMALL, batch_size=size, **ALL)
         parts = [
-            enhancer(given[at : at + size], occlusion=hand[at : at + size], keys=range(at, min(at + size, 40)))
+            enhancer(
+                given[at : at + size],
+                occlusion=hand[at : at + size],
+                keys=range(at, min(at + size, 40)),
+            )
             for at in range(0, 40, size)
         ]
         outs.append(np.concatenate(parts))
@@ -424,7 +494,9 @@ def test_the_methods_of_the_usual_integration(make_enhancer, given):
     check_bits(stream, given[:3], outside("lower", (256, 256)))
     assert np.array_equal(make_enhancer(sharpen, **options).enhance_face(given[0]), stream[0])
     assert np.array_equal(make_enhancer(sharpen, **options).enhance_batch(given[:3]), stream)
-    assert np.array_equal(make_enhancer(sharpen, **options).enhance_batch_optimized(given[:3], 2), stream)
+    assert np.array_equal(
+        make_enhancer(sharpen, **options).enhance_batch_optimized(given[:3], 2), stream
+    )
 
 
 def test_the_official_engine_is_left_as_it_comes():
@@ -432,11 +504,23 @@ def test_the_official_engine_is_left_as_it_comes():
     assert (official.stability_amount, native.stability_amount) == (0, 1)
     for name in ("color_match_on", "guard_on"):
         assert getattr(official, name) is False and getattr(native, name) is True, name
-    assert not native.sharpness_gate_on and not official.sharpness_gate_on, "a host's decoder has made the face"
+    assert not native.sharpness_gate_on and not official.sharpness_gate_on, (
+        "a host's decoder has made the face"
+    )
     asked = official.replace(stability=0.5, color_match=True, guard=True, sharpness_gate=True)
-    assert asked.stability_amount == 0.5 and asked.color_match_on and asked.guard_on and asked.sharpness_gate_on
+    assert (
+        asked.stability_amount == 0.5
+        and asked.color_match_on
+        and asked.guard_on
+        and asked.sharpness_gate_on
+    )
     denied = native.replace(stability=0, color_match=False, guard=False, sharpness_gate=False)
-    assert not (denied.stability_amount or denied.color_match_on or denied.guard_on or denied.sharpness_gate_on)
+    assert not (
+        denied.stability_amount
+        or denied.color_match_on
+        or denied.guard_on
+        or denied.sharpness_gate_on
+    )
 
 
 @pytest.mark.parametrize(
@@ -457,7 +541,9 @@ def test_the_official_engine_is_left_as_it_comes():
     ],
 )
 def test_options_come_from_flags_and_from_yaml(tmp_path, name, word, value):
-    flags = given_flags(add_gfpgan_arguments(argparse.ArgumentParser()).parse_args([f"--gfpgan_{name}", word]))
+    flags = given_flags(
+        add_gfpgan_arguments(argparse.ArgumentParser()).parse_args([f"--gfpgan_{name}", word])
+    )
     assert getattr(merge(None, flags), name) == value
     path = tmp_path / "task.yaml"
     path.write_text(f"gfpgan:\n  {name}: {word}\n")
@@ -470,7 +556,11 @@ def test_options_come_from_flags_and_from_yaml(tmp_path, name, word, value):
 def test_a_finder_of_landmarks_comes_with_what_needs_them():
     words = ["--gfpgan_landmarks", "yunet", "--gfpgan_align", "ffhq"]
     flags = given_flags(add_gfpgan_arguments(argparse.ArgumentParser()).parse_args(words))
-    assert merge(None, flags).landmarks == merge({"landmarks": "yunet", "region": "mouth"}).landmarks == "yunet"
+    assert (
+        merge(None, flags).landmarks
+        == merge({"landmarks": "yunet", "region": "mouth"}).landmarks
+        == "yunet"
+    )
 
 
 def _fits(name: str, value: object) -> bool:
@@ -505,7 +595,9 @@ class Told:
     ],
     ids=lambda value: str(value) if isinstance(value, dict) else "",
 )
-def test_every_option_changes_something(make_enhancer, given, take, monkeypatch, option, function, rest):
+def test_every_option_changes_something(
+    make_enhancer, given, take, monkeypatch, option, function, rest
+):
     monkeypatch.setattr("musetalk_enhance.faces.detect.make_detector", lambda name: Told())
     rest = dict(rest)
     frames = given[:6]
@@ -552,10 +644,16 @@ def test_hints_are_checked_before_anything_is_done(make_enhancer, given):
 
 @pytest.mark.parametrize(("align", "least"), [("none", 0), ("ffhq", 1)])
 def test_a_told_cut_makes_a_frame_independent_of_those_before(make_enhancer, soft, align, least):
-    """Everything on: alone, in any order and in any batch, the same bits; with landmarks looked for in another
-    batch, which come out a rounding apart, within 1/255."""
+    """Everything on: alone, in any order and in any batch, the same bits; with landmarks looked for
+    in another batch, which come out a rounding apart, within 1/255."""
     frames = to_frames(soft[[0, 7, 7, 14, 21]])
-    options = {"stability": 1, "guard": True, "sharpness_gate": True, "color_match": True, "align": align}
+    options = {
+        "stability": 1,
+        "guard": True,
+        "sharpness_gate": True,
+        "color_match": True,
+        "align": align,
+    }
     enhancer = make_enhancer(sharpen, SMALL, batch_size=2, **options)
     alone = []
     for frame in frames:
@@ -563,7 +661,9 @@ def test_a_told_cut_makes_a_frame_independent_of_those_before(make_enhancer, sof
         alone.append(enhancer(frame[None])[0])
     enhancer.reset()
     assert np.abs(enhancer(frames, cuts=[True] * 5) - np.array(alone, int)).max() <= least
-    assert np.abs(enhancer(frames[::-1], cuts=[True] * 5)[::-1] - np.array(alone, int)).max() <= least
+    assert (
+        np.abs(enhancer(frames[::-1], cuts=[True] * 5)[::-1] - np.array(alone, int)).max() <= least
+    )
     enhancer.reset()
     assert np.abs(enhancer(frames) - np.array(alone, int)).max() > 2
 
@@ -571,7 +671,10 @@ def test_a_told_cut_makes_a_frame_independent_of_those_before(make_enhancer, sof
 @pytest.mark.parametrize(
     ("outcome", "reason"),
     [
-        (Outcome(strength=0.1, cause=Cause.MOUTH, guard=Cause.MOUTH, sharp=True), "held back: mouth"),
+        (
+            Outcome(strength=0.1, cause=Cause.MOUTH, guard=Cause.MOUTH, sharp=True),
+            "held back: mouth",
+        ),
         (Outcome(Status.LEFT_ALONE, 0.0, Cause.SHARP, sharp=True), "sharp already"),
         (Outcome(Status.LEFT_ALONE, 0.0, Cause.EYES, guard=Cause.EYES), "held back: eyes"),
         (Outcome(Status.LEFT_ALONE, 0.0, Cause.STRENGTH), "strength 0"),

@@ -134,7 +134,9 @@ def test_half_tensors_are_looked_at_on_every_torch(rng, dtype):
     frames = torch.from_numpy(rng.random((2, 3, 32, 32), np.float32)).to(dtype)
     frames[1, 0, 0, 0] = float("nan")
     batch = FrameBatch.open(frames)
-    assert batch.value_range == (0, 1) and {i: p.reason for i, p in batch.problems.items()} == {1: "nonfinite"}
+    assert batch.value_range == (0, 1) and {i: p.reason for i, p in batch.problems.items()} == {
+        1: "nonfinite"
+    }
 
 
 def test_values_that_cannot_be_looked_at_are_a_problem_of_that_frame(monkeypatch):
@@ -145,7 +147,9 @@ def test_values_that_cannot_be_looked_at_are_a_problem_of_that_frame(monkeypatch
 
     monkeypatch.setattr("musetalk_enhance.frames.batch._wide", broken)
     batch = FrameBatch.open(torch.stack([torch.zeros(3, 32, 32), torch.ones(3, 32, 32)]))
-    assert {i: p.reason for i, p in batch.problems.items()} == {1: "unreadable"} and batch.groups() == [[0]]
+    assert {i: p.reason for i, p in batch.problems.items()} == {
+        1: "unreadable"
+    } and batch.groups() == [[0]]
 
 
 @pytest.mark.parametrize("odd", ["meta", "sparse"])
@@ -156,7 +160,9 @@ def test_tensors_without_plain_values_are_refused(odd):
     assert {i: p.reason for i, p in batch.problems.items()} == {1: "storage"}
     assert type(batch.passthrough(1, None)) is torch.Tensor
     with pytest.raises(FrameError) as caught:
-        FrameBatch.open(torch.zeros(2, 3, 32, 32, device="meta") if odd == "meta" else torch.stack([frame] * 2))
+        FrameBatch.open(
+            torch.zeros(2, 3, 32, 32, device="meta") if odd == "meta" else torch.stack([frame] * 2)
+        )
     assert caught.value.reason == "storage"
 
 

@@ -1,4 +1,5 @@
-"""The scripts with the usual names: the same commands in other words, and a self-check that can fail."""
+"""The scripts with the usual names: the same commands in other words, and a self-check that can
+fail."""
 
 from __future__ import annotations
 
@@ -33,7 +34,9 @@ def run(*words: object, cwd: Path = ROOT, **variables: str) -> subprocess.Comple
     environment = {**os.environ, **variables}
     environment.pop("PYTHONPATH", None)
     command = [sys.executable, *map(str, words)]
-    return subprocess.run(command, capture_output=True, text=True, cwd=cwd, env=environment, timeout=120)
+    return subprocess.run(
+        command, capture_output=True, text=True, cwd=cwd, env=environment, timeout=120
+    )
 
 
 @pytest.fixture
@@ -49,11 +52,19 @@ def pictures(tmp_path) -> Path:
     return folder
 
 
-# --- spelling -------------------------------------------------------------------------------------------
+# --- spelling
 
 
 def test_names_are_spelled_and_values_are_not():
-    words = ["--output_dir", "my_out", "--face_detector=none_at", "-o_p", "--no_guard", "--", "--a_b"]
+    words = [
+        "--output_dir",
+        "my_out",
+        "--face_detector=none_at",
+        "-o_p",
+        "--no_guard",
+        "--",
+        "--a_b",
+    ]
     assert face_restoration.hyphened(words) == [
         *("--output-dir", "my_out", "--face-detector=none_at", "-o_p", "--no-guard", "--", "--a_b")
     ]
@@ -64,7 +75,8 @@ def test_the_folder_stands_first_however_it_is_given(words):
     assert face_restoration.images_words([*words, "--guard"]) == ["images", "in_1", "--guard"]
     switch_first = face_restoration.images_words(["--guard", *words])
     assert sorted(switch_first) == ["--guard", "images", "in_1"]
-    assert words == ["in_1"] or switch_first[1] == "in_1"  # a bare word after --guard is its value, as ever
+    # a bare word after --guard is its value, as ever
+    assert words == ["in_1"] or switch_first[1] == "in_1"
 
 
 def test_every_option_of_images_is_reached_with_underscores(capsys):
@@ -73,7 +85,11 @@ def test_every_option_of_images_is_reached_with_underscores(capsys):
 
     parser = argparse.ArgumentParser(allow_abbrev=False)
     images.add_arguments(parser)
-    names = [name for name, option in ImageSettings.__dataclass_fields__.items() if option.metadata["flag"]]
+    names = [
+        name
+        for name, option in ImageSettings.__dataclass_fields__.items()
+        if option.metadata["flag"]
+    ]
     words = face_restoration.images_words(
         [f"--{name}=v" for name in names] + ["--num_samples", "3", "--input_dir", "d"]
     )
@@ -88,7 +104,7 @@ def test_help_tells_of_both(capsys):
     assert "--input-dir" in shown and "--save-comparison" in shown
 
 
-# --- restoring a folder ---------------------------------------------------------------------------------
+# --- restoring a folder
 
 
 def test_a_folder_is_restored_and_unreadable_pictures_are_exit_code_3(pictures, tmp_path):
@@ -103,13 +119,26 @@ def test_a_folder_is_restored_and_unreadable_pictures_are_exit_code_3(pictures, 
 
 
 def test_as_a_command_of_its_own(tmp_path):
-    done = run(SCRIPTS / "face_restoration.py", "--input_dir", "nowhere", "--output_dir", "o", *LITE, cwd=tmp_path)
+    done = run(
+        SCRIPTS / "face_restoration.py",
+        "--input_dir",
+        "nowhere",
+        "--output_dir",
+        "o",
+        *LITE,
+        cwd=tmp_path,
+    )
     assert done.returncode == 2 and "musetalk-enhance: nowhere" in done.stderr
 
 
 @pytest.mark.parametrize(
     "words",
-    [[], ["--input-dir"], ["--input-dir", "nowhere", "--output-dir", "o"], [".", "--output-dir", "o", "--x_y"]],
+    [
+        [],
+        ["--input-dir"],
+        ["--input-dir", "nowhere", "--output-dir", "o"],
+        [".", "--output-dir", "o", "--x_y"],
+    ],
 )
 def test_wrong_calls_are_exit_code_2(words, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
@@ -121,17 +150,18 @@ def test_wrong_calls_are_exit_code_2(words, tmp_path, monkeypatch, capsys):
 
 
 def test_a_checkout_runs_where_the_library_is_not_installed(tmp_path):
-    """Found by an interpreter that sees no site-packages; where another copy is installed, the checkout's wins."""
+    """Found by an interpreter that sees no site-packages; where another copy is installed, the
+    checkout's wins."""
     code = (
-        f"import sys; sys.path.insert(0, {str(SCRIPTS)!r}); import face_restoration, musetalk_enhance; "
-        "print(musetalk_enhance.__file__)"
+        f"import sys; sys.path.insert(0, {str(SCRIPTS)!r}); import face_restoration, "
+        "musetalk_enhance; print(musetalk_enhance.__file__)"
     )
     for words in (["-S", "-c", code], ["-c", code]):
         done = run(*words, cwd=tmp_path)
         assert Path(done.stdout.strip()).parent.parent == ROOT, done.stderr
 
 
-# --- weights --------------------------------------------------------------------------------------------
+# --- weights
 
 
 @pytest.mark.parametrize(
@@ -140,7 +170,10 @@ def test_a_checkout_runs_where_the_library_is_not_installed(tmp_path):
         ([], ["fetch", "GFPGANv1.4", "YuNet"]),
         (["--models", "codeformer", "lite", "--force"], ["fetch", "--force", "codeformer"]),
         (["--models", "Lite"], []),
-        (["--all", "--offline", "--mirror", "http://m/x"], ["fetch", "--offline", "--mirror=http://m/x", "all"]),
+        (
+            ["--all", "--offline", "--mirror", "http://m/x"],
+            ["fetch", "--offline", "--mirror=http://m/x", "all"],
+        ),
         (["--list", "--model_dir", "x_y"], ["list"]),
     ],
 )
@@ -151,17 +184,28 @@ def test_the_call_in_the_words_of_the_command(words, same):
 
 
 def test_list_shows_states_and_licences_of_the_folder(tmp_path):
-    done = run(SCRIPTS / "download_gfpgan_models.py", "--list", "--model_dir", tmp_path / "w", cwd=tmp_path)
+    done = run(
+        SCRIPTS / "download_gfpgan_models.py", "--list", "--model_dir", tmp_path / "w", cwd=tmp_path
+    )
     assert done.returncode == 0, done.stderr
-    assert "GFPGANv1.4" in done.stdout and "S-Lab" in done.stdout and f"folder: {tmp_path / 'w'}" in done.stdout
+    assert (
+        "GFPGANv1.4" in done.stdout
+        and "S-Lab" in done.stdout
+        and f"folder: {tmp_path / 'w'}" in done.stdout
+    )
     assert f"MUSETALK_ENHANCE_CACHE={tmp_path / 'w'}" in done.stdout  # how to use it later
 
 
 @pytest.mark.parametrize("model", ["gfpgan-1.4", "CodeFormer", "restoreformer", "YuNet"])
-def test_offline_says_what_is_missing_with_the_code_of_the_command(model, tmp_path, monkeypatch, capsys):
+def test_offline_says_what_is_missing_with_the_code_of_the_command(
+    model, tmp_path, monkeypatch, capsys
+):
     monkeypatch.setenv("MUSETALK_ENHANCE_CACHE", "")  # put back afterwards
     folder = tmp_path / "weights"
-    assert download_gfpgan_models.main(["--offline", "--models", model, "--model-dir", str(folder)]) == 2
+    assert (
+        download_gfpgan_models.main(["--offline", "--models", model, "--model-dir", str(folder)])
+        == 2
+    )
     printed = capsys.readouterr()
     assert str(folder) in printed.err and "sha256" in printed.err and "export" not in printed.out
 
@@ -176,7 +220,7 @@ def test_an_unknown_model_is_named(capsys):
     assert "gfpgan-9" in capsys.readouterr().err
 
 
-# --- the self-check -------------------------------------------------------------------------------------
+# --- the self-check
 
 
 def verdicts(printed: str) -> dict[str, str]:
@@ -188,7 +232,15 @@ def verdicts(printed: str) -> dict[str, str]:
 def test_pictures_of_ones_own_pass(tmp_path, capsys, monkeypatch):
     monkeypatch.setitem(sys.modules, "skimage", None)
     assert not self_check.draw(tmp_path / "in", 2)
-    words = ["--input_dir", str(tmp_path / "in"), *LITE, "--upscale", "2", "--output-dir", str(tmp_path / "out")]
+    words = [
+        "--input_dir",
+        str(tmp_path / "in"),
+        *LITE,
+        "--upscale",
+        "2",
+        "--output-dir",
+        str(tmp_path / "out"),
+    ]
     assert self_check.main(words) == 0
     printed = capsys.readouterr().out
     said = verdicts(printed)
@@ -198,7 +250,12 @@ def test_pictures_of_ones_own_pass(tmp_path, capsys, monkeypatch):
 
 
 def test_a_restorer_that_is_told_to_do_nothing_fails(pictures, capsys):
-    assert self_check.main(["--input-dir", str(pictures), *LITE, "--strength", "0", "--num-samples", "1"]) == 1
+    assert (
+        self_check.main(
+            ["--input-dir", str(pictures), *LITE, "--strength", "0", "--num-samples", "1"]
+        )
+        == 1
+    )
     said = verdicts(capsys.readouterr().out)
     assert said["faces were found and restored"] == "FAILED"
 
@@ -210,7 +267,12 @@ def test_a_restorer_that_does_nothing_fails(pictures, capsys, monkeypatch):
         return judged(note, replace(outcome, status=Status.RESTORED, cause=None))
 
     monkeypatch.setattr(picture_restorer, "_judged", pretended)
-    assert self_check.main(["--input-dir", str(pictures), *LITE, "--strength", "0", "--num-samples", "1"]) == 1
+    assert (
+        self_check.main(
+            ["--input-dir", str(pictures), *LITE, "--strength", "0", "--num-samples", "1"]
+        )
+        == 1
+    )
     said = verdicts(capsys.readouterr().out)
     assert said["every restored face has changed"] == "FAILED"
     assert said["faces are sharper (variance of the Laplacian)"] == "FAILED"
@@ -218,7 +280,12 @@ def test_a_restorer_that_does_nothing_fails(pictures, capsys, monkeypatch):
 
 
 def test_a_missing_weight_fails_and_says_what_to_do(pictures, capsys):
-    assert self_check.main(["--input-dir", str(pictures), "--model", "gfpgan-1.4", "--face-detector", "none"]) == 1
+    assert (
+        self_check.main(
+            ["--input-dir", str(pictures), "--model", "gfpgan-1.4", "--face-detector", "none"]
+        )
+        == 1
+    )
     printed = capsys.readouterr()
     assert "weights fetch GFPGANv1.4" in printed.err and verdicts(printed.out) == {
         "musetalk-enhance images": "FAILED"
@@ -237,7 +304,9 @@ def test_a_changed_pixel_beside_the_face_is_seen(rng, capsys, shared):
         after = picture.copy()
         after[0, 0] ^= changed
         check = self_check.Checks()
-        self_check.check_rest(check, [self_check.Pair("a.png", picture, picture, after, faces)], settings)
+        self_check.check_rest(
+            check, [self_check.Pair("a.png", picture, picture, after, faces)], settings
+        )
         assert check.failed == changed
     assert "1 of" in capsys.readouterr().out
 
@@ -245,7 +314,16 @@ def test_a_changed_pixel_beside_the_face_is_seen(rng, capsys, shared):
 def test_a_portrait_that_it_draws_passes(shared, capsys):
     pytest.importorskip("skimage")
     yunet = str(shared / "weights" / "face_detection_yunet_2023mar.onnx")
-    words = ["--model", "lite", "--backend", "torch", "--detector-path", yunet, "--num-samples", "1"]
+    words = [
+        "--model",
+        "lite",
+        "--backend",
+        "torch",
+        "--detector-path",
+        yunet,
+        "--num-samples",
+        "1",
+    ]
     assert self_check.main(words) == 0
     said = verdicts(capsys.readouterr().out)
     assert set(said.values()) == {"OK"} and "all around the faces is as it was" in said
@@ -265,7 +343,9 @@ def test_a_missing_package_is_named(monkeypatch, capsys):
     assert "FAILED  cv2 is missing" in printed and f"pip install '{ROOT}[demo]'" in printed
 
 
-@pytest.mark.parametrize("words", [["--num-samples", "0"], ["--sweep", "strength=0.5,1"], ["--no_such"]])
+@pytest.mark.parametrize(
+    "words", [["--num-samples", "0"], ["--sweep", "strength=0.5,1"], ["--no_such"]]
+)
 def test_wrong_calls_of_the_self_check(words, pictures, capsys):
     with pytest.raises(SystemExit) as caught:
         self_check.main(["--input-dir", str(pictures), *LITE, *words])
@@ -278,20 +358,34 @@ def test_an_impossible_value_is_exit_code_2(pictures, capsys):
 
 
 def test_pytest_does_not_take_it_for_tests():
-    done = run("-m", "pytest", "--collect-only", "-q", "-p", "no:cacheprovider", SCRIPTS / "test_face_restoration.py")
-    assert done.returncode == 5 and "no tests collected" in done.stdout  # 5: nothing collected, and no error
+    done = run(
+        "-m",
+        "pytest",
+        "--collect-only",
+        "-q",
+        "-p",
+        "no:cacheprovider",
+        SCRIPTS / "test_face_restoration.py",
+    )
+    # 5: nothing collected, and no error
+    assert done.returncode == 5 and "no tests collected" in done.stdout
 
 
-# --- MuseTalk's inference -------------------------------------------------------------------------------
+# --- MuseTalk's inference
 
 PRINTS = "import os, sys; print('\\n'.join([os.getcwd(), *sys.argv[1:]])); sys.exit(7)\n"
 
 
 @pytest.fixture
 def musetalk(tmp_path) -> Path:
-    """A folder like MuseTalk's, and in it a `musetalk_enhance` that prints how it was called and ends with 7."""
+    """A folder like MuseTalk's, and in it a `musetalk_enhance` that prints how it was called and
+    ends with 7."""
     folder = tmp_path / "Muse Talk"
-    for name in ("scripts/inference.py", "scripts/realtime_inference.py", "musetalk_enhance/__init__.py"):
+    for name in (
+        "scripts/inference.py",
+        "scripts/realtime_inference.py",
+        "musetalk_enhance/__init__.py",
+    ):
         path = folder / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text("")
@@ -301,7 +395,9 @@ def musetalk(tmp_path) -> Path:
 
 def inference(*words: str, **variables: str) -> subprocess.CompletedProcess:
     environment = {**os.environ, "PYTHON": sys.executable, **variables}
-    return subprocess.run(["bash", str(SH), *words], capture_output=True, text=True, env=environment, timeout=60)
+    return subprocess.run(
+        ["bash", str(SH), *words], capture_output=True, text=True, env=environment, timeout=60
+    )
 
 
 def on_posix(test):
@@ -333,16 +429,20 @@ def test_the_call_of_musetalk(version, mode, script, name, folder, musetalk):
     assert words[-6:] == more  # last, and whole
     pairs = dict(zip(words, words[1:], strict=False))
     assert pairs["--version"] == name and pairs["--unet_config"] == f"{folder}musetalk.json"
-    assert pairs["--unet_model_path"].startswith(folder) and pairs["--ffmpeg_path"] == "/opt/my ffmpeg"
+    assert (
+        pairs["--unet_model_path"].startswith(folder) and pairs["--ffmpeg_path"] == "/opt/my ffmpeg"
+    )
 
 
 @on_posix
 def test_our_flags_are_ones_that_run_takes_and_the_users_win(musetalk):
     from musetalk_enhance.cli.run import split
     from musetalk_enhance.config.flags import given_flags
-    from musetalk_enhance.config.loading import merge
+    from musetalk_enhance.config.loader import merge
 
-    words = inference("v1.5", "normal", "--gfpgan_mode=batch", MUSETALK_DIR=str(musetalk)).stdout.splitlines()[1:]
+    words = inference(
+        "v1.5", "normal", "--gfpgan_mode=batch", MUSETALK_DIR=str(musetalk)
+    ).stdout.splitlines()[1:]
     ours, theirs = split(words)
     settings = merge(None, given_flags(ours))
     assert (settings.enabled, settings.region, settings.output_size) == (True, "lower", "native")
@@ -377,14 +477,32 @@ def test_a_python_without_the_library_is_told_how_to_get_it(musetalk):
 
 
 def test_both_shells_have_the_same_flags_models_and_folders():
-    """The .bat cannot be run here: every flag with its value, both ways of both choices, and its line ends."""
+    """The .bat cannot be run here: every flag with its value, both ways of both choices, and its
+    line ends."""
     texts = [path.read_text(encoding="ascii") for path in (SH, BAT)]
-    code = ["\n".join(line for line in text.splitlines() if not re.match(r"#|rem ", line)) for text in texts]
-    lines = [re.search(r"^(?:set )?ours=\(?([^)\n]+)", text, re.M | re.I).group(1).split() for text in code]
+    code = [
+        "\n".join(line for line in text.splitlines() if not re.match(r"#|rem ", line))
+        for text in texts
+    ]
+    lines = [
+        re.search(r"^(?:set )?ours=\(?([^)\n]+)", text, re.M | re.I).group(1).split()
+        for text in code
+    ]
     assert lines[0] == lines[1] and "--enable_gfpgan" in lines[0]
-    for pattern in (r"--(?:version|unet_\w+|inference_config|result_dir) [\w./]+", r"\bscripts/\w+\.py"):
-        assert sorted(set(re.findall(pattern, code[0]))) == sorted(set(re.findall(pattern, code[1])))
-    for pattern in (r"FFMPEG_PATH", r"MUSETALK_DIR", r"\bPYTHON\b", r"pip install", r"import musetalk_enhance"):
+    for pattern in (
+        r"--(?:version|unet_\w+|inference_config|result_dir) [\w./]+",
+        r"\bscripts/\w+\.py",
+    ):
+        assert sorted(set(re.findall(pattern, code[0]))) == sorted(
+            set(re.findall(pattern, code[1]))
+        )
+    for pattern in (
+        r"FFMPEG_PATH",
+        r"MUSETALK_DIR",
+        r"\bPYTHON\b",
+        r"pip install",
+        r"import musetalk_enhance",
+    ):
         assert all(re.search(pattern, text) for text in code)
 
 
@@ -396,4 +514,5 @@ def test_the_batch_file_is_well_formed():
     assert len(labels) == len(set(labels)) and jumps <= set(labels) and set(labels) - jumps == set()
     for needed in ("setlocal", "%*", "%errorlevel%", "exit /b %CODE%", "@echo off"):
         assert needed in text
-    assert text.count('"') % 2 == 0 and not re.search(r"^\s*(if|for)\b.*\($", text, re.M)  # no blocks: %VAR% is late
+    # no blocks: %VAR% is late
+    assert text.count('"') % 2 == 0 and not re.search(r"^\s*(if|for)\b.*\($", text, re.M)

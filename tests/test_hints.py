@@ -1,4 +1,5 @@
-"""What a host says of its frames is checked at the border: one entry a frame, five points, hashable keys."""
+"""What a host says of its frames is checked at the border: one entry a frame, five points, hashable
+keys."""
 
 from __future__ import annotations
 
@@ -93,10 +94,14 @@ def test_masks_are_handed_on_as_they_are():
     masks = [None, np.ones((4, 4), bool), torch.zeros(4, 4)]
     found = Hints.of(3, occlusion=masks).occlusion
     assert all(one is other for one, other in zip(found, masks, strict=True)) and found is not masks
-    assert [each.shape for each in Hints.of(2, occlusion=np.zeros((2, 4, 6))).occlusion] == [(4, 6)] * 2
+    assert [each.shape for each in Hints.of(2, occlusion=np.zeros((2, 4, 6))).occlusion] == [
+        (4, 6)
+    ] * 2
 
 
-@pytest.mark.parametrize("keys", [[3, 1, 3], (3, 1, 3), np.array([3, 1, 3]), torch.tensor([3, 1, 3])])
+@pytest.mark.parametrize(
+    "keys", [[3, 1, 3], (3, 1, 3), np.array([3, 1, 3]), torch.tensor([3, 1, 3])]
+)
 def test_keys_of_one_value_are_one_key(keys):
     assert Hints.of(3, keys=keys).keys == [3, 1, 3]
     assert all(type(key) is int for key in Hints.of(3, keys=keys).keys)

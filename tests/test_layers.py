@@ -14,7 +14,7 @@ PACKAGE = ROOT / "musetalk_enhance"
 LAYERS = [
     {"_version", "errors"},
     {"runtime"},
-    {"config", "frames", "media", "metrics"},
+    {"config", "frames", "media"},
     {"weights"},
     {"backends"},
     {"restorers"},
@@ -23,11 +23,11 @@ LAYERS = [
     {"enhancer"},
     {"picture_restorer"},
     {"hosts", "jobs", "service"},
-    {"report", "bench"},
+    {"report"},
     {"cli"},
-    {"__main__"},
+    {"__main__", "_deprecated"},
 ]
-BESIDE = {("report", "metrics"), ("media", "frames"), ("frames", "config")}
+BESIDE = {("media", "frames"), ("frames", "config")}
 """Rooms of one level of which the first may import the second."""
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
 
@@ -37,7 +37,8 @@ def modules():
 
 
 def imported(path) -> set[str]:
-    """First part below musetalk_enhance of every module that `path` imports, late imports included."""
+    """First part below musetalk_enhance of every module that `path` imports, late imports
+    included."""
     package = ["musetalk_enhance", *path.relative_to(PACKAGE).parts[:-1]]
     found = set()
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
@@ -52,7 +53,8 @@ def imported(path) -> set[str]:
 
 
 def imported_files(path, late: bool) -> set[str]:
-    """Dotted names of the modules of the package that `path` imports; `late`: also inside functions."""
+    """Dotted names of the modules of the package that `path` imports; `late`: also inside
+    functions."""
     package = ["musetalk_enhance", *path.relative_to(PACKAGE).parts[:-1]]
     names, known = set(), {name_of(each) for each in modules()}
     tree = ast.parse(path.read_text(encoding="utf-8"))
@@ -84,7 +86,9 @@ def name_of(path) -> str:
 
 
 def test_no_file_imports_itself_by_a_detour():
-    graph = {name_of(path): imported_files(path, late=False) - {name_of(path)} for path in modules()}
+    graph = {
+        name_of(path): imported_files(path, late=False) - {name_of(path)} for path in modules()
+    }
     while leaves := [name for name, targets in graph.items() if not targets & graph.keys()]:
         for name in leaves:
             del graph[name]
@@ -105,7 +109,9 @@ def test_every_module_has_its_layer():
 
 
 def python(code: str) -> str:
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=True
+    )
     return done.stdout.strip()
 
 
@@ -117,7 +123,8 @@ def test_importing_loads_nothing_heavy():
 
 def test_importing_the_enhancer_loads_no_torch():
     code = (
-        "import sys; from musetalk_enhance import GFPGANEnhancer; print('torch' in sys.modules, 'cv2' in sys.modules)"
+        "import sys; from musetalk_enhance import GFPGANEnhancer; print('torch' in sys.modules, "
+        "'cv2' in sys.modules)"
     )
     assert python(code) == "False False"
 

@@ -30,9 +30,14 @@ def test_monitor_gpu_memory_gives_numbers(device):
     assert set(numbers) == BYTES | {"gpu_available", "device"}
     assert all(type(numbers[name]) is int and numbers[name] >= 0 for name in BYTES)
     assert type(numbers["gpu_available"]) is bool and type(numbers["device"]) is str
-    assert numbers["process_bytes"] > 2**20 and numbers["ram_total_bytes"] >= numbers["ram_free_bytes"] > 0
+    assert (
+        numbers["process_bytes"] > 2**20
+        and numbers["ram_total_bytes"] >= numbers["ram_free_bytes"] > 0
+    )
     if not numbers["gpu_available"]:
-        assert numbers["total_bytes"] == numbers["allocated_bytes"] == 0 and numbers["device"] == "cpu"
+        assert (
+            numbers["total_bytes"] == numbers["allocated_bytes"] == 0 and numbers["device"] == "cpu"
+        )
 
 
 def pretend_gpu(monkeypatch, **figures):
@@ -55,6 +60,15 @@ def test_monitor_gpu_memory_with_a_gpu(monkeypatch):
     gpu = [numbers[f"{name}_bytes"] for name in ("free", "total", "allocated", "reserved", "peak")]
     assert gpu == [3, 9, 4, 5, 6] and numbers["device"] == "pretended" and numbers["gpu_available"]
     assert monitor_gpu_memory("cpu")["total_bytes"] == 0
+
+
+def test_free_on_cuda_leaves_out_what_graphs_hold(monkeypatch):
+    pretend_gpu(monkeypatch, mem_get_info=(100, 900), memory_allocated=40, memory_reserved=50)
+    gpu = torch.device("cuda:0")
+    memory.count_graph_pool(gpu, 7)
+    assert memory.free_bytes(gpu) == 103
+    memory.count_graph_pool(gpu, -7)
+    assert memory.free_bytes(gpu) == 110
 
 
 def test_free_on_cuda_counts_what_the_allocator_holds_unused(monkeypatch):
@@ -101,7 +115,8 @@ def test_without_such_figures_resident_memory_counts(monkeypatch, status):
 
 
 def test_freed_memory_goes_back_to_the_machine():
-    small = [np.ones(100_000, np.uint8) for _ in range(1000)]  # below the size that is mapped on its own
+    # below the size that is mapped on its own
+    small = [np.ones(100_000, np.uint8) for _ in range(1000)]
     full = memory.resident_bytes()
     del small
     memory.release(torch.device("cpu"))
@@ -136,8 +151,16 @@ def test_an_error_lets_go_of_what_it_came_through():
 def test_a_gpu_without_a_number_is_the_current_one(monkeypatch, device, asked):
     """Before torch 2.5, which MuseTalk pins, ``mem_get_info`` refuses ``torch.device("cuda")``."""
     seen = []
-    pretend_gpu(monkeypatch, get_device_name="x", memory_allocated=0, memory_reserved=0, max_memory_allocated=0)
-    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device=None: seen.append(device) or (3, 9))
+    pretend_gpu(
+        monkeypatch,
+        get_device_name="x",
+        memory_allocated=0,
+        memory_reserved=0,
+        max_memory_allocated=0,
+    )
+    monkeypatch.setattr(
+        torch.cuda, "mem_get_info", lambda device=None: seen.append(device) or (3, 9)
+    )
     assert memory.free_bytes(torch.device(device)) == 3
     assert monitor_gpu_memory(device)["total_bytes"] == 9
     assert seen == [asked, asked]

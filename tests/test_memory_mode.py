@@ -1,4 +1,5 @@
-"""Running out of memory, keeping to a budget, giving memory back: around a restorer that allocates on demand."""
+"""Running out of memory, keeping to a budget, giving memory back: around a restorer that allocates
+on demand."""
 
 from __future__ import annotations
 
@@ -53,9 +54,15 @@ ERRORS = [
     RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
     RuntimeError("cuDNN error: CUDNN_STATUS_ALLOC_FAILED"),
     RuntimeError("cuDNN error: CUDNN_STATUS_INTERNAL_ERROR_DEVICE_ALLOCATION_FAILED"),
-    RuntimeError("[enforce fail at alloc_cpu.cpp:114] DefaultCPUAllocator: can't allocate memory: you tried to"),
+    RuntimeError(
+        "[enforce fail at alloc_cpu.cpp:114] DefaultCPUAllocator: can't allocate memory: you "
+        "tried to"
+    ),
     RuntimeError("DefaultCPUAllocator: not enough memory: you tried to allocate 1 bytes."),
-    OrtError("[ONNXRuntimeError] : 6 : RUNTIME_EXCEPTION : Failed to allocate memory for requested buffer of size 9"),
+    OrtError(
+        "[ONNXRuntimeError] : 6 : RUNTIME_EXCEPTION : Failed to allocate memory for requested "
+        "buffer of size 9"
+    ),
     RuntimeError("Exception from src/inference/src/cpp/infer_request.cpp:223: std::bad_alloc"),
     RuntimeError("MPS backend out of memory (MPS allocated: 8.80 GB)"),
     caused_by(OrtError("bad allocation")),
@@ -73,7 +80,9 @@ def frames(rng) -> np.ndarray:
 def make(make_enhancer):
     """make(function, **settings): an enhancer for 64 px faces; see `make_enhancer`."""
     record = replace(RECORD, input_size=64, output_size=64)
-    return lambda function=None, record=record, **options: make_enhancer(function, record, **options)
+    return lambda function=None, record=record, **options: make_enhancer(
+        function, record, **options
+    )
 
 
 @pytest.mark.parametrize("error", ERRORS, ids=lambda error: f"{type(error).__name__}: {error}"[:60])
@@ -82,8 +91,14 @@ def test_the_batch_is_halved_and_the_same_frames_retried(make, frames, error, mo
     hungry = Hungry(2, error)
     enhancer = make(hungry, mode=mode, batch_size=8)
     assert np.array_equal(enhancer(frames), 255 - frames), "every frame, in order"
-    assert hungry.tried == ([1, 2, 8, 4, 2, 2, 2, 2] if mode == "memory" else [8, 4, 2, 2, 2, 2, 2, 1])
-    assert enhancer.stats.backoffs == 2 and enhancer.stats.restored == 11 and enhancer.stats.failed == 0
+    assert hungry.tried == (
+        [1, 2, 8, 4, 2, 2, 2, 2] if mode == "memory" else [8, 4, 2, 2, 2, 2, 2, 1]
+    )
+    assert (
+        enhancer.stats.backoffs == 2
+        and enhancer.stats.restored == 11
+        and enhancer.stats.failed == 0
+    )
 
 
 def test_other_errors_are_not_taken_for_it():
@@ -190,16 +205,21 @@ def test_another_error_while_the_batch_is_halved_costs_one_frame_only(make, fram
     assert (out[5] == 255).all()
     others = [i for i in range(11) if i != 5]
     assert np.array_equal(out[others], 255 - frames[others])
-    assert enhancer.stats.restored == 10 and enhancer.stats.passed_through == {"restorer: KeyError": 1}
+    assert enhancer.stats.restored == 10 and enhancer.stats.passed_through == {
+        "restorer: KeyError": 1
+    }
 
 
 def on_a_pretended_gpu(enhancer, to=None):
-    """Has the restorer say that it is on a device that is not the CPU, where everything runs out of memory."""
+    """Has the restorer say that it is on a device that is not the CPU, where everything runs out of
+    memory."""
     restorer = enhancer.engine.model.restorer
     restorer.device = torch.device("meta")
     enhancer.engine._preparer._thumbnails = lambda faces: torch.zeros(len(faces), 3, 32, 32)
     real = restorer.restore
-    restorer.restore = lambda x: real(x) if restorer.device.type == "cpu" else (_ for _ in ()).throw(MemoryError())
+    restorer.restore = lambda x: (
+        real(x) if restorer.device.type == "cpu" else (_ for _ in ()).throw(MemoryError())
+    )
     restorer.to = to or (lambda device: setattr(restorer, "device", device))
     enhancer.engine.planner.start(restorer.device)
     return restorer
@@ -262,7 +282,9 @@ def test_the_batch_is_planned_from_what_was_measured(make, frames):
     )
     plan = enhancer.memory_plan()
     assert plan["planned"] == plan["batch"] == 5 and plan["measured"] == 5
-    assert 22 * MIB < plan["bytes_per_face"] < 26 * MIB and 30 * MIB < plan["fixed_bytes"] < 50 * MIB
+    assert (
+        22 * MIB < plan["bytes_per_face"] < 26 * MIB and 30 * MIB < plan["fixed_bytes"] < 50 * MIB
+    )
     assert enhancer.stats.over_budget == 0
 
 
@@ -327,14 +349,15 @@ enhancer = enhancer_around(network, mode="memory", memory_budget=int(1.2 * four)
 for _ in range(2):
     enhancer(frames)
 plan, highest = enhancer.memory_plan(), needed(enhancer, 8)
-found = {"four": four, "highest": highest, "over": enhancer.stats.over_budget, "again": enhancer.memory_plan()}
-print(json.dumps(found | plan))
+again, over = enhancer.memory_plan(), enhancer.stats.over_budget
+print(json.dumps({"four": four, "highest": highest, "over": over, "again": again} | plan))
 """
 
 
 @pytest.mark.slow
 def test_a_real_network_stays_within_its_budget():
-    """In a process of its own, where nothing else takes memory; the budget follows what it needs on this machine."""
+    """In a process of its own, where nothing else takes memory; the budget follows what it needs on
+    this machine."""
     done = subprocess.run([sys.executable, "-c", REAL], capture_output=True, text=True, cwd=ROOT)
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout)
@@ -383,7 +406,9 @@ def checkpoint(folder):
 def test_a_weight_that_is_gone_at_the_reload(faces, tmp_path):
     path = checkpoint(tmp_path)
     for on_error in ("passthrough", "raise"):
-        enhancer = GFPGANEnhancer(str(path), device="cpu", on_error=on_error, sharpness_gate=False, guard=False)
+        enhancer = GFPGANEnhancer(
+            str(path), device="cpu", on_error=on_error, sharpness_gate=False, guard=False
+        )
         enhancer.unload()
         moved = path.rename(tmp_path / "away.safetensors")
         if on_error == "raise":
@@ -399,7 +424,9 @@ def test_a_weight_that_is_gone_at_the_reload(faces, tmp_path):
 def test_a_restorer_that_was_handed_in_is_parked_on_the_cpu(make, faces, caplog):
     enhancer = make()
     enhancer.unload()
-    assert enhancer.loaded and "only its owner can free" in caplog.text, "nothing to move on the CPU"
+    assert enhancer.loaded and "only its owner can free" in caplog.text, (
+        "nothing to move on the CPU"
+    )
     restorer = enhancer.engine.model.restorer
     restorer.device = torch.device("meta")  # stands in for a GPU
     moves = []
@@ -460,7 +487,9 @@ def test_unloading_while_another_thread_restores(faces):
         stop.set()
         thread.join()
     assert all(np.array_equal(out, expected) for out in outs)
-    assert enhancer.stats.restored == 9 and enhancer.stats.failed == 0 and enhancer.stats.reloads >= 1
+    assert (
+        enhancer.stats.restored == 9 and enhancer.stats.failed == 0 and enhancer.stats.reloads >= 1
+    )
 
 
 def test_disabled_and_closed_enhancers_have_no_plan(make):

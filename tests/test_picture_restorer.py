@@ -1,4 +1,5 @@
-"""Whole pictures: every face is restored and lands where it was; what fails costs one face or one picture."""
+"""Whole pictures: every face is restored and lands where it was; what fails costs one face or one
+picture."""
 
 from __future__ import annotations
 
@@ -35,7 +36,8 @@ class Given(FaceDetector):
 
 
 def face(x: float, y: float, side: float, score: float = 0.9) -> Face:
-    """A face whose template is a square of `side`, its left upper corner at x, y; the box is its middle half."""
+    """A face whose template is a square of `side`, its left upper corner at x, y; the box is its
+    middle half."""
     box = np.array((x + side / 4, y + side / 4, x + side * 3 / 4, y + side * 3 / 4))
     return Face(box, (FFHQ_512 * (side / 512) + (x, y)).astype(np.float32), score)
 
@@ -81,7 +83,8 @@ def yunet(shared) -> YuNet:
 
 
 def to_picture(landmarks: np.ndarray) -> np.ndarray:
-    """Where the template's landmarks lie by the similarity that brings them nearest: plain linear least squares."""
+    """Where the template's landmarks lie by the similarity that brings them nearest: plain linear
+    least squares."""
     x, y = FFHQ_512.T
     zero, one = np.zeros(5), np.ones(5)
     points = np.asarray(landmarks, np.float64)
@@ -97,8 +100,8 @@ def to_picture(landmarks: np.ndarray) -> np.ndarray:
 
 @pytest.mark.shared
 def test_every_face_of_the_portraits_lands_where_it_was(make, portraits, yunet):
-    """The bar: faces over 64 px are restored, the marks that the network painted lie on the landmarks, and nothing
-    else of the picture changed."""
+    """The bar: faces over 64 px are restored, the marks that the network painted lie on the
+    landmarks, and nothing else of the picture changed."""
     found = make(yunet, marking).restore(list(portraits.values()))
     counted, pictures, worst = 0, 0, 0.0
     for (name, before), after in zip(portraits.items(), found, strict=True):
@@ -117,7 +120,8 @@ def test_every_face_of_the_portraits_lands_where_it_was(make, portraits, yunet):
 
 
 def landed(change: np.ndarray, left: np.ndarray, places: np.ndarray) -> tuple[float, int]:
-    """How far marks at most landed from their places, and how many lie in the picture; they are taken off `left`."""
+    """How far marks at most landed from their places, and how many lie in the picture; they are
+    taken off `left`."""
     side = 512 * np.linalg.norm(places[1] - places[0]) / np.linalg.norm(FFHQ_512[1] - FFHQ_512[0])
     reach, worst, count = 30 * side / 512 + 2, 0.0, 0
     for px, py in places:

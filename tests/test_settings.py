@@ -10,7 +10,7 @@ import torch
 from omegaconf import OmegaConf
 
 from musetalk_enhance.config.flags import add_gfpgan_arguments, flag_of, given_flags
-from musetalk_enhance.config.loading import merge, plain, section_of
+from musetalk_enhance.config.loader import merge, plain, section_of
 from musetalk_enhance.config.settings import EnhancerSettings, options
 from musetalk_enhance.errors import ConfigError
 
@@ -22,13 +22,24 @@ def parse(*words: str) -> dict:
 def test_defaults():
     settings = EnhancerSettings()
     assert not settings.enabled and settings.upscale == 2 and settings.arch == "clean"
-    assert settings.channel_multiplier == 2 and settings.output_size == "same" and settings.on_error == "passthrough"
+    assert (
+        settings.channel_multiplier == 2
+        and settings.output_size == "same"
+        and settings.on_error == "passthrough"
+    )
 
 
 def test_flags_win_over_yaml_over_defaults():
-    section = section_of(OmegaConf.create({"gfpgan": {"enabled": True, "strength": 0.5, "upscale": 4}}))
+    section = section_of(
+        OmegaConf.create({"gfpgan": {"enabled": True, "strength": 0.5, "upscale": 4}})
+    )
     settings = merge(section, parse("--gfpgan_upscale", "1", "--gfpgan_color", "rgb"))
-    assert (settings.enabled, settings.strength, settings.upscale, settings.color) == (True, 0.5, 1, "rgb")
+    assert (settings.enabled, settings.strength, settings.upscale, settings.color) == (
+        True,
+        0.5,
+        1,
+        "rgb",
+    )
 
 
 def test_a_flag_may_switch_off_what_yaml_switched_on():
@@ -51,13 +62,22 @@ def test_every_option_has_a_flag_and_help():
 @pytest.mark.parametrize(
     ("section", "words"),
     [
-        ({"strenght": 1}, ["'gfpgan.strenght'", "value 1", "known options", "Did you mean 'strength'?"]),
+        (
+            {"strenght": 1},
+            ["'gfpgan.strenght'", "value 1", "known options", "Did you mean 'strength'?"],
+        ),
         ({"strength": 2}, ["gfpgan.strength", "2", "a number from 0 to 1"]),
         ({"strength": float("nan")}, ["gfpgan.strength", "nan"]),
         ({"strength": True}, ["gfpgan.strength", "True"]),
         ({"upscale": 0}, ["gfpgan.upscale", "0", "0.25 to 8"]),
-        ({"arch": "cleen"}, ["gfpgan.arch", "'cleen'", "clean | bilinear", "Did you mean 'clean'?"]),
-        ({"region": "mouht"}, ["gfpgan.region", "'mouht'", "expected full | lower | mouth", "mean 'mouth'"]),
+        (
+            {"arch": "cleen"},
+            ["gfpgan.arch", "'cleen'", "clean | bilinear", "Did you mean 'clean'?"],
+        ),
+        (
+            {"region": "mouht"},
+            ["gfpgan.region", "'mouht'", "expected full | lower | mouth", "mean 'mouth'"],
+        ),
         ({"stability": 2}, ["gfpgan.stability", "2", "expected auto | a number from 0 to 1"]),
         ({"landmarks": "yunet"}, ["landmarks", "'yunet'", "align: ffhq or region: mouth"]),
         ({"guard": "maybe"}, ["gfpgan.guard", "'maybe'", "expected auto | true | false"]),
@@ -109,7 +129,14 @@ def test_options_that_contradict(pair):
 
 @pytest.mark.parametrize(
     ("text", "value"),
-    [("2GiB", 2**31), ("1.5 MB", 1500000), ("0.25", 0.25), (0.5, 0.5), (2**22, 2**22), ("auto", "auto")],
+    [
+        ("2GiB", 2**31),
+        ("1.5 MB", 1500000),
+        ("0.25", 0.25),
+        (0.5, 0.5),
+        (2**22, 2**22),
+        ("auto", "auto"),
+    ],
 )
 def test_memory_budget(text, value):
     assert EnhancerSettings(memory_budget=text).memory_budget == value
@@ -131,7 +158,10 @@ def test_device(raw, value):
 
 def test_text_from_flags_is_read_like_yaml():
     settings = merge(
-        None, parse("--gfpgan_output_size", "512", "--gfpgan_batch_size", "auto", "--gfpgan_upscale", "1.5")
+        None,
+        parse(
+            "--gfpgan_output_size", "512", "--gfpgan_batch_size", "auto", "--gfpgan_upscale", "1.5"
+        ),
     )
     assert (settings.output_size, settings.batch_size, settings.upscale) == (512, "auto", 1.5)
 
@@ -154,7 +184,11 @@ def test_yaml_files(tmp_path):
 
 
 def test_empty_section_is_a_section():
-    assert section_of({"gfpgan": None}) == {} and section_of({"task_0": {}}) is None and section_of(None) is None
+    assert (
+        section_of({"gfpgan": None}) == {}
+        and section_of({"task_0": {}}) is None
+        and section_of(None) is None
+    )
 
 
 def test_null_is_auto_for_the_model():
@@ -163,14 +197,21 @@ def test_null_is_auto_for_the_model():
 
 def test_numbers_of_numpy_are_numbers():
     settings = EnhancerSettings(
-        strength=np.float32(0.5), batch_size=np.int64(4), memory_budget=np.float64(0.25), cpu_fallback=np.bool_(False)
+        strength=np.float32(0.5),
+        batch_size=np.int64(4),
+        memory_budget=np.float64(0.25),
+        cpu_fallback=np.bool_(False),
     )
-    assert settings == EnhancerSettings(strength=0.5, batch_size=4, memory_budget=0.25, cpu_fallback=False)
+    assert settings == EnhancerSettings(
+        strength=0.5, batch_size=4, memory_budget=0.25, cpu_fallback=False
+    )
     assert type(settings.batch_size) is int and type(settings.strength) is float
 
 
 def test_only_our_section_is_resolved():
-    tree = OmegaConf.create({"task": "${oc.env:NO_SUCH_VARIABLE_HERE}", "size": 4, "gfpgan": {"upscale": "${size}"}})
+    tree = OmegaConf.create(
+        {"task": "${oc.env:NO_SUCH_VARIABLE_HERE}", "size": 4, "gfpgan": {"upscale": "${size}"}}
+    )
     assert section_of(tree) == {"upscale": 4}
     with pytest.raises(ConfigError, match="nowhere"):
         section_of({"gfpgan": {"upscale": "${nowhere}"}})

@@ -56,15 +56,30 @@ def test_two_thousand_frames_leave_nothing_behind(make_enhancer, mode):
 
 
 def test_the_script_ends_with_zero_when_memory_stays(monkeypatch, capsys, tmp_path):
-    words = ["soak.py", "--model", "none", "--frames", "1000", "--side", "64", "--json", str(tmp_path / "seen.json")]
+    words = [
+        "soak.py",
+        "--model",
+        "none",
+        "--frames",
+        "1000",
+        "--side",
+        "64",
+        "--json",
+        str(tmp_path / "seen.json"),
+    ]
     monkeypatch.setattr(sys, "argv", words)
     assert soak.main() == 0
-    assert "growth after the first 500" in capsys.readouterr().out and (tmp_path / "seen.json").is_file()
+    assert (
+        "growth after the first 500" in capsys.readouterr().out
+        and (tmp_path / "seen.json").is_file()
+    )
 
 
 def test_the_script_ends_with_one_when_it_leaks(monkeypatch, capsys):
     seen = iter([(500.0, 100.0), (490.0, 106.0)])  # files' pages dropped hide nothing
     monkeypatch.setattr(soak, "resident", lambda: next(seen))
-    monkeypatch.setattr(sys, "argv", ["soak.py", "--model", "none", "--frames", "1000", "--side", "64"])
+    monkeypatch.setattr(
+        sys, "argv", ["soak.py", "--model", "none", "--frames", "1000", "--side", "64"]
+    )
     assert soak.main() == 1
     assert "6.00%" in capsys.readouterr().out

@@ -39,7 +39,11 @@ def test_every_frame_is_in_one_count(make_enhancer, frames):
     enhancer = make_enhancer(lambda batch: batch * 1.05)
     enhancer([frames[0], dark, frames[1][..., :1]])
     stats = enhancer.stats
-    assert (stats.restored, stats.left_alone, stats.passed_through) == (1, {"unchanged": 1}, {"channels": 1})
+    assert (stats.restored, stats.left_alone, stats.passed_through) == (
+        1,
+        {"unchanged": 1},
+        {"channels": 1},
+    )
     assert total(stats) == stats.frames == 3 and stats.processed == 2
 
 
@@ -49,15 +53,21 @@ def test_the_change_is_that_of_the_pixels_that_may_change(make_enhancer, frames,
     notes: list[Outcome] = []
     enhancer.observe(lambda before, after, note: notes.append(note))
     out = enhancer(frames[:4])
-    changed = [np.abs(a.astype(int) - b)[(a != b).any(2)].mean() for a, b in zip(out, frames, strict=False)]
+    changed = [
+        np.abs(a.astype(int) - b)[(a != b).any(2)].mean() for a, b in zip(out, frames, strict=False)
+    ]
     assert [note.change for note in notes] == pytest.approx(changed, rel=0.1)
-    assert enhancer.stats.mean_change == pytest.approx(np.mean([note.change for note in notes]), abs=1e-3)
+    assert enhancer.stats.mean_change == pytest.approx(
+        np.mean([note.change for note in notes]), abs=1e-3
+    )
     assert enhancer.stats.mean_change == pytest.approx(ADDED, abs=0.01 if region == "full" else 3)
     assert enhancer.stats.mean_strength == 1 and not enhancer.stats.partial
 
 
 @pytest.mark.parametrize("output_size", ["native", "upscale", 100])
-def test_in_another_size_the_change_is_against_the_resized_frame(make_enhancer, frames, output_size):
+def test_in_another_size_the_change_is_against_the_resized_frame(
+    make_enhancer, frames, output_size
+):
     enhancer = make_enhancer(brighter, output_size=output_size)
     enhancer(frames[:2])
     assert enhancer.stats.mean_change == pytest.approx(ADDED, abs=0.1)
@@ -78,7 +88,10 @@ def test_half_strength_asked_for_is_no_partial_restoration(make_enhancer, frames
     enhancer(frames[:2])
     assert enhancer.stats.mean_strength == 0.5 and not enhancer.stats.partial
     assert enhancer.stats.mean_share == 1 and enhancer.stats.warning() is None
-    assert "2 of 2 faces restored, by 5.00 of 255 at strength 0.50 in the mean;" in enhancer.stats.summary()
+    assert (
+        "2 of 2 faces restored, by 5.00 of 255 at strength 0.50 in the mean;"
+        in enhancer.stats.summary()
+    )
 
 
 def test_what_the_guard_takes_is_counted_by_reason(make_enhancer, soft):
@@ -92,7 +105,9 @@ def test_what_the_guard_takes_is_counted_by_reason(make_enhancer, soft):
     enhancer = make_enhancer(once, guard=True, stability=0.001, batch_size=1)
     enhancer(to_frames(soft[:20]))
     stats = enhancer.stats
-    assert sum(stats.left_alone.values()) == 1 and next(iter(stats.left_alone)).startswith("held back: ")
+    assert sum(stats.left_alone.values()) == 1 and next(iter(stats.left_alone)).startswith(
+        "held back: "
+    )
     assert stats.partial == {"held back: recovery": 9} and stats.restored == 19
     assert 0.7 < stats.mean_strength < 1 and total(stats) == 20
     assert "(9 in part: 9 held back: recovery); 1 left alone (1 held back: " in stats.summary()
@@ -106,12 +121,16 @@ def test_sharp_faces_are_not_restored_and_a_warning_says_how(make_enhancer, monk
     enhancer(np.repeat(sharp[None, ..., None], 3, 0).repeat(3, 3))
     stats = enhancer.stats
     assert stats.restored == 0 and stats.left_alone == {"sharp already": 3} and stats.sharp == 3
-    assert stats.summary().startswith("0 of 3 faces restored; 3 left alone (3 sharp already); 0 passed through")
+    assert stats.summary().startswith(
+        "0 of 3 faces restored; 3 left alone (3 sharp already); 0 passed through"
+    )
     assert stats.warning() == (
         "most of the restoration is not in the result: 3 of 3 faces left alone (3 sharp already)"
         "; to restore more, set sharpness_gate: false"
     )
-    assert "--gfpgan_sharpness_gate=false" in stats.warning(lambda name, value: f"--gfpgan_{name}={value}")
+    assert "--gfpgan_sharpness_gate=false" in stats.warning(
+        lambda name, value: f"--gfpgan_{name}={value}"
+    )
 
 
 def test_a_frame_that_is_repeated_has_the_note_of_the_one_before(make_enhancer, frames):
@@ -128,7 +147,13 @@ def test_no_frames_and_no_network():
     stats = EnhancerStats()
     assert stats.mean_strength is stats.mean_change is stats.mean_share is stats.warning() is None
     assert stats.summary().startswith("0 of 0 faces restored; 0 left alone; 0 passed through;")
-    assert {"left_alone", "partial", "mean_strength", "mean_change", "processed"} <= stats.as_dict().keys()
+    assert {
+        "left_alone",
+        "partial",
+        "mean_strength",
+        "mean_change",
+        "processed",
+    } <= stats.as_dict().keys()
 
 
 @pytest.mark.parametrize(
@@ -136,8 +161,20 @@ def test_no_frames_and_no_network():
     [
         (10, {}, {}, 1.0, None),
         (10, {"sharp already": 5}, {}, 0.5, None),
-        (10, {"sharp already": 6}, {}, 0.4, "6 of 10 faces left alone (6 sharp already); to restore more, set gate"),
-        (10, {}, {"held back: mouth": 9}, 0.3, "9 restored in part (9 held back: mouth); to restore more, set guard"),
+        (
+            10,
+            {"sharp already": 6},
+            {},
+            0.4,
+            "6 of 10 faces left alone (6 sharp already); to restore more, set gate",
+        ),
+        (
+            10,
+            {},
+            {"held back: mouth": 9},
+            0.3,
+            "9 restored in part (9 held back: mouth); to restore more, set guard",
+        ),
         (10, {"sharp already": 2}, {"held back: eyes": 8}, 0.2, "set guard or gate"),
         (10, {"held back: eyes": 1, "sharp already": 6}, {}, 0.2, "set gate or guard"),
         (10, {"too small": 9}, {}, None, "set size"),

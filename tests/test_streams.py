@@ -1,4 +1,5 @@
-"""Streams over one engine: each as if it were alone, whoever else uses the network at the same time."""
+"""Streams over one engine: each as if it were alone, whoever else uses the network at the same
+time."""
 
 from __future__ import annotations
 
@@ -21,7 +22,8 @@ def sharpen(batch):
 
 @pytest.fixture(scope="module")
 def clips(soft) -> list[np.ndarray]:
-    """Five clips of 8 frames, each of another face: mirrored, darker, upside down, in other colors."""
+    """Five clips of 8 frames, each of another face: mirrored, darker, upside down, in other
+    colors."""
     frames = to_frames(soft[:8])
     return [frames, frames[:, :, ::-1], frames // 2, frames[:, ::-1], frames[..., ::-1]]
 
@@ -36,7 +38,10 @@ def alone(clips) -> list[np.ndarray]:
 def test_streams_in_turns_give_the_bytes_of_each_alone(make_enhancer, clips, alone):
     enhancer = make_enhancer(sharpen, **ALL)
     streams = [enhancer.stream() for _ in clips]
-    parts = [[stream(clip[at : at + 2]) for stream, clip in zip(streams, clips, strict=True)] for at in (0, 2, 4, 6)]
+    parts = [
+        [stream(clip[at : at + 2]) for stream, clip in zip(streams, clips, strict=True)]
+        for at in (0, 2, 4, 6)
+    ]
     for index, expected in enumerate(alone):
         assert np.array_equal(np.concatenate([part[index] for part in parts]), expected)
         assert streams[index].stats.frames == streams[index].stats.restored == 8
@@ -65,7 +70,9 @@ def test_faces_of_many_streams_go_through_the_network_together(make_enhancer, cl
     streams = [enhancer.stream() for _ in clips]
     out = []
     for at in (0, 4):
-        requests = [Request(stream, clip[at : at + 4]) for stream, clip in zip(streams, clips, strict=True)]
+        requests = [
+            Request(stream, clip[at : at + 4]) for stream, clip in zip(streams, clips, strict=True)
+        ]
         out.append([restored.frames for restored in enhancer.engine.restore(requests)])
     shapes = [shape[0] for shape in enhancer.engine.model.restorer.backend.shapes]
     assert shapes == [8, 8, 4, 8, 8, 4], "full batches over the borders of streams"

@@ -1,4 +1,4 @@
-"""What a backend is: something that executes a network on a batch. And what a network is to a backend."""
+"""The interface of a backend, which executes a network, and what describes that network to it."""
 
 from __future__ import annotations
 
@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     import torch
 
+    from ..config.settings import EnhancerSettings
+
 
 @dataclass(frozen=True)
 class NetworkSpec:
@@ -17,15 +19,17 @@ class NetworkSpec:
 
     Attributes:
         name: of the model, for messages and files.
-        module: maps float32 (N, C, H, W) to float32 (N, C', H', W') for every N; eval mode, frozen, on the CPU,
-            deterministic, free of custom operators, so that it can be exported.
+        module: maps float32 (N, C, H, W) to float32 (N, C', H', W') for every N; eval mode, frozen,
+            on the CPU, deterministic, without custom operators, so that it can be exported.
         input_shape: (C, H, W) of one face, in the network's own value range.
         value_range: lowest and highest value of the input.
-        key: everything that its speed depends on (architecture, width, rows left out), for what is remembered
-            between runs; not the values of its weights.
+        key: everything that its speed depends on (architecture, width, omitted rows), for stored
+            measurements; not the values of its weights.
         channels_last: whether channels-last order suits the module (see `TorchBackend`).
         symbolic: records the same computation for a runtime that has no importer for torch modules;
             see `musetalk_enhance.backends.ncnn_backend`. None where there is no such recording.
+        identity: everything that its results depend on (the weight's sha256 and each constant in
+            the module), for graphs that are stored between runs. None stores none.
     """
 
     name: str
@@ -35,10 +39,41 @@ class NetworkSpec:
     key: str
     channels_last: bool = True
     symbolic: Callable[[Any], Any] | None = field(default=None, compare=False)
+    identity: str | None = None
+
+
+@dataclass(frozen=True)
+class BackendOptions:
+    """The options that decide how a network is executed; see the settings of the same names.
+
+    Attributes:
+        backend: ``"auto"``, ``"torch"``, ``"onnx"``, ``"openvino"`` or ``"ncnn"``.
+        dtype: ``"auto"``, ``"fp32"``, ``"bf16"`` or ``"fp16"``.
+        provider: of the backend onnx: ``"auto"``, ``"cpu"``, ``"cuda"`` or ``"tensorrt"``.
+        allow_cpu: run on the CPU, with a warning, where the device or provider is unavailable.
+        mode: ``"batch"``, or ``"memory"``, which uses no CUDA graphs and measures single faces.
+    """
+
+    backend: str = "auto"
+    dtype: str = "auto"
+    provider: str = "auto"
+    allow_cpu: bool = False
+    mode: str = "batch"
+
+    @classmethod
+    def of(cls, settings: EnhancerSettings) -> BackendOptions:
+        """Those of `settings`."""
+        return cls(
+            backend=settings.backend,
+            dtype=settings.dtype,
+            provider=settings.provider,
+            allow_cpu=settings.allow_cpu,
+            mode=settings.mode,
+        )
 
 
 class Backend(ABC):
-    """Executes one network. A restorer holds one and knows nothing of what is behind it.
+    """Executes one network. A restorer owns one and does not depend on which it is.
 
     Attributes:
         name: as the option `backend` calls it.
@@ -50,9 +85,13 @@ class Backend(ABC):
 
     @abstractmethod
     def run(self, batch: torch.Tensor) -> torch.Tensor:
-        """Run the network: float32 (N, C, H, W) in its own value range in, float32 (N, C', H', W') out.
+        """Run the network.
 
-        The answer is on the device of `batch` and is the caller's to change.
+        Args:
+            batch: float32 (N, C, H, W) in the network's own value range; not modified.
+
+        Returns:
+            float32 (N, C', H', W') on the device of `batch`; the caller may modify it.
         """
 
     @abstractmethod
@@ -63,13 +102,8 @@ class Backend(ABC):
             RestorerError: this backend cannot run there.
         """
 
-    @property
-    def forms(self) -> tuple[str, ...]:
-        """Forms of torch's modulated convolutions in order, for the same bits again; else none."""
-        return ()
-
     def close(self) -> None:  # noqa: B027 - optional for a backend
-        """Give back what the backend holds; it is not used afterwards."""
+        """Release the backend's resources; it is not used afterwards."""
 
     def __str__(self) -> str:
         return f"{self.name} {self.dtype}"

@@ -1,4 +1,4 @@
-"""Less than fp32, but only where it comes to the same picture."""
+"""A reduced precision that is used only where its result agrees with fp32."""
 
 from __future__ import annotations
 
@@ -15,14 +15,16 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("musetalk_enhance")
 
-MOST_ERROR = 0.03
-"""Largest relative error, ``|a - b| / |b|`` over all values, at which a reduced precision is kept."""
+MAX_ERROR = 0.03
+"""Largest accepted relative error of a reduced precision, ``|a - b| / |b|`` over all values."""
 FLAT = 0.1
-"""A face whose spread falls below this share of the right one's has lost its picture."""
+"""A result whose standard deviation is below this share of the expected one has no detail left."""
+
+Opener = Callable[["torch.device"], Backend]
 
 
 def verdict(restored: torch.Tensor, expected: torch.Tensor) -> str | None:
-    """What is wrong with `restored`; None when it may be used.
+    """What is wrong with `restored`; None if nothing is.
 
     Args:
         restored: (N, C, H, W) in reduced precision.
@@ -33,30 +35,29 @@ def verdict(restored: torch.Tensor, expected: torch.Tensor) -> str | None:
     if not bool(torch.isfinite(restored).all()):
         return "NaN or infinite values"
     if float(restored.std()) < FLAT * float(expected.std()):
-        return "a flat colour"
+        return "a flat color"
     error = float((restored - expected).norm() / expected.norm().clamp_min(1e-12))
-    return f"a relative error of {error:.1%}" if error > MOST_ERROR else None
+    return f"a relative error of {error:.1%}" if error > MAX_ERROR else None
 
 
 class CheckedBackend(Backend):
-    """Compares the first face with fp32 and falls back, way by way, to one that agrees.
+    """Compares the first face with fp32 and falls back, step by step, to a backend that agrees.
 
     Args:
-        spec: the network; its module gives the right answer.
-        openers: makes the wanted backend, then the safer ones; the last must be fp32.
-        device: where the right answer is computed.
+        spec: the network; its module gives the expected result.
+        openers: open the requested backend on a device, then the safer ones; the last is fp32.
+        device: where it runs.
 
     Attributes:
-        fallbacks: times a way was given up.
+        fallbacks: how often a backend was given up.
     """
 
-    def __init__(self, spec: NetworkSpec, openers: Sequence[Callable[[], Backend]], device: torch.device) -> None:
+    def __init__(self, spec: NetworkSpec, openers: Sequence[Opener], device: torch.device) -> None:
         self._spec: NetworkSpec | None = spec
         self._openers, self._device = list(openers), device
-        self._opened_on = device
-        self._given_up = False  # the backend in use is closed, the next one is not open yet
+        self._rejected = False  # the backend is closed, and the next one is not open yet
         self.fallbacks = 0
-        self._backend = self._openers.pop(0)()
+        self._backend = self._openers.pop(0)(device)
 
     @property
     def name(self) -> str:  # type: ignore[override]
@@ -68,28 +69,23 @@ class CheckedBackend(Backend):
         """Arithmetic in use."""
         return self._backend.dtype
 
-    @property
-    def forms(self) -> tuple[str, ...]:
-        """See `Backend.forms`."""
-        return self._backend.forms
-
     def run(self, batch: torch.Tensor) -> torch.Tensor:
         """See `Backend.run`."""
         if self._spec is not None and len(batch):
             self._check(self._spec, batch[:1])
-            self._forget()
+            self._drop_network()
         return self._backend.run(batch)
 
-    def _forget(self) -> None:
-        """Let go of the network itself, which the other ways hold as well."""
+    def _drop_network(self) -> None:
+        """Release the network itself, which the other openers refer to as well."""
         self._spec = None
         self._openers.clear()
 
     def _check(self, spec: NetworkSpec, face: torch.Tensor) -> None:
         expected: torch.Tensor | None = None
-        while self._given_up or self._backend.dtype != "fp32":
-            if self._given_up:
-                self._next()
+        while self._rejected or self._backend.dtype != "fp32":
+            if self._rejected:
+                self._open_next()
                 continue
             if expected is None:
                 reference = TorchBackend(spec, self._device, graphs=False)
@@ -97,34 +93,35 @@ class CheckedBackend(Backend):
             problem = self._problem(face, expected)
             if problem is None or not self._openers:
                 return
-            logger.warning("%s gives %s on the first face: it is not used", self._backend, problem)
+            logger.warning("%s returns %s for the first face: not used", self._backend, problem)
             self.fallbacks += 1
             self._backend.close()
-            self._given_up = True
+            self._rejected = True
 
-    def _next(self) -> None:
-        """Open the next way. Where that fails, as memory is short perhaps, it stays the next one."""
-        backend = self._openers[0]()
-        if self._device != self._opened_on:
-            backend.to(self._device)
+    def _open_next(self) -> None:
+        """Open the next backend; if that fails, for lack of memory perhaps, it stays the next."""
+        self._backend = self._openers[0](self._device)
         del self._openers[0]
-        self._backend, self._given_up = backend, False
+        self._rejected = False
 
     def _problem(self, face: torch.Tensor, expected: torch.Tensor) -> str | None:
         try:
             restored = self._backend.run(face)
-        except RuntimeError as error:  # an operation that this torch, say, does not have in this type
+        except RuntimeError as error:  # such as an operation that this torch lacks in this dtype
             if is_out_of_memory(error):
                 raise
             return f"an error ({error})"
         return verdict(restored.to(expected.device), expected)
 
     def to(self, device: torch.device) -> None:
-        """See `Backend.to`."""
-        self._backend.to(device)
+        """See `Backend.to`; a backend that was given up is not moved, the next one opens there."""
+        if not self._rejected:
+            self._backend.to(device)
+        elif device.type == "cpu":  # as `TorchBackend.to`: less than fp32 may take minutes there
+            self._openers = self._openers[-1:]
         self._device = device
 
     def close(self) -> None:
         """See `Backend.close`."""
         self._backend.close()
-        self._forget()
+        self._drop_network()

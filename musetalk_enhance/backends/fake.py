@@ -12,10 +12,10 @@ if TYPE_CHECKING:
 
 
 class FakeBackend(Backend):
-    """Runs a plain function instead of a network and remembers what it was given.
+    """Runs a plain function instead of a network and records the batches.
 
     Args:
-        function: batch to batch; None hands the batch back unchanged.
+        function: batch to batch; None returns the batch unchanged.
 
     Attributes:
         shapes: shape of every batch that was run.
@@ -37,9 +37,9 @@ class FakeBackend(Backend):
         return self.function(batch)
 
     def to(self, device: torch.device) -> None:
-        """Remember `device`."""
+        """Record `device`."""
         self.devices.append(device)
 
     def close(self) -> None:
-        """Remember that it was called."""
+        """Record the call."""
         self.closed = True

@@ -1,16 +1,19 @@
-"""ncnn: convolutions with Winograd's minimal filtering, two to four times less arithmetic on a CPU.
+"""ncnn: convolutions with Winograd's minimal filtering, with 2 to 4 times less arithmetic on a CPU.
 
-ncnn (Tencent, BSD-3) reads a graph of its own. A network whose computation is written over `Ops` is recorded
-once by `NcnnRecorder`; the same function that torch runs eagerly.
+ncnn (Tencent, BSD-3) reads a graph in a format of its own. A network whose computation is written
+over `Ops` is recorded by `NcnnRecorder`, in less than a second and without a file. ncnn's converter
+pnnx (20261020) is no replacement: Winograd survives it, but its graph of GFPGAN has operators that
+ncnn does not know (``aten::clamp_min``, ``pnnx.Expression``), it takes 250 s for that graph on two
+cores, and its wheel has 85 MB.
 """
 
 from __future__ import annotations
 
+import os
 import struct
 import tempfile
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -29,7 +32,9 @@ _SQUARE, _RSQRT = 4, 6
 
 
 class NcnnRecorder(Ops):
-    """Writes down a computation as ncnn's graph and weights; its tensors are the names of blobs.
+    """Records a computation as ncnn's graph and weights; its tensors are the names of blobs.
+
+    Its methods are those of `Ops`, with ``str`` in place of tensors.
 
     Attributes:
         input, output: names of the first and the last blob.
@@ -37,7 +42,7 @@ class NcnnRecorder(Ops):
 
     input, output = "faces", "restored"
     own_weights_from = 128 * 64
-    """Pixels from which a modulated convolution scales its weights instead of its input and output."""
+    """Pixels from which a modulated convolution scales its weights, not its input and output."""
 
     def __init__(self) -> None:
         self._layers: list[tuple[str, list[str], list[str], str]] = []
@@ -45,21 +50,28 @@ class NcnnRecorder(Ops):
         self.layer("Input", [], 1, names=[self.input])
 
     def layer(
-        self, kind: str, inputs: list[str], outputs: int = 1, names: list[str] | None = None, **params: Any
+        self,
+        kind: str,
+        inputs: list[str],
+        outputs: int = 1,
+        names: list[str] | None = None,
+        **params: Any,
     ) -> list[str]:
         """Append a layer.
 
         Args:
             kind: ncnn's name of the layer.
             inputs: blobs it reads.
-            outputs: how many blobs it makes.
-            names: their names, made up when None.
-            params: ``p0=...`` for ncnn's parameter 0; a minus is written ``n``: ``pn23310="1,0.2"``.
+            outputs: how many blobs it writes.
+            names: their names, generated if None.
+            params: ``p0=...`` for ncnn's parameter 0; a minus is written ``n``:
+                ``pn23310="1,0.2"``.
         """
-        made = names or [f"b{len(self._layers)}_{index}" for index in range(outputs)]
+        blobs = names or [f"b{len(self._layers)}_{index}" for index in range(outputs)]
         numbers = {key[1:].replace("n", "-"): value for key, value in params.items()}
-        self._layers.append((kind, inputs, made, " ".join(f"{key}={value}" for key, value in numbers.items())))
-        return made
+        text = " ".join(f"{key}={value}" for key, value in numbers.items())
+        self._layers.append((kind, inputs, blobs, text))
+        return blobs
 
     def finish(self, result: str) -> tuple[str, list[bytes]]:
         """The graph as ncnn's text, ending in `output`, and the weights in order."""
@@ -69,30 +81,31 @@ class NcnnRecorder(Ops):
         lines = [str(_MAGIC), f"{len(layers)} {blobs}"]
         for index, (kind, inputs, outputs, params) in enumerate(layers):
             counts = f"{len(inputs)} {len(outputs)}"
-            lines.append(f"{kind} l{index} {counts} {' '.join([*inputs, *outputs])} {params}".rstrip())
+            line = f"{kind} l{index} {counts} {' '.join([*inputs, *outputs])} {params}"
+            lines.append(line.rstrip())
         return "\n".join(lines) + "\n", self._weights
 
     def _with_splits(self) -> list[tuple[str, list[str], list[str], str]]:
-        """A blob may be read once only: copies for those that are read more often."""
+        """ncnn reads a blob only once: a Split layer copies those that are read more often."""
         reads = Counter(name for _, inputs, _, _ in self._layers for name in inputs)
-        left: dict[str, list[str]] = {}
-        out = []
+        copies: dict[str, list[str]] = {}
+        layers = []
         for kind, inputs, outputs, params in self._layers:
-            out.append((kind, [left[name].pop(0) if name in left else name for name in inputs], outputs, params))
+            inputs = [copies[name].pop(0) if name in copies else name for name in inputs]
+            layers.append((kind, inputs, outputs, params))
             for name in outputs:
                 if reads[name] > 1:
-                    left[name] = [f"{name}_{index}" for index in range(reads[name])]
-                    out.append(("Split", [name], list(left[name]), ""))
-        return out
+                    copies[name] = [f"{name}_{index}" for index in range(reads[name])]
+                    layers.append(("Split", [name], list(copies[name]), ""))
+        return layers
 
     def _weight(self, tensor: torch.Tensor, tagged: bool = False) -> int:
-        """Keep a weight; a `tagged` one may be stored in several types and carries the mark of fp32."""
+        """Append a weight; a `tagged` one, which may have several dtypes, gets the tag of fp32."""
         array = np.ascontiguousarray(tensor.detach().float().cpu().numpy())
         self._weights.append((struct.pack("<I", 0) if tagged else b"") + array.tobytes())
         return array.size
 
     def conv(self, x: str, layer: Conv) -> str:
-        """See `Ops.conv`."""
         size = self._weight(layer.weight, tagged=True)
         if layer.bias is not None:
             self._weight(layer.bias)
@@ -102,13 +115,14 @@ class NcnnRecorder(Ops):
         return self.layer("PReLU", [x], p0=self._weight(layer.slopes))[0]
 
     def _conv(self, x: str, layer: Conv, size: int, bias: bool, leaky: bool) -> str:
-        params: dict[str, Any] = {"p0": layer.weight.shape[0], "p1": layer.weight.shape[-1], "p4": layer.padding}
+        out, _, _, kernel = layer.weight.shape
+        params: dict[str, Any] = {"p0": out, "p1": kernel, "p4": layer.padding}
         if leaky:
             params.update(p9=2, pn23310=f"1,{SLOPE}")
         return self.layer("Convolution", [x], **params, p5=int(bias), p6=size)[0]
 
     def modulated(self, x: str, latent: str, layer: Modulated, enlarge: bool = False) -> str:
-        """See `Ops.modulated`; scaling whatever has fewer numbers, the picture or the weights."""
+        """Scales whatever has fewer numbers, the image or the weights; see `Ops.modulated`."""
         style = self._linear(latent, layer.style_weight, layer.style_bias)
         assert layer.bias is not None
         if layer.squares is None:
@@ -118,7 +132,8 @@ class NcnnRecorder(Ops):
             return self._conv(x, layer, size, True, layer.leaky)
         squared = self.layer("UnaryOp", [style], p0=_SQUARE)[0]
         epsilon = layer.bias.new_full((layer.squares.shape[0],), layer.epsilon)
-        demodulation = self.layer("UnaryOp", [self._linear(squared, layer.squares, epsilon)], p0=_RSQRT)[0]
+        sums = self._linear(squared, layer.squares, epsilon)
+        demodulation = self.layer("UnaryOp", [sums], p0=_RSQRT)[0]
         if layer.noise is not None and layer.noise[0].numel() >= self.own_weights_from:
             x = self._own_weights(self.up2(x) if enlarge else x, style, demodulation, layer)
         else:
@@ -132,7 +147,7 @@ class NcnnRecorder(Ops):
         return self.layer("ReLU", [x], p0=SLOPE)[0] if layer.leaky else x
 
     def _own_weights(self, x: str, style: str, demodulation: str, layer: Modulated) -> str:
-        """A convolution whose weights are made for each face; saves three passes over a large picture."""
+        """A convolution with weights of each face's own; saves three passes over a large image."""
         assert layer.bias is not None
         out, channels, height, width = layer.weight.shape
         self._weight(layer.weight)
@@ -142,9 +157,9 @@ class NcnnRecorder(Ops):
             weight = self.layer("BinaryOp", [weight, shaped], p0=_MULTIPLY)[0]
         self._weight(layer.bias)
         bias = self.layer("MemoryData", [], p0=out)[0]
-        size = layer.weight.numel()
-        blobs = [x, weight, bias]
-        return self.layer("Convolution", blobs, p0=out, p1=width, p4=layer.padding, p5=1, p6=size, p19=1)[0]
+        size, blobs = layer.weight.numel(), [x, weight, bias]
+        params: dict[str, Any] = {"p0": out, "p1": width, "p4": layer.padding, "p5": 1, "p6": size}
+        return self.layer("Convolution", blobs, **params, p19=1)[0]
 
     def _data(self, value: torch.Tensor) -> str:
         channels, height, width = value.shape[-3:]
@@ -152,7 +167,6 @@ class NcnnRecorder(Ops):
         return self.layer("MemoryData", [], p0=width, p1=height, p2=channels)[0]
 
     def linear(self, x: str, layer: Linear) -> str:
-        """See `Ops.linear`."""
         return self._linear(x, layer.weight, layer.bias)
 
     def _linear(self, x: str, weight: torch.Tensor, bias: torch.Tensor) -> str:
@@ -161,63 +175,52 @@ class NcnnRecorder(Ops):
         return self.layer("InnerProduct", [x], p0=weight.shape[0], p1=1, p2=size)[0]
 
     def flatten(self, x: str) -> str:
-        """See `Ops.flatten`."""
         return self.layer("Flatten", [x])[0]
 
     def split(self, x: str, size: int) -> list[str]:
-        """See `Ops.split`; how many there are is told by the last linear layer."""
+        """The number of parts is that of the last linear layer; see `Ops.split`."""
         params = next(params for _, _, outputs, params in reversed(self._layers) if x in outputs)
         count = int(dict(pair.split("=") for pair in params.split())["0"]) // size
-        return self.layer("Slice", [x], count, pn23300=",".join([str(count), *[str(size)] * count]), p1=0)
+        sizes = ",".join([str(count), *[str(size)] * count])
+        return self.layer("Slice", [x], count, pn23300=sizes, p1=0)
 
     def constant(self, value: torch.Tensor, like: str) -> str:
-        """See `Ops.constant`."""
         return self._data(value)
 
     def up2(self, x: str) -> str:
-        """See `Ops.up2`."""
         return self.layer("Interp", [x], p0=2, p1=2.0, p2=2.0)[0]
 
     def down2(self, x: str) -> str:
-        """See `Ops.down2`."""
         return self.layer("Pooling", [x], p0=1, p1=2, p2=2)[0]
 
     def add(self, a: str, b: str) -> str:
-        """See `Ops.add`."""
         return self.layer("BinaryOp", [a, b], p0=_ADD)[0]
 
     def half_affine(self, x: str, scale: str, shift: str) -> str:
-        """See `Ops.half_affine`."""
         same, changed = self.layer("Slice", [x], 2, pn23300=f"2,{_REST},{_REST}", p1=0)
         changed = self.add(self.layer("BinaryOp", [changed, scale], p0=_MULTIPLY)[0], shift)
         return self.layer("Concat", [same, changed], p0=0)[0]
 
     def crop(self, x: str, rows: int) -> str:
-        """See `Ops.crop`."""
-        return self.layer("Crop", [x], p1=rows, p3=_REST, p4=_REST, p5=_REST)[0] if rows else x
+        return self.cut(x, rows, 0, 0, 0) if rows else x
 
     def pad_edge(self, x: str, top: int, bottom: int, left: int, right: int) -> str:
-        """See `Ops.pad_edge`."""
         return self.layer("Padding", [x], p0=top, p1=bottom, p2=left, p3=right, p4=1)[0]
 
     def cut(self, x: str, top: int, bottom: int, left: int, right: int) -> str:
-        """See `Ops.cut`."""
-        return self.layer("Crop", [x], p0=left, p1=top, p3=_REST, p4=_REST, p5=_REST, p6=right, p7=bottom)[0]
+        rest: dict[str, Any] = {"p3": _REST, "p4": _REST, "p5": _REST}
+        return self.layer("Crop", [x], p0=left, p1=top, **rest, p6=right, p7=bottom)[0]
 
     def unshuffle2(self, x: str) -> str:
-        """See `Ops.unshuffle2`."""
         return self.layer("Reorg", [x], p0=2)[0]
 
     def shuffle2(self, x: str) -> str:
-        """See `Ops.shuffle2`."""
         return self.layer("PixelShuffle", [x], p0=2)[0]
 
     def bicubic2(self, x: str) -> str:
-        """See `Ops.bicubic2`."""
         return self.layer("Interp", [x], p0=3, p1=2.0, p2=2.0)[0]
 
     def rows_below(self, x: str, first: int, keep: int) -> str:
-        """See `Ops.rows_below`."""
         if not first and not keep:
             return x
         return self.pad_edge(self.crop(x, keep - first), keep, 0, 0, 0)
@@ -246,7 +249,7 @@ class NcnnBackend(Backend):
         import torch
 
         if spec.symbolic is None:
-            raise RestorerError(f"backend ncnn cannot run {spec.name}: nobody has written its graph down for it")
+            raise RestorerError(f"backend ncnn cannot run {spec.name}: it has no recording")
         self.dtype = dtype
         self._ncnn = ncnn
         self._net = ncnn.Net()
@@ -264,15 +267,18 @@ class NcnnBackend(Backend):
         self._load(graph, weights, spec.name)
 
     def _load(self, graph: str, weights: list[bytes], name: str) -> None:
-        with tempfile.TemporaryDirectory(prefix="musetalk_enhance-") as folder:
-            path = Path(folder) / "graph"
-            path.with_suffix(".param").write_text(graph, encoding="ascii")
-            with path.with_suffix(".bin").open("wb") as file:
+        """Load through a file without a name, which a killed process does not leave behind."""
+        failed = self._net.load_param_mem(graph)
+        if os.name == "posix":
+            with tempfile.TemporaryFile() as file:
                 file.writelines(weights)
-            if self._net.load_param(str(path.with_suffix(".param"))) or self._net.load_model(
-                str(path.with_suffix(".bin"))
-            ):
-                raise RestorerError(f"ncnn cannot load {name}")
+                file.seek(0)
+                failed = failed or self._net.load_model(f"/dev/fd/{file.fileno()}")
+        else:  # without such files; ncnn reads the weights in place, as long as it runs
+            self._weights = b"".join(weights)
+            self._net.load_model_mem(self._weights)
+        if failed:
+            raise RestorerError(f"ncnn cannot load {name}")
 
     def run(self, batch: torch.Tensor) -> torch.Tensor:
         """See `Backend.run`."""
@@ -285,15 +291,15 @@ class NcnnBackend(Backend):
     def _face(self, face: np.ndarray) -> np.ndarray:
         extractor = self._net.create_extractor()
         extractor.input(NcnnRecorder.input, self._ncnn.Mat(face))
-        failed, mat = extractor.extract(NcnnRecorder.output)
-        if failed == -100:
-            raise OutOfMemoryError("ncnn could not allocate memory for one face")
-        if failed:
-            raise RestorerError(f"ncnn failed with code {failed}")
+        code, mat = extractor.extract(NcnnRecorder.output)
+        if code == -100:
+            raise OutOfMemoryError("ncnn: out of memory with one face")
+        if code:
+            raise RestorerError(f"ncnn failed with code {code}")
         return np.array(mat)
 
     def to(self, device: torch.device) -> None:
-        """See `Backend.to`: the CPU is all there is."""
+        """See `Backend.to`: only the CPU is accepted."""
         if device.type != "cpu":
             raise RestorerError(f"backend ncnn runs on the CPU, not on {device}")
 
@@ -307,9 +313,9 @@ class NcnnBackend(Backend):
 def _worker() -> ThreadPoolExecutor:
     """The one thread in which ncnn computes.
 
-    OpenMP's threads spin while they wait, unless there are more of them than cores. Where others want those
-    cores too, a face then took eight times as long. A thread of its own beside torch's, which is made to have
-    its threads first, brings the number above the cores, and waiting threads sleep: in ncnn and in torch.
+    OpenMP's threads spin while they wait, unless there are more of them than cores. On a machine
+    that others use as well, a face then took eight times as long. A thread beside torch's, which
+    are created first, makes more threads than cores, and waiting threads sleep, in ncnn and torch.
     """
     import torch
 

@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import logging
-import shutil
-import tempfile
-import weakref
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import ConfigError, RestorerError
 from .base import Backend, NetworkSpec
-from .exporting import INPUT, OUTPUT, runtime, translated, write
+from .onnx_export import INPUT, OUTPUT, Graph, runtime, stored_graph, translated
 
 if TYPE_CHECKING:
     import torch
@@ -23,23 +20,24 @@ PROVIDERS = {
     "cuda": "CUDAExecutionProvider",
     "tensorrt": "TensorrtExecutionProvider",
 }
-"""What the option `provider` calls them, and what ONNX Runtime does."""
-_QUIET = 4  # of onnxruntime's levels: fatal only; what matters comes as an exception
+"""ONNX Runtime's names for the values of `provider`."""
+_QUIET = 4  # of onnxruntime's levels: fatal only; errors come as exceptions
 
 
 class OnnxBackend(Backend):
     """Runs the exported graph in ONNX Runtime. One thread at a time.
 
-    TensorRT builds its engine in the first run, and again for a batch larger than any before. In fp32, the GPU's
-    TF32 arithmetic is used where torch would use it (``torch.backends.cudnn.allow_tf32``); TensorRT always does.
+    TensorRT builds its engine in the first run, and again for a batch larger than any before. In
+    fp32, the GPU's TF32 arithmetic is used where torch would use it
+    (``torch.backends.cudnn.allow_tf32``); TensorRT always uses it.
 
     Args:
-        spec: the network; it is exported to a private file, or, with `path`, only says what the file takes.
+        spec: the network.
         device: where faces come from. With ``provider="auto"`` also where the graph runs.
         dtype: ``"fp32"``.
         provider: ``"auto"``, ``"cpu"``, ``"cuda"`` or ``"tensorrt"``.
         allow_cpu: run on the CPU, with a warning, where the provider cannot run.
-        path: a file that `exporting.write` wrote.
+        graph: run this graph instead of tracing `spec`, which then only names it.
 
     Attributes:
         provider: the one that runs: ``"cpu"``, ``"cuda"`` or ``"tensorrt"``.
@@ -60,7 +58,7 @@ class OnnxBackend(Backend):
         dtype: str = "fp32",
         provider: str = "auto",
         allow_cpu: bool = False,
-        path: Path | None = None,
+        graph: Graph | None = None,
     ) -> None:
         if dtype != "fp32":
             raise ConfigError("dtype", dtype, "auto | fp32 with backend: onnx")
@@ -70,20 +68,12 @@ class OnnxBackend(Backend):
         self._asked, self._allow_cpu, self._spec_name = provider, allow_cpu, spec.name
         self._session: Any = None
         self._device = device
-        self._shape: tuple[int, ...] | None = None  # of one restored face; known after the first run
-        self.provider = self._possible(device)  # said before the export, which takes seconds
-        folder = Path(tempfile.mkdtemp(prefix="musetalk_enhance-"))
-        self._clean = weakref.finalize(self, shutil.rmtree, folder, True)
-        self._path = path or folder / "network.onnx"
-        try:
-            if path is None:
-                write(spec, self._path)
-            self._open(device)
-        except BaseException:
-            self._clean()
-            raise
-        if self.provider == "cpu":  # read whole; with another provider it stays for a move to the CPU
-            self._clean()
+        self._shape: tuple[int, ...] | None = None  # of one restored face; set by the first run
+        self.provider = self._available(device)  # fails before tracing, which takes seconds
+        self._graph: Graph | None = stored_graph(spec) if graph is None else graph
+        self._open(device)
+        if self.provider == "cpu":  # with another provider it is needed for a move to the CPU
+            self._graph = None
 
     def run(self, batch: torch.Tensor) -> torch.Tensor:
         """See `Backend.run`."""
@@ -91,8 +81,8 @@ class OnnxBackend(Backend):
 
         faces = batch.detach().to(torch.float32).contiguous()
         with translated(f"{self._spec_name} in ONNX Runtime"):
-            here = faces.is_cuda and self.provider != "cpu" and faces.device.index == (self._device.index or 0)
-            if here and self._shape is not None:
+            on_gpu = faces.is_cuda and self.provider != "cpu"
+            if on_gpu and faces.device.index == (self._device.index or 0) and self._shape:
                 return self._bound(faces, (len(faces), *self._shape))
             restored = self._session.run([OUTPUT], {INPUT: faces.cpu().numpy()})[0]
             self._shape = restored.shape[1:]
@@ -106,7 +96,8 @@ class OnnxBackend(Backend):
         index = faces.device.index or 0
         restored = torch.empty(shape, dtype=torch.float32, device=faces.device)
         binding = self._session.io_binding()
-        binding.bind_input(INPUT, "cuda", index, np.float32, tuple(faces.shape), faces.data_ptr())
+        size = tuple(faces.shape)
+        binding.bind_input(INPUT, "cuda", index, np.float32, size, faces.data_ptr())
         binding.bind_output(OUTPUT, "cuda", index, np.float32, shape, restored.data_ptr())
         torch.cuda.current_stream(faces.device).synchronize()
         self._session.run_with_iobinding(binding)
@@ -117,15 +108,16 @@ class OnnxBackend(Backend):
         """See `Backend.to`; a graph that was opened on the CPU stays there."""
         if device == self._device:
             return
-        if device.type == "cpu" and self._asked != "auto" and self.provider != "cpu":  # a move off the GPU
-            asked = f"{self._spec_name} runs with provider {self._asked}, which was asked for"
+        if device.type == "cpu" and self._asked != "auto" and self.provider != "cpu":
+            asked = f"{self._spec_name} runs with provider: {self._asked}"
             self.provider = self._cpu_instead(asked)
             self._device, self._shape, self._session = device, None, None
-            self._session = self._made("cpu")
+            self._session = self._create_session("cpu")
             return
-        if not self._path.exists():
-            if self._possible(device) != self.provider:
-                raise RestorerError(f"{self._spec_name} was opened on the CPU and cannot move to {device}")
+        if self._graph is None:
+            if self._available(device) != self.provider:
+                text = f"{self._spec_name} was opened on the CPU and cannot move to {device}"
+                raise RestorerError(text)
             self._device = device
             return
         self._session = None
@@ -133,41 +125,40 @@ class OnnxBackend(Backend):
 
     def close(self) -> None:
         """See `Backend.close`."""
-        self._session = None
-        self._clean()
+        self._session = self._graph = None
 
-    def _possible(self, device: torch.device) -> str:
+    def _available(self, device: torch.device) -> str:
         """The provider that runs for faces on `device`."""
-        wanted = self._asked
-        if wanted == "auto":
-            wanted = "cpu" if device.type == "cpu" else "cuda"
-        there = self._runtime.get_available_providers()
-        if PROVIDERS[wanted] in there:
-            return wanted
+        provider = self._asked
+        if provider == "auto":
+            provider = "cpu" if device.type == "cpu" else "cuda"
+        installed = self._runtime.get_available_providers()
+        if PROVIDERS[provider] in installed:
+            return provider
         return self._cpu_instead(
-            f"provider {wanted} is not part of the installed onnxruntime {self._runtime.__version__} "
-            f"(it has {', '.join(there)}). pip install onnxruntime-gpu in place of onnxruntime brings cuda"
+            f"provider {provider} is not part of the installed onnxruntime "
+            f"{self._runtime.__version__} (it has {', '.join(installed)}). "
+            "`pip install onnxruntime-gpu` in place of onnxruntime installs cuda"
         )
 
     def _cpu_instead(self, problem: str) -> str:
         if not self._allow_cpu:
-            raise RestorerError(f"{problem}; allow_cpu: true runs it on the CPU")
-        logger.warning("%s. The CPU runs it", problem)
+            raise RestorerError(f"{problem}; set allow_cpu: true to fall back to the CPU")
+        logger.warning("%s: falling back to the CPU", problem)
         return "cpu"
 
     def _open(self, device: torch.device) -> None:
         self._device, self._shape = device, None
-        self.provider = self._possible(device)
+        self.provider = self._available(device)
         try:
-            self._session = self._made(self.provider)
+            self._session = self._create_session(self.provider)
         except RestorerError as error:
             if self.provider == "cpu" or not self._allow_cpu:
                 raise
             self.provider = self._cpu_instead(str(error))
-            self._session = self._made("cpu")
+            self._session = self._create_session("cpu")
 
-    def _made(self, provider: str) -> Any:
-        """A session that runs `provider`."""
+    def _create_session(self, provider: str) -> Any:
         import torch
 
         self._runtime.disable_telemetry_events()
@@ -175,32 +166,38 @@ class OnnxBackend(Backend):
         options.graph_optimization_level = self._runtime.GraphOptimizationLevel.ORT_ENABLE_ALL
         options.intra_op_num_threads, options.inter_op_num_threads = torch.get_num_threads(), 1
         options.log_severity_level = _QUIET
+        graph = str(self._graph) if isinstance(self._graph, Path) else self._graph
+        providers = self._provider_options(provider)
         with translated(f"loading {self._spec_name} into ONNX Runtime with provider {provider}"):
-            session = self._runtime.InferenceSession(
-                str(self._path), options, self._provider_options(provider), enable_fallback=0
-            )
-            running = session.get_providers()[0]  # onnxruntime leaves out what does not start, without an error
+            session = self._runtime.InferenceSession(graph, options, providers, enable_fallback=0)
+            # onnxruntime leaves out a provider that does not start, without an error
+            running = session.get_providers()[0]
         if running != PROVIDERS[provider]:
             raise RestorerError(
-                f"provider {provider} was asked for, but onnxruntime would run {running}: the drivers or libraries "
-                f"of {provider} do not fit; allow_cpu: true runs it on the CPU"
+                f"provider {provider} does not start, onnxruntime would run {running}: the drivers "
+                f"or libraries of {provider} do not fit; set allow_cpu: true to fall back to the "
+                "CPU"
             )
         return session
 
     def _provider_options(self, provider: str) -> list[str | tuple[str, dict[str, str]]]:
-        """`provider` and those it leans on, each with its options."""
+        """`provider` and those it falls back to for single operators, each with its options."""
         import torch
 
         if provider == "cpu":
             return [PROVIDERS["cpu"]]
         place = {"device_id": str(self._device.index or 0)}
-        cuda = {**place, "arena_extend_strategy": "kSameAsRequested", "cudnn_conv_algo_search": "HEURISTIC"}
+        cuda = {
+            **place,
+            "arena_extend_strategy": "kSameAsRequested",
+            "cudnn_conv_algo_search": "HEURISTIC",
+        }
         if _version(self._runtime.__version__) >= (1, 18):
             cuda["use_tf32"] = str(int(torch.backends.cudnn.allow_tf32))
-        chain: list[str | tuple[str, dict[str, str]]] = [(PROVIDERS["cuda"], cuda), PROVIDERS["cpu"]]
-        if provider == "tensorrt":  # its fp16 gives flat colour with GFPGAN
+        chain: list[str | tuple[str, dict[str, str]]] = [(PROVIDERS["cuda"], cuda)]
+        if provider == "tensorrt":  # its fp16 returns a flat color with GFPGAN
             chain.insert(0, (PROVIDERS["tensorrt"], {**place, "trt_fp16_enable": "0"}))
-        return chain
+        return [*chain, PROVIDERS["cpu"]]
 
 
 def _version(text: str) -> tuple[int, ...]:

@@ -3,30 +3,29 @@
 from __future__ import annotations
 
 import sys
-import tempfile
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import ConfigError, RestorerError
 from .base import Backend, NetworkSpec
-from .exporting import INPUT, OUTPUT, runtime, translated, write
+from .onnx_export import INPUT, OUTPUT, runtime, stored_graph, translated
 
 if TYPE_CHECKING:
     import torch
 
 PRECISIONS = {"fp32": "f32", "bf16": "bf16"}
-"""What the option `dtype` calls them, and what OpenVINO does. Left unsaid, OpenVINO takes bf16 where it can."""
+"""OpenVINO's names for the values of `dtype`. Unset, OpenVINO takes bf16 where it can."""
 _TELEMETRY = "openvino_telemetry"
 
 
 class OpenVinoBackend(Backend):
     """Runs the exported graph in OpenVINO on all cores. One thread at a time.
 
-    One compiled graph takes every batch. A graph compiled for one size took as much processor time (within 4 %, lite
-    and GFPGAN, batches of 1 and 2), and each keeps a copy of the weights: over 1 GB with GFPGAN.
+    One compiled graph serves every batch size. A graph compiled for one size took as much processor
+    time (within 4 %, lite and GFPGAN, batches of 1 and 2), and each has a copy of the weights: over
+    1 GB with GFPGAN.
 
     Args:
-        spec: the network; it is exported to a private file.
+        spec: the network.
         device: where faces come from; OpenVINO itself runs on the CPU.
         dtype: ``"fp32"`` or ``"bf16"``.
 
@@ -40,24 +39,24 @@ class OpenVinoBackend(Backend):
 
     def __init__(self, spec: NetworkSpec, device: torch.device, *, dtype: str = "fp32") -> None:
         if dtype not in PRECISIONS:
-            raise ConfigError("dtype", dtype, f"auto | {' | '.join(PRECISIONS)} with backend: openvino")
+            allowed = f"auto | {' | '.join(PRECISIONS)} with backend: openvino"
+            raise ConfigError("dtype", dtype, allowed)
         self.dtype, self._spec_name = dtype, spec.name
         self._openvino = import_openvino()
         core = self._openvino.Core()
         if dtype == "bf16" and "BF16" not in capabilities(core):
+            cpu = core.get_property("CPU", "FULL_DEVICE_NAME")
             raise RestorerError(
-                f"backend openvino has no bf16 on this processor ({core.get_property('CPU', 'FULL_DEVICE_NAME')}, "
-                f"which does {', '.join(capabilities(core))}); say dtype: fp32"
+                f"backend openvino has no bf16 on this processor ({cpu}, which has "
+                f"{', '.join(capabilities(core))}); set dtype: fp32"
             )
-        with tempfile.TemporaryDirectory(prefix="musetalk_enhance-", ignore_cleanup_errors=True) as folder:
-            path = Path(folder) / "network.onnx"
-            write(spec, path)
-            with translated(f"loading {spec.name} into OpenVINO"):
-                compiled = core.compile_model(core.read_model(path), "CPU", _config(dtype))
-                self._request: Any = compiled.create_infer_request()
+        graph = stored_graph(spec)
+        with translated(f"loading {spec.name} into OpenVINO"):
+            compiled = core.compile_model(core.read_model(graph), "CPU", _config(dtype))
+            self._request: Any = compiled.create_infer_request()
 
     def run(self, batch: torch.Tensor) -> torch.Tensor:
-        """See `Backend.run`. Faces that lie on the CPU are read where they are."""
+        """See `Backend.run`. Faces on the CPU are not copied."""
         import numpy as np
         import torch
 
@@ -65,11 +64,12 @@ class OpenVinoBackend(Backend):
         with translated(f"{self._spec_name} in OpenVINO"):
             self._request.set_tensor(INPUT, self._openvino.Tensor(faces, shared_memory=True))
             self._request.infer()
-            restored = np.array(self._request.get_tensor(OUTPUT).data)  # a copy: the next run writes there again
+            # a copy: the next run writes to the same memory
+            restored = np.array(self._request.get_tensor(OUTPUT).data)
         return torch.from_numpy(restored).to(batch.device)
 
     def to(self, device: torch.device) -> None:
-        """See `Backend.to`: the CPU is all there is."""
+        """See `Backend.to`: only the CPU is accepted."""
         if device.type != "cpu":
             raise RestorerError(f"backend openvino runs on the CPU, not on {device}")
 
@@ -81,18 +81,18 @@ class OpenVinoBackend(Backend):
 def import_openvino() -> Any:
     """openvino, without its telemetry.
 
-    ``import openvino`` imports its converter, which sends an event ("ov", "import") to Google Analytics and
-    leaves an id in the home folder, unless the user opted out or CI=true. It falls back to a stub that does
-    nothing where the package ``openvino_telemetry`` cannot be imported, and so that package is hidden from it.
-    Reading and compiling a graph send nothing of their own. Where the host has imported openvino before, its
-    event is gone already.
+    ``import openvino`` imports its converter, which sends an event ("ov", "import") to Google
+    Analytics and leaves an id in the home folder, unless the user opted out or CI=true. It falls
+    back to a stub that does nothing if the package ``openvino_telemetry`` cannot be imported, so
+    that package is hidden from it. Reading and compiling a graph send nothing. If the host imported
+    openvino earlier, the event is already sent.
 
     Raises:
         MissingDependencyError: openvino is not installed.
     """
     hidden = "openvino" not in sys.modules and _TELEMETRY not in sys.modules
     if hidden:
-        sys.modules[_TELEMETRY] = None  # type: ignore[assignment]  # what makes an import fail
+        sys.modules[_TELEMETRY] = None  # type: ignore[assignment]  # its import fails then
     try:
         return runtime("openvino", "backend: openvino", "openvino")
     finally:
@@ -101,7 +101,7 @@ def import_openvino() -> Any:
 
 
 def capabilities(core: Any) -> list[str]:
-    """The types that this CPU computes in, as OpenVINO names them: ``["FP32", "BF16", ...]``."""
+    """The dtypes that this CPU computes in, as OpenVINO names them: ``["FP32", "BF16", ...]``."""
     return list(core.get_property("CPU", "OPTIMIZATION_CAPABILITIES"))
 
 

@@ -1,4 +1,4 @@
-"""torch: eager, in the order and type that suit the device; CUDA graphs where they win."""
+"""torch: eager, in the memory order and dtype that suit the device; CUDA graphs where they help."""
 
 from __future__ import annotations
 
@@ -7,11 +7,12 @@ import inspect
 import logging
 import math
 import time
+from collections.abc import Callable
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
 from ..errors import RestorerError
-from ..runtime.memory import is_out_of_memory
+from ..runtime import memory
 from ..runtime.precision import without_autocast
 from .base import Backend, NetworkSpec
 
@@ -20,25 +21,40 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("musetalk_enhance")
 
-BUCKETS = (1, 2, 4, 8, 16, 32, 64)
-"""Batch sizes that get a CUDA graph; others are filled up to the next one."""
+MAX_GRAPHS = 8
+"""Batch sizes that may have a CUDA graph; further sizes run eagerly."""
+LAUNCH_SHARE = 0.5
+"""Share of a batch's time that launching its kernels takes, below which a graph saves nothing: the
+GPU is busy for longer than the launches take."""
 
-_EMULATED = 8.0  # times slower than fp32, from which on a dtype has no instructions of its own
+Forward = Callable[["torch.Tensor"], "torch.Tensor"]
+_EMULATED = 8.0  # times slower than fp32 from which a dtype has no instructions of its own
 
 
 class TorchBackend(Backend):
-    """Runs a `torch.nn.Module` under inference mode.
+    """Runs a `torch.nn.Module` in inference mode.
+
+    A CUDA graph is captured when a batch size comes for the second time and launching its kernels
+    is what takes the time; sizes are not rounded up. All graphs share one memory pool, which
+    `memory.free_bytes` takes into account, and all are dropped when memory runs out.
+
+    ``"fp32"`` follows torch's own switches: convolutions on an NVIDIA GPU multiply in TF32 unless
+    ``torch.backends.cudnn.allow_tf32`` is False. The switch belongs to the whole process, so it is
+    left to the host.
 
     Args:
         spec: the network. In fp32 on the CPU its module is used as it is, otherwise a copy.
         device: where it runs.
-        dtype: ``"fp32"``, ``"bf16"`` or ``"fp16"``; buffers that a module names in ``full_precision`` stay fp32.
-        graphs: whether CUDA graphs may be tried; they keep memory of their own for every bucket.
+        dtype: ``"fp32"``, ``"bf16"`` or ``"fp16"``; buffers that a module names in
+            ``full_precision`` stay fp32.
+        graphs: whether CUDA graphs may be used.
     """
 
     name = "torch"
 
-    def __init__(self, spec: NetworkSpec, device: torch.device, dtype: str = "fp32", graphs: bool = True) -> None:
+    def __init__(
+        self, spec: NetworkSpec, device: torch.device, dtype: str = "fp32", graphs: bool = True
+    ) -> None:
         import torch
 
         self.dtype = dtype
@@ -46,11 +62,11 @@ class TorchBackend(Backend):
         self._asked, self._device = dtype, device
         self._order = torch.channels_last if spec.channels_last else torch.contiguous_format
         shared = dtype == "fp32" and device.type == "cpu"
-        self.module = cast(spec.module if shared else copy.deepcopy(spec.module), self._type).to(device)
+        module = spec.module if shared else copy.deepcopy(spec.module)
+        self.module = cast(module, self._type).to(device)
         if spec.channels_last:
             self.module.to(memory_format=self._order)
-        self._may_graph = graphs
-        self._graphs: dict[tuple[int, ...], _Graph | None] = {}  # None: running was quicker
+        self._graphs: _Graphs | None = _Graphs(self._forward) if graphs else None
 
     def run(self, batch: torch.Tensor) -> torch.Tensor:
         """See `Backend.run`."""
@@ -58,44 +74,27 @@ class TorchBackend(Backend):
 
         with torch.inference_mode(), without_autocast(batch.device):
             faces = batch.to(self._type).contiguous(memory_format=self._order)
-            if self._may_graph and faces.is_cuda and len(faces) <= BUCKETS[-1]:
-                return self._graphed(faces).float()
-            restored: torch.Tensor = self.module(faces)
-            return restored.float()
-
-    @property
-    def forms(self) -> tuple[str, ...]:
-        """See `Backend.forms`."""
-        from .ops import Modulated
-
-        parts = () if self.module is None else self.module.modules()
-        return tuple(part.form for part in parts if isinstance(part, Modulated))
-
-    def _graphed(self, faces: torch.Tensor) -> torch.Tensor:
-        import torch
-
-        count = len(faces)
-        bucket = next(size for size in BUCKETS if size >= count)
-        key = (bucket, *faces.shape[1:])
-        if key not in self._graphs:
-            filled = torch.cat([faces, faces[-1:].expand(bucket - count, -1, -1, -1)])
+            if self._graphs is None or not faces.is_cuda:
+                return self._forward(faces).float()
             try:
-                graph = _Graph(self.module, filled.contiguous(memory_format=self._order))
-            except RuntimeError as error:
-                self._graphs.clear()
-                if is_out_of_memory(error):
+                return self._graphs.run(faces).float()
+            except Exception as error:
+                if not memory.is_out_of_memory(error) or not self._graphs.clear():
                     raise
-                logger.warning("CUDA graphs are off: %s", error)
-                self._may_graph = False
-            else:
-                self._graphs[key] = graph if graph.wins else None
-            del filled
-        known = self._graphs.get(key)
-        return known.replay(faces) if known else self.module(faces)
+                memory.forget_locals(error)
+            logger.warning("out of memory: CUDA graphs are off for this network")
+            self._graphs = None
+            memory.release(faces.device)
+            return self._forward(faces).float()
+
+    def _forward(self, faces: torch.Tensor) -> torch.Tensor:
+        restored: torch.Tensor = self.module(faces)
+        return restored
 
     def to(self, device: torch.device) -> None:
-        """See `Backend.to`. Off a GPU it works in fp32: on the CPU, less may take many times as long."""
-        self._graphs.clear()
+        """See `Backend.to`. On the CPU it works in fp32: less may take many times as long there."""
+        if self._graphs is not None:
+            self._graphs.clear()
         if device.type != self._device.type:
             self.dtype = "fp32" if device.type == "cpu" else self._asked
             self._type = _type(self.dtype)
@@ -104,72 +103,143 @@ class TorchBackend(Backend):
 
     def close(self) -> None:
         """See `Backend.close`."""
-        self._graphs.clear()
+        if self._graphs is not None:
+            self._graphs.clear()
         self.module = None  # type: ignore[assignment]
 
 
-def _alone() -> dict[str, Any]:
-    """What keeps a capture from failing at, and from breaking, what other threads of the host do on the GPU."""
-    import torch
+class _Graphs:
+    """CUDA graphs of one network, by the shape of the batch.
 
-    known = inspect.signature(torch.cuda.graph.__init__).parameters
-    return {"capture_error_mode": "thread_local"} if "capture_error_mode" in known else {}  # since torch 2.1
+    Args:
+        forward: runs the network.
+    """
+
+    def __init__(self, forward: Forward) -> None:
+        self._forward = forward
+        self._graphs: dict[tuple[int, ...], _Graph | None] = {}  # None: runs eagerly
+        self._sizes: set[tuple[int, ...]] = set()  # that came once
+        self._off = False
+        self._pool: Any = None
+        self._last: Any = None  # event of the last replay, whatever stream it was on
+
+    def run(self, faces: torch.Tensor) -> torch.Tensor:
+        """Run the network on (n, C, H, W), by a graph if there is one for this shape."""
+        key = tuple(faces.shape)
+        if key not in self._graphs and key in self._sizes and not self._off:
+            graphs = [graph for graph in self._graphs.values() if graph is not None]
+            self._graphs[key] = self._capture(faces) if len(graphs) < MAX_GRAPHS else None
+        self._sizes.add(key)
+        graph = self._graphs.get(key)
+        return self._forward(faces) if graph is None else self._replay(graph, faces)
+
+    def _replay(self, graph: _Graph, faces: torch.Tensor) -> torch.Tensor:
+        """Replay after the last replay has ended: the graphs share their memory."""
+        import torch
+
+        stream = torch.cuda.current_stream(faces.device)
+        if self._last is not None:
+            stream.wait_event(self._last)
+        restored = graph.replay(faces)
+        self._last = stream.record_event()
+        return restored
+
+    def _capture(self, faces: torch.Tensor) -> _Graph | None:
+        """A graph for batches like `faces`; None where it saves nothing or fails."""
+        import torch
+
+        if not self._is_launch_bound(faces):
+            return None
+        if self._pool is None:
+            self._pool = torch.cuda.graph_pool_handle()
+        try:
+            return _Graph(self._forward, faces, self._pool)
+        except RuntimeError as error:
+            logger.warning("CUDA graphs are off: a batch of %d: %s", len(faces), error)
+            memory.forget_locals(error)
+        self.clear()
+        self._off = True
+        return None
+
+    def _is_launch_bound(self, faces: torch.Tensor) -> bool:
+        import torch
+
+        torch.cuda.synchronize(faces.device)
+        start = time.perf_counter()
+        self._forward(faces)
+        launched_s = time.perf_counter() - start
+        torch.cuda.synchronize(faces.device)
+        return launched_s > LAUNCH_SHARE * (time.perf_counter() - start)
+
+    def clear(self) -> bool:
+        """Drop all graphs and with them their memory; whether there were any."""
+        graphs = [graph for graph in self._graphs.values() if graph is not None]
+        for graph in graphs:
+            graph.close()
+        self._graphs.clear()
+        self._sizes.clear()
+        self._pool = self._last = None
+        return bool(graphs)
 
 
 class _Graph:
-    """One batch size, captured. `wins` says whether replaying was quicker than running, or as quick."""
+    """The captured run of one batch size.
 
-    def __init__(self, module: torch.nn.Module, faces: torch.Tensor) -> None:
+    Raises:
+        RuntimeError: the capture failed, or its result differs.
+    """
+
+    def __init__(self, forward: Forward, faces: torch.Tensor, pool: Any) -> None:
         import torch
 
-        with torch.cuda.device(faces.device):  # a capture sees the streams of the current device only
-            self._capture(module, faces)
-
-    def _capture(self, module: torch.nn.Module, faces: torch.Tensor) -> None:
-        import torch
-
-        self._input = faces.clone()
-        side = torch.cuda.Stream()  # type: ignore[no-untyped-call]
-        side.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(side):
-            for _ in range(2):
-                expected = module(self._input)
-        torch.cuda.current_stream().wait_stream(side)
-        self._graph = torch.cuda.CUDAGraph()
-        # torch's own stream for captures belongs to the device that was current when it was first asked for
-        with torch.cuda.graph(self._graph, stream=side, **_alone()):
-            self._output = module(self._input)
-        self._output.zero_()  # a graph that captured nothing would leave in it what is right by chance
-        self._graph.replay()
-        if not torch.allclose(self._output.float(), expected.float(), atol=1e-2):
-            raise RuntimeError("a captured batch came out different")
-        self.wins = _seconds(self._graph.replay) <= 1.02 * _seconds(lambda: module(self._input))
+        self._device, self._pool_bytes = faces.device, 0
+        with torch.cuda.device(faces.device):  # a capture uses streams of the current device only
+            self._input = faces.clone()
+            side = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+            side.wait_stream(torch.cuda.current_stream())
+            with torch.cuda.stream(side):
+                expected = forward(self._input)
+            torch.cuda.current_stream().wait_stream(side)
+            torch.cuda.empty_cache()  # of the side stream, so that what is added now is the pool's
+            reserved = torch.cuda.memory_reserved()
+            self._graph = torch.cuda.CUDAGraph()
+            # torch's own capture stream is one of the device that was current when it was created
+            with torch.cuda.graph(self._graph, pool=pool, stream=side, **_capture_mode()):
+                self._output = forward(self._input)
+            self._pool_bytes = max(0, torch.cuda.memory_reserved() - reserved)
+            memory.count_graph_pool(self._device, self._pool_bytes)
+            self._output.zero_()  # an empty graph would leave in it what is right by chance
+            self._graph.replay()
+            if not torch.allclose(self._output.float(), expected.float(), atol=1e-2):
+                self.close()
+                raise RuntimeError("the captured run gives another result")
 
     def replay(self, faces: torch.Tensor) -> torch.Tensor:
-        """Run the graph on (n, C, H, W), n not above its size; the answer is the caller's own."""
-        count = len(faces)
-        self._input[:count].copy_(faces)
+        """Run the graph on a batch of its shape; the result is the caller's own."""
+        self._input.copy_(faces)
         self._graph.replay()
-        restored: torch.Tensor = self._output[:count].clone()
+        restored: torch.Tensor = self._output.clone()
         return restored
+
+    def close(self) -> None:
+        """No longer count its share of the pool, which goes with the last graph."""
+        memory.count_graph_pool(self._device, -self._pool_bytes)
+        self._pool_bytes = 0
+
+
+def _capture_mode() -> dict[str, Any]:
+    """Keep the capture and the GPU work of the host's other threads from failing each other."""
+    import torch
+
+    name = "capture_error_mode"  # since torch 2.1
+    parameters = inspect.signature(torch.cuda.graph.__init__).parameters
+    return {name: "thread_local"} if name in parameters else {}
 
 
 def _type(dtype: str) -> torch.dtype:
     import torch
 
     return {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[dtype]
-
-
-def _seconds(function: object, times: int = 5) -> float:
-    import torch
-
-    assert callable(function)
-    torch.cuda.synchronize()
-    start = time.perf_counter()
-    for _ in range(times):
-        function()
-    torch.cuda.synchronize()
-    return (time.perf_counter() - start) / times
 
 
 @cache
@@ -197,16 +267,23 @@ def is_emulated(dtype: str, side: int = 256) -> bool:
 
 
 def cast(module: torch.nn.Module, dtype: torch.dtype) -> torch.nn.Module:
-    """Bring the floating tensors of `module` to `dtype`, in place, but for those it names in ``full_precision``.
+    """Convert the floating-point tensors of `module`, except those in ``full_precision``.
+
+    Args:
+        module: converted in place; its submodules may name tensors in ``full_precision``.
+        dtype: the new dtype.
+
+    Returns:
+        `module`.
 
     Raises:
-        RestorerError: a tensor is on no device.
+        RestorerError: a tensor has no values (it is on the meta device).
     """
     for part in module.modules():
-        kept = getattr(part, "full_precision", ())
+        full_precision = getattr(part, "full_precision", ())
         for store in (part._parameters, part._buffers):
             for name, tensor in store.items():
-                if tensor is None or not tensor.is_floating_point() or name in kept:
+                if tensor is None or not tensor.is_floating_point() or name in full_precision:
                     continue
                 if tensor.is_meta:
                     raise RestorerError(f"{name} of {type(part).__name__} has no values")

@@ -1,11 +1,11 @@
-"""What was measured on this machine, remembered: which way of running a network is the fastest here.
+"""Stored measurements of this machine: which execution of a network is the fastest here.
 
-Kept in one small JSON file beside the weights, under keys that name the hardware, the versions of everything
-that computes, and the network's form (not its weights, on which time does not depend).
+One small JSON file beside the weights, under keys that name the hardware, the versions of
+everything that computes, and the network's form (not its weights, on which time does not depend).
 
-A measurement decides which bits come out, so it counts only once it is kept: of several processes
-one measures and the others wait for its entry, and where no entry can be kept nothing is measured
-(`NotKeptError`).
+A measurement decides which bits are computed, so it counts only once it is stored: of several
+processes one measures and the others wait for its entry, and where no entry can be stored nothing
+is measured (`NotKeptError`).
 """
 
 from __future__ import annotations
@@ -15,7 +15,6 @@ import json
 import logging
 import os
 import platform
-import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
@@ -24,6 +23,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .._version import __version__
+from ..runtime.files import AtomicFile
 from ..weights import cache_dir
 
 if TYPE_CHECKING:
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger("musetalk_enhance")
 
 SWITCH = "MUSETALK_ENHANCE_TUNING"
-"""Environment variable; ``off`` measures nothing and takes the usual order of preference."""
+"""Environment variable; ``off`` measures nothing and uses the usual order of preference."""
 FILE = "tuning.json"
 PATIENCE = 900.0
 """Seconds to wait for another process that measures the same; GFPGAN takes one to three minutes."""
@@ -40,7 +40,7 @@ RUNTIMES = ("torch", "onnxruntime", "onnxruntime-gpu", "openvino", "ncnn")
 
 
 class NotKeptError(Exception):
-    """A measurement cannot be kept; the text says why. Stays inside the package."""
+    """A measurement cannot be stored; the text says why. Never raised to callers."""
 
 
 def enabled() -> bool:
@@ -49,7 +49,7 @@ def enabled() -> bool:
 
 
 def path() -> Path:
-    """Where the measurements are kept."""
+    """The file of the measurements."""
     return cache_dir() / FILE
 
 
@@ -61,13 +61,13 @@ def key_of(network_key: str, device: torch.device) -> str:
 
 @cache
 def _versions() -> dict[str, str]:
-    found = {"musetalk_enhance": __version__}
+    versions = {"musetalk_enhance": __version__}
     for name in RUNTIMES:
         try:
-            found[name] = version(name)
+            versions[name] = version(name)
         except PackageNotFoundError:
             continue
-    return found
+    return versions
 
 
 def _device_facts(device: torch.device) -> dict[str, Any]:
@@ -88,38 +88,33 @@ def cpu_name() -> str:
         return f"{platform.machine()} {platform.processor()}"
     facts = dict(line.split(":", 1) for line in lines if ":" in line)
     facts = {key.strip(): value.strip() for key, value in facts.items()}
-    wanted = ("avx", "amx", "fma", "asimd", "bf16", "sve")
-    flags = sorted({flag for flag in facts.get("flags", "").split() if flag.startswith(wanted)})
+    prefixes = ("avx", "amx", "fma", "asimd", "bf16", "sve")
+    flags = sorted({flag for flag in facts.get("flags", "").split() if flag.startswith(prefixes)})
     return f"{facts.get('model name', platform.machine())} {' '.join(flags)}"
 
 
 def remembered(key: str) -> dict[str, Any] | None:
-    """The entry for `key`; None when there is none or the file cannot be read."""
+    """The entry for `key`; None if there is none or the file cannot be read."""
     entry = _read().get(key)
     return entry if isinstance(entry, dict) else None
 
 
 def remember(key: str, entry: dict[str, Any]) -> str | None:
-    """Keep `entry`, also where `key` has one already; returns why it is not kept, else None."""
+    """Store `entry`, in place of an earlier one; returns why it is not stored, else None."""
     from filelock import FileLock, Timeout
 
     try:
         path().parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(str(path()) + ".lock", timeout=5):
-            content = {**_read(), key: entry}
-            temporary = path().with_name(f".{FILE}-{secrets.token_hex(4)}")
-            try:
-                temporary.write_text(json.dumps(content, indent=1, sort_keys=True), encoding="utf-8")
-                os.replace(temporary, path())
-            finally:
-                temporary.unlink(missing_ok=True)
+        with FileLock(str(path()) + ".lock", timeout=5), AtomicFile(path()) as part:
+            content = json.dumps({**_read(), key: entry}, indent=1, sort_keys=True)
+            part.write_text(content, encoding="utf-8")
     except (OSError, NotImplementedError, Timeout) as error:
         return f"{path()} cannot be written: {error}"
     return None
 
 
 def keep(key: str, entry: dict[str, Any]) -> None:
-    """`remember`, where the entry counts only once it is kept.
+    """`remember`, for an entry that counts only once it is stored.
 
     Raises:
         NotKeptError: the file cannot be written.
@@ -131,16 +126,16 @@ def keep(key: str, entry: dict[str, Any]) -> None:
 
 @contextmanager
 def turn(key: str, waiting: str) -> Iterator[None]:
-    """Hold the right to measure `key`; a process that is killed gives it back.
+    """Lock `key` for measuring; the lock of a killed process is released.
 
-    Whoever waited looks for the entry again before measuring.
+    A caller that waited looks for the entry again before measuring.
 
     Args:
-        key: of the entry to be.
-        waiting: logged where another process has the right.
+        key: of the future entry.
+        waiting: logged while another process has the lock.
 
     Raises:
-        NotKeptError: nothing can be kept here, or the other process did not end in time.
+        NotKeptError: nothing can be stored here, or the other process did not end in time.
     """
     from filelock import FileLock, Timeout
 
@@ -153,7 +148,7 @@ def turn(key: str, waiting: str) -> Iterator[None]:
             logger.info("%s", waiting)
             lock.acquire(timeout=PATIENCE)
     except Timeout:
-        raise NotKeptError(f"another process measures for more than {PATIENCE:.0f} s") from None
+        raise NotKeptError(f"another process has been measuring for {PATIENCE:.0f} s") from None
     except (OSError, NotImplementedError) as error:
         raise NotKeptError(f"{path()} cannot be written: {error}") from error
     try:

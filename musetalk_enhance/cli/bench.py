@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..config.settings import EnhancerSettings
+from ..runtime.files import write_bytes
 
 if TYPE_CHECKING:
     import numpy as np
@@ -118,36 +119,42 @@ def run(args: argparse.Namespace) -> int:
     from ..runtime.devices import pick_device
 
     device = pick_device(args.device)
-    name = choose(EnhancerSettings(enabled=True, model=args.model)).model.info.name
+    choice = choose(EnhancerSettings(enabled=True, model=args.model))
+    name = choice.model.info.name
+    weight_bytes = choice.weight.path.stat().st_size if choice.weight else 0
     if args.tune:
         return _tune(args, name, device)
     batches = args.batches or ([1, 2] if args.quick else [1, 4, 8])
     combinations = itertools.product(args.backends, args.dtypes, args.regions, batches)
-    rows = []
+    rows: list[Row] = []
     for backend, dtype, region, batch in combinations:
         row = {"backend": backend, "dtype": dtype, "region": region, "batch": batch}
-        logger.info("measuring %s", _name(row))
-        rows.append({"name": _name(row), **row, **_measured(args, row, device)})
+        shortage = _shortage(row, rows, weight_bytes, device)
+        if shortage is None:
+            logger.info("measuring %s", _name(row))
+        figures = {"reason": shortage} if shortage else _measured(args, row, device)
+        rows.append({"name": _name(row), **row, **figures})
     report = {"schema": SCHEMA, "model": name, "device": str(device), "rows": rows}
     text = json.dumps(report, indent=2)
     print(text if args.json else "\n".join(table(report)))
     if args.out is not None:
         args.out.mkdir(parents=True, exist_ok=True)
-        (args.out / JSON_FILE).write_text(text + "\n", encoding="utf-8")
+        write_bytes(args.out / JSON_FILE, f"{text}\n".encode())
         logger.info("wrote %s", args.out / JSON_FILE)
     return 0 if any(row["reason"] is None for row in rows) else 1
 
 
 def _tune(args: argparse.Namespace, name: str, device: torch.device) -> int:
     """Measure and store the fastest execution for each region; print all, fastest first."""
-    from ..backends.choosing import tune
+    from ..backends import BackendOptions
+    from ..backends.selection import tune
     from ..restorers.catalog import choose
 
     for region in args.regions:
         settings = EnhancerSettings(
             enabled=True, model=args.model, device=args.device, region=region
         )
-        ms = tune(choose(settings).network(), settings, device)
+        ms = tune(choose(settings).network(), BackendOptions.of(settings), device)
         for execution in sorted(ms, key=lambda key: ms[key]):
             print(f"{name} {region:<6} {execution:<14} {ms[execution]:9.1f} ms per face")
     return 0
@@ -156,6 +163,29 @@ def _tune(args: argparse.Namespace, name: str, device: torch.device) -> int:
 def _name(row: Row) -> str:
     region = "" if row["region"] == "full" else f" {row['region']}"
     return f"{row['backend']} {row['dtype']} batch {row['batch']}{region}"
+
+
+def _shortage(
+    row: Row, rows: Sequence[Row], weight_bytes: int, device: torch.device
+) -> str | None:
+    """Why a combination does not fit in memory, before the kernel ends the process; None if it
+    does.
+
+    What it needs is at most what the same with the last, smaller batch took when it was loaded and
+    ran, times the ratio of the batches; without that, a multiple of the weights.
+    """
+    from ..backends.selection import NEEDED
+    from ..runtime import memory
+
+    keys = ("backend", "dtype", "region")
+    alike = [one for one in rows if "memory_bytes" in one and all(one[k] == row[k] for k in keys)]
+    needed: float = NEEDED * weight_bytes
+    if alike:
+        needed = alike[-1]["memory_bytes"] * max(1, row["batch"] / alike[-1]["batch"])
+    free = memory.free_bytes(device)
+    if needed <= free:
+        return None
+    return f"may need {needed / 2**30:.1f} GiB, and {free / 2**30:.1f} GiB are free"
 
 
 def _measured(args: argparse.Namespace, row: Row, device: torch.device) -> Row:
@@ -182,9 +212,7 @@ def _measured(args: argparse.Namespace, row: Row, device: torch.device) -> Row:
         return {"reason": " ".join(str(error).split()) or type(error).__name__}
 
 
-def _timed(
-    options: dict[str, Any], frames: np.ndarray, rounds: int, device: torch.device
-) -> Row:
+def _timed(options: dict[str, Any], frames: np.ndarray, rounds: int, device: torch.device) -> Row:
     from ..enhancer import GFPGANEnhancer
     from ..pipeline import costs
     from ..runtime import memory
@@ -194,6 +222,7 @@ def _timed(
         with costs.watch(device) as peak:
             enhancer = stack.enter_context(GFPGANEnhancer.from_settings(settings))
             enhancer(frames)
+        first_backoffs = enhancer.stats.backoffs
         enhancer.stats.clear()
         ms = []
         for _ in range(rounds):
@@ -201,8 +230,10 @@ def _timed(
             enhancer(frames)
             ms.append((time.perf_counter() - start) * 1e3 / len(frames))
         stages = {stage: total / rounds / len(frames) for stage, total in enhancer.stats.ms.items()}
-        backend = enhancer.backend
+        backend, backoffs = enhancer.backend, enhancer.stats.backoffs
     memory.release(device)
+    if first_backoffs or backoffs:
+        return {"reason": "out of memory with this batch"}
     median = statistics.median(ms)
     return {
         "reason": None,

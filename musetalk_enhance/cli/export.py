@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from ..config.schema import help_text
 from ..config.settings import options
 
 HELP = "write a model as an ONNX file and compare its output with torch"
@@ -26,10 +27,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     enhancer_options = {option.name: option for option in options()}
     for name in MODEL_OPTIONS:
-        option = enhancer_options[name]
-        allowed = option.metadata["allowed"]
-        text = f"{option.metadata['help']} One of: {allowed}. Default: {option.default}."
-        parser.add_argument(f"--{name}", metavar=name.upper(), help=text.replace("%", "%%"))
+        text = help_text(enhancer_options[name])
+        parser.add_argument(f"--{name}", metavar=name.upper(), help=text)
     for name in SWITCHES:
         text = enhancer_options[name].metadata["help"]
         parser.add_argument(f"--{name}", action="store_true", help=text)
@@ -41,7 +40,7 @@ def run(args: argparse.Namespace) -> int:
     Raises:
         EnhanceError: the model cannot be loaded or written, or its file differs from torch.
     """
-    from ..backends.exporting import BATCH, INPUT, MOST_DIFFERENCE, OUTPUT, export
+    from ..backends.onnx_export import BATCH, INPUT, MAX_DIFFERENCE, OUTPUT, export
     from ..config.settings import EnhancerSettings
     from ..restorers.catalog import choose
 
@@ -56,5 +55,5 @@ def run(args: argparse.Namespace) -> int:
     megabytes = Path(args.out).expanduser().stat().st_size / 1e6
     print(f"{args.out}: {spec.name}, {megabytes:.1f} MB, license: {license}")
     print(f"input {INPUT}: float32 ({shape}), RGB, {low:g}..{high:g}; output {OUTPUT}: same range")
-    print(f"largest difference from torch: {difference:.1e} (allowed: {MOST_DIFFERENCE:.0e})")
+    print(f"largest difference from torch: {difference:.1e} (allowed: {MAX_DIFFERENCE:.0e})")
     return 0

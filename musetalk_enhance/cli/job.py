@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from ..config.schema import checked
+from ..config.schema import checked, help_text
 from ..errors import ConfigError
 from ..pipeline.stats import mostly_left_alone
 
@@ -50,12 +50,10 @@ def add_options(parser: argparse.ArgumentParser, settings: type[FaceSettings]) -
     """Add a flag for every option of a job; an absent flag sets no attribute of the namespace."""
     group = parser.add_argument_group("restoration options")
     for option in dataclasses.fields(settings):
-        default = "" if option.default is None else f" Default: {str(option.default).lower()}."
-        text = f"{option.metadata['help']} One of: {option.metadata['allowed']}.{default}"
         common: dict[str, Any] = {
             "dest": f"job_{option.name}",
             "default": argparse.SUPPRESS,
-            "help": text.replace("%", "%%"),
+            "help": help_text(option),
         }
         words = [flag(option.name)]
         if not option.metadata["flag"]:

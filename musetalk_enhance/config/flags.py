@@ -5,29 +5,34 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
+from .schema import help_text
 from .settings import SECTION, options
 
 
 def flag_of(name: str) -> str:
-    """The command-line flag of an option: ``--enable_gfpgan`` for `enabled`, ``--gfpgan_<name>`` otherwise."""
+    """The flag of an option: ``--enable_gfpgan`` for `enabled`, else ``--gfpgan_<name>``."""
     return f"--enable_{SECTION}" if name == "enabled" else f"--{SECTION}_{name}"
 
 
 def add_gfpgan_arguments(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
     """Add ``--enable_gfpgan`` and a ``--gfpgan_<option>`` for every option to a host's own parser.
 
-    A flag that is not given leaves no trace in the namespace, so that `GFPGANEnhancer.from_args` can let
-    flags win over YAML and YAML over defaults. Returns `parser`.
+    A flag that is not given leaves no trace in the namespace, so that `GFPGANEnhancer.from_args`
+    can let flags win over YAML and YAML over defaults. Returns `parser`.
     """
     group = parser.add_argument_group("face restoration (musetalk_enhance)")
     for option in options():
         if not option.metadata["flag"]:
             continue
-        default = "" if option.default is None else f" Default: {str(option.default).lower()}."
-        text = f"{option.metadata['help']} One of: {option.metadata['allowed']}.{default}".replace("%", "%%")
-        common: dict[str, Any] = {"dest": _dest(option.name), "default": argparse.SUPPRESS, "help": text}
+        common: dict[str, Any] = {
+            "dest": _dest(option.name),
+            "default": argparse.SUPPRESS,
+            "help": help_text(option),
+        }
         if isinstance(option.default, bool):
-            group.add_argument(flag_of(option.name), action=argparse.BooleanOptionalAction, **common)
+            group.add_argument(
+                flag_of(option.name), action=argparse.BooleanOptionalAction, **common
+            )
         else:
             group.add_argument(flag_of(option.name), metavar=option.name.upper(), **common)
     return parser

@@ -169,6 +169,23 @@ def option(default: Any, help: str, check: tuple[Check, str], *, flag: bool = Tr
     )
 
 
+def help_text(option: dataclasses.Field[Any]) -> str:
+    """The help of a flag: what the option does, its valid values and its default, for argparse."""
+    text = f"{option.metadata['help']} Allowed: {option.metadata['allowed']}."
+    if option.default is not None:
+        text += f" Default: {spelled(option.default)}."
+    return text.replace("%", "%%")
+
+
+def spelled(value: object) -> str:
+    """A value as it is written in YAML."""
+    if value is None:
+        return "null"
+    if isinstance(value, bool):
+        return str(value).lower()
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
 def checked(option: dataclasses.Field[Any], raw: Any, key: str) -> Any:
     """The checked value of `raw` for `option`.
 

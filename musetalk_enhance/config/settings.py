@@ -1,7 +1,8 @@
 """The one schema for options: every name, default, check and help text stands here once.
 
-`EnhancerSettings` is what the constructor, the YAML section ``gfpgan:`` and the ``--gfpgan_*`` flags all
-become. OmegaConf merges them (flags win over YAML, YAML over defaults); `__post_init__` checks every value.
+`EnhancerSettings` is what the constructor, the YAML section ``gfpgan:`` and the ``--gfpgan_*``
+flags all become. OmegaConf merges them (flags win over YAML, YAML over defaults); `__post_init__`
+checks every value.
 """
 
 from __future__ import annotations
@@ -27,23 +28,27 @@ class EnhancerSettings:
     """
 
     enabled: bool = schema.option(
-        False, "Restore the faces; without it the host runs as if we were not there.", schema.switch()
+        False,
+        "Restore faces. false: the host runs unchanged.",
+        schema.switch(),
     )
     model: str = schema.option(
         "auto",
-        "Which restorer: a name (`musetalk-enhance models` lists them) or the path of a checkpoint. "
+        "Restorer: a name (`musetalk-enhance models` lists them) or the path of a checkpoint. "
         "auto: the best GFPGAN whose weight is in the cache, otherwise the embedded lite.",
-        schema.text("auto | the name of a restorer | the path of a .safetensors or .pth file", none="auto"),
+        schema.text(
+            "auto | the name of a restorer | the path of a .safetensors or .pth file", none="auto"
+        ),
     )
     model_path: str | None = schema.option(
         None,
-        "Path of a GFPGAN, RestoreFormer or CodeFormer checkpoint; its network is told by arch.",
+        "Path of a GFPGAN, RestoreFormer or CodeFormer checkpoint; set arch to its network.",
         schema.text("a path"),
     )
     upscale: float = schema.option(
         2.0,
-        "Size of the faces that enhance_face and its kin return, as a multiple of the input's "
-        "(and of enhancer(frames) with output_size: upscale).",
+        "Size of the faces from enhance_face, enhance_batch and enhance_batch_optimized as a "
+        "multiple of the input's; also of enhancer(frames) with output_size: upscale.",
         schema.number(0.25, 8),
     )
     arch: str = schema.option(
@@ -55,126 +60,149 @@ class EnhancerSettings:
         2, "Width of the StyleGAN2 decoder of the checkpoint at model_path.", schema.whole(1, 2)
     )
     bg_upsampler: Any = schema.option(
-        None, "Background upsampler handed to GFPGANer; engine: official only.", schema.anything(), flag=False
+        None,
+        "Background upsampler for GFPGANer; only with engine: official.",
+        schema.anything(),
+        flag=False,
     )
-    device: str = schema.option("auto", "Where the network runs.", schema.device())
+    device: str = schema.option(
+        "auto",
+        "Device that runs the network. auto: MuseTalk's own, otherwise the best available.",
+        schema.device(),
+    )
     engine: str = schema.option(
         "native",
-        "native: our batched run with fixed noise. official: gfpgan.GFPGANer, face by face, as it comes.",
+        "native: this library's batched implementation with fixed noise. official: "
+        "gfpgan.GFPGANer, unmodified, one face at a time.",
         schema.choice("native", "official"),
     )
     backend: str = schema.option(
         "auto",
-        "What executes the network. auto: measured once per machine and model, then remembered; "
-        "where that is not possible, a fixed order.",
+        "Runtime that executes the network. auto: the fastest one, measured once per machine and "
+        "model and remembered; a fixed order if measuring is impossible.",
         schema.choice("auto", "torch", "onnx", "openvino", "ncnn"),
     )
     dtype: str = schema.option(
         "auto",
-        "Arithmetic of the network. bf16 and fp16 are checked against fp32 on the first face and given up where "
-        "they fail. auto: fp32, unless one of them took at most 80 % of its time in two "
-        "measurements.",
+        "Precision of the network. bf16 and fp16 are checked against fp32 on the first face and "
+        "fall back to it if they fail. auto: fp32, unless another one took at most 80 % of its "
+        "time in two measurements.",
         schema.choice("auto", "fp32", "bf16", "fp16"),
     )
     provider: str = schema.option(
         "auto",
-        "Execution provider of backend: onnx. auto: cuda on a GPU, cpu elsewhere.",
+        "Execution provider of backend: onnx. auto: cuda on a GPU, otherwise cpu.",
         schema.choice("auto", "cpu", "cuda", "tensorrt"),
     )
     allow_cpu: bool = schema.option(
-        False, "Run on the CPU, with a warning, where the device or provider asked for is not there.", schema.switch()
+        False,
+        "Fall back to the CPU, with a warning, if the device or provider is unavailable.",
+        schema.switch(),
     )
-    color: str = schema.option("bgr", "Channel order of the frames, in and out.", schema.choice("bgr", "rgb"))
+    color: str = schema.option(
+        "bgr", "Channel order of the frames, in and out.", schema.choice("bgr", "rgb")
+    )
     value_range: str = schema.option(
         "auto",
-        "Value range of float frames, in and out (uint8 is always 0..255). auto: told from the first frames.",
+        "Value range of float frames, in and out (uint8 is always 0..255). auto: inferred from "
+        "the first frames.",
         schema.choice("auto", "0..1", "0..255", "-1..1"),
     )
     output_size: str | int = schema.option(
         "same",
-        "Side of the faces handed back: same as the input, native (what the network made), upscale "
-        "(upscale times the input), or a number of pixels.",
+        "Side of the returned faces: same as the input, native (as the network returns them), "
+        "upscale (upscale times the input), or a number of pixels.",
         schema.whole(16, 4096, "same", "native", "upscale"),
     )
     strength: float = schema.option(
         1.0, "Blend of the restored face over the input; 0 changes nothing.", schema.number(0, 1)
     )
     fidelity: float = schema.option(
-        0.5,
-        "CodeFormer's w: 0 paints the best face, 1 keeps closest to the input. Other models have no such thing.",
+        0.7,
+        "CodeFormer's w: 0 gives the best quality, 1 stays closest to the input. Other models do "
+        "not have it.",
         schema.number(0, 1),
     )
     region: str = schema.option(
         "full",
-        "Which part of the face may change. lower: from just above the centre of the frame down, which is all "
-        "that MuseTalk keeps; rows that cannot reach it are not computed. mouth: lips and chin only. The edge is "
-        "soft; outside the host's pixels come back bit for bit.",
+        "Part of the face that may change. lower: from just above the center of the frame down, "
+        "which is all that MuseTalk keeps; rows that cannot affect it are not computed. mouth: "
+        "lips and chin only. The edge is soft; outside it the host's pixels are returned bit for "
+        "bit.",
         schema.choice("full", "lower", "mouth"),
     )
     align: str = schema.option(
         "none",
-        "none: the network sees the host's crop as it is. ffhq: the face is turned and scaled as in the pictures "
-        "that GFPGAN and CodeFormer were trained on, and back, by its landmarks.",
+        "none: the network gets the host's crop. ffhq: the face is aligned by its landmarks to "
+        "the template that GFPGAN and CodeFormer were trained on, and warped back.",
         schema.choice("none", "ffhq"),
     )
     landmarks: str = schema.option(
         "embedded",
-        "Who finds the landmarks for align: ffhq and region: mouth where the host gives none. embedded: the small "
-        "network that the guard uses. yunet: OpenCV's detector, whose weight must be in the cache.",
+        "Landmark detector for align: ffhq and region: mouth if the host passes no landmarks. "
+        "embedded: the small network that the guard uses. yunet: OpenCV's detector, whose weight "
+        "must be in the cache.",
         schema.choice("embedded", "yunet"),
     )
     stability: str | float = schema.option(
         "auto",
-        "How firmly restored detail is held still where the host's picture is still; 0 leaves every frame to "
-        "itself. auto: 1 with engine: native, 0 with official.",
+        "How strongly restored detail is kept steady over time; 0 treats every frame by itself. "
+        "auto: 1 (0 for the official engine).",
         schema.auto(schema.number(0, 1)),
     )
     color_match: str | bool = schema.option(
         "auto",
-        "Lock the low frequencies of the restored face to the input's: no tint, no step at the seam. auto: true "
-        "with engine: native, false with official.",
+        "Keep the input's colors at low frequencies: no tint, no step at the seam. auto: true "
+        "(false for the official engine).",
         schema.auto(schema.switch()),
     )
     guard: str | bool = schema.option(
         "auto",
-        "Lower the strength of a frame whose mouth, eyes or coarse structure the restorer has moved. auto: true "
-        "with engine: native, false with official.",
+        "Lower the strength on frames where the restorer moved the mouth, the eyes or coarse "
+        "structure. auto: true (false for the official engine).",
         schema.auto(schema.switch()),
     )
     sharpness_gate: str | bool = schema.option(
         "auto",
-        "Leave a face alone that is as sharp as a photograph already. auto: false, because a host's decoder has "
-        "just generated the face; true in the command video.",
+        "Leave faces unchanged that are as sharp as a photograph. auto: false, because a host's "
+        "decoder has just generated the face; true in the command video.",
         schema.auto(schema.switch()),
     )
     occluder: str | None = schema.option(
         None,
-        "Path of an ONNX file that finds what covers a face (dfl_xseg.onnx); it is never painted over.",
+        "Path of an ONNX occlusion model (dfl_xseg.onnx); what covers a face stays unchanged.",
         schema.text("a path"),
     )
     mode: str = schema.option(
         "batch",
-        "batch: throughput. memory: the batch is planned for memory_budget and halved when memory runs out.",
+        "batch: highest throughput. memory: batches are planned to stay within memory_budget.",
         schema.choice("batch", "memory"),
     )
-    batch_size: str | int = schema.option("auto", "Faces in one run of the network.", schema.whole(1, 1024, "auto"))
+    batch_size: str | int = schema.option(
+        "auto", "Faces per run of the network.", schema.whole(1, 1024, "auto")
+    )
     memory_budget: str | int | float = schema.option(
         "auto",
-        "Memory that restoring may take in mode: memory, beyond the loaded network; kept by measuring. "
-        "auto: half of what is free.",
+        "Memory that the memory mode may use in addition to the loaded network; enforced by "
+        "measuring. auto: half of the free memory.",
         schema.memory(),
     )
     cpu_fallback: bool = schema.option(
-        True, "In mode: memory, finish on the CPU when not even one face fits on the GPU.", schema.switch()
+        True,
+        "In memory mode, continue on the CPU if not even one face fits on the GPU.",
+        schema.switch(),
     )
     on_error: str = schema.option(
         "passthrough",
-        "A bad frame: passthrough hands it back as it came, counted; raise stops with a typed error.",
+        "Bad frames: passthrough returns them unchanged and counts them; raise stops with an "
+        "error.",
         schema.choice("passthrough", "raise"),
     )
-    download: bool = schema.option(False, "Fetch a missing weight when the model is loaded.", schema.switch())
+    download: bool = schema.option(
+        False, "Download a missing weight when the model is loaded.", schema.switch()
+    )
     trust_unpinned: bool = schema.option(
-        False, "Open a .pth file that is not in the table of published weights.", schema.switch()
+        False, "Load a .pth file that is not in the table of published weights.", schema.switch()
     )
 
     def __post_init__(self) -> None:
@@ -182,14 +210,24 @@ class EnhancerSettings:
             raw = getattr(self, option.name)
             object.__setattr__(self, option.name, checked(option, raw, option.name))
         if self.model_path is not None and self.model != "auto":
-            raise ConfigError("model_path", self.model_path, f"not together with model: {self.model}; give one")
+            raise ConfigError(
+                "model_path",
+                self.model_path,
+                f"unset with model: {self.model}; set only one of them",
+            )
         if self.landmarks != "embedded" and self.align == "none" and self.region != "mouth":
-            raise ConfigError("landmarks", self.landmarks, "embedded, unless align: ffhq or region: mouth needs any")
+            raise ConfigError(
+                "landmarks",
+                self.landmarks,
+                "embedded, or set align: ffhq or region: mouth",
+            )
         if self.engine == "official":
             self._check_official()
         elif self.bg_upsampler is not None:
             raise ConfigError(
-                "bg_upsampler", self.bg_upsampler, "None with engine: native (a face crop has no background)"
+                "bg_upsampler",
+                self.bg_upsampler,
+                "None with engine: native (a face crop has no background)",
             )
 
     @property
@@ -209,12 +247,12 @@ class EnhancerSettings:
 
     @property
     def sharpness_gate_on(self) -> bool:
-        """`sharpness_gate` as a decision: ``auto`` is off, because a decoder has just generated the face."""
+        """Whether the gate is on; ``auto`` is off, because a decoder has just made the face."""
         return self.sharpness_gate is True
 
     @property
     def computed_region(self) -> str:
-        """The region the network must compute: all of it where what it makes is turned back afterwards."""
+        """The region to compute: the whole face where the result is aligned back."""
         return "full" if self.align == "ffhq" else self.region
 
     def _decided(self, value: str | bool) -> bool:
@@ -222,17 +260,21 @@ class EnhancerSettings:
 
     def _check_official(self) -> None:
         if self.align == "ffhq":
-            raise ConfigError("align", "ffhq", "none with engine: official (GFPGANer aligns by itself)")
+            raise ConfigError(
+                "align", "ffhq", "none with engine: official (GFPGANer aligns by itself)"
+            )
         if self.model == "lite":
-            raise ConfigError("engine", "official", "native with model: lite (GFPGANer has no such network)")
+            raise ConfigError(
+                "engine", "official", "native with model: lite (GFPGANer has no such network)"
+            )
         if self.backend not in ("auto", "torch"):
             raise ConfigError("backend", self.backend, "auto | torch with engine: official")
 
     def replace(self, **changes: Any) -> EnhancerSettings:
-        """A copy with `changes`, checked anew."""
+        """A copy with `changes`, checked again."""
         return dataclasses.replace(self, **changes)
 
 
 def options() -> tuple[dataclasses.Field[Any], ...]:
-    """The options as dataclass fields, with ``help``, ``check``, ``allowed`` and ``flag`` in their metadata."""
+    """The options as dataclass fields; metadata: ``help``, ``check``, ``allowed``, ``flag``."""
     return dataclasses.fields(EnhancerSettings)

@@ -18,7 +18,8 @@ from numpy.typing import NDArray
 from ..errors import ConfigError, FrameError
 from ..frames.batch import is_tensor
 from ..frames.resize import resize
-from .detect import FFHQ_512, FaceDetector, Image
+from ..media.arrays import Image
+from .detect import FFHQ_512, FaceDetector
 from .one_euro import OneEuroFilter
 
 if TYPE_CHECKING:
@@ -29,11 +30,9 @@ TEMPLATE_SIDE = 512
 MIN_STRETCH, MAX_STRETCH = 0.5, 1.5
 """Range of a crop's pixel aspect ratio (width / height): how much the host squashed its box."""
 MIN_SPREAD = 2.0
-"""Root mean square distance of landmarks from their mean, in pixels, under which they have
-collapsed."""
+"""Root mean square distance of landmarks from their mean, in pixels, below which they collapsed."""
 MIN_MATCH = 0.6
-"""Share of the template's spread that landmarks must explain; a face in full profile explains
-less."""
+"""Share of the template's spread that landmarks must explain; a full profile explains less."""
 
 _MARGIN = 0.25  # share of a side by which a landmark may lie outside the crop
 _NOSE_DEPTH = 0.45  # how far the nose stands out of the plane of eyes and mouth, in eye distances
@@ -522,9 +521,7 @@ def _sampled(source: torch.Tensor, maps: NDArray[Any], size_hw: tuple[int, int])
         chosen = [index for index, one in enumerate(sizes) if one == size]
         part = source[chosen].float()
         if size != (height, width):
-            part = interpolate(
-                part, size=size, mode="bicubic", align_corners=False, antialias=True
-            )
+            part = interpolate(part, size=size, mode="bicubic", align_corners=False, antialias=True)
         twice = (2 * size[0], 2 * size[1])
         part = interpolate(part, size=twice, mode="bicubic", align_corners=False, antialias=True)
         out[chosen] = grid_sample(

@@ -19,15 +19,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import CheckpointError, ConfigError, RestorerError
-from ..media.arrays import as_bgr_image
+from ..media.arrays import Image, as_bgr_image, resize_image
 from ..runtime.registry import Registry
 
 if TYPE_CHECKING:
     import torch
-
-
-Image = NDArray[np.uint8]
-"""BGR uint8 (H, W, 3)."""
 
 MAX_SIDE = 640
 """Long side, in pixels, that an image is reduced to before detection."""
@@ -197,9 +193,7 @@ class NetworkDetector(FaceDetector):
         height, width = image_bgr.shape[:2]
         shrink = min(1.0, max_side / max(height, width))
         size_wh = max(1, round(width * shrink)), max(1, round(height * shrink))
-        if size_wh != (width, height):
-            reduced = cv2.resize(image_bgr, size_wh, interpolation=cv2.INTER_AREA)
-            image_bgr = np.asarray(reduced, np.uint8)
+        image_bgr = resize_image(image_bgr, size_wh)
         pad = round(border * max(size_wh))
         if pad:
             bordered = cv2.copyMakeBorder(

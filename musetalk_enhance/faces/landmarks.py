@@ -17,8 +17,7 @@ if TYPE_CHECKING:
 MIN_CONFIDENCE = 0.5
 """The meter's confidence at or below which it has detected no face."""
 UNITS = 256.0
-"""Side to which landmarks are normalized for smoothing, whatever the face's size: frames of two
-sizes are one stream."""
+"""Side to which landmarks are normalized for smoothing, so that a stream may change its size."""
 _NO_FACE = np.full((5, 2), np.nan, np.float32)
 
 
@@ -52,7 +51,7 @@ class LandmarkFinder:
         Args:
             faces: frames of one stream that follow one another, float32 (N, 3, H, W), RGB, 0..1.
             hints: the host's hints for these faces.
-            track: of the stream; it goes on.
+            track: of the stream; updated.
         """
         height, width = faces.shape[2:]
         unit = np.array([width, height]) / UNITS

@@ -11,7 +11,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -55,6 +57,25 @@ class FaceMeasurement:
     eyes: Tensor
     confidence: Tensor
 
+    def numpy(self) -> FaceMeasurementArrays:
+        """The same as arrays, in one transfer."""
+        values = torch.cat(
+            [self.landmarks.flatten(1), self.eyes, self.mouth[:, None], self.confidence[:, None]], 1
+        )
+        array = values.cpu().numpy()
+        landmarks = array[:, :10].reshape(-1, 5, 2)
+        return FaceMeasurementArrays(landmarks, array[:, 12], array[:, 10:12], array[:, 13])
+
+
+@dataclass(frozen=True)
+class FaceMeasurementArrays:
+    """`FaceMeasurement` as float32 arrays."""
+
+    landmarks: NDArray[np.float32]
+    mouth: NDArray[np.float32]
+    eyes: NDArray[np.float32]
+    confidence: NDArray[np.float32]
+
 
 class FaceMeter:
     """The embedded face meter on one device.
@@ -96,6 +117,9 @@ class FaceMeter:
         if len(shape) != 4 or shape[1] != 3 or min(shape[2:]) < MIN_SIDE:
             expected = f"(N, 3, H, W), H and W {MIN_SIDE} or more"
             raise FrameError("shape", f"shape {shape}", expected)
+        if not shape[0]:
+            empty = [torch.zeros(0, *rest, device=self.device) for rest in ((5, 2), (), (2,), ())]
+            return FaceMeasurement(*empty)
         small = shrink(faces_rgb.to(self.device, torch.float32), SIDE)
         reading = self.network(small.nan_to_num().clamp(0, 1))
         size_wh = small.new_tensor([shape[3], shape[2]])
@@ -116,9 +140,7 @@ def shrink(faces: Tensor, side: int) -> Tensor:
 
 def standardize(faces: Tensor) -> Tensor:
     """Every channel of every image to mean 0 and deviation 1; flat ones stay flat."""
-    centered = faces - faces.mean((2, 3), keepdim=True)
-    scaled: Tensor = centered / (centered.square().mean((2, 3), keepdim=True) + 4e-4).sqrt()
-    return scaled
+    return functional.layer_norm(faces, faces.shape[2:], eps=4e-4)
 
 
 @dataclass(frozen=True)
@@ -175,13 +197,9 @@ def _sample(
     Each of the three is (N, 2), in shares of the crop's sides.
     """
     left, end, top, bottom = span
-    columns, rows = (
-        torch.arange(n, device=images.device, dtype=images.dtype) + 0.5 for n in hw[::-1]
-    )
-    across = (left + (end - left) * columns / hw[1])[None, None, :, None]
-    along = (top + (bottom - top) * rows / hw[0])[None, :, None, None]
-    grid = across * right[:, None, None] + along * down[:, None, None]
-    grid = 2 * (grid + origin[:, None, None]) - 1
+    center = 2 * origin + (left + end) * right + (top + bottom) * down - 1
+    affine = torch.stack([(end - left) * right, (bottom - top) * down, center], 2)
+    grid = functional.affine_grid(affine, [len(images), 3, *hw], align_corners=False)
     return functional.grid_sample(images, grid, padding_mode="border", align_corners=False)
 
 

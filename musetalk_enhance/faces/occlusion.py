@@ -7,6 +7,7 @@ see `host_mask`.
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +18,8 @@ from ..frames.batch import is_tensor
 
 if TYPE_CHECKING:
     import torch
+
+logger = logging.getLogger("musetalk_enhance")
 
 SIDE = 256
 """Side of an occluder's input where its graph has a dynamic size, in pixels."""
@@ -42,7 +45,9 @@ class Occluder:
 
     Args:
         path: the .onnx file; the table of weights has none (DeepFaceLab's are under GPL-3.0).
-        provider: ``"cpu"``, or ``"cuda"`` if the installed onnxruntime has it.
+        provider: ``"cpu"``, or ``"cuda"`` if the installed onnxruntime has it; ``"auto"`` is
+            ``"cuda"`` where `device` is a GPU and it starts.
+        device: where the faces are.
 
     Attributes:
         channels_last: whether the graph takes (N, H, W, 3).
@@ -56,17 +61,20 @@ class Occluder:
         RestorerError: onnxruntime does not have the provider, or it does not start.
     """
 
-    def __init__(self, path: str | Path, *, provider: str = "cpu") -> None:
-        from ..backends.exporting import runtime
+    def __init__(
+        self, path: str | Path, *, provider: str = "cpu", device: torch.device | None = None
+    ) -> None:
+        from ..backends.onnx_export import runtime
         from ..weights import open_file
 
-        if provider not in _PROVIDERS:
-            raise ConfigError("provider", provider, " | ".join(_PROVIDERS))
+        if provider not in ("auto", *_PROVIDERS):
+            raise ConfigError("provider", provider, " | ".join(("auto", *_PROVIDERS)))
         self._runtime: Any = runtime("onnxruntime", "an occlusion mask")
         self.path = open_file(path).path
         if self.path.suffix.lower() != ".onnx":
             raise CheckpointError(self.path, f"a {self.path.suffix} file", "an .onnx file")
-        self._session = self._open(_PROVIDERS[provider])
+        self._gpu = (device.index or 0) if device is not None and device.type == "cuda" else None
+        self._session = self._open_session(provider)
         inputs = self._session.get_inputs()
         shape: list[Any] = list(inputs[0].shape) if len(inputs) == 1 else []
         if len(shape) != 4 or inputs[0].type != _FLOAT or (shape[1] == 3) == (shape[3] == 3):
@@ -125,6 +133,16 @@ class Occluder:
         """Free the graph; the occluder cannot be used afterwards."""
         self._session = None
 
+    def _open_session(self, provider: str) -> Any:
+        if provider != "auto":
+            return self._open(_PROVIDERS[provider])
+        if self._gpu is not None:
+            try:
+                return self._open(_PROVIDERS["cuda"])
+            except RestorerError as error:
+                logger.warning("%s: falling back to the CPU", error)
+        return self._open(_PROVIDERS["cpu"])
+
     def _open(self, provider: str) -> Any:
         import torch
 
@@ -137,12 +155,15 @@ class Occluder:
         options.intra_op_num_threads, options.inter_op_num_threads = torch.get_num_threads(), 1
         options.log_severity_level = 4  # errors are raised as exceptions anyway
         try:
-            session = self._runtime.InferenceSession(str(self.path), options, [provider])
+            chain: list[Any] = [provider]
+            if provider == _PROVIDERS["cuda"]:
+                chain = [(provider, {"device_id": str(self._gpu or 0)}), _PROVIDERS["cpu"]]
+            session = self._runtime.InferenceSession(str(self.path), options, chain)
         except Exception as error:
             actual = f"a file that onnxruntime cannot load ({error})"
             raise CheckpointError(self.path, actual, "an ONNX graph") from error
         if session.get_providers()[0] != provider:  # onnxruntime drops it without an error
-            raise RestorerError(f"the occluder: {provider} does not start; use the provider cpu")
+            raise RestorerError(f"the occluder: {provider} cannot start; set provider: cpu")
         return session
 
     def _try(self) -> None:
@@ -186,9 +207,7 @@ class Occluder:
                     raise RestorerError("the occluder returned NaN or infinite values")
                 return np.ascontiguousarray(array, np.float32)
         shapes = ", ".join(str(getattr(array, "shape", type(array).__name__)) for array in outputs)
-        raise RestorerError(
-            f"the occluder returned {shapes}; expected ({count}, height, width, 1)"
-        )
+        raise RestorerError(f"the occluder returned {shapes}; expected ({count}, height, width, 1)")
 
 
 def feathered(visibility: torch.Tensor, feather: float = FEATHER) -> torch.Tensor:

@@ -43,7 +43,7 @@ class FaceParser:
 
     Raises:
         MissingDependencyError: facexlib is not installed.
-        WeightError: the weight is missing (the message says how to fetch it), corrupt, untrusted,
+        WeightError: the weight is missing (the message tells how to fetch it), corrupt, untrusted,
             or another network's.
     """
 

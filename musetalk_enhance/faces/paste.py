@@ -15,12 +15,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import FrameError
+from ..media.arrays import Image, resize_image
 from .align import TEMPLATE_SIDE, Aligner
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-Image = NDArray[np.uint8]
 Mask = NDArray[np.float32]
 Matrix = NDArray[np.float64]
 """float64 (2, 3), an affine transform of points (x, y, 1)."""
@@ -209,7 +209,7 @@ def _composite(
     to_template *= side / TEMPLATE_SIDE
     size_wh = (box[2] - box[0], box[3] - box[1])
     layers = np.empty((side, side, 3), np.float32)
-    aligned = None if replace else _resized(paste.crop.aligned, side)
+    aligned = None if replace else resize_image(paste.crop.aligned, (side, side))
     if aligned is None:
         layers[:] = restored
     else:
@@ -299,16 +299,6 @@ def _any_overlap(boxes: Sequence[Box]) -> bool:
         for index, a in enumerate(boxes)
         for b in boxes[:index]
     )
-
-
-def _resized(aligned: Image, side: int) -> Image:
-    """The aligned face at the size of the network's output."""
-    import cv2
-
-    if aligned.shape[0] == side:
-        return aligned
-    interpolation = cv2.INTER_AREA if side < aligned.shape[0] else cv2.INTER_CUBIC
-    return np.asarray(cv2.resize(aligned, (side, side), interpolation=interpolation), np.uint8)
 
 
 @lru_cache(maxsize=8)

@@ -22,13 +22,11 @@ DROP, ACROSS, ALONG = 0.20, 0.72, 0.60
 its center lies below the mouth, and half its width and height. An open mouth, its lips and their
 corners lie within the full-weight part."""
 CORNERS = 1.75
-"""Half the ellipse's width is at least this multiple of half the mouth's width: for a wide mouth in
-a squashed crop."""
+"""Least half width of the ellipse in half widths of the mouth: for a mouth in a squashed crop."""
 PLATEAU = 0.72
 """Share of the ellipse with weight 1; from there to its rim the mask falls to 0."""
 MIN_LENGTH = 0.1
-"""Distance from the eyes to the mouth, as a share of a side, under which landmarks have collapsed:
-no real face is that flat."""
+"""Least distance from eyes to mouth as a share of a side; below it landmarks have collapsed."""
 _STEPS = 128
 """Landmarks are rounded to 1/128 of a side, so that masks can be cached by landmarks."""
 

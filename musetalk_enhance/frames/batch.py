@@ -1,6 +1,7 @@
 """The boundary: what a host hands over is checked here, taken apart, and put together again.
 
-Inside, faces are float32 (N, 3, H, W), RGB, 0..1. Outside they are whatever the host uses, and go back so.
+Inside, faces are float32 (N, 3, H, W), RGB, 0..1. Outside they are whatever the host uses, and go
+back so.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ Extent = tuple[float, float]
 """Lowest and highest value of a frame."""
 
 FEW = 0.01
-"""Share of a frame's values that may be outside its range by any amount: they are clamped. More mean another one."""
+"""Share of a frame's values that may lie outside its range and are clamped."""
 WHOLE_FRAME_WH = (1280, 720)
 """Sides from which on a frame looks like a whole video frame, not like a face crop, in pixels."""
 
@@ -49,10 +50,14 @@ def is_frame(value: object) -> bool:
 
 
 def same_bits(one: Any, other: Any) -> bool:
-    """Whether two arrays or tensors are of one kind and hold the same; None is the same as None alone."""
+    """Whether two arrays or tensors have one type and the same values; None equals None only."""
     if not is_frame(one) or not is_frame(other):
         return one is other
-    if is_tensor(one) is not is_tensor(other) or one.dtype != other.dtype or one.shape != other.shape:
+    if (
+        is_tensor(one) is not is_tensor(other)
+        or one.dtype != other.dtype
+        or one.shape != other.shape
+    ):
         return False
     if is_tensor(one):
         import torch
@@ -66,14 +71,16 @@ class FrameBatch:
     """A host's batch, frame by frame, with what is wrong with each.
 
     Attributes:
-        source: what the host gave, taken out of its container where that is none of ours.
+        source: the host's frames, taken out of a container of another type.
         kind: ``"array"``, ``"tensor"``, ``"list"`` or ``"tuple"``.
         frames: views of the single frames.
         problems: index to error of the frames that cannot be restored.
         value_range: lowest and highest value of float frames, None when there are none.
         previous_range: what the stream's float frames have shown before; None at its beginning.
-        range_shown: False where the frames are black, so that the range is a guess that the stream forgets.
-        color: order of the channels, where the container decides it: PIL images are RGB. None elsewhere.
+        range_shown: False where the frames are black, so that the range is a guess that the stream
+            forgets.
+        color: order of the channels, where the container decides it: PIL images are RGB. None
+            elsewhere.
     """
 
     source: Any
@@ -93,8 +100,9 @@ class FrameBatch:
         """Take a batch apart and check every frame.
 
         Args:
-            source: (N, H, W, 3) array, (N, 3, H, W) or (N, H, W, 3) tensor, a list or tuple of frames; a single frame
-                as array, tensor or PIL image; a list or tuple of PIL images; or a (B, F, 3, H, W) tensor.
+            source: (N, H, W, 3) array, (N, 3, H, W) or (N, H, W, 3) tensor, a list or tuple of
+                frames; a single frame as array, tensor or PIL image; a list or tuple of PIL images;
+                or a (B, F, 3, H, W) tensor.
             value_range: a key of `RANGES`, or ``"auto"``.
             previous: range that earlier frames of the same stream have shown.
 
@@ -120,7 +128,7 @@ class FrameBatch:
         if previous is not None and current is not None and previous != current:
             warn_once(
                 f"range {current}",
-                "float frames were in %g..%g and are now in %g..%g; set value_range to the right one",
+                "float frames were in %g..%g and are now in %g..%g; set value_range explicitly",
                 *previous,
                 *current,
             )
@@ -129,8 +137,9 @@ class FrameBatch:
             if max(height, width) >= WHOLE_FRAME_WH[0] and min(height, width) >= WHOLE_FRAME_WH[1]:
                 warn_once(
                     "whole frame",
-                    "frames of %dx%d pixels look like whole video frames, but each is restored as one face crop; "
-                    "use `musetalk-enhance video` or restore_images for whole frames",
+                    "frames of %dx%d pixels look like whole video frames, but each is restored "
+                    "as one face crop; use `musetalk-enhance video` or restore_images for whole "
+                    "frames",
                     width,
                     height,
                 )
@@ -147,7 +156,9 @@ class FrameBatch:
             elif _is_float(frame):
                 floats.append(index)
         extents: dict[int, Extent] = {}
-        for index, extent in zip(floats, _extents([self.frames[index] for index in floats]), strict=True):
+        for index, extent in zip(
+            floats, _extents([self.frames[index] for index in floats]), strict=True
+        ):
             if isinstance(extent, Exception):
                 actual = f"values that cannot be read ({extent})"
                 self.problems[index] = FrameError("unreadable", actual, _NEEDED, index=index)
@@ -163,7 +174,11 @@ class FrameBatch:
         self.value_range = RANGES.get(value_range) or self._range_told_by(extents)
         for index, extent in extents.items():
             if self.value_range is None or not self._within(index, extent, self.value_range):
-                expected = f"{self.value_range[0]:g}..{self.value_range[1]:g}" if self.value_range else "0..1"
+                expected = (
+                    f"{self.value_range[0]:g}..{self.value_range[1]:g}"
+                    if self.value_range
+                    else "0..1"
+                )
                 self.problems[index] = FrameError(
                     "range",
                     f"float values from {extent[0]:g} to {extent[1]:g}",
@@ -172,14 +187,22 @@ class FrameBatch:
                 )
 
     def _range_told_by(self, extents: dict[int, Extent]) -> tuple[float, float] | None:
-        """The range of the stream: what it was before, unless most frames are outside; else what these show."""
+        """The stream's previous range, unless most frames are outside; else the guess."""
         if self.previous_range is not None:
-            fitting = sum(self._within(index, extent, self.previous_range) for index, extent in extents.items())
+            fitting = sum(
+                self._within(index, extent, self.previous_range)
+                for index, extent in extents.items()
+            )
             if 2 * fitting >= len(extents):
                 return self.previous_range
         unit = RANGES["0..1"]
-        typical = [unit if self._within(index, extent, unit) else extent for index, extent in extents.items()]
-        self.range_shown = any(extent[1] > OVERSHOOT or extent[0] < -OVERSHOOT for extent in extents.values())
+        typical = [
+            unit if self._within(index, extent, unit) else extent
+            for index, extent in extents.items()
+        ]
+        self.range_shown = any(
+            extent[1] > OVERSHOOT or extent[0] < -OVERSHOOT for extent in extents.values()
+        )
         return _guess_range(typical) or self.previous_range
 
     def _within(self, index: int, extent: Extent, value_range: tuple[float, float]) -> bool:
@@ -192,7 +215,9 @@ class FrameBatch:
         slack = OVERSHOOT * (high - low)
         frame = self.frames[index]
         outside = (frame < low - slack) | (frame > high + slack)
-        return bool(float(outside.sum()) <= FEW * (frame.numel() if is_tensor(frame) else frame.size))
+        return bool(
+            float(outside.sum()) <= FEW * (frame.numel() if is_tensor(frame) else frame.size)
+        )
 
     def groups(self) -> list[list[int]]:
         """Indices of the good frames, those of one size and type together, in order."""
@@ -202,12 +227,17 @@ class FrameBatch:
         groups: dict[tuple[object, ...], list[int]] = {}
         for index, frame in enumerate(self.frames):
             if index not in self.problems:
-                key = (is_tensor(frame), tuple(frame.shape), frame.dtype, getattr(frame, "device", None))
+                key = (
+                    is_tensor(frame),
+                    tuple(frame.shape),
+                    frame.dtype,
+                    getattr(frame, "device", None),
+                )
                 groups.setdefault(key, []).append(index)
         return list(groups.values())
 
     def runs(self) -> list[list[int]]:
-        """Like `groups`, but each run holds only good frames that follow one another: for work that goes by time."""
+        """Like `groups`, but each run holds consecutive good frames, for work in order of time."""
         kinds = {index: kind for kind, group in enumerate(self.groups()) for index in group}
         return [list(run) for _, run in groupby(sorted(kinds), key=kinds.__getitem__)]
 
@@ -245,15 +275,15 @@ class FrameBatch:
         touched: torch.Tensor | None = None,
         first_row: int = 0,
     ) -> Any:
-        """Restored frames in the layout, type, range, order and place of the frames they were made from.
+        """Restored frames in the layout, dtype, range, color order and device of their inputs.
 
         Args:
             rows_rgb: float32 (n, 3, R, W), RGB, 0..1: the frames from `first_row` down.
             indices: the frames of one group that they were made from.
             color: order of the channels to return.
-            touched: bool (1 or n, 1, R, W); elsewhere the frame's own values are handed back bit for bit, where it
-                has that size. None: everywhere in the rows.
-            first_row: above it the frame's own values are handed back.
+            touched: bool (1 or n, 1, R, W); elsewhere the frame's own values are returned bit
+                for bit, where it has that size. None: everywhere in the rows.
+            first_row: above it the frame's own values are returned.
 
         Returns:
             An array (n, H, W, 3), or a tensor in the layout of the frames; C-contiguous.
@@ -316,7 +346,8 @@ class FrameBatch:
         first = previous is not None and _same_form(frames[0], previous)
         start = 0 if first else 1
         same = [(a == b).all() for a, b in zip(frames[start:], earlier[start:], strict=True)]
-        answers = torch.stack(same).tolist() if same else []  # one wait for the GPU, not one a frame
+        # one wait for the GPU, not one a frame
+        answers = torch.stack(same).tolist() if same else []
         return answers if first else [False, *answers]
 
     def own(self, index: int) -> Any:
@@ -328,11 +359,11 @@ class FrameBatch:
         return self.value_range if _is_float(frame) and self.value_range else RANGES["0..255"]
 
     def has_size(self, index: int) -> bool:
-        """Whether frame `index` is a picture with three channels, so that it can be resized."""
+        """Whether frame `index` is an image with three channels, so that it can be resized."""
         return _form_problem(self.frames[index]) is None
 
     def copy(self) -> Any:
-        """What the host gave, as a copy of its own; C-contiguous where it is an array."""
+        """A copy of the host's frames; C-contiguous if it is an array."""
         if self.kind == "array":
             copy = np.array(self.source, order="C")
         else:
@@ -340,7 +371,7 @@ class FrameBatch:
         return copy if self._pack is None else self._pack(copy)
 
     def passthrough(self, index: int, size_hw: tuple[int, int] | None) -> Any:
-        """A copy of frame `index` as it came, C-contiguous; brought to `size_hw` (height, width) unless None."""
+        """A C-contiguous copy of input frame `index`, resized to `size_hw` unless that is None."""
         frame = self.frames[index]
         if not is_frame(frame):
             return frame
@@ -364,11 +395,12 @@ class FrameBatch:
             import torch
 
             return torch.stack(list(results))
-        return np.stack(results).astype(self.source.dtype, copy=False)  # stacking forgets the order of the bytes
+        # stacking forgets the order of the bytes
+        return np.stack(results).astype(self.source.dtype, copy=False)
 
 
 def unpacked(source: Any) -> tuple[Any, Callable[[Any], Any] | None, str | None]:
-    """A batch out of a container that is none of ours, the way back into it, and the color order it implies.
+    """Frames from another container, the function that restores it, and its color order.
 
     Raises:
         FrameError: it holds no frames.
@@ -377,7 +409,11 @@ def unpacked(source: Any) -> tuple[Any, Callable[[Any], Any] | None, str | None]
         return [np.asarray(source)], lambda frames: _to_pil(frames[0]), "rgb"
     if isinstance(source, (list, tuple)) and source and all(_is_pil(each) for each in source):
         kind = type(source)
-        return [np.asarray(each) for each in source], lambda frames: kind(_to_pil(each) for each in frames), "rgb"
+        return (
+            [np.asarray(each) for each in source],
+            lambda frames: kind(_to_pil(each) for each in frames),
+            "rgb",
+        )
     if isinstance(source, (list, tuple)):
         return source, None, None
     if not is_frame(source):
@@ -408,11 +444,15 @@ def _to_pil(frame: Any) -> Any:
 
 
 def _same_form(frame: Any, other: Any) -> bool:
-    return is_tensor(other) and (frame.dtype, frame.shape, frame.device) == (other.dtype, other.shape, other.device)
+    return is_tensor(other) and (frame.dtype, frame.shape, frame.device) == (
+        other.dtype,
+        other.shape,
+        other.device,
+    )
 
 
 def _sent(pixels: torch.Tensor, device: torch.device) -> torch.Tensor:
-    """Pixels on `device`; to a GPU from page-locked memory, so that the host need not wait for the copy."""
+    """Pixels on `device`; copied to a GPU from pinned memory, without waiting."""
     if device.type == "cuda" and not pixels.is_cuda:
         return pixels.pin_memory().to(device, non_blocking=True)
     return pixels.to(device)
@@ -467,14 +507,14 @@ def _shape_problem(frame: Any) -> tuple[str, str, str] | None:
 
 def _dtype_problem(frame: Any) -> tuple[str, str, str] | None:
     if not is_tensor(frame) and _is_float(frame) and frame.dtype.itemsize > 8:
-        return "dtype", f"values of type {frame.dtype}", "uint8 or float of 64 bits at most"
+        return "dtype", f"values of type {frame.dtype}", "uint8, or float of at most 64 bits"
     if not _is_float(frame) and str(frame.dtype).removeprefix("torch.") != "uint8":
         return "dtype", f"values of type {frame.dtype}", "uint8 or float"
     return None
 
 
 def _extents(frames: Sequence[Any]) -> list[Extent | Exception]:
-    """Lowest and highest value of each frame, NaN where it has one; the error where it cannot be looked at.
+    """Minimum and maximum of each frame (NaN if it has one), or the error on reading it.
 
     Those of tensors come to the CPU together: each figure asked for singly would wait for the GPU.
     """
@@ -486,7 +526,9 @@ def _extents(frames: Sequence[Any]) -> list[Extent | Exception]:
         else:
             extents[position] = float(frame.min()), float(frame.max())
     for positions in pending.values():
-        extents |= dict(zip(positions, _tensor_extents([frames[i] for i in positions]), strict=True))
+        extents |= dict(
+            zip(positions, _tensor_extents([frames[i] for i in positions]), strict=True)
+        )
     return [extents[position] for position in range(len(frames))]
 
 
@@ -504,7 +546,7 @@ def _tensor_extents(frames: Sequence[torch.Tensor]) -> list[Extent | Exception]:
 
 
 def _wide(tensor: torch.Tensor) -> torch.Tensor:
-    """Floats of fewer than 32 bits as float32: not every torch can compare those on every device."""
+    """Floats below 32 bits as float32: some versions of torch cannot compare them."""
     return tensor if tensor.element_size() >= 4 else tensor.float()
 
 
@@ -514,10 +556,11 @@ def _fits(extent: tuple[float, float], value_range: tuple[float, float]) -> bool
 
 
 def _guess_range(extents: list[tuple[float, float]]) -> tuple[float, float] | None:
-    """The range that most frames speak for; None when none can be told.
+    """The range that most frames indicate; None if they indicate none.
 
-    Values well below 0, down to -1, mean -1..1, values over 8 mean 0..255. What stays within 0..1 (a decoder may
-    undershoot a little) fits all three and follows the others; values that end between 1 and 8 speak for nothing.
+    Values well below 0, down to -1, mean -1..1, values over 8 mean 0..255. What stays within 0..1
+    (a decoder may undershoot a little) fits all three and follows the others; values that end
+    between 1 and 8 speak for nothing.
     """
     votes: Counter[str] = Counter()
     for low, high in extents:
@@ -551,4 +594,8 @@ def _resized(frame: Any, size_hw: tuple[int, int]) -> Any:
     if not _is_float(frame):
         enlarged = enlarged.round().clamp(0, 255)
     enlarged = (enlarged if _is_chw(frame) else enlarged.permute(1, 2, 0)).to(tensor.dtype)
-    return enlarged if is_tensor(frame) else enlarged.contiguous().numpy().astype(frame.dtype, copy=False)
+    return (
+        enlarged
+        if is_tensor(frame)
+        else enlarged.contiguous().numpy().astype(frame.dtype, copy=False)
+    )

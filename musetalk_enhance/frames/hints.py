@@ -1,4 +1,4 @@
-"""What a host knows of its frames beyond their pixels: landmarks, what covers a face, which avatar frame it is."""
+"""What a host knows about its frames beyond pixels: landmarks, occlusion, keys, scene cuts."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from .batch import is_frame, same_bits
 
 @dataclass(frozen=True)
 class Hints:
-    """One entry per frame; None where the host says nothing.
+    """One entry per frame; None where the host passes none.
 
     Attributes:
-        landmarks: float32 (5, 2), x and y in pixels of the frame: left eye, right eye, nose, left and right corner
-            of the mouth as seen in the picture.
+        landmarks: float32 (5, 2), x and y in pixels of the frame: left eye, right eye, nose, left
+            and right corner of the mouth as seen in the image.
         occlusion: (H, W), not 0 where something covers the face.
-        keys: what the frame is called; landmarks found for a key are not looked for again.
+        keys: names of the frames; landmarks are detected once for each key.
         cuts: whether another scene begins with the frame.
     """
 
@@ -32,7 +32,12 @@ class Hints:
 
     @classmethod
     def of(
-        cls, count: int, landmarks: Any = None, occlusion: Any = None, keys: Any = None, cuts: Any = None
+        cls,
+        count: int,
+        landmarks: Any = None,
+        occlusion: Any = None,
+        keys: Any = None,
+        cuts: Any = None,
     ) -> Hints:
         """The hints of `count` frames.
 
@@ -44,12 +49,15 @@ class Hints:
             cuts: a sequence of true and false; None is false.
 
         Raises:
-            FrameError: another number of entries than of frames, landmarks of another shape, or a key that cannot
-                be hashed.
+            FrameError: another number of entries than of frames, landmarks of another shape, or a
+                key that cannot be hashed.
         """
         points = _each(landmarks, count, "landmarks")
         return cls(
-            [None if each is None else _landmarks(each, index) for index, each in enumerate(points)],
+            [
+                None if each is None else _landmarks(each, index)
+                for index, each in enumerate(points)
+            ],
             [occlusion] * count if _is_mask(occlusion) else _each(occlusion, count, "occlusion"),
             [_key(each, index) for index, each in enumerate(_each(keys, count, "keys"))],
             [bool(each) for each in _each(cuts, count, "cuts")],
@@ -60,7 +68,7 @@ class Hints:
         return replace(self, landmarks=landmarks)
 
     def same(self, index: int, other: Hints, at: int) -> bool:
-        """Whether these say the same of frame `index` as `other` of its frame `at`, but for the key."""
+        """Whether frame `index` has the same hints as frame `at` of `other`, except the key."""
         landmarks = same_bits(self.landmarks[index], other.landmarks[at])
         return landmarks and same_bits(self.occlusion[index], other.occlusion[at])
 
@@ -94,19 +102,27 @@ def _each(values: Any, count: int, name: str) -> list[Any]:
     if values is None:
         return [None] * count
     if not isinstance(values, Sequence) and not getattr(values, "shape", ()):
-        raise FrameError(name, f"{name} of type {type(values).__name__}", f"one entry for each of the {count} frames")
+        raise FrameError(
+            name,
+            f"{name} of type {type(values).__name__}",
+            f"one entry for each of the {count} frames",
+        )
     if isinstance(values, str) or len(values) != count:
-        raise FrameError(name, f"{len(values)} entries in {name}", f"one for each of the {count} frames")
+        raise FrameError(
+            name, f"{len(values)} entries in {name}", f"one for each of the {count} frames"
+        )
     return list(values)
 
 
 def _key(key: Any, index: int) -> Hashable | None:
-    """A checked key; a number out of an array or a tensor as a plain one: two tensors of one value are two keys."""
+    """A checked key; numbers in arrays and tensors become plain ones, which compare by value."""
     plain: Hashable | None = key.tolist() if hasattr(key, "tolist") else key
     try:
         hash(plain)
     except TypeError as error:
-        raise FrameError("keys", f"a key of type {type(key).__name__}", "something hashable", index=index) from error
+        raise FrameError(
+            "keys", f"a key of type {type(key).__name__}", "something hashable", index=index
+        ) from error
     return plain
 
 
@@ -116,7 +132,11 @@ def _landmarks(points: Any, index: int) -> NDArray[np.float32] | None:
     try:
         array = np.asarray(detached, np.float32)
     except (ValueError, TypeError) as error:
-        raise FrameError("landmarks", f"{type(points).__name__} ({error})", "(5, 2) numbers", index=index) from error
+        raise FrameError(
+            "landmarks", f"{type(points).__name__} ({error})", "(5, 2) numbers", index=index
+        ) from error
     if array.shape != (5, 2):
-        raise FrameError("landmarks", f"shape {array.shape}", "(5, 2): x and y of five points", index=index)
+        raise FrameError(
+            "landmarks", f"shape {array.shape}", "(5, 2): x and y of five points", index=index
+        )
     return array if np.isfinite(array).all() else None

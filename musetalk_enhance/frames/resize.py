@@ -13,12 +13,13 @@ if TYPE_CHECKING:
     import torch
 
 LOWER_FROM, LOWER_FULL = 7 / 16, 15 / 32
-"""``region: lower`` as shares of a frame's height: nothing changes above the first, all may change below the
-second, with a ramp between. MuseTalk keeps what is below 1/2 and blurs that edge by up to 0.0375."""
+"""``region: lower`` as shares of a frame's height: nothing changes above the first, all may change
+below the second, with a ramp between. MuseTalk keeps what is below 1/2 and blurs that edge by up to
+0.0375."""
 
 
 def kept_rows(region: str, height: int) -> range:
-    """Rows of a frame of `height` pixels that `region` may change; ``mouth`` lies within ``lower``."""
+    """Rows of a frame of `height` pixels that `region` may change; ``mouth`` is in ``lower``."""
     return range(0 if region == "full" else int(height * LOWER_FROM), height)
 
 
@@ -31,8 +32,9 @@ def lower_weights(height: int) -> list[float]:
 def resize(faces: torch.Tensor, size_hw: tuple[int, int], enlarge: str = "bicubic") -> torch.Tensor:
     """Bring faces to `size_hw` (height, width).
 
-    Shrinking averages areas (exactly the box average where the factor is whole, an antialiased bicubic
-    elsewhere). Enlarging is bilinear or bicubic, pixel centres at half, as OpenCV's INTER_LINEAR.
+    Shrinking averages areas (exactly the box average where the factor is whole, an antialiased
+    bicubic elsewhere). Enlarging is bilinear or bicubic, pixel centers at half, as OpenCV's
+    INTER_LINEAR.
 
     Args:
         faces: float32 (N, 3, H, W).
@@ -55,21 +57,30 @@ def resize(faces: torch.Tensor, size_hw: tuple[int, int], enlarge: str = "bicubi
 
 
 def pooled(values: torch.Tensor, cells: tuple[int, int]) -> torch.Tensor:
-    """Means over a grid of `cells` (rows, columns) of (N, C, H, W); quick where the grid divides the picture."""
+    """Means of (N, C, H, W) over a grid of (rows, columns); fast where the grid divides it."""
+    import torch
     from torch.nn.functional import adaptive_avg_pool2d, avg_pool2d
 
     rows, columns = cells
     if values.shape[2] % rows or values.shape[3] % columns:
         return adaptive_avg_pool2d(values, cells)
-    down, across = values.shape[2] // rows, values.shape[3] // columns
-    share = 1.0
-    while values.device.type == "cpu" and not (down % 2 or across % 2):  # several times quicker there than a pool
-        values = values[:, :, ::2] + values[:, :, 1::2]
-        values = values[..., ::2] + values[..., 1::2]
-        down, across, share = down // 2, across // 2, share / 4
-    if share < 1:
-        values = values * share
-    return values if down == across == 1 else avg_pool2d(values, (down, across))
+    if values.device.type == "cpu" and values.dtype == torch.float32 and not values.requires_grad:
+        return _pooled_on_cpu(values, cells)
+    return avg_pool2d(values, (values.shape[2] // rows, values.shape[3] // columns))
+
+
+def _pooled_on_cpu(values: torch.Tensor, cells: tuple[int, int]) -> torch.Tensor:
+    """All channels of all images as one tall image in OpenCV: one pass on one thread."""
+    import cv2
+    import torch
+
+    number, channels, height, width = values.shape
+    if not values.numel():
+        return values.new_empty(number, channels, *cells)
+    planes = values.contiguous().numpy().reshape(-1, width)
+    size_wh = (cells[1], number * channels * cells[0])
+    means = np.asarray(cv2.resize(planes, size_wh, interpolation=cv2.INTER_AREA), np.float32)
+    return torch.from_numpy(means.reshape(number, channels, *cells))
 
 
 def residual_of(
@@ -80,16 +91,16 @@ def residual_of(
     base: torch.Tensor,
     first_row: int = 0,
 ) -> torch.Tensor:
-    """What a restorer adds to the host's frames, at the size that is handed back, from `first_row` down.
+    """What a restorer adds to the host's frames, at the output size, from `first_row` down.
 
-    Detail of a frame that is larger than the network's input is lost on the way; what shrinking took off is no
-    part of the difference.
+    Detail of a frame that is larger than the network's input is lost on the way; what shrinking
+    took off is no part of the difference.
 
     Args:
         faces: the host's frames, (N, 3, H, W).
         inputs: what the network was given, (N, 3, S, S).
         restored: what it made, (N, 3, T, T).
-        size_hw: height and width to hand back.
+        size_hw: height and width of the result.
         base: `faces` in that size.
     """
     result = resize(restored, size_hw)[:, :, first_row:]
@@ -116,23 +127,29 @@ def mean_change(
     """
     import torch
 
-    if restored.device.type == "cpu":  # what stays in the caches takes half the time
-        one_by_one = (slice(index, index + 1) for index in range(len(restored)))
-        total = torch.cat([_total_change(faces[one], restored[one]) for one in one_by_one])
+    if restored.device.type == "cpu":
+        pairs = zip(faces.numpy(), restored.numpy(), strict=True)
+        changes = np.array([_total_change_on_cpu(*pair) for pair in pairs], np.float32)
+        total = torch.from_numpy(changes)
     else:
-        total = _total_change(faces, restored)
+        levels = restored.clamp(0, 1).mul_(255).round_()
+        levels.sub_(faces.clamp(0, 1).mul_(255).round_())
+        total = torch.linalg.vector_norm(levels, 1, dim=(1, 2, 3))
     if allowed is None:
         return total / restored[0].numel()
     return total / (allowed.sum(dim=(1, 2, 3)).clamp(min=1) * restored.shape[1])
 
 
-def _total_change(faces: torch.Tensor, restored: torch.Tensor) -> torch.Tensor:
-    import torch
+def _total_change_on_cpu(face: Any, restored: Any) -> float:
+    """Of one face as float32 arrays (3, H, W): all of it stays in the caches."""
+    import cv2
 
-    levels = restored.clamp(0, 1).mul_(255).round_()
-    levels.sub_(faces.clamp(0, 1).mul_(255).round_())
-    total: torch.Tensor = torch.linalg.vector_norm(levels, 1, dim=(1, 2, 3))
-    return total
+    add: Any = cv2.add
+    levels = []
+    for image in (face, restored):
+        rows = np.multiply(image, np.float32(255)).reshape(-1, image.shape[-1])
+        levels.append(add(rows, 0, dtype=cv2.CV_8U))  # rounds and saturates
+    return float(cv2.norm(levels[0], levels[1], cv2.NORM_L1))
 
 
 def resize_image(image: Any, size_wh: tuple[int, int]) -> Any:
@@ -150,7 +167,9 @@ def resize_image(image: Any, size_wh: tuple[int, int]) -> Any:
     """
     width, height = (int(side) for side in size_wh)
     if width < 1 or height < 1:
-        raise FrameError("size", f"a size of {width}x{height}", "(width, height) in pixels, 1 at least")
+        raise FrameError(
+            "size", f"a size of {width}x{height}", "(width, height) in pixels, each at least 1"
+        )
     if not is_tensor(image):
         return _resized_array(image, (width, height))
     if image.is_floating_point() and image.element_size() < 4:
@@ -170,9 +189,11 @@ def _resized_array(image: Any, size_wh: tuple[int, int]) -> np.ndarray:
         actual = str(getattr(image, "shape", type(image).__name__))
         raise FrameError("shape", actual, "an (H, W, 3) array or a (3, H, W) tensor")
     if not image.size or image.shape[2] > 4:
-        raise FrameError("shape", f"shape {image.shape}", "a image of 1 to 4 channels that is not empty")
+        raise FrameError("shape", f"shape {image.shape}", "a non-empty image of 1 to 4 channels")
     if image.dtype.newbyteorder("=") not in (np.uint8, np.float16, np.float32, np.float64):
-        raise FrameError("dtype", f"values of type {image.dtype}", "uint8 or float of 64 bits at most")
+        raise FrameError(
+            "dtype", f"values of type {image.dtype}", "uint8, float16, float32 or float64"
+        )
     width, height = size_wh
     if image.shape[:2] == (height, width):
         return np.ascontiguousarray(image)
@@ -180,6 +201,7 @@ def _resized_array(image: Any, size_wh: tuple[int, int]) -> np.ndarray:
     shrinks = height <= image.shape[0] and width <= image.shape[1]
     mode = cv2.INTER_AREA if shrinks else cv2.INTER_LANCZOS4
     resized = cv2.resize(np.ascontiguousarray(image, dtype), size_wh, interpolation=mode)
-    if image.dtype.kind == "f":  # Lanczos overshoots; a host's own conversion to bytes would wrap around
+    # Lanczos overshoots; a host's own conversion to bytes would wrap around
+    if image.dtype.kind == "f":
         resized = np.clip(resized, image.min(), image.max())
     return resized.reshape(height, width, image.shape[2]).astype(image.dtype, copy=False)

@@ -1,1 +1,1 @@
-"""Pipelines we hook into, one per file."""
+"""Pipelines that the enhancer hooks into, one per file."""

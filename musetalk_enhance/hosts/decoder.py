@@ -1,8 +1,9 @@
-"""MuseTalk's ``decode_latents`` in two halves, so that faces are restored before they leave the GPU.
+"""MuseTalk's ``decode_latents`` in two parts, to restore faces before they leave the GPU.
 
-MuseTalk decodes on its device, copies the floats to the CPU, and makes BGR bytes of them there with numpy. Restoring
-those bytes on the GPU would bring them back up and down again. `Decoder` does the same arithmetic on the device, and
-only after `verify` has seen that it gives the very bytes the host gives.
+MuseTalk decodes on its device, copies the floats to the CPU, and makes BGR bytes of them there with
+numpy. Restoring those bytes on the GPU would bring them back up and down again. `Decoder` does the
+same arithmetic on the device, and only after `verify` has seen that it gives the very bytes the
+host gives.
 """
 
 from __future__ import annotations
@@ -23,7 +24,8 @@ class Decoder:
     """The decoder inside one of MuseTalk's VAEs.
 
     Attributes:
-        vae: MuseTalk's ``VAE``, with ``vae.vae`` (diffusers' AutoencoderKL) and ``vae.scaling_factor``.
+        vae: MuseTalk's ``VAE``, with ``vae.vae`` (diffusers' AutoencoderKL) and
+            ``vae.scaling_factor``.
     """
 
     def __init__(self, vae: Any) -> None:
@@ -32,13 +34,17 @@ class Decoder:
 
     @staticmethod
     def fits(vae: Any) -> bool:
-        """Whether `vae` is built like MuseTalk's: whether it computes like it too, `verify` tells."""
+        """Whether `vae` has the structure of MuseTalk's; `verify` checks its results."""
         inner, factor = getattr(vae, "vae", None), getattr(vae, "scaling_factor", None)
         remembered = isinstance(vae, Hashable) and type(vae).__weakrefoffset__ != 0
-        return remembered and callable(getattr(inner, "decode", None)) and isinstance(factor, (float, int))
+        return (
+            remembered
+            and callable(getattr(inner, "decode", None))
+            and isinstance(factor, (float, int))
+        )
 
     def decode(self, latents: torch.Tensor) -> torch.Tensor:
-        """Latents (N, 4, h, w) to the host's own frames: uint8 (N, 3, H, W), BGR, on the decoder's device."""
+        """Latents (N, 4, h, w) to frames: uint8 (N, 3, H, W), BGR, on the decoder's device."""
         return host_frames(self.vae.vae.decode(self._scaled(latents)).sample)
 
     def _scaled(self, latents: torch.Tensor) -> torch.Tensor:
@@ -49,8 +55,9 @@ class Decoder:
         """Run the host's own method once and compare what it did with what `decode` would do.
 
         Returns:
-            The host's frames, and the type of the device its tensor was on, ``"cpu"`` or ``"cuda"``; None instead
-            where a single bit differs, so that `decode` must not stand in for `original`.
+            The host's frames, and the type of the device its tensor was on, ``"cpu"`` or
+            ``"cuda"``; None instead where a single bit differs, so that `decode` must not stand in
+            for `original`.
         """
         import torch
 
@@ -58,7 +65,9 @@ class Decoder:
             frames = original(latents)
         try:
             ((scaled, image),) = calls  # fmt: skip - one call, or this is no decoder of MuseTalk's
-            same = torch.equal(scaled, self._scaled(latents)) and np.array_equal(to_array(host_frames(image)), frames)
+            same = torch.equal(scaled, self._scaled(latents)) and np.array_equal(
+                to_array(host_frames(image)), frames
+            )
         except Exception:  # whatever else it is, MuseTalk's it is not
             return frames, None
         return frames, image.device.type if same else None
@@ -93,7 +102,8 @@ def host_frames(image: torch.Tensor) -> torch.Tensor:
         image: float (N, 3, H, W), RGB, -1..1.
 
     Returns:
-        uint8 (N, 3, H, W), BGR, on the device of `image`; on the CPU where that has no memory left for it.
+        uint8 (N, 3, H, W), BGR, on the device of `image`; on the CPU where that has no memory left
+        for it.
     """
     import torch
 
@@ -110,8 +120,10 @@ def host_frames(image: torch.Tensor) -> torch.Tensor:
 def _quantised(image: torch.Tensor) -> torch.Tensor:
     import torch
 
-    unit = (image.detach() / 2 + 0.5).clamp(0, 1)  # in the decoder's own precision, as the host does
-    return (unit.float() * 255).round().to(torch.uint8).flip(1)  # both torch and numpy round half to even
+    # in the decoder's own precision, as the host does
+    unit = (image.detach() / 2 + 0.5).clamp(0, 1)
+    # both torch and numpy round half to even
+    return (unit.float() * 255).round().to(torch.uint8).flip(1)
 
 
 def to_array(frames: torch.Tensor) -> np.ndarray:

@@ -1,12 +1,11 @@
-"""MuseTalk: hook in right after ``VAE.decode_latents``, which hands out BGR uint8 (N, 256, 256, 3).
+"""MuseTalk: hooks in right after ``VAE.decode_latents``, which returns BGR uint8 (N, 256, 256, 3).
 
-The host's files stay as they are: `attach` wraps one VAE from Python, `run_script` runs the host's own script with
-every VAE wrapped and with our flags and the YAML section ``gfpgan:`` taken out before the host sees them (MuseTalk
-walks every top-level key of its YAML as a task).
+The host's files stay as they are: `attach` wraps one VAE from Python, `run_script` runs the host's
+own script with every VAE wrapped and with our flags and the YAML section ``gfpgan:`` taken out
+before the host sees them (MuseTalk walks every top-level key of its YAML as a task).
 
-No detector and no parser of ours runs here: the boxes that MuseTalk computed before its loop (once per avatar in
-``realtime_inference.py``) are those of the faces that its VAE hands out, and its own blending puts the restored ones
-back.
+Neither a detector nor a parser runs here: MuseTalk computed the boxes of the faces before its loop
+(once per avatar in ``realtime_inference.py``), and its own blending pastes the restored faces.
 """
 
 from __future__ import annotations
@@ -18,11 +17,10 @@ import runpy
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from types import TracebackType
 from typing import Any
 from weakref import WeakKeyDictionary
 
-from ..config.loading import merge, section_of
+from ..config.loader import merge, section_of
 from ..config.settings import SECTION, EnhancerSettings
 from ..enhancer import GFPGANEnhancer
 from ..errors import ConfigError, HostError
@@ -33,9 +31,9 @@ logger = logging.getLogger("musetalk_enhance")
 VAE_MODULE = "musetalk.models.vae"
 METHOD = "decode_latents"
 ENCODE = "get_latents_for_unet"
-"""Method of the VAE that a host calls for the frames of a new clip or avatar, before it decodes any of them."""
+"""Method of the VAE that a host calls for a new clip or avatar before it decodes frames."""
 AUDIO_MODULE, AUDIO_METHOD = "musetalk.utils.audio_processor", "get_audio_feature"
-"""Class ``AudioProcessor`` and the method that a script calls once at the beginning of each task."""
+"""Class ``AudioProcessor`` and its method that a script calls at the beginning of each task."""
 CONFIG_FLAG = "--inference_config"
 
 
@@ -45,10 +43,13 @@ class Attachment:
     Attributes:
         owner: the VAE (or its class) whose ``decode_latents`` is wrapped.
         enhancer: what restores its frames.
-        on_device: whether the decoder's tensor is taken before the host copies it to the CPU; see `attach`.
+        on_device: whether the decoder's tensor is taken before the host copies it to the CPU; see
+            `attach`.
     """
 
-    def __init__(self, owner: Any, enhancer: Callable[[Any], Any], on_device: str | bool = "auto") -> None:
+    def __init__(
+        self, owner: Any, enhancer: Callable[[Any], Any], on_device: str | bool = "auto"
+    ) -> None:
         """Wrap ``owner.decode_latents``; `attach` is the public way."""
         self.owner, self.enhancer, self.on_device = owner, enhancer, on_device
         self._own = vars(owner).get(METHOD)
@@ -66,7 +67,7 @@ class Attachment:
         self._encode_wrapper = self._wrapped_encode(getattr(owner, ENCODE, None))
 
     def _wrapped_encode(self, original: Any) -> Any:
-        """Wrap the method that encodes the frames of a clip: the frames decoded next begin a new stream."""
+        """Wrap the method that encodes a clip's frames; decoding then begins a new stream."""
         if not callable(original):
             return None
 
@@ -78,18 +79,27 @@ class Attachment:
         return get_latents_for_unet
 
     def begin_task(self) -> None:
-        """Restore the next frames without anything of the previous ones: a new clip, avatar or audio begins."""
+        """Begin a new stream with the next frames: a new clip, avatar or audio."""
         self._task_begins = True
 
-    def _decode(self, original: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """Decode and restore: on the decoder's device where that is asked for and gives the same bytes."""
+    def _decode(
+        self, original: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Any:
+        """Decode and restore, on the decoder's device if that gives the same bytes."""
         if self._task_begins:
             self._task_begins = False
             getattr(self.enhancer, "reset", lambda: None)()
-        vae, latents = (args[0], args[1:]) if isinstance(self.owner, type) and args else (self.owner, args)
+        vae, latents = (
+            (args[0], args[1:]) if isinstance(self.owner, type) and args else (self.owner, args)
+        )
         if isinstance(self.enhancer, LazyEnhancer):
             self.enhancer.use_device_of(vae)
-        plain = bool(kwargs) or len(latents) != 1 or self.on_device is False or not _takes_tensors(self.enhancer)
+        plain = (
+            bool(kwargs)
+            or len(latents) != 1
+            or self.on_device is False
+            or not _takes_tensors(self.enhancer)
+        )
         if plain or not Decoder.fits(vae):
             return self.enhancer(original(*args, **kwargs))
         if vae not in self._verdicts:
@@ -99,12 +109,19 @@ class Attachment:
         return to_array(self.enhancer(Decoder(vae).decode(latents[0])))
 
     def _first(self, vae: Any, original: Callable[..., Any], args: tuple[Any, ...]) -> Any:
-        """The host's own frames of the first batch of `vae`, which decides on the way of the others."""
-        frames, device = Decoder(vae).verify(lambda latents: original(*args[:-1], latents), args[-1])
+        """Frames of the host's own decoding of `vae`'s first batch; decides how to go on."""
+        frames, device = Decoder(vae).verify(
+            lambda latents: original(*args[:-1], latents), args[-1]
+        )
         self._verdicts[vae] = device is not None and (self.on_device is True or device != "cpu")
         if device is None:
             level = logging.WARNING if self.on_device is True else logging.DEBUG
-            logger.log(level, "%s of %s is not MuseTalk's own: it is not taken apart", METHOD, type(vae).__name__)
+            logger.log(
+                level,
+                "%s of %s is not MuseTalk's own: faces are restored after it, not on its device",
+                METHOD,
+                type(vae).__name__,
+            )
         return frames
 
     @property
@@ -121,13 +138,19 @@ class Attachment:
         if self._wrapper is None:
             return
         if vars(self.owner).get(METHOD) is not self._wrapper:
-            raise HostError(f"{METHOD} of {self.owner!r} was wrapped again after us; take that wrapper off first")
+            raise HostError(
+                f"{METHOD} of {self.owner!r} was wrapped again after this library; remove that "
+                "wrapper first"
+            )
         if self._own is not None:
             setattr(self.owner, METHOD, self._own)
         else:
             delattr(self.owner, METHOD)
         self._wrapper = None
-        if self._encode_wrapper is not None and vars(self.owner).get(ENCODE) is self._encode_wrapper:
+        if (
+            self._encode_wrapper is not None
+            and vars(self.owner).get(ENCODE) is self._encode_wrapper
+        ):
             if self._own_encode is not None:
                 setattr(self.owner, ENCODE, self._own_encode)
             else:
@@ -140,14 +163,12 @@ class Attachment:
     def __enter__(self) -> Attachment:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *exception: object) -> None:
         self.detach()
 
 
 def _takes_tensors(enhancer: Any) -> bool:
-    """Whether `enhancer` is one of ours and on: anything else is given what the host makes."""
+    """Whether `enhancer` takes tensors: an enabled `GFPGANEnhancer`. Others get arrays."""
     if isinstance(enhancer, LazyEnhancer):
         enhancer = enhancer.ready()
     return isinstance(enhancer, GFPGANEnhancer) and enhancer.enabled
@@ -157,13 +178,14 @@ def attach(vae: Any, enhancer: Callable[[Any], Any], on_device: str | bool = "au
     """Restore every batch that `vae` decodes, from now until `Attachment.detach`.
 
     Args:
-        vae: MuseTalk's ``VAE`` (or its class): anything with a method ``decode_latents`` that returns frames.
+        vae: MuseTalk's ``VAE`` (or its class): anything with a method ``decode_latents`` that
+            returns frames.
         enhancer: a `GFPGANEnhancer` with ``color="bgr"``, or any callable frames -> frames.
-        on_device: whether a `GFPGANEnhancer` is handed the decoder's tensor where it is, instead of the host's
-            copy of it on the CPU. ``"auto"``: where the decoder is on a GPU. True: always. False: never. The first
-            batch goes the host's own way and decides: only where its bytes are reproduced to the last bit are the
-            following ones restored on the device. What comes back is the same either way:
-            (N, H, W, 3) uint8, BGR, an array.
+        on_device: whether a `GFPGANEnhancer` is handed the decoder's tensor where it is, instead of
+            the host's copy of it on the CPU. ``"auto"``: where the decoder is on a GPU. True:
+            always. False: never. The first batch goes the host's own way and decides: only where
+            its bytes are reproduced to the last bit are the following ones restored on the device.
+            What comes back is the same either way: (N, H, W, 3) uint8, BGR, an array.
 
     >>> with attach(vae, enhancer):  # doctest: +SKIP
     ...     main(args)
@@ -199,7 +221,7 @@ class LazyEnhancer:
         self._device: str | None = None
 
     def check(self) -> None:
-        """Raise for a model of the flags that is missing, without loading it: a YAML may still add options."""
+        """Raise if the flags name a missing model, without loading it; a YAML may add options."""
         if {"model", "model_path"} & set(self.flags):
             self._check()
 
@@ -212,8 +234,8 @@ class LazyEnhancer:
     def configure(self, section: dict[str, Any] | None) -> None:
         """Take the options of a YAML section; an enhancer that was loaded with others is replaced.
 
-        It is loaded at once, so that what is missing is reported before the host loads gigabytes; where a GPU
-        could be chosen, only when the host's VAE tells which one it uses.
+        It is loaded at once, so that what is missing is reported before the host loads gigabytes;
+        where a GPU could be chosen, only when the host's VAE tells which one it uses.
         """
         self.settings = merge(section, self.flags)
         if self.enhancer is not None:
@@ -221,7 +243,12 @@ class LazyEnhancer:
                 return
             self.enhancer.close()
             self.enhancer = None
-        if self.settings.enabled and self.settings.device == "auto" and self._device is None and _has_gpu():
+        if (
+            self.settings.enabled
+            and self.settings.device == "auto"
+            and self._device is None
+            and _has_gpu()
+        ):
             self._check()
         else:
             self._load()
@@ -254,7 +281,7 @@ class LazyEnhancer:
             self.enhancer.reset()
 
     def close(self) -> None:
-        """Give back what the enhancer holds."""
+        """Free what the enhancer holds."""
         if self.enhancer is not None:
             self.enhancer.close()
 
@@ -278,7 +305,7 @@ def _device_of(vae: Any) -> str | None:
 
 @contextmanager
 def _config_without_section(lazy: LazyEnhancer) -> Iterator[None]:
-    """While inside, ``OmegaConf.load`` hands out configurations without ``gfpgan:`` and `lazy` learns of it."""
+    """While inside, ``OmegaConf.load`` moves the section ``gfpgan:`` to `lazy`."""
     from omegaconf import DictConfig, OmegaConf
 
     original = OmegaConf.load
@@ -299,9 +326,10 @@ def _config_without_section(lazy: LazyEnhancer) -> Iterator[None]:
 
 
 def _config_path(arguments: Sequence[str]) -> str | None:
-    """The value of ``--inference_config`` among the host's own arguments: of several the last, as argparse does.
+    """The value of the host's argument ``--inference_config``; the last one, as in argparse.
 
-    A beginning of the flag counts as well (argparse takes one that is unique); it is three letters at least.
+    A beginning of the flag counts as well (argparse takes one that is unique); it is three letters
+    at least.
     """
     path = None
     for position, word in enumerate(arguments):
@@ -315,7 +343,7 @@ def _config_path(arguments: Sequence[str]) -> str | None:
 
 @contextmanager
 def _attached(owner: Any, lazy: LazyEnhancer) -> Iterator[Attachment]:
-    """Attach `lazy` while inside. A wrapper that the host put over ours is left with it: its run is over."""
+    """Attach `lazy` while inside. A wrapper that the host added stays."""
     attachment = attach(owner, lazy)
     try:
         yield attachment
@@ -331,13 +359,14 @@ def _vae_class() -> Any:
         return importlib.import_module(VAE_MODULE).VAE
     except ImportError as error:
         raise HostError(
-            f"{VAE_MODULE} cannot be imported ({error}): run this in MuseTalk's own folder and environment"
+            f"{VAE_MODULE} cannot be imported ({error}): run this in MuseTalk's own folder and "
+            "environment"
         ) from error
 
 
 @contextmanager
 def _tasks_begin(attachment: Attachment) -> Iterator[None]:
-    """While inside, each audio that MuseTalk's scripts read begins a task: one clip, or one answer of an avatar."""
+    """While inside, each audio that MuseTalk's scripts read begins a new stream."""
     try:
         owner = importlib.import_module(AUDIO_MODULE).AudioProcessor
         original = getattr(owner, AUDIO_METHOD)
@@ -365,7 +394,8 @@ def run_script(
     """Run a script of MuseTalk's, unmodified, with its faces restored.
 
     Args:
-        script: its path, for example ``scripts/inference.py``; the working directory is MuseTalk's folder.
+        script: its path, for example ``scripts/inference.py``; the working directory is MuseTalk's
+            folder.
         arguments: the script's own arguments.
         flags: our options, by name, that win over the YAML section.
         on_load: called with the enhancer before its first frame, for example to `observe` it.
@@ -375,11 +405,15 @@ def run_script(
 
     Raises:
         ConfigError: an option in `flags` or in the YAML section is wrong.
-        HostError: the script or MuseTalk's package is not there, or the script never decoded a frame.
+        HostError: the script or MuseTalk's package is not there, or the script never decoded a
+            frame.
         SystemExit: the script ended itself with a code other than 0, or has shown its help.
     """
     if not os.path.isfile(script):
-        raise HostError(f"no script {script!r} in {os.getcwd()}; give MuseTalk's own, such as scripts/inference.py")
+        raise HostError(
+            f"no script {script!r} in {os.getcwd()}; give MuseTalk's own, such as "
+            "scripts/inference.py"
+        )
     lazy = LazyEnhancer(flags, on_load)
     config = _config_path(arguments)
     # before the host loads gigabytes; a missing file is the host's own error to report
@@ -403,7 +437,7 @@ def run_script(
             if stop.code not in (None, 0) or {"-h", "--help"} & set(arguments):
                 raise
     if lazy.settings.enabled and not lazy.calls:
-        raise HostError(f"{script} ended without decoding a single frame; its own messages above say why")
+        raise HostError(f"{script} ended without decoding a single frame; see its messages above")
     return lazy.enhancer or GFPGANEnhancer.from_settings(lazy.settings.replace(enabled=False))
 
 

@@ -9,7 +9,8 @@ results of a unit are recorded in its state before they are written, so that a k
 untracked file.
 
 Whatever is read from these files may have been written by somebody else. A name in them is relative
-and stays inside its folder, also where a link leads elsewhere; otherwise the file counts as damaged.
+and stays inside its folder, also where a link leads elsewhere; otherwise the file counts as
+damaged.
 """
 
 from __future__ import annotations

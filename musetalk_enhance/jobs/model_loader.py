@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from contextlib import ExitStack, closing
+from collections.abc import Iterator
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -61,8 +62,8 @@ def load_image_models(settings: ImageSettings, pinned: RunInfo | None = None) ->
         WeightError: a weight is missing (says what to fetch), damaged or untrusted.
         MissingDependencyError: a package is not installed.
     """
-    threads = use_threads(pinned)
     with ExitStack() as stack:
+        threads = stack.enter_context(use_threads(pinned))
         detector = stack.enter_context(closing(load_detector(settings, settings.min_face)))
         background = _open_background(settings)
         if background is not None:
@@ -126,8 +127,8 @@ class VideoModels:
 
 def load_video_models(settings: VideoSettings, pinned: RunInfo | None = None) -> VideoModels:
     """Load the networks of a job over a video; see `load_image_models`."""
-    threads = use_threads(pinned)
     with ExitStack() as stack:
+        threads = stack.enter_context(use_threads(pinned))
         detector = stack.enter_context(closing(load_detector(settings)))
         loaded = load(settings, pinned=pinned)
         stack.enter_context(closing(loaded.restorer))
@@ -171,20 +172,27 @@ def warm_up(enhancer: GFPGANEnhancer) -> None:
     enhancer.stats.clear()
 
 
-def use_threads(pinned: RunInfo | None) -> int:
-    """Set the thread count of the earlier run in torch and OpenCV: another count changes the order
-    of sums."""
+@contextmanager
+def use_threads(pinned: RunInfo | None) -> Iterator[int]:
+    """Use the thread count of the earlier run in torch and OpenCV, until the block ends.
+
+    Another count changes the order of sums.
+
+    Yields:
+        The count.
+    """
     import cv2
     import torch
 
-    count = (
-        pinned.threads
-        if pinned is not None and pinned.threads > 0
-        else int(torch.get_num_threads())
-    )
+    previous = torch.get_num_threads(), cv2.getNumThreads()
+    count = pinned.threads if pinned is not None and pinned.threads > 0 else int(previous[0])
     torch.set_num_threads(count)
     cv2.setNumThreads(count)
-    return count
+    try:
+        yield count
+    finally:
+        torch.set_num_threads(previous[0])
+        cv2.setNumThreads(previous[1])
 
 
 def load_detector(settings: FaceSettings, least_face: float = 0) -> FaceDetector:
@@ -196,7 +204,7 @@ def load_detector(settings: FaceSettings, least_face: float = 0) -> FaceDetector
         ConfigError: there is no such device.
         WeightError, MissingDependencyError: it cannot be loaded; says what to fetch or install.
     """
-    device = pick_device(settings.device)
+    device = pick_device(settings.device, settings.allow_cpu)
     return make_detector(
         settings.face_detector,
         settings.detector_path,
@@ -252,4 +260,5 @@ def _open_background(settings: ImageSettings) -> Any:
         return None
     from ..restorers.background_upsampler import BackgroundUpsampler
 
-    return BackgroundUpsampler(device=pick_device(settings.device), download=settings.download)
+    device = pick_device(settings.device, settings.allow_cpu)
+    return BackgroundUpsampler(device=device, download=settings.download)

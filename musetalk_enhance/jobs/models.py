@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .._version import __version__
+from ..config.settings import EnhancerSettings
 from ..enhancer import GFPGANEnhancer
 from ..errors import (
     ConfigError,
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("musetalk_enhance")
 
-FIDELITY = 0.7
+FIDELITY = EnhancerSettings.fidelity
 """Default of CodeFormer's w."""
 _MAX_COUNT = 4096  # faces in one run, or threads, that a file may ask for
 
@@ -50,7 +51,6 @@ class RunInfo:
         threads: CPU threads of one worker.
         helpers: sha256 of the files of detector, parser and upsampler, by name.
         passed_over: restorers of higher priority that could not be loaded: name and reason.
-        forms: of torch's modulated convolutions, each of which sums in an order of its own.
         version: of this library.
     """
 
@@ -65,7 +65,6 @@ class RunInfo:
     threads: int
     helpers: dict[str, str | None]
     passed_over: list[list[str]]
-    forms: list[str] = field(default_factory=list)
     version: str = __version__
 
     def as_dict(self) -> dict[str, Any]:
@@ -76,21 +75,24 @@ class RunInfo:
     def of(cls, raw: Any) -> RunInfo | None:
         """Inverse of `as_dict`; None if `raw` is something else."""
         try:
-            info = cls(**raw)
-        except TypeError:
+            # "forms": of torch's convolutions, in manifests of earlier versions
+            info = cls(**{key: value for key, value in raw.items() if key != "forms"})
+        except (AttributeError, TypeError):
             return None
         return info if info._is_plausible() else None
 
     def _is_plausible(self) -> bool:
         """Whether the values, which come from a file, have their types."""
-        texts = (self.model, self.licence, self.device, self.version, *_items(self.forms))
+        texts = (self.model, self.licence, self.device, self.version)
         helpers: Any = self.helpers.values() if isinstance(self.helpers, dict) else (0,)
         optional = (self.weight_sha256, self.backend, self.dtype, *helpers)
         pairs = [tuple(_items(pair)) for pair in _items(self.passed_over)]
         return (
             all(isinstance(text, str) for text in texts)
             and all(isinstance(text, (str, type(None))) for text in optional)
-            and all(len(pair) == 2 and all(isinstance(text, str) for text in pair) for pair in pairs)
+            and all(
+                len(pair) == 2 and all(isinstance(text, str) for text in pair) for pair in pairs
+            )
             and all(type(count) is int for count in (self.batch_size, self.threads))
             and 0 < self.batch_size <= _MAX_COUNT
             and 0 <= self.threads <= _MAX_COUNT
@@ -100,11 +102,10 @@ class RunInfo:
     def same_bits(self, other: Any) -> bool:
         """Whether `other`, as plain values, produces the same bits; measured choices are compared
         too."""
-        names = ("backend", "dtype", "batch_size", "threads", "forms")
+        names = ("backend", "dtype", "batch_size", "threads")
         if not isinstance(other, dict):
             return False
-        other_info = {"forms": [], **other}  # an older version did not note them
-        return all(other_info.get(name) == getattr(self, name) for name in names)
+        return all(other.get(name) == getattr(self, name) for name in names)
 
     def decisive(self) -> dict[str, Any]:
         """Values that change the pixels; measured ones (backend, dtype, ...) are pinned instead."""
@@ -201,7 +202,6 @@ def run_info_of(
         threads=threads,
         helpers=helpers,
         passed_over=loaded.passed_over,
-        forms=list(getattr(getattr(loaded.restorer, "backend", None), "forms", ())),
     )
 
 
@@ -217,10 +217,11 @@ def _load_one(
     if settings.commercial and not choice.model.info.commercial:  # a path, which no name told
         key = "model" if settings.model_path is None else "model_path"
         raise LicenseError(key, settings.model_path or name, CODEFORMER.license)
-    if previous is not None:
-        choice = dataclasses.replace(choice, forms=tuple(previous.forms))
     return LoadedModel(
-        choice.load(pick_device(enhancer_settings.device)), choice, fidelity, list(passed_over)
+        choice.load(pick_device(settings.device, settings.allow_cpu)),
+        choice,
+        fidelity,
+        list(passed_over),
     )
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import re
 from dataclasses import MISSING, dataclass
 from typing import Any, TypeVar
 
@@ -46,7 +47,9 @@ Settings = TypeVar("Settings", bound="FaceSettings")
 def borrowed(name: str, default: Any = MISSING, help: str | None = None) -> Any:
     """An option of `EnhancerSettings`, with another default or help if a job needs one."""
     source = _ENHANCER[name]
-    metadata = dict(source.metadata) if help is None else {**source.metadata, "help": help}
+    # a job always runs the native implementation
+    text = re.sub(r" \(\w+ for the official engine\)", "", source.metadata["help"])
+    metadata = {**source.metadata, "help": help or text}
     return dataclasses.field(
         default=source.default if default is MISSING else default, metadata=metadata
     )
@@ -85,7 +88,7 @@ class FaceSettings:
     fidelity: float | None = schema.option(
         None,
         "CodeFormer's w: 0 gives the best quality, 1 stays closest to the input. Other models do "
-        "not have it. auto: 0.7.",
+        f"not have it. auto: {EnhancerSettings.fidelity:g}.",
         _optional(schema.number(0, 1), "auto"),
     )
     strength: float = borrowed("strength")

@@ -273,7 +273,9 @@ def _warn_of_damage(output: Path, index: VideoIndex, damage: list[list[Any]]) ->
             more = ", ..." if len(runs) > 8 else ""
             parts.append(f"{counted(count, 'frame')} {words} ({', '.join(named)}{more})")
     if index.damaged_packets:
-        parts.append(f"{counted(index.damaged_packets, 'packet')} marked as damaged by the container")
+        parts.append(
+            f"{counted(index.damaged_packets, 'packet')} marked as damaged by the container"
+        )
     if parts:
         logger.warning("%s: %s. --strict ends the run there", output, "; ".join(parts))
 
@@ -481,8 +483,10 @@ def _is_whole(state: State) -> bool:
     if not all(isinstance(part, dict) for part in parts) or not isinstance(notes, list):
         return False
     values = [value for part in parts for value in part.values()]
-    forms = _is_damage(damage) and {"strength", "change"} <= set(item["restored"]) and all(
-        type(value) in (int, float) and math.isfinite(value) for value in values
+    forms = (
+        _is_damage(damage)
+        and {"strength", "change"} <= set(item["restored"])
+        and all(type(value) in (int, float) and math.isfinite(value) for value in values)
     )
     return forms and counts.get("frames") == len(notes) == frames and len(outputs_of(state)) == 1
 

@@ -29,8 +29,8 @@ class SegmentWriter(H264Writer):
     The file begins with a key frame, refers to nothing outside and can be played by itself; frame n
     of it is displayed n / fps seconds after the beginning. It has the frames as in the source's
     file, not rotated, with the source's matrix, range, primaries, transfer, chroma grid, field
-    order and pixel aspect ratio. Captions in the video stream (EIA-608) are dropped. The same frames give the same
-    bytes on every machine with the same x264.
+    order and pixel aspect ratio. Captions in the video stream (EIA-608) are dropped. The same
+    frames give the same bytes on every machine with the same x264.
 
     The file appears under its name only when the block ends normally; see `H264Writer`.
 

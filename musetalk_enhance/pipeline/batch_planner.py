@@ -34,13 +34,14 @@ class WatchedBatch:
 
 
 class BatchPlanner:
-    """Says how large the next batch may be, and learns from what batches took and from memory that ran out.
+    """Plans the size of the next batch from measured memory and out-of-memory errors.
 
-    With ``mode="memory"`` the first batch is one face and the second two; both are measured, and from then on
-    the plan is the most faces whose measured cost stays within the budget. A batch larger than every one before
-    is measured as well, and is at most four times the largest before. Where the largest is why no more are planned,
-    it runs and is measured once more, also when it took more than the budget: by all that was known, it fitted.
-    With ``mode="batch"`` nothing is measured.
+    With ``mode="memory"`` the first batch is one face and the second two; both are measured, and
+    from then on the plan is the most faces whose measured cost stays within the budget. A batch
+    larger than every one before is measured as well, and is at most four times the largest before.
+    Where the largest is why no more are planned, it runs and is measured once more, also when it
+    took more than the budget: by all that was known, it fitted. With ``mode="batch"`` nothing is
+    measured.
 
     Attributes:
         size: faces in a batch for now.
@@ -56,22 +57,24 @@ class BatchPlanner:
         device: torch.device,
         learned: BatchPlanner | None = None,
     ) -> None:
-        """Plan for `record` on `device` with ``settings.mode``, ``batch_size`` and ``memory_budget``.
+        """Plan for `record` on `device` with the settings' mode, batch size and budget.
 
         Args:
             settings: all options.
             record: the model; its ``bytes_per_face`` counts until something was measured.
             device: where it runs.
-            learned: what has been learnt of the same network on the same device with other settings.
+            learned: a planner for the same network and device with other settings.
         """
         self._settings, self._record = settings, record
         self.start(device, learned)
 
     def start(self, device: torch.device, learned: BatchPlanner | None = None) -> None:
-        """Plan anew, on `device`: nothing was learnt yet but what `learned` has."""
+        """Start planning on `device`, from the costs that `learned` has measured."""
         settings, record = self._settings, self._record
         self._device = device
-        self.costs: costs.CostModel = learned.costs if learned else costs.CostModel(record.bytes_per_face)
+        self.costs: costs.CostModel = (
+            learned.costs if learned else costs.CostModel(record.bytes_per_face)
+        )
         limit = MOST_ON_GPU if device.type == "cuda" else MOST_ON_CPU
         if settings.mode == "memory":
             self.budget: int | None = budget_bytes(settings.memory_budget, device)
@@ -102,10 +105,10 @@ class BatchPlanner:
 
     @contextmanager
     def watched(self, faces: int) -> Iterator[WatchedBatch]:
-        """Run a batch of `faces` inside; it is measured where that says something new.
+        """Run a batch of `faces` inside; it is measured if that adds information.
 
         Yields:
-            What ran: `faces` unless the caller says that it was fewer.
+            The watched batch: `faces`, unless the caller sets fewer.
         """
         batch = WatchedBatch(faces)
         if not self._says_more(faces):
@@ -118,14 +121,14 @@ class BatchPlanner:
             self._plan()
 
     def _says_more(self, faces: int) -> bool:
-        """Whether measuring a batch of `faces` says something new."""
+        """Whether measuring a batch of `faces` adds information."""
         if self.budget is None or not costs.measurable(self._device):
             return False
         return faces > self.costs.largest or (faces == self.costs.largest and self._doubtful)
 
     @property
     def _doubtful(self) -> bool:
-        """Whether the largest measured batch is why no more are planned, though it was measured only once."""
+        """Whether the largest batch limits the plan but was measured only once."""
         largest = self.costs.largest
         limits = self.planned <= largest <= self._most and self.planned < self._most
         return limits and not self.costs.sure(largest)
@@ -147,7 +150,7 @@ class BatchPlanner:
         self._plan()  # a planner that shares the costs may have learnt something
 
     def ran_out(self, tried: int) -> bool:
-        """Memory ran out with `tried` faces. Halves the size; False when it was one face already."""
+        """Halve the size after `tried` faces ran out of memory; False if it was one face."""
         self._quiet = 0
         self.costs.believe(tried)
         if tried <= 1:

@@ -1,7 +1,7 @@
-"""From what a network made to what a host gets: kept steady, in the host's colors, only where it may change.
+"""From the network's output to the host's frames: steady, in their colors, inside the masks.
 
-A batch is composed together, in the rows that may change, and what the stream must remember is returned as a value: a
-batch that fails and is tried again begins where the last good one ended.
+A batch is composed together, in the rows that may change, and what the stream must remember is
+returned as a value: a batch that fails and is tried again begins where the last good one ended.
 """
 
 from __future__ import annotations
@@ -24,7 +24,12 @@ if TYPE_CHECKING:
     from .stability.motion import Motion
     from .stream import StreamState
 
-REASONS = {"mouth": Cause.MOUTH, "eyes": Cause.EYES, "identity": Cause.IDENTITY, "recovery": Cause.RECOVERY}
+REASONS = {
+    "mouth": Cause.MOUTH,
+    "eyes": Cause.EYES,
+    "identity": Cause.IDENTITY,
+    "recovery": Cause.RECOVERY,
+}
 
 
 @dataclass(frozen=True)
@@ -35,10 +40,10 @@ class ComposeInput:
         faces: the host's frames, float32 (N, 3, H, W), RGB, 0..1.
         inputs: what the network was given, (N, 3, S, S).
         restored: what it made, (N, 3, T, T).
-        size_hw: height and width to hand back.
+        size_hw: height and width of the result.
         hints: of each frame, landmarks filled in where they are needed.
-        motions: into each frame from the one before it; None where nothing of that may be used. Empty where
-            nothing is kept steady.
+        motions: into each frame from the one before it; None where nothing of that may be used.
+            Empty where nothing is kept steady.
         cuts: whether a scene begins with a frame.
         needs: how much restoring each frame needs, 0..1.
         visibility: (N, 1, H, W), 0..1, where the face is seen; None where nothing covers it.
@@ -59,12 +64,13 @@ class ComposeInput:
 
 @dataclass(frozen=True)
 class Composed:
-    """A batch to hand back.
+    """A composed batch.
 
     Attributes:
         rows: float32 (N, 3, R, W), RGB, about 0..1: from `first_row` down.
-        first_row: of the rows that may change; 0 where the size handed back is not the host's.
-        touched: bool (1 or N, 1, R, W): where a pixel may differ from the host's. None: everywhere in `rows`.
+        first_row: of the rows that may change; 0 if the result has another size than the input.
+        touched: bool (1 or N, 1, R, W): where a pixel may differ from the host's. None: everywhere
+            in `rows`.
         state: what the stream remembers now.
         outcomes: of each frame, but for how much it changed.
         changes: float32 (N,), on the device of the faces; see `Outcome.change`.
@@ -78,7 +84,7 @@ class Composed:
     changes: torch.Tensor
 
     def finished_outcomes(self) -> list[Outcome]:
-        """The outcomes with the changes, which are fetched once a batch: call it after the frames were."""
+        """The outcomes with `changes`, fetched once a batch: call it after fetching the frames."""
         finished = []
         for outcome, change in zip(self.outcomes, self.changes.tolist(), strict=True):
             if outcome.restored and change == 0:
@@ -102,7 +108,7 @@ class Compositor:
         self._guard: Guard | None = None
 
     def unload(self) -> None:
-        """Give back what is on a GPU; what is needed again is made again."""
+        """Free what is on a GPU; it is created again on demand."""
         self._guard = None
 
     def compose(self, batch: ComposeInput, state: StreamState) -> Composed:
@@ -117,7 +123,8 @@ class Compositor:
         first_row = kept_rows(settings.region, height).start
         base = resize(batch.faces, batch.size_hw)
         mask = self._mask(batch, first_row)
-        residual = self._residual(batch, base, first_row).clamp_(-1, 1)  # more is meaningless, and would stay
+        # more is meaningless, and would stay
+        residual = self._residual(batch, base, first_row).clamp_(-1, 1)
         if settings.color_match_on:
             from .stability.color import without_tint
 
@@ -129,7 +136,9 @@ class Compositor:
         residual = _weighted(residual, weights)
         causes: list[Cause | None] = [None] * len(weights)
         if settings.guard_on:
-            residual, weights, causes, state = self._guarded(residual, batch, base, first_row, weights, causes, state)
+            residual, weights, causes, state = self._guarded(
+                residual, batch, base, first_row, weights, causes, state
+            )
         outcomes = self._outcomes(batch, weights, causes)
         rows = base[:, :, first_row:]
         restored_rows = rows + residual
@@ -138,7 +147,9 @@ class Compositor:
         if min(weights) <= 0:
             touched = _only(touched, [weight > 0 for weight in weights], residual)
         if first_row and tuple(batch.faces.shape[2:]) != batch.size_hw:
-            return Composed(_whole(base, restored_rows, first_row), 0, None, state, outcomes, changes)
+            return Composed(
+                _whole(base, restored_rows, first_row), 0, None, state, outcomes, changes
+            )
         return Composed(restored_rows, first_row, touched, state, outcomes, changes)
 
     def _outcomes(
@@ -147,7 +158,9 @@ class Compositor:
         aligned = None if self._aligner is None else set((batch.alignment or ([],))[0])
         strength = self.settings.strength
         outcomes = []
-        for index, (weight, guard, need) in enumerate(zip(weights, causes, batch.needs, strict=True)):
+        for index, (weight, guard, need) in enumerate(
+            zip(weights, causes, batch.needs, strict=True)
+        ):
             cause = _greater_cause(guard, need, weight, strength)
             outcomes.append(
                 Outcome(
@@ -162,7 +175,7 @@ class Compositor:
         return outcomes
 
     def _mask(self, batch: ComposeInput, first_row: int) -> torch.Tensor | None:
-        """Where the faces may change, in the kept rows: in the region, and not where something covers them."""
+        """Where the faces may change, in the kept rows: in the region and not occluded."""
         mask = self._region(batch)
         if batch.visibility is not None:
             visible = _shrunk_mask(batch.visibility, batch.size_hw)
@@ -173,13 +186,17 @@ class Compositor:
         from ..faces.regions import region_mask
 
         height, width = batch.faces.shape[2:]
-        places = [None if points is None else points / (width, height) for points in batch.hints.landmarks]
+        places = [
+            None if points is None else points / (width, height) for points in batch.hints.landmarks
+        ]
         return region_mask(self.settings.region, batch.size_hw, places, batch.faces.device)
 
     def _residual(self, batch: ComposeInput, base: torch.Tensor, first_row: int) -> torch.Tensor:
         """What the network adds to the host's frames, in the kept rows."""
         if batch.alignment is None:
-            return residual_of(batch.faces, batch.inputs, batch.restored, batch.size_hw, base, first_row)
+            return residual_of(
+                batch.faces, batch.inputs, batch.restored, batch.size_hw, base, first_row
+            )
         import torch
 
         assert self._aligner is not None
@@ -208,7 +225,9 @@ class Compositor:
         from .stability.temporal import steady
 
         amount, height = self.settings.stability_amount, batch.size_hw[0]
-        residual, temporal = steady(residual, batch.motions, state.temporal, amount, first_row, height, mask)
+        residual, temporal = steady(
+            residual, batch.motions, state.temporal, amount, first_row, height, mask
+        )
         return residual, replace(state, temporal=temporal)
 
     def _guarded(
@@ -230,11 +249,18 @@ class Compositor:
         result = self._guard.check(base, residual, first_row, state.guard, cuts)
         weights = [weight * share for weight, share in zip(weights, result.weights, strict=True)]
         causes = [None if reason is None else REASONS[reason] for reason in result.reasons]
-        return _weighted(residual, result.weights), weights, causes, replace(state, guard=result.weights[-1])
+        return (
+            _weighted(residual, result.weights),
+            weights,
+            causes,
+            replace(state, guard=result.weights[-1]),
+        )
 
 
-def _greater_cause(guard: Cause | None, need: float, weight: float, strength: float) -> Cause | None:
-    """Why a frame got `weight` of `strength`: the guard, or the gate's `need` where that took more."""
+def _greater_cause(
+    guard: Cause | None, need: float, weight: float, strength: float
+) -> Cause | None:
+    """Why a frame got `weight` of `strength`: the guard, or the gate's `need` if that took more."""
     if guard is not None and (need >= 1 or weight < strength * need * need):
         return guard
     return Cause.SHARP if need < 1 else None
@@ -273,7 +299,7 @@ def _shrunk_mask(visibility: torch.Tensor, size_hw: tuple[int, int]) -> torch.Te
 def visibility(
     masks: Sequence[Any], faces: torch.Tensor, occluder: Any = None
 ) -> torch.Tensor | None:
-    """Where faces are seen, (N, 1, H, W), 0..1; None where nothing says that anything covers them.
+    """Where faces are seen, (N, 1, H, W), 0..1; None where nothing covers them.
 
     Args:
         masks: the host's masks of what covers each face; None where it has none.

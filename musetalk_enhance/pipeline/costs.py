@@ -16,13 +16,13 @@ if TYPE_CHECKING:
     import torch
 
 HEADROOM = 1.1
-"""A batch that was not measured itself may need this much more than the line through the measured ones says."""
+"""Factor on the fitted line for the size of a batch that was not measured."""
 SPREAD = 1.1
-"""The same batch may need this much more another time: what the C library keeps of freed blocks differs."""
+"""Factor between two runs of one batch: the C library keeps freed blocks in varying amounts."""
 STEP = 4
 """How many times larger than the largest measured batch the next one may be."""
 SAMPLING_S = 0.002
-"""Seconds between two looks at the resident memory, where the kernel keeps no peak that can be reset."""
+"""Seconds between two samples of resident memory, where the kernel's peak cannot be reset."""
 
 
 @dataclass
@@ -31,9 +31,9 @@ class Peak:
 
     Attributes:
         highest: at its highest point.
-        kept: still in use when it ended (results, and whatever a backend keeps in an arena of its own); below 0 where
-            something that was there before was freed meanwhile.
-        exact: whether `highest` was kept by the system, not looked for every now and then.
+        kept: still in use when it ended (results, and whatever a backend keeps in an arena of its
+            own); below 0 where something that was there before was freed meanwhile.
+        exact: whether `highest` is the system's own peak, not the highest of samples.
     """
 
     highest: int = 0
@@ -42,7 +42,7 @@ class Peak:
 
 
 class CostModel:
-    """Peak memory of a batch as a function of its faces: a line through the batches that were watched.
+    """Peak memory of a batch by its number of faces: a line through the measured batches.
 
     Attributes:
         guess: bytes per face to go by before anything was measured.
@@ -63,16 +63,16 @@ class CostModel:
 
     @property
     def next_step(self) -> int:
-        """Faces that the next batch may have at most: 1, then 2, then `STEP` times the largest measured."""
+        """Limit of faces in the next batch: 1, then 2, then `STEP` times the largest measured."""
         return self.largest * STEP if self.largest > 1 else self.largest + 1
 
     def add(self, faces: int, peak: Peak) -> None:
         """A batch of `faces` needed `peak`.
 
-        What earlier runs have kept is counted to every later one: it was not there in the loaded state. What was
-        freed meanwhile may have hidden as much. Of two looks at the same batch the lower counts, since a first run
-        pays for what is paid once, and others may take memory meanwhile. A figure that is not exact may be too low
-        already, so it is not looked at again.
+        What earlier runs have kept is counted to every later one: it was not there in the loaded
+        state. What was freed meanwhile may have hidden as much. Of two measurements of a batch the
+        lower counts, since a first run pays for what is paid once, and others may take memory
+        meanwhile. A figure that is not exact may be too low already, so it is not measured again.
         """
         need = max(1, self._kept + peak.highest + max(0, -peak.kept))
         if faces in self.measured or not peak.exact:
@@ -81,11 +81,11 @@ class CostModel:
         self._kept += max(0, peak.kept)
 
     def believe(self, faces: int) -> None:
-        """What is known of batches of `faces` is not to be looked at again."""
+        """Do not measure batches of `faces` again."""
         self._sure.add(faces)
 
     def sure(self, faces: int) -> bool:
-        """Whether a batch of `faces` need not be looked at again."""
+        """Whether a batch of `faces` needs no further measurement."""
         return faces in self._sure
 
     def line(self) -> tuple[int, int]:
@@ -101,7 +101,7 @@ class CostModel:
         return max(0, need - per_face * faces), per_face
 
     def bytes_for(self, faces: int) -> int:
-        """Bytes that a batch of `faces` takes over the loaded state: interpolated, or extrapolated with headroom."""
+        """Bytes that a batch needs beside the loaded network; extrapolated with headroom."""
         points = self._points()
         if not points:
             return self.guess * faces
@@ -114,11 +114,11 @@ class CostModel:
         return lower[1] + (upper[1] - lower[1]) * (faces - lower[0]) // (upper[0] - lower[0])
 
     def fitting(self, budget: int, limit: int) -> int:
-        """The most faces, up to `limit`, that stay within `budget` bytes every time; 0 when not even one does."""
+        """Faces, up to `limit`, that always stay within `budget` bytes; 0 if one does not."""
         return next(n for n in count() if n == limit or self.bytes_for(n + 1) * SPREAD > budget)
 
     def _points(self) -> list[tuple[int, int]]:
-        """The measured batches by size; a larger one is never taken to be cheaper than a smaller one."""
+        """The measured batches by size; costs never fall as the size grows."""
         highest, points = 0, []
         for faces in sorted(self.measured):
             highest = max(highest, self.measured[faces])
@@ -135,9 +135,10 @@ def measurable(device: torch.device) -> bool:
 def watch(device: torch.device) -> Iterator[Peak]:
     """Measure what happens inside; the figures are there when it ended without an error.
 
-    On CUDA these are the figures of torch's allocator, whose peak statistic of `device` begins anew, and what
-    others took of the GPU meanwhile. On the CPU it is the resident memory of the whole process, so that whatever
-    other threads allocate at the same time is counted as well; Linux' own peak (``VmHWM``) begins anew.
+    On CUDA these are the figures of torch's allocator, whose peak statistic of `device` is
+    reset, and what others took of the GPU meanwhile. On the CPU it is the resident memory of the
+    whole process, so that whatever other threads allocate at the same time is counted as well;
+    Linux' own peak (``VmHWM``) is reset.
     """
     with _watch_cuda(device) if device.type == "cuda" else _watch_resident() as peak:
         yield peak
@@ -147,7 +148,8 @@ def watch(device: torch.device) -> Iterator[Peak]:
 def _watch_cuda(device: torch.device) -> Iterator[Peak]:
     import torch
 
-    def elsewhere() -> int:  # in use on the GPU, but not by torch's allocator: another runtime's arena
+    # in use on the GPU, but not by torch's allocator: another runtime's arena
+    def elsewhere() -> int:
         free, total = memory.on_gpu(device)
         return int(total - free - torch.cuda.memory_reserved(device))
 
@@ -175,7 +177,7 @@ def _watch_resident() -> Iterator[Peak]:
 
 @dataclass
 class _Highest:
-    """The highest resident memory while something ran, in bytes, and whether no peak can have been missed."""
+    """Peak resident memory in bytes, and whether it is exact or sampled."""
 
     bytes: int
     exact: bool = True

@@ -1,11 +1,12 @@
 """One loaded network, shared by any number of streams, whose faces it restores in common batches.
 
-The engine is stateless beside the network: all that is remembered of a sequence of faces is its stream's.
+Apart from the network the engine is stateless: each sequence of faces has its state in a stream.
 """
 
 from __future__ import annotations
 
 import logging
+import os
 import threading
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -38,10 +39,10 @@ logger = logging.getLogger("musetalk_enhance")
 LANDMARKS_AT_ONCE = 16
 """Faces whose landmarks are measured together."""
 MOST_IN_ROUND = 4
-"""Frames that are worked on together, as a multiple of the batch: where many need no network, more fit in."""
+"""Frames of one round, as a multiple of the batch: frames that skip the network are free."""
 
 HostHints = tuple[Any, Any, Any, Any]
-"""Landmarks, occlusion, keys and cuts, as a host gives them."""
+"""Landmarks, occlusion, keys and cuts, as passed by the host."""
 
 
 @dataclass(frozen=True)
@@ -49,8 +50,8 @@ class Request:
     """Frames of one stream to restore.
 
     Attributes:
-        stream: that they continue.
-        frames: what the host hands over.
+        stream: the stream that they continue.
+        frames: the host's frames.
         hints: landmarks, occlusion, keys and cuts of each frame.
         output_size: as the option of that name.
         batch_size: faces in one run of the network, for this call; None as the engine plans.
@@ -65,11 +66,11 @@ class Request:
 
 @dataclass(frozen=True)
 class Restored:
-    """What became of a request.
+    """The result of a request.
 
     Attributes:
-        frames: as many as came, in their container.
-        outcomes: one of each.
+        frames: as many as in the request, in their container.
+        outcomes: one per frame.
     """
 
     frames: Any
@@ -78,7 +79,7 @@ class Restored:
 
 @dataclass
 class _Work:
-    """A request on its way."""
+    """A request in progress."""
 
     request: Request
     batch: FrameBatch
@@ -126,7 +127,7 @@ class Engine:
 
     Args:
         settings: all options, checked.
-        restorer: one of the caller's own in place of the one that `settings` name.
+        restorer: the caller's own restorer; None loads the one that `settings` name.
 
     Raises:
         WeightError: the weight is missing, damaged, not to be trusted, or another network.
@@ -137,6 +138,7 @@ class Engine:
         self.settings = settings
         self.lock = threading.RLock()
         self.closed = False
+        self._process = os.getpid()
         self.model = ModelHandle(settings, restorer)
         self._planner: BatchPlanner | None = None
         self._landmarks: LandmarkFinder | None = None
@@ -144,7 +146,7 @@ class Engine:
         self._pool = ThreadPoolExecutor(1, "musetalk_enhance-motion")
 
     def _opened(self) -> tuple[Preparer, Compositor]:
-        """Load what the settings ask for, so that what is missing is known before a long run."""
+        """Load what the settings need, so that missing files are reported before a long run."""
         settings, aligner, occluder = self.settings, None, None
         if settings.align == "ffhq":
             from ..faces.align import TEMPLATE_SIDE, Aligner
@@ -157,7 +159,7 @@ class Engine:
         if settings.occluder is not None:
             from ..faces.occlusion import Occluder
 
-            occluder = Occluder(settings.occluder)
+            occluder = Occluder(settings.occluder, provider="auto", device=self.device)
         return Preparer(settings, aligner, occluder), Compositor(settings, aligner)
 
     @property
@@ -167,13 +169,13 @@ class Engine:
 
     @property
     def planner(self) -> BatchPlanner:
-        """Made with the first frames: what the host itself loads until then is no longer free."""
+        """Created with the first frames, when the host has loaded its own networks."""
         if self._planner is None:
             self._planner = BatchPlanner(self.settings, self.model.info, self.device)
         return self._planner
 
     def stream(self, settings: EnhancerSettings | None = None) -> Stream:
-        """Another stream over this network; `settings` differ from the engine's only in what a stream decides."""
+        """Open another stream over this network, with options of its own if given."""
         return Stream(self, settings or self.settings)
 
     def check_open(self, stream: Stream) -> None:
@@ -184,7 +186,7 @@ class Engine:
             raise RestorerError("this enhancer or stream was closed; create a new one")
 
     def unload(self, streams: Sequence[Stream] = ()) -> None:
-        """Give the network's memory back; the next call loads it again. `streams` are taken off the GPU too."""
+        """Free the network's and the streams' GPU memory; the next call loads it again."""
         from ..runtime.devices import torch_device
 
         with self.lock:
@@ -199,7 +201,7 @@ class Engine:
             self.model.unload()
 
     def close(self) -> None:
-        """Give the network and its memory back for good; later calls raise `RestorerError`."""
+        """Free the network for good; later calls raise `RestorerError`."""
         with self.lock:
             if not self.closed:
                 self.closed = True
@@ -210,20 +212,27 @@ class Engine:
                 self._pool.shutdown()
 
     def restore(self, requests: Sequence[Request]) -> list[Restored]:
-        """Restore frames of one or more streams; those that need the network go through it together.
+        """Restore frames of one or more streams, with common batches for the network.
 
         Args:
             requests: at most one for each stream.
 
         Returns:
-            One result for each request, in order. A stream's frames come out the same whatever other streams there
-            are, as far as the backend's arithmetic does not depend on the size of a batch.
+            One result for each request, in order. A stream's frames come out the same whatever
+            other streams there are, as far as the backend's arithmetic does not depend on the size
+            of a batch.
 
         Raises:
             FrameError: frames that are no batch at all; hints of another number or form; with
                 ``on_error="raise"`` a bad frame or an empty batch.
-            RestorerError: the engine or a stream was closed; with ``on_error="raise"``, the network failed.
+            RestorerError: the engine or a stream was closed; the process was forked; with
+                ``on_error="raise"``, the network failed.
         """
+        if os.getpid() != self._process:
+            raise RestorerError(
+                "this enhancer was created before the process was forked, and a fork has none of "
+                "its threads. Create it in the child process, or start that with the method 'spawn'"
+            )
         with self.lock:
             works = [self._open(request) for request in requests]
             if any(work.batch.runs() for work in works) and self._awake(works):
@@ -231,11 +240,12 @@ class Engine:
                 self._run(works)
             restored = [self._close(work) for work in works]
             if self.settings.mode == "memory":
-                memory.trim()  # the C library's heap would swell and shrink with the sizes of the batches
+                # the C library's heap would swell and shrink with the sizes of the batches
+                memory.trim()
             return restored
 
     def _open(self, request: Request) -> _Work:
-        """Take a request apart and check it."""
+        """Check a request and unpack its frames."""
         stream = request.stream
         self.check_open(stream)
         batch = FrameBatch.open(request.frames, stream.settings.value_range, stream.value_range)
@@ -246,13 +256,13 @@ class Engine:
         work = _Work(request, batch, hints, hints)
         stream.stats.frames += len(batch)
         if len(batch) == 0 and stream.settings.on_error == "raise":
-            raise FrameError("empty", "an empty batch", "one frame at least")
+            raise FrameError("empty", "an empty batch", "at least one frame")
         for index in sorted(batch.problems):
             self._pass_through(work, index, batch.problems[index])
         return work
 
     def _awake(self, works: Sequence[_Work]) -> bool:
-        """Whether the network is there; loads it after `unload`. A failure counts for every good frame."""
+        """Whether the network is loaded; loads it after `unload`. Failures are counted."""
         try:
             if self.model.wake():
                 self._planner = None
@@ -279,16 +289,22 @@ class Engine:
             landmarks = list(work.host_hints.landmarks)
             if work.stream.landmark_track is None:
                 work.stream.landmark_track = LandmarkTrack()
-            with work.stream.stats.timed("landmarks"), torch.no_grad(), without_autocast(self.device):
+            with (
+                work.stream.stats.timed("landmarks"),
+                torch.no_grad(),
+                without_autocast(self.device),
+            ):
                 for run in work.batch.runs():
                     for start in range(0, len(run), LANDMARKS_AT_ONCE):
                         indices = run[start : start + LANDMARKS_AT_ONCE]
-                        for index, points in zip(indices, self._landmarks_of(work, indices), strict=True):
+                        for index, points in zip(
+                            indices, self._landmarks_of(work, indices), strict=True
+                        ):
                             landmarks[index] = points
             work.hints = work.hints.with_landmarks(landmarks)
 
     def _landmarks_of(self, work: _Work, indices: list[int]) -> list[Any]:
-        """Landmarks of some frames; the host's own where measuring fails: frames are restored anyway."""
+        """Landmarks of some frames; the host's own if detection fails."""
         hints = work.host_hints.at(indices)
         assert self._landmarks is not None and work.stream.landmark_track is not None
         try:
@@ -299,17 +315,21 @@ class Engine:
             if work.stream.settings.on_error == "raise":
                 if isinstance(error, EnhanceError):
                     raise
-                raise RestorerError(f"frame {indices[0]}: landmarks cannot be measured: {error}") from error
+                raise RestorerError(
+                    f"frame {indices[0]}: landmark detection failed: {error}"
+                ) from error
             work.stream.warn_once(
-                "landmarks", "landmarks cannot be measured (%s): continuing without; logged once", error
+                "landmarks",
+                "landmark detection failed (%s): continuing without landmarks; logged once",
+                error,
             )
             return hints.landmarks
 
     def _run(self, works: Sequence[_Work]) -> None:
         """Restore the frames of all works, round by round.
 
-        The frames of a round that failed are tried again: all of them, fewer at a time, where memory ran out;
-        otherwise singly, so that only those at fault are lost.
+        The frames of a round that failed are tried again: all of them, fewer at a time, where
+        memory ran out; otherwise singly, so that only those at fault are lost.
         """
         pending = [_Part(work, list(run)) for work in works for run in work.batch.runs()]
         planner = self._planner_of(works)
@@ -342,10 +362,10 @@ class Engine:
     def _attempt(
         self, pending: list[_Part], size: int, planner: BatchPlanner, alone: bool
     ) -> tuple[list[_Part], Exception | None]:
-        """One round: the parts that were worked on, and what went wrong.
+        """Run one round; return its parts, and the error if it failed.
 
-        The error is returned, not handled here: while one is being handled, the interpreter keeps its traceback
-        and with that every tensor of the round that failed.
+        The error is returned, not handled here: while one is being handled, the interpreter keeps
+        its traceback and with that every tensor of the round that failed.
         """
         import torch
 
@@ -354,7 +374,9 @@ class Engine:
         try:
             # not inference mode: a host may change what it gets in place
             with torch.no_grad(), without_autocast(self.device), planner.watched(size) as run:
-                prepared = self._prepare_round(pending, size, parts, 1 if alone else MOST_IN_ROUND * size)
+                prepared = self._prepare_round(
+                    pending, size, parts, 1 if alone else MOST_IN_ROUND * size
+                )
                 run.faces = active = sum(len(each.active) for each in prepared)
                 composed = self._network_and_compose(prepared) if active else [None] * len(prepared)
                 self._commit(prepared, composed)
@@ -394,8 +416,9 @@ class Engine:
     ) -> _PreparedPart:
         """Prepare frames of one stream.
 
-        `states` has what those of the same round that come before leave for the gate and for scene cuts, and
-        whether the last of them is restored, so that its detail can be continued; `round_parts` are those parts.
+        `states` has what those of the same round that come before leave for the gate and for scene
+        cuts, and whether the last of them is restored, so that its detail can be continued;
+        `round_parts` are those parts.
         """
         work, stream = part.work, part.work.stream
         size_hw = work.batch.size_hw(part.indices[0])
@@ -409,7 +432,9 @@ class Engine:
             active, inputs, alignment = prepared.active, None, None
             if active:
                 some = faces if len(active) == len(faces) else faces[active]
-                inputs, alignment = self._preparer.inputs(some, self.model.info.input_size, hints.at(active))
+                inputs, alignment = self._preparer.inputs(
+                    some, self.model.info.input_size, hints.at(active)
+                )
         motions = None
         if active and prepared.motion_images:
             previous = state.motion_image if continues else None
@@ -425,13 +450,17 @@ class Engine:
         in_round = any(each.work is work and first - 1 in each.indices for each in round_parts)
         if first - 1 in work.results or in_round:
             previous = work.batch.frames[first - 1]
-        elif first == _first(work) and last is not None and self._same_size(work, first, last.result):
+        elif (
+            first == _first(work) and last is not None and self._same_size(work, first, last.result)
+        ):
             previous = last.frame
         repeats = work.batch.repeats(part.indices, previous)
         for place, index in enumerate(part.indices):
             if repeats[place]:
                 continues = last is not None and place == 0 and index == _first(work)
-                other, at = (last.hints, 0) if last is not None and continues else (hints, index - 1)
+                other, at = (
+                    (last.hints, 0) if last is not None and continues else (hints, index - 1)
+                )
                 repeats[place] = hints.same(index, other, at) and not hints.cuts[index]
         return repeats
 
@@ -492,13 +521,15 @@ class Engine:
             motions=motions,
             cuts=[prepared.cuts[place] for place in active],
             needs=[prepared.needs[place] for place in active],
-            visibility=prepared.visibility if every or prepared.visibility is None else prepared.visibility[active],
+            visibility=prepared.visibility
+            if every or prepared.visibility is None
+            else prepared.visibility[active],
             alignment=each.alignment,
         )
         return self._compositor.compose(batch, state)
 
     def _commit(self, prepared: list[_PreparedPart], composed: Sequence[Composed | None]) -> None:
-        """Hand the results of a round to their requests, and go on with the streams: all of it worked."""
+        """Hand the results of a successful round to the requests and update the streams."""
         finished: list[tuple[_PreparedPart, Composed | None, Any, list[Outcome]]] = []
         for each, result in zip(prepared, composed, strict=True):
             work, rows, outcomes = each.part.work, None, list[Outcome]()
@@ -529,7 +560,7 @@ class Engine:
             self._remember(work, each.part.indices[-1])
 
     def _left_alone(self, work: _Work, index: int, prepared: Prepared, place: int) -> Outcome:
-        """Hand back a frame that did not go through the network: as it came, or as the same frame did before."""
+        """Return a frame that skipped the network: the input, or the repeated result."""
         cause = prepared.left_alone[place]
         if cause is Cause.UNCHANGED:
             earlier = index - 1
@@ -546,10 +577,12 @@ class Engine:
         else:  # as the parts of a restored frame that may not change
             resized = resize(prepared.faces[place : place + 1], size)
             work.results[index] = work.batch.from_network(resized, [index], work.color)[0]
-        return Outcome(Status.LEFT_ALONE, 0.0, cause, sharp=cause is Cause.SHARP, cut=prepared.cuts[place])
+        return Outcome(
+            Status.LEFT_ALONE, 0.0, cause, sharp=cause is Cause.SHARP, cut=prepared.cuts[place]
+        )
 
     def _remember(self, work: _Work, index: int) -> None:
-        """Keep the last frame of a stream and what became of it: the host may change its own."""
+        """Copy the last frame of a stream and its result: the host may change its own."""
         result = _copy(work.results[index])
         hints = work.host_hints.own(index)
         work.stream.last = LastFrame(work.batch.own(index), result, hints, work.outcomes[index])
@@ -558,7 +591,7 @@ class Engine:
         stream.stats.over_budget += 1
         stream.warn_once(
             "over budget",
-            "%s took %d MiB, memory_budget is %d MiB: the plan is now %d at a time",
+            "%s took %d MiB, memory_budget is %d MiB: batches are now limited to %d",
             counted(faces, "face"),
             planner.costs.bytes_for(faces) >> 20,
             (planner.budget or 0) >> 20,
@@ -569,7 +602,9 @@ class Engine:
         """Make room after memory ran out with `tried` faces; False when nothing is left to try."""
         device = self.device
         if planner.ran_out(tried):
-            logger.warning("out of memory with %d faces: the batch is now %d", tried, planner.size)
+            logger.warning(
+                "out of memory with a batch of %d faces: reduced to %d", tried, planner.size
+            )
             self.planner.ran_out(tried)  # where it is another one, it has learned the same
         elif self.model.move_to_cpu():
             for each in {planner, self.planner}:
@@ -611,11 +646,13 @@ class Engine:
         work.outcomes[index] = outcome
         work.stream.stats.add(outcome, work.stream.settings.strength)
         work.stream.warn_once(
-            str(outcome.reason), "%s: passed through unchanged; further such frames are only counted (stats)", text
+            str(outcome.reason),
+            "%s: passed through unchanged; further such frames are only counted (stats)",
+            text,
         )
 
     def _size_out(self, work: _Work, index: int, restored: torch.Tensor | None) -> tuple[int, int]:
-        """Height and width that a frame is handed back in."""
+        """Height and width of a frame's result."""
         output_size, settings = work.request.output_size, work.stream.settings
         height, width = work.batch.size_hw(index)
         if isinstance(output_size, int):
@@ -626,7 +663,8 @@ class Engine:
             side = self.model.info.output_size
             if side is not None:
                 return side, side
-        if output_size in ("upscale", "native"):  # a network that takes any size has no size of its own
+        # a network that takes any size has no output size
+        if output_size in ("upscale", "native"):
             return max(1, round(height * settings.upscale)), max(1, round(width * settings.upscale))
         return height, width
 
@@ -683,7 +721,7 @@ def _after(state: StreamState, each: _PreparedPart) -> StreamState:
 
 
 def _continues(prepared: Prepared, otherwise: bool) -> bool:
-    """Whether the last frame is restored, or repeats one that is; `otherwise` where all repeat what was before."""
+    """Whether the last frame is restored or repeats one that is; `otherwise` if all repeat."""
     for cause in reversed(prepared.left_alone):
         if cause is not Cause.UNCHANGED:
             return cause is None
@@ -695,12 +733,13 @@ def _copy(frame: Any) -> Any:
 
 
 def _checked_form(restored: Any, count: int) -> torch.Tensor:
-    """What a restorer returned, if that is one face of three channels for each of `count` frames."""
+    """A restorer's output, if it holds one face of three channels for each of `count` frames."""
     import torch
 
     if not isinstance(restored, torch.Tensor):
         raise RestorerError(f"the restorer returned {type(restored).__name__}, not a tensor")
     if restored.ndim != 4 or tuple(restored.shape[:2]) != (count, 3):
-        raise RestorerError(f"the restorer returned shape {tuple(restored.shape)}, not ({count}, 3, height, width)")
+        raise RestorerError(
+            f"the restorer returned shape {tuple(restored.shape)}, not ({count}, 3, height, width)"
+        )
     return restored
-

@@ -24,8 +24,8 @@ class ModelHandle:
 
     Args:
         settings: the options that name it.
-        restorer: one of the caller's own in its place. It cannot be loaded again, so `unload` moves it to the
-            CPU instead.
+        restorer: one of the caller's own in its place. It cannot be loaded again, so `unload` moves
+            it to the CPU instead.
 
     Raises:
         WeightError: the weight is missing, damaged, not to be trusted, or another network.
@@ -42,7 +42,7 @@ class ModelHandle:
         self._device = self._restorer.device
 
     def _load(self, settings: EnhancerSettings) -> Restorer:
-        """The restorer that `settings` name; on the CPU if it does not fit on its device and that is allowed."""
+        """Load the restorer of `settings`; on the CPU if memory runs out and that is allowed."""
         from ..restorers.catalog import choose
 
         choice, device = choose(settings), pick_device(settings.device, settings.allow_cpu)
@@ -52,7 +52,9 @@ class ModelHandle:
             if device.type == "cpu" or not self.may_leave_gpu or not memory.is_out_of_memory(error):
                 raise
             memory.forget_locals(error)
-        logger.warning("out of memory while loading the model on %s: falling back to the CPU", device)
+        logger.warning(
+            "out of memory while loading the model on %s: falling back to the CPU", device
+        )
         memory.release(device)
         return choice.load(torch_device("cpu"))
 
@@ -87,7 +89,7 @@ class ModelHandle:
         return self._restorer.backend.name, self._restorer.backend.dtype
 
     def unload(self) -> bool:
-        """Give the network's memory back until `wake`; False where only the caller can do that.
+        """Free the network's memory until `wake`; False if only the caller can do that.
 
         Raises:
             RestorerError: a restorer of the caller's own cannot be moved; it stays where it is.
@@ -100,7 +102,8 @@ class ModelHandle:
             self._park(device)
         else:
             logger.warning(
-                "unload: the restorer was passed in and runs on the CPU; only its owner can free its memory"
+                "unload: the restorer was passed in and runs on the CPU; only its owner can free "
+                "its memory"
             )
             return False
         memory.release(device)
@@ -113,7 +116,9 @@ class ModelHandle:
         except Exception as error:
             with suppress(Exception):
                 restorer.to(device)
-            raise RestorerError(f"unload: {self.info.name} cannot be moved to the CPU: {error}") from error
+            raise RestorerError(
+                f"unload: {self.info.name} cannot be moved to the CPU: {error}"
+            ) from error
         self._parked_from = device
 
     def wake(self) -> bool:
@@ -151,7 +156,7 @@ class ModelHandle:
         return True
 
     def close(self) -> None:
-        """Give the network back for good."""
+        """Free the network for good."""
         device, restorer = self.device, self._restorer
         self._device = device
         self._restorer = None

@@ -1,4 +1,4 @@
-"""What became of a frame: one small value. Text is made from it at the edge and never matched on."""
+"""The outcome of a frame: one small value. Text is made from it only for output."""
 
 from __future__ import annotations
 
@@ -8,18 +8,18 @@ from typing import Any
 
 
 class Status(Enum):
-    """What became of a frame."""
+    """Whether a frame was restored."""
 
     RESTORED = "restored"
     """At least one value changed."""
     LEFT_ALONE = "left alone"
-    """It comes back as it came, by decision."""
+    """Returned unchanged, by decision."""
     PASSED_THROUGH = "passed through"
-    """It comes back as it came, because it could not be restored."""
+    """Returned unchanged, because it could not be restored."""
 
 
 class Cause(Enum):
-    """Why a frame is not restored, or with less than the strength that was asked for."""
+    """Why a frame is not restored, or with less than the requested strength."""
 
     SHARP = "sharp already"
     MOUTH = "held back: mouth"
@@ -38,32 +38,37 @@ class Cause(Enum):
     RELOAD = "reload"
 
 
-GUARD = {Cause.MOUTH: "mouth", Cause.EYES: "eyes", Cause.IDENTITY: "identity", Cause.RECOVERY: "recovery"}
-"""The causes that are the guard's, and its own words for them."""
+GUARD = {
+    Cause.MOUTH: "mouth",
+    Cause.EYES: "eyes",
+    Cause.IDENTITY: "identity",
+    Cause.RECOVERY: "recovery",
+}
+"""The guard's causes and their names in statistics."""
 FAULTS = frozenset({Cause.OUT_OF_MEMORY, Cause.RESTORER, Cause.RELOAD})
-"""The causes that are failures, not decisions and not the host's."""
+"""The causes that are failures, neither decisions nor bad input."""
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of one frame.
+    """The outcome of one frame.
 
     Attributes:
         status: restored, left alone, or passed through.
-        strength: how much of the restored face is in it, 0..1.
-        cause: why it is not restored, or why with less than the option `strength`; None where all of
-            that is in it.
-        guard: what the guard held it back for, in part or altogether; None where it did not. It may
+        strength: share of the restored face in the result, 0..1.
+        cause: why it is not restored, or why with less than the option `strength`; None at full
+            strength.
+        guard: why the guard lowered the strength; None if it did not. It may
             differ from `cause` where the sharpness gate took more.
         sharp: whether the sharpness gate left out some or all of the restoring.
         cut: whether a scene begins with it.
-        aligned: False where ``align: ffhq`` had no landmarks to go by, so that the network was given
-            the crop as it came.
+        aligned: False where ``align: ffhq`` had no landmarks, so that the network got the
+            unaligned crop.
         repeated: whether it has the same bits as the frame before, and so has its result.
-        change: mean absolute change of the pixels that may change, in 1/255, rounded as 8-bit frames
-            are. 0 where none changed.
-        detail: of a frame that is passed through: the reason of the `FrameError`, or the class of the
-            error.
+        change: mean absolute change of the pixels that may change, in 1/255, rounded as 8-bit
+            frames are. 0 where none changed.
+        detail: of a frame that is passed through: the reason of the `FrameError`, or the class of
+            the error.
     """
 
     status: Status = Status.RESTORED

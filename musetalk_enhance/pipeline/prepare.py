@@ -1,7 +1,7 @@
-"""What is decided and computed before the network: scene cuts, which frames need none, what the others look like.
+"""Decisions and computations before the network: scene cuts, skipped frames, network inputs.
 
-Frames that have the same bits as the one before, that are sharp already, that are covered altogether, and all frames
-with ``strength: 0``, never reach the network.
+Frames that have the same bits as the one before, that are sharp already, that are covered
+altogether, and all frames with ``strength: 0``, never reach the network.
 """
 
 from __future__ import annotations
@@ -40,7 +40,8 @@ class Prepared:
         needs: how much restoring each frame needs, 0..1.
         left_alone: why a frame need not go through the network; None where it must.
         sharpness: of each frame, averaged over time; empty where the gate is off.
-        motion_images: as the motions are measured, uint8 (h, w, 3), RGB; empty where nothing is kept steady.
+        motion_images: as the motions are measured, uint8 (h, w, 3), RGB; empty where nothing is
+            kept steady.
         thumbnail: of the last frame, (1, 3, 32, 32), on the CPU.
         visibility: (N, 1, H, W), 0..1, where the faces are seen; None where nothing covers them.
     """
@@ -62,7 +63,7 @@ class Prepared:
 
 
 class Preparer:
-    """Prepares the frames of an engine; remembers nothing of any stream.
+    """Prepares the frames of an engine; holds no state of a stream.
 
     Args:
         settings: of the engine.
@@ -71,18 +72,21 @@ class Preparer:
     """
 
     def __init__(
-        self, settings: EnhancerSettings, aligner: Aligner | None = None, occluder: Occluder | None = None
+        self,
+        settings: EnhancerSettings,
+        aligner: Aligner | None = None,
+        occluder: Occluder | None = None,
     ) -> None:
         self.settings, self.aligner, self.occluder = settings, aligner, occluder
         self._meter: SharpnessMeter | None = None
         self._estimator: MotionEstimator | None = None
 
     def unload(self) -> None:
-        """Give back what is on a GPU; what is needed again is made again."""
+        """Free what is on a GPU; it is created again on demand."""
         self._meter = None
 
     def close(self) -> None:
-        """Give everything back."""
+        """Free everything."""
         self._meter = self._estimator = None
         if self.occluder is not None:
             self.occluder.close()
@@ -96,17 +100,21 @@ class Preparer:
             faces: frames that follow one another, float32 (N, 3, H, W), RGB, 0..1.
             hints: of each of them.
             repeated: whether a frame has the same bits and hints as the one before.
-            state: what the stream remembers; not changed.
+            state: of the stream; not changed.
         """
         small = self._thumbnails(faces)
         cuts = [
             bool(cut) or declared
-            for cut, declared in zip(scene_cuts(small, state.thumbnail).tolist(), hints.cuts, strict=True)
+            for cut, declared in zip(
+                scene_cuts(small, state.thumbnail).tolist(), hints.cuts, strict=True
+            )
         ]
         visible = visibility(hints.occlusion, faces, self.occluder)
         left_alone: list[Cause | None] = [None] * len(faces)
         needs, sharpness = self._needs(faces, state.sharpness, cuts)
-        covered = [False] * len(faces) if visible is None else (visible.amax((1, 2, 3)) <= 0).tolist()
+        covered = (
+            [False] * len(faces) if visible is None else (visible.amax((1, 2, 3)) <= 0).tolist()
+        )
         for place in range(len(faces)):
             if repeated[place]:
                 left_alone[place] = Cause.UNCHANGED
@@ -117,7 +125,9 @@ class Preparer:
             elif covered[place]:
                 left_alone[place] = Cause.COVERED
         images = self._motion_images(faces)
-        return Prepared(faces, hints, cuts, needs, left_alone, sharpness, images, small[-1:], visible)
+        return Prepared(
+            faces, hints, cuts, needs, left_alone, sharpness, images, small[-1:], visible
+        )
 
     def _thumbnails(self, faces: torch.Tensor) -> torch.Tensor:
         return thumbnails(faces).cpu()
@@ -154,16 +164,19 @@ class Preparer:
         levels = small.mul(255).round_().clamp_(0, 255).byte()
         return list(levels.permute(0, 2, 3, 1).contiguous().cpu().numpy())
 
-    def motions(self, prepared: Prepared, previous: NDArray[np.uint8] | None) -> list[Motion | None]:
+    def motions(
+        self, prepared: Prepared, previous: NDArray[np.uint8] | None
+    ) -> list[Motion | None]:
         """The motion into each frame that goes through the network.
 
         Args:
             prepared: the frames.
-            previous: the motion image of the frame before the first; None where that was not restored.
+            previous: the motion image of the frame before the first; None where that was not
+                restored.
 
         Returns:
-            One motion for each; None where the frame before it was not restored, or a scene begins. Empty where
-            nothing is kept steady.
+            One motion for each; None where the frame before it was not restored, or a scene begins.
+            Empty where nothing is kept steady.
         """
         images = prepared.motion_images
         if not images:
@@ -175,8 +188,11 @@ class Preparer:
         motions: list[Motion | None] = []
         for place, image in enumerate(images):
             if prepared.left_alone[place] is None:
-                usable = previous is not None and previous.shape == image.shape and not prepared.cuts[place]
-                motions.append(self._estimator.between(previous, image) if usable else None)  # type: ignore[arg-type]
+                motion = None
+                if previous is not None and previous.shape == image.shape:
+                    if not prepared.cuts[place]:
+                        motion = self._estimator.between(previous, image)
+                motions.append(motion)
                 previous = image
             elif prepared.left_alone[place] is not Cause.UNCHANGED:
                 previous = None
@@ -185,7 +201,7 @@ class Preparer:
     def inputs(
         self, faces: torch.Tensor, side: int | None, hints: Hints
     ) -> tuple[torch.Tensor, tuple[list[int], Alignment] | None]:
-        """What the network is given, and which of it was aligned to the template.
+        """The network's inputs, and which of them are aligned to the template.
 
         Args:
             faces: float32 (N, 3, H, W), RGB, 0..1.
@@ -193,7 +209,9 @@ class Preparer:
             hints: of these faces, landmarks filled in.
         """
         if self.aligner is None:
-            return (faces if side is None else resize(faces, (side, side), enlarge="bilinear")), None
+            return (
+                faces if side is None else resize(faces, (side, side), enlarge="bilinear")
+            ), None
         size = (int(faces.shape[2]), int(faces.shape[3]))
         usable = [
             index

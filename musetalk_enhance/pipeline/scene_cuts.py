@@ -1,14 +1,17 @@
-"""Where a scene begins: told from two small pictures, whatever else is switched off.
+"""Scene cuts, detected from two thumbnails, independent of all options.
 
-Between neighboring frames of 22 talking heads (softened to 96 px) the mean difference of the thumbnails is 0.29
-of their contrast at most, and their correlation 0.76 at least; between two people in the same box 0.36 at least,
-and 0.70 at most where the difference is under 0.40. Motion compensation, used before, missed 9 of these 462 cuts,
-because it draws one face out of the other.
+Between neighboring frames of 22 talking heads (softened to 96 px) the mean difference of the
+thumbnails is 0.29 of their contrast at most, and their correlation 0.76 at least; between two
+people in the same box 0.36 at least, and 0.70 at most where the difference is under 0.40. Motion
+compensation, used before, missed 9 of these 462 cuts, because it draws one face out of the other.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 from ..frames.resize import resize
 
@@ -18,9 +21,9 @@ if TYPE_CHECKING:
 SIDE = 32
 """Side of a thumbnail, in pixels."""
 MOST_DIFFERENCE = 0.34
-"""Mean absolute difference of two thumbnails, as a share of their contrast, above which they are two scenes."""
+"""Mean absolute difference of two thumbnails over their contrast; larger in a scene cut."""
 LEAST_CORRELATION = 0.7
-"""Correlation of their gray values below which they are."""
+"""Correlation of their gray values; smaller in a scene cut."""
 
 
 def thumbnails(faces: torch.Tensor) -> torch.Tensor:
@@ -28,28 +31,35 @@ def thumbnails(faces: torch.Tensor) -> torch.Tensor:
     return resize(faces, (SIDE, SIDE))
 
 
-def scene_cuts(small: torch.Tensor, previous: torch.Tensor | None) -> torch.Tensor:
+def scene_cuts(small: torch.Tensor, previous: torch.Tensor | None) -> NDArray[np.bool_]:
     """Whether each frame is another scene than the one before it.
 
     Args:
-        small: thumbnails of frames that follow one another, float32 (N, 3, `SIDE`, `SIDE`).
-        previous: that of the frame before the first, (1, 3, `SIDE`, `SIDE`); None at the beginning of a stream.
+        small: thumbnails of frames that follow one another, float32 (N, 3, `SIDE`, `SIDE`), on the
+            CPU.
+        previous: that of the frame before the first, (1, 3, `SIDE`, `SIDE`); None at the beginning
+            of a stream.
 
     Returns:
         bool (N,); False for a first frame.
     """
-    import torch
-
-    earlier = torch.cat([small[:1] if previous is None else previous, small[:-1]])
-    difference = (small - earlier).abs().mean((1, 2, 3))
-    contrast = (small.std((1, 2, 3)) + earlier.std((1, 2, 3))) / 2 + 0.02
-    gray, gray_earlier = (_centered(each) for each in (small, earlier))
-    scale = (gray.square().sum((1, 2)) * gray_earlier.square().sum((1, 2)) + 1e-9).sqrt()
+    current = small.numpy()
+    first = current[:1] if previous is None else previous.numpy()
+    earlier = np.concatenate([first, current[:-1]])
+    difference = np.abs(current - earlier).mean((1, 2, 3))
+    contrast = (_deviation(current) + _deviation(earlier)) / 2 + 0.02
+    gray, gray_earlier = (_centered(each) for each in (current, earlier))
+    scale = np.sqrt(np.square(gray).sum((1, 2)) * np.square(gray_earlier).sum((1, 2)) + 1e-9)
     correlation = (gray * gray_earlier).sum((1, 2)) / scale
-    flat = scale < 1e-3  # of pictures without contrast a correlation says nothing
-    return (difference > MOST_DIFFERENCE * contrast) | ((correlation < LEAST_CORRELATION) & ~flat)
+    flat = scale < 1e-3  # without contrast a correlation is meaningless
+    cuts = (difference > MOST_DIFFERENCE * contrast) | ((correlation < LEAST_CORRELATION) & ~flat)
+    return np.asarray(cuts, np.bool_)
 
 
-def _centered(small: torch.Tensor) -> torch.Tensor:
+def _deviation(small: Any) -> Any:
+    return small.std((1, 2, 3), ddof=1)
+
+
+def _centered(small: Any) -> Any:
     gray = small.mean(1)
-    return gray - gray.mean((1, 2), keepdim=True)
+    return gray - gray.mean((1, 2), keepdims=True)

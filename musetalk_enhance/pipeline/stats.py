@@ -1,4 +1,4 @@
-"""What an enhancer counts, and how that is said."""
+"""Counters of an enhancer, and their texts."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _REMEDIES = (
     ("too small", "min_face", "0"),
     ("not the center face", "only_center_face", "false"),
 )
-"""How the reason of a face that is left alone begins; the option and the value that restore it."""
+"""Prefix of the reason for which a face is left alone; option and value that restore it."""
 
 
 def by_reason(counts: Mapping[str, int]) -> str:
@@ -52,19 +52,23 @@ def mostly_left_alone(
     share: float | None,
     option: Callable[[str, str], str],
 ) -> str | None:
-    """A warning where most of the restoration is not in the result; None where most of it is.
+    """A warning if most of the restoration did not reach the result, else None.
 
     Args:
         faces: all faces, those included that were passed through.
         left_alone: reason to number of faces that were left alone.
         partial: reason to number of faces that got less than the option `strength`.
         share: mean share of `strength` that the faces got, 0..1; None where it was not measured.
-        option: writes an option and its value the way the user sets it.
+        option: spells an option and its value as the user sets it.
     """
     alone, reduced = sum(left_alone.values()), sum(partial.values())
     if 2 * alone <= faces and not (alone + reduced and share is not None and share < 0.5):
         return None
-    words = [f"{alone} of {counted(faces, 'face')} left alone ({by_reason(left_alone)})"] if alone else []
+    words = (
+        [f"{alone} of {counted(faces, 'face')} left alone ({by_reason(left_alone)})"]
+        if alone
+        else []
+    )
     words += [f"{reduced} restored in part ({by_reason(partial)})"] if reduced else []
     causes = Counter(left_alone) + Counter(partial)
     ways = {
@@ -72,39 +76,45 @@ def mostly_left_alone(
         for start, name, value in _REMEDIES
         if any(reason.startswith(start) for reason in causes)
     }
-    change = f"; to restore more, set {' or '.join(sorted(ways, key=ways.__getitem__))}" if ways else ""
+    change = (
+        f"; to restore more, set {' or '.join(sorted(ways, key=ways.__getitem__))}" if ways else ""
+    )
     return f"most of the restoration is not in the result: {', '.join(words)}{change}"
 
 
 @dataclass
 class EnhancerStats:
-    """Counters of one stream since it was created; `EnhancerStats.clear` starts again.
+    """Counters of one stream since its creation or the last `EnhancerStats.clear`.
 
     ``restored + sum(left_alone) + sum(passed_through)`` is `frames`.
 
     Attributes:
-        frames: frames that came in.
+        frames: input frames.
         restored: frames of which at least one value changed, rounded to 8 bits.
-        left_alone: reason to number of frames that came back as they came by decision: ``sharp already``,
-            ``held back: mouth`` (``eyes``, ``identity``), ``strength 0``, ``covered``, ``unchanged``.
+        left_alone: reason to number of frames that were returned unchanged by decision: ``sharp
+            already``, ``held back: mouth`` (``eyes``, ``identity``), ``strength 0``, ``covered``,
+            ``unchanged``.
         partial: reason to number of restored frames that got less than the option `strength`:
             ``sharp already``, ``held back: mouth`` (``eyes``, ``identity``, ``recovery``).
         failed: frames whose restoration failed (they are part of `passed_through` as well).
-        passed_through: reason to number of frames that could not be restored and came back as they came.
+        passed_through: reason to number of frames that could not be restored and were returned
+            unchanged.
         batches: batches of this stream that went through the network.
         backoffs: times memory ran out and the batch was halved or moved to the CPU.
-        fallbacks: times a reduced precision gave another image than fp32 and was given up.
-        over_budget: batches that took more than ``memory_budget``: one face that does so alone, or the first
-            batch of a size that turned out to need more than the smaller ones had shown.
-        guarded: reason to number of frames whose strength the guard lowered, in part or to nothing: ``mouth``,
-            ``eyes``, ``identity``; ``recovery``: not itself at fault, but soon after one that was.
+        fallbacks: times a reduced precision differed from fp32, which then replaced it.
+        over_budget: batches that took more than ``memory_budget``: one face that does so alone, or
+            the first batch of a size that turned out to need more than the smaller ones had shown.
+        guarded: reason to number of frames whose strength the guard lowered, in part or to nothing:
+            ``mouth``, ``eyes``, ``identity``; ``recovery``: not itself at fault, but soon after one
+            that was.
         sharp: frames that were sharp already and were left alone, in part or altogether.
-        unaligned: frames that ``align: ffhq`` could not align, for want of landmarks; restored as they came.
-        cuts: frames with which another scene began.
-        repeated: frames that had the same bits as the one before, and came back with the same bits.
+        unaligned: frames that ``align: ffhq`` could not align, for lack of landmarks; restored
+            without alignment.
+        cuts: frames that begin another scene.
+        repeated: frames with the same bits as the one before, whose results have the same bits.
         reloads: times the network was loaded again after `FaceEnhancer.unload`.
-        ms: stage to milliseconds spent: ``prepare``, ``network``, ``finish``, and where they are needed
-            ``landmarks`` and ``motion``.
+        ms: stage to milliseconds spent: ``prepare``, ``network``, ``finish``, and where they are
+            needed ``landmarks`` and ``motion``.
         strength_total: sum of the strengths of the restored frames; see `mean_strength`.
         change_total: sum of the mean changes of the restored frames; see `mean_change`.
         share_total: sum of strength / option `strength` over `processed` frames; see `mean_share`.
@@ -215,7 +225,7 @@ class EnhancerStats:
         }
 
     def summary(self) -> str:
-        """One line for a person."""
+        """One line for a log."""
         passed, alone = self.passed_through.total(), self.left_alone.total()
         per_face = self.ms["network"] / self.processed if self.processed else 0.0
         return (
@@ -227,10 +237,13 @@ class EnhancerStats:
         )
 
     def warning(self, option: Callable[[str, str], str] | None = None) -> str | None:
-        """What to tell a person where most of the restoration is not in the result; None otherwise.
+        """A warning if most of the restoration did not reach the result, else None.
 
         Args:
-            option: writes an option and its value the way the user sets it; None: as in a YAML file.
+            option: spells an option and its value as the user sets it; None: as in a YAML
+                file.
         """
         spelled = option or (lambda name, value: f"{name}: {value}")
-        return mostly_left_alone(self.frames, self.left_alone, self.partial, self.mean_share, spelled)
+        return mostly_left_alone(
+            self.frames, self.left_alone, self.partial, self.mean_share, spelled
+        )

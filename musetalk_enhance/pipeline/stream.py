@@ -1,4 +1,4 @@
-"""One sequence of faces: its memory, its counters, its observers. The network is the engine's."""
+"""One sequence of faces: its state, counters and observers. The network is the engine's."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ Observer = Callable[[Any, Any, Outcome], None]
 
 @dataclass(frozen=True)
 class StreamState:
-    """What is remembered of a stream, all of it of the last frame that was composed.
+    """State of a stream, all of it from the last composed frame.
 
     Attributes:
         size_hw: height and width of the frame, in pixels.
@@ -54,13 +54,13 @@ class StreamState:
 
 @dataclass(frozen=True)
 class LastFrame:
-    """The last frame of a stream and what became of it, as copies.
+    """Copies of the last frame of a stream and its result.
 
     Attributes:
-        frame: as it came.
-        result: as it was handed back.
-        hints: of it, as the caller gave them.
-        outcome: what became of it.
+        frame: the input.
+        result: the output.
+        hints: the caller's hints.
+        outcome: of the frame.
     """
 
     frame: Any
@@ -72,13 +72,13 @@ class LastFrame:
 class Stream:
     """One sequence of faces over an engine's network; `GFPGANEnhancer.stream` makes one.
 
-    A stream may be used from any thread, by one at a time. It costs nothing but what it remembers, so it may simply
-    be dropped; `close` gives that back at once.
+    A stream may be used from any thread, by one at a time. It holds only its state, so it may
+    simply be dropped; `close` frees the state at once.
 
     Attributes:
-        settings: the engine's, with what this stream has of its own.
+        settings: the engine's, with this stream's changes.
         stats: counters of this stream.
-        value_range: lowest and highest value of its float frames, once they have shown it.
+        value_range: lowest and highest value of its float frames, once known.
     """
 
     def __init__(self, engine: Engine, settings: EnhancerSettings) -> None:
@@ -93,26 +93,34 @@ class Stream:
         self.closed = False
 
     def __call__(
-        self, frames: Any, *, landmarks: Any = None, occlusion: Any = None, keys: Any = None, cuts: Any = None
+        self,
+        frames: Any,
+        *,
+        landmarks: Any = None,
+        occlusion: Any = None,
+        keys: Any = None,
+        cuts: Any = None,
     ) -> Any:
         """Restore the next frames of this stream; see `GFPGANEnhancer.__call__`."""
         from .engine import Request
 
-        request = Request(self, frames, (landmarks, occlusion, keys, cuts), self.settings.output_size)
+        request = Request(
+            self, frames, (landmarks, occlusion, keys, cuts), self.settings.output_size
+        )
         return self.engine.restore([request])[0].frames
 
     def observe(self, observer: Observer) -> None:
-        """Have `observer` called with every frame from now on, in order.
+        """Call `observer` with every frame from now on, in order.
 
         Args:
-            observer: called with the frame as it came, the frame as it goes back, and its `Outcome`. It must change
-                nothing. One that raises is not called again, with a warning; with ``on_error="raise"`` its error
-                reaches the host.
+            observer: called with the input frame, the result and its `Outcome`, which it must not
+                change. One that raises is not called again, with a warning; with
+                ``on_error="raise"`` its error reaches the host.
         """
         self.observers.append(observer)
 
     def notify(self, frame: Any, result: Any, outcome: Outcome) -> None:
-        """Call the observers; one that fails is removed, because that is no reason to lose a host's frame."""
+        """Call the observers. One that fails is removed, so that no frame is lost."""
         for observer in list(self.observers):
             try:
                 observer(frame, result, outcome)
@@ -142,7 +150,7 @@ class Stream:
         self.state = StreamState()
 
     def close(self) -> None:
-        """Give back what is remembered; later calls raise `RestorerError`. The engine goes on."""
+        """Free the state; later calls raise `RestorerError`. The engine stays open."""
         self.reset()
         self.closed = True
 

@@ -10,9 +10,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .. import metrics
-from ..errors import ConfigError, FrameError, MissingDependencyError, warn_renamed
+from ..errors import ConfigError, FrameError, MissingDependencyError, renamed_arguments
+from ..media.arrays import Image
 from ..pipeline.stats import mostly_left_alone
+from . import metrics
 from .document import Report
 from .events import Events
 from .flicker import FlickerWindows
@@ -31,8 +32,6 @@ from .series import Series
 from .verdicts import Limits, Verdict, judge, restoration
 from .worst import Panels, WorstFrames, difference
 
-Image = NDArray[np.uint8]
-
 
 class ReportBuilder:
     """Measures face crops before and after restoration, frame by frame.
@@ -50,13 +49,13 @@ class ReportBuilder:
         title: heading of the report.
         meter: measures openings, see `openings.Meter`; None loads the embedded one on first use.
         limits: the limit of each check.
-        gauge: deprecated name of `meter`.
 
     Raises:
         ConfigError: `fps` is not above 0.
         MissingDependencyError: matplotlib or scikit-image is not installed (extra ``report``).
     """
 
+    @renamed_arguments(gauge="meter")
     def __init__(
         self,
         fps: float,
@@ -64,13 +63,9 @@ class ReportBuilder:
         title: str = "",
         meter: Meter | None = None,
         limits: Limits | None = None,
-        gauge: Meter | None = None,
     ) -> None:
-        if gauge is not None:
-            warn_renamed("ReportBuilder(gauge=...)", "meter=...")
-            meter = gauge
         if not (fps > 0 and np.isfinite(fps)):
-            raise ConfigError("fps", fps, "a number over 0")
+            raise ConfigError("fps", fps, "a number above 0")
         require_packages()
         self.fps, self.title, self.limits = float(fps), title, limits or Limits()
         self.notes: list[str] = []
@@ -135,7 +130,7 @@ class ReportBuilder:
         values: dict[str, float] = {}
         if previous is not None and not notes.get("cut"):
             motion = metrics.Motion.between(previous.work["in"], crops.work["in"])
-            if motion.seen.mean() >= MIN_TRACKED_SHARE:
+            if motion.visible.mean() >= MIN_TRACKED_SHARE:
                 self._motion = motion
                 values = motion_metrics(previous, crops, motion)
                 shape = crops.luminance["in"].shape
@@ -156,7 +151,7 @@ class ReportBuilder:
         assert self._previous is not None and self._motion is not None
         panels = [(name, crops.detail[name]) for name in ("in", "out")]
         for name in ("in", "out"):
-            previous, visible = self._previous.work[name], self._motion.seen[..., None]
+            previous, visible = self._previous.work[name], self._motion.visible[..., None]
             compensated = np.where(visible, self._motion.warp(crops.work[name]), previous)
             panels.append(
                 (f"change of {name} beyond motion, ×4", difference(previous, compensated))

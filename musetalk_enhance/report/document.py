@@ -9,6 +9,7 @@ from typing import Any
 
 from .._version import __version__
 from ..errors import MediaError
+from ..runtime.files import write_bytes
 from .events import Events
 from .flicker import FlickerWindows
 from .series import Series, jsonable, plain
@@ -135,7 +136,7 @@ class Report:
         try:
             target.mkdir(parents=True, exist_ok=True)
             for name, text in files.items():
-                (target / name).write_text(text, encoding="utf-8")
+                write_bytes(target / name, text.encode())
         except OSError as error:
             raise MediaError(target, f"cannot be written ({error.strerror or error})") from error
         return [target / name for name in files]

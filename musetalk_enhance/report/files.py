@@ -9,29 +9,26 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
-from ..errors import ConfigError, MediaError, warn_renamed
+from ..errors import ConfigError, MediaError, renamed_arguments
 from ..media import VideoInfo, probe, read_frames
+from ..media.arrays import Image, resize_image
 from .builder import ReportBuilder
 from .document import Report
-from .measurements import resize
 from .openings import Meter
 from .region import Box, Locate, Track, find_difference, follow, grow_to_face
 from .verdicts import FAIL, PASS, Limits, Verdict
 
 logger = logging.getLogger("musetalk_enhance")
 
-Image = NDArray[np.uint8]
 PathLike = str | Path
 
 _SAMPLES = 64  # approximate number of frames in which differences or faces are detected
 
 
+@renamed_arguments(before="original", after="restored", gauge="meter")
 def compare(
-    before: PathLike,
-    after: PathLike,
+    original: PathLike,
+    restored: PathLike,
     reference: PathLike | None = None,
     *,
     box: Box | None = None,
@@ -41,7 +38,6 @@ def compare(
     title: str = "",
     meter: Meter | None = None,
     limits: Limits | None = None,
-    gauge: Meter | None = None,
 ) -> Report:
     """Compare a clip with its restored version.
 
@@ -50,8 +46,8 @@ def compare(
     >>> compare("host.mp4", "restored.mp4").write("out/report")  # doctest: +SKIP
 
     Args:
-        before: the host's video, with soft faces.
-        after: the same video with restored faces; same frame rate and size.
+        original: the host's video, with soft faces.
+        restored: the same video with restored faces; same frame rate and size.
         reference: the unsoftened original, if available; same frame rate, frames of another size
             are resized.
         box: the face's box in every frame: left, top, right, bottom in pixels.
@@ -62,23 +58,19 @@ def compare(
         title: heading; default: the names of both files.
         meter: see `ReportBuilder`.
         limits: see `ReportBuilder`.
-        gauge: deprecated name of `meter`.
 
     Raises:
         MediaError: a file is missing or damaged, or the clips differ in size or frame rate.
         ConfigError: `box` is not inside the frames.
         MissingDependencyError: a package of the extra ``report`` is not installed.
     """
-    if gauge is not None:
-        warn_renamed("compare(gauge=...)", "meter=...")
-        meter = gauge
-    info = probe(before)
-    for path in (after, *(() if reference is None else (reference,))):
-        _check_match(before, info, path, probe(path), same_size=path is after)
-    title = title or f"{Path(before).name} → {Path(after).name}"
+    info = probe(original)
+    for path in (restored, *(() if reference is None else (reference,))):
+        _check_match(original, info, path, probe(path), same_size=path is restored)
+    title = title or f"{Path(original).name} → {Path(restored).name}"
     builder = ReportBuilder(float(info.fps), title=title, meter=meter, limits=limits)
-    track = _track(before, after, info, box, locate, builder.notes)
-    _measure(builder, track, notes, before, after, reference)
+    track = _track(original, restored, info, box, locate, builder.notes)
+    _measure(builder, track, notes, original, restored, reference)
     return builder.finish(totals)
 
 
@@ -165,7 +157,7 @@ def _measure(
         for frames in zip(*clips, strict=False):
             index, size_wh = builder.frames, (frames[0].shape[1], frames[0].shape[0])
             left, top, right, bottom = track.at(index, size_wh)
-            crops = [resize(frame, size_wh)[top:bottom, left:right] for frame in frames]
+            crops = [resize_image(frame, size_wh)[top:bottom, left:right] for frame in frames]
             builder.add(*crops, notes=notes[index] if index < len(notes) else None)
         for clip in clips:
             for _ in clip:

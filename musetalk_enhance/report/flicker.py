@@ -6,11 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
-from ..metrics import FEWEST_MOMENTS, flicker_energy
-
-Floats = NDArray[np.float32]
+from .metrics import FEWEST_MOMENTS, Floats, flicker_energy
 
 SIDE = 128
 """Longer edge of the luminance image that is measured, pixels."""

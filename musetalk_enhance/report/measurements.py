@@ -9,13 +9,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .. import metrics
 from ..errors import FrameError
+from ..media.arrays import Image, resize_image
+from . import metrics
 from .flicker import SIDE as LUMINANCE_SIDE
+from .metrics import Floats
 from .openings import Openings, parts_of
-
-Image = NDArray[np.uint8]
-Floats = NDArray[np.float32]
 
 DETAIL_SIDE, WORK_SIDE, MOVED_SIDE, STRUCTURE_SIDE = 512, 256, 128, 64
 """Longer edges in pixels: for sharpness and similarity, for motion and color, for movement between
@@ -46,17 +45,6 @@ def _within(shape: tuple[int, ...], side: int) -> tuple[int, int]:
     return max(32, round(shape[1] * share)), max(32, round(shape[0] * share))
 
 
-def resize(image: Image, size_wh: tuple[int, int]) -> Image:
-    """A crop in another size: area average to shrink it, cubic to enlarge it."""
-    import cv2
-
-    if image.shape[1::-1] == size_wh:
-        return image
-    shrinks = size_wh[0] <= image.shape[1] and size_wh[1] <= image.shape[0]
-    interpolation = cv2.INTER_AREA if shrinks else cv2.INTER_CUBIC
-    return np.asarray(cv2.resize(image, size_wh, interpolation=interpolation), np.uint8)
-
-
 @dataclass
 class FrameCrops:
     """One frame's crops ``in``, ``out`` and optionally ``ref``, in the sizes that metrics use.
@@ -76,10 +64,10 @@ class FrameCrops:
     @classmethod
     def of(cls, crops: dict[str, Image], sizes: Sizes) -> FrameCrops:
         """Resize crops of any sizes to `sizes`."""
-        detail = {name: resize(crop, sizes.detail) for name, crop in crops.items()}
-        work = {name: resize(crop, sizes.work) for name, crop in detail.items()}
+        detail = {name: resize_image(crop, sizes.detail) for name, crop in crops.items()}
+        work = {name: resize_image(crop, sizes.work) for name, crop in detail.items()}
         luminance = {
-            name: metrics.shrunk(metrics.grey(crop), LUMINANCE_SIDE).astype(np.float32)
+            name: metrics.shrunk(metrics.gray(crop), LUMINANCE_SIDE).astype(np.float32)
             for name, crop in work.items()
         }
         return cls(detail, work, luminance)
@@ -106,14 +94,14 @@ def check_crop(image: Any, name: str) -> None:
         or min(shape[:2]) < 16
     ):
         actual = f"{name}: {type(image).__name__ if shape is None else f'{dtype} {tuple(shape)}'}"
-        raise FrameError("shape", actual, "BGR uint8 (H, W, 3), 16 px at least on each side")
+        raise FrameError("shape", actual, "BGR uint8 (H, W, 3), at least 16 px on each side")
 
 
 def frame_metrics(crops: FrameCrops) -> dict[str, float]:
     """Sharpness, openings, color and structure: the metrics that need one frame only."""
     values: dict[str, float] = {}
     for name, crop in crops.detail.items():
-        values[f"sharpness_{name}"] = metrics.laplacian_energy(crop)
+        values[f"sharpness_{name}"] = metrics.fine_detail_energy(crop)
         values[f"gradient_{name}"] = metrics.gradient_energy(crops.work[name])
         values[f"mouth_{name}"] = crops.openings[name].mouth
         values[f"eyes_{name}"] = crops.openings[name].eyes
@@ -124,7 +112,7 @@ def _color(crops: FrameCrops) -> dict[str, float]:
     face_in, face_out = crops.work["in"], crops.work["out"]
     means = face_out.mean(axis=(0, 1)) - face_in.mean(axis=(0, 1))
     values = {f"drift_{channel}": float(mean) for channel, mean in zip("bgr", means, strict=True)}
-    values["colour"] = float(metrics.colour_change(face_in, face_out).mean())
+    values["colour"] = float(metrics.color_change(face_in, face_out).mean())
     return values
 
 

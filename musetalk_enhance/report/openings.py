@@ -7,10 +7,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
-Image = NDArray[np.uint8]
-Floats = NDArray[np.float32]
+from ..media.arrays import Image
+from .metrics import Floats
 
 Meter = Callable[[Any], Any]
 """Takes RGB float32 tensors ``(N, 3, H, W)``, 0..1, and returns an object with ``landmarks``

@@ -6,15 +6,11 @@ import logging
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
 from ..enhancer import GFPGANEnhancer
 from ..frames.batch import FrameBatch
+from ..media.arrays import Image
 from ..pipeline.outcome import Outcome
 from .builder import ReportBuilder
-
-Image = NDArray[np.uint8]
 
 logger = logging.getLogger("musetalk_enhance")
 

@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..metrics import Floats, Mask, grey, largest_part
+from ..media.arrays import Image
+from .metrics import Floats, Mask, gray, largest_part
 
-Image = NDArray[np.uint8]
 Box = tuple[int, int, int, int]
 """Left, top, right, bottom in pixels; the ends are exclusive."""
 Locate = Callable[[Image], Sequence[float] | None]
@@ -67,7 +67,7 @@ def _statistics(frame_in: Image, frame_out: Image) -> dict[str, Floats]:
     """Energies of fine detail and the difference in brightness, averaged to `_DETECTION_SIDE`."""
     import cv2
 
-    levels: list[Floats] = [grey(frame).astype(np.float32) for frame in (frame_in, frame_out)]
+    levels: list[Floats] = [gray(frame).astype(np.float32) for frame in (frame_in, frame_out)]
     energy = [np.asarray(cv2.Laplacian(level, cv2.CV_32F), np.float32) ** 2 for level in levels]
     change = levels[1] - levels[0]
     parts: dict[str, Any] = {"in": energy[0], "out": energy[1], "change": change}

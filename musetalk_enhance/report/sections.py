@@ -70,7 +70,7 @@ def _plots(report: Report) -> dict[str, list[Plot]]:
     change = Plot("color change, CIEDE2000", [_curve(report, "colour", "out − in", "out")])
     seam = [_curve(report, "seam", "out − in", "out")]
     return {
-        "sharpness": [_by_clip(report, "sharpness", "Laplacian energy")],
+        "sharpness": [_by_clip(report, "sharpness", "Energy of fine detail")],
         "flicker": [_by_clip(report, "warping", "warping error, gray levels²"), *_windows(report)],
         "mouth": [_by_clip(report, "mouth", "opening of the mouth")],
         "eyes": [_by_clip(report, "eyes", "opening of the eyes")],

@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..metrics import correlation, opening_lag
 from ..pipeline.stats import by_reason
 from .events import Events
 from .flicker import FlickerWindows
+from .metrics import correlation, opening_lag
 from .series import Series, mean, plain
 
 PASS, FAIL, INFO, UNMEASURED = "pass", "fail", "info", "unmeasured"
@@ -36,26 +36,31 @@ class Limits:
     """What is asked of a clip.
 
     Attributes:
-        sharpness_ratio: least mean Laplacian energy, out / in.
+        sharpness_ratio: least mean energy of fine detail, out / in (`metrics.fine_detail_energy`).
         warping_ratio: most warping error, as a multiple of the yardstick (see `judge`).
-        warping_grain: warping error over the input's that is allowed where there is no reference, gray levels
-            squared: twice the variance of grain with a deviation of one level, which nobody sees flicker.
-        flicker: energy over 5 Hz in still regions that is allowed in any case, gray levels squared; a sine of
-            this energy has an amplitude of 1.4 gray levels, about the threshold of seeing flicker.
-        flicker_ratio: most of it, as a multiple of the input's or the reference's, whichever is larger.
+        warping_grain: warping error over the input's that is allowed in any case, gray levels
+            squared:
+            twice the variance of grain with a deviation of one level, which nobody sees flicker.
+        flicker: energy over 5 Hz in still regions that is allowed in any case, gray levels squared;
+            a sine of this energy has an amplitude of 1.4 gray levels, about the threshold of seeing
+            flicker.
+        flicker_ratio: most of it, as a multiple of the input's or the reference's, whichever is
+            larger.
         mouth_correlation: least correlation of the mouth's opening, out and in.
         eyes_correlation: the same of the eyes, whose blinks are short.
-        opening_difference: most difference of an opening, 95th percentile of the frames, as a share of the way
-            from the eyes to the mouth, or of an eye's width.
-        least_opening_change: standard deviation of an opening from which on its correlation is asked for; five
-            times the meter's own noise, under which 0.98 says nothing. The difference is judged in any case.
+        opening_difference: most difference of an opening, 95th percentile of the frames, as a share
+            of the way from the eyes to the mouth, or of an eye's width.
+        least_opening_change: standard deviation of an opening from which on its correlation is
+            asked for; five times the meter's own noise, under which 0.98 is meaningless. The
+            difference is judged in any case.
         drift: most drift of a channel's mean over the clip, gray levels (1/255).
-        colour: most change of low-frequency colour, CIEDE2000, mean over the face and the clip.
-        seam: most step of brightness at the edge of the restored region, median of the frames, gray levels.
-        structure: least structural similarity to the input at 64 px, of the face, the eyes and the mouth, in all
-            but 5 % of the frames.
-        movement: most distance that the eyes, the mouth or the face have moved, in all but 5 % of the frames,
-            in 1/256 of the crop.
+        colour: most change of low-frequency color, CIEDE2000, mean over the face and the clip.
+        seam: most step of brightness at the edge of the restored region, median of the frames, gray
+            levels.
+        structure: least structural similarity to the input at 64 px, of the face, the eyes and the
+            mouth, in all but 5 % of the frames.
+        movement: most distance that the eyes, the mouth or the face have moved, in all but 5 % of
+            the frames, in 1/256 of the crop.
     """
 
     sharpness_ratio: float = 1.0
@@ -86,7 +91,7 @@ class Verdict:
         at_most: whether the limit is an upper one.
         state: ``"pass"``, ``"fail"``, ``"info"`` (nothing is asked) or ``"unmeasured"``.
         text: what it means, or why it could not be measured.
-        kind: the pictures that show it, see `WorstFrames`.
+        kind: the images that show it, see `WorstFrames`.
     """
 
     key: str
@@ -118,25 +123,40 @@ class Verdict:
 
 
 def line(
-    key: str, label: str, kind: str, value: float, limit: float | None, text: str, *, at_most: bool = True
+    key: str,
+    label: str,
+    kind: str,
+    value: float,
+    limit: float | None,
+    text: str,
+    *,
+    at_most: bool = True,
 ) -> Verdict:
-    """Judge one figure; NaN was not measured, and `text` then says why."""
+    """Judge one figure; NaN was not measured, for the reason in `text`."""
     if np.isnan(value):
         return Verdict(key, label, None, limit, at_most, UNMEASURED, text, kind)
     state = INFO
     if limit is not None:
         state = PASS if (value <= limit if at_most else value >= limit) else FAIL
     return Verdict(
-        key, label, plain(value, 4), None if limit is None else plain(limit, 4), at_most, state, text, kind
+        key,
+        label,
+        plain(value, 4),
+        None if limit is None else plain(limit, 4),
+        at_most,
+        state,
+        text,
+        kind,
     )
 
 
 def judge(series: Series, flicker: FlickerWindows, limits: Limits) -> list[Verdict]:
     """Every line, in the order of the page.
 
-    Warping error is held against the input's. Detail that moves costs some even in the sharp original, so where
-    there is a reference its own error is allowed; where there is none, the input's times the ratio of gradient
-    energies (see `musetalk_enhance.metrics.gradient_energy`) stands in for it, or `Limits.warping_grain`.
+    Warping error is held against the input's. Detail that moves costs some even in the sharp
+    original, so where there is a reference its own error is allowed; where there is none, the
+    input's times the ratio of gradient energies (see `metrics.gradient_energy`)
+    stands in for it. `Limits.warping_grain` is allowed in any case.
     """
     return [
         _sharpness(series, limits),
@@ -163,7 +183,7 @@ def restored_frames(series: Series) -> NDArray[np.bool_]:
 
 
 def restoration(series: Series, events: Events) -> list[Verdict]:
-    """How many frames changed and by how much, by the enhancer's notes; nothing where there are none."""
+    """How many frames changed and by how much, from the enhancer's notes; empty without notes."""
     if "note_strength" not in series:
         return []
     restored = restored_frames(series)
@@ -181,17 +201,25 @@ def restoration(series: Series, events: Events) -> list[Verdict]:
 
 
 def _sharpness(series: Series, limits: Limits) -> Verdict:
-    """Over the frames that were restored: one that was left alone loses to the encoder whatever it loses."""
+    """Over the restored frames only: the others change through the encoder."""
     label, strength = "Sharper than it came", series["note_strength"]
     has_notes = not np.isnan(strength).all()
     restored = restored_frames(series) if has_notes else np.ones(series.frames, bool)
     if not restored.any():
         why = "no frame changed: sharp already, held back, or the same pixels"
-        return line("sharpness", label, "sharpness", float("nan"), limits.sharpness_ratio, why, at_most=False)
+        return line(
+            "sharpness",
+            label,
+            "sharpness",
+            float("nan"),
+            limits.sharpness_ratio,
+            why,
+            at_most=False,
+        )
     energy_in, energy_out, energy_ref = (
         mean(series[f"sharpness_{name}"][restored]) for name in ("in", "out", "ref")
     )
-    text = f"Laplacian energy, out / in: {energy_in:.4g} → {energy_out:.4g}"
+    text = f"energy of fine detail, out / in: {energy_in:.4g} → {energy_out:.4g}"
     if "sharpness_ref" in series:
         text += f"; the reference has {energy_ref:.4g}"
     if not restored.all():
@@ -213,16 +241,22 @@ def _warping(series: Series, limits: Limits) -> Verdict:
         allowed, why = error_ref / base, f"the sharp reference's own is {error_ref:.3g}"
     else:
         detail = _ratio(series.mean("gradient_out"), series.mean("gradient_in"))
-        allowed = max(limits.warping_ratio * detail, (base + limits.warping_grain) / base)
-        why = f"without a reference, moving detail {detail:.3g} times as strong and fine grain are allowed for"
+        allowed = limits.warping_ratio * detail
+        why = f"without a reference, moving detail {detail:.3g} times as strong is allowed for"
+    allowed = max(allowed, (base + limits.warping_grain) / base)
+    why += ", and so is fine grain"
     limit = max(limits.warping_ratio, allowed)
-    return line("warping", label, "flicker", max(error_out, _ROUNDING) / base, limit, f"{text}; {why}")
+    return line(
+        "warping", label, "flicker", max(error_out, _ROUNDING) / base, limit, f"{text}; {why}"
+    )
 
 
 def _flicker(flicker: FlickerWindows, limits: Limits) -> Verdict:
     label, energy_in, energy_out = "Flicker over 5 Hz", flicker.mean("in"), flicker.mean("out")
     if np.isnan(energy_in):
-        why = flicker.reason or "no part of the face is still for long enough; see the warping error"
+        why = (
+            flicker.reason or "no part of the face is still for long enough; see the warping error"
+        )
         return line("flicker", label, "flicker", float("nan"), limits.flicker, why)
     yardstick = energy_in
     text = f"energy in still regions, gray levels squared; the input has {energy_in:.3g}"
@@ -240,15 +274,39 @@ def _openings(series: Series, part: str, min_correlation: float, limits: Limits)
     measured = ~np.isnan(opening_in + opening_out)
     if measured.mean() < 0.5:
         why = "the meter takes too few of the crops for faces"
-        return [line(f"{part}_opening", f"{owner}: opening kept", part, nan, limits.opening_difference, why)]
+        return [
+            line(
+                f"{part}_opening",
+                f"{owner}: opening kept",
+                part,
+                nan,
+                limits.opening_difference,
+                why,
+            )
+        ]
     change = (opening_out - opening_in)[measured]
     difference = float(np.percentile(np.abs(change), 95))
     text = "difference of the opening, all but 5 % of the frames; mean " + f"{np.mean(change):+.3f}"
-    lines = [line(f"{part}_opening", f"{owner}: opening kept", part, difference, limits.opening_difference, text)]
+    lines = [
+        line(
+            f"{part}_opening",
+            f"{owner}: opening kept",
+            part,
+            difference,
+            limits.opening_difference,
+            text,
+        )
+    ]
     if np.std(opening_in[measured]) < limits.least_opening_change:
         why = f"hardly moves in the input (standard deviation {np.std(opening_in[measured]):.3g})"
         moves = line(
-            f"{part}_correlation", f"{owner}: moves as before", part, nan, min_correlation, why, at_most=False
+            f"{part}_correlation",
+            f"{owner}: moves as before",
+            part,
+            nan,
+            min_correlation,
+            why,
+            at_most=False,
         )
         return [moves, *lines]
     lag, best = opening_lag(opening_in, opening_out)
@@ -257,7 +315,13 @@ def _openings(series: Series, part: str, min_correlation: float, limits: Limits)
         text += f"; with the reference {correlation(series[f'{part}_ref'], opening_out):.3f}"
     same = correlation(opening_in, opening_out)
     moves = line(
-        f"{part}_correlation", f"{owner}: moves as before", part, same, min_correlation, text, at_most=False
+        f"{part}_correlation",
+        f"{owner}: moves as before",
+        part,
+        same,
+        min_correlation,
+        text,
+        at_most=False,
     )
     late = line(f"{part}_lag", f"{owner}: in time", part, abs(lag), 0, _lag_text(lag))
     return [moves, late, *lines]
@@ -271,7 +335,8 @@ def _lag_text(lag: int) -> str:
 
 def _colors(series: Series, limits: Limits) -> list[Verdict]:
     drifts = {
-        channel: series.mean(f"drift_{name}") for name, channel in zip("bgr", ("blue", "green", "red"), strict=True)
+        channel: series.mean(f"drift_{name}")
+        for name, channel in zip("bgr", ("blue", "green", "red"), strict=True)
     }
     worst = max(drifts, key=lambda channel: abs(drifts[channel]))
     text = f"levels of 255, mean over face and clip; most in {worst}, {drifts[worst]:+.3f}"
@@ -279,8 +344,12 @@ def _colors(series: Series, limits: Limits) -> list[Verdict]:
     seam = "levels of 255 at the edge of the restored region, median"
     return [
         line("drift", "Color kept, mean", "colour", abs(drifts[worst]), limits.drift, text),
-        line("colour", "Color kept, locally", "colour", series.mean("colour"), limits.colour, change),
-        line("seam", "No step at the seam", "seam", series.percentile("seam", 50), limits.seam, seam),
+        line(
+            "colour", "Color kept, locally", "colour", series.mean("colour"), limits.colour, change
+        ),
+        line(
+            "seam", "No step at the seam", "seam", series.percentile("seam", 50), limits.seam, seam
+        ),
     ]
 
 
@@ -295,7 +364,15 @@ def _identity(series: Series, limits: Limits) -> list[Verdict]:
     like = f"structural similarity at 64 px, all but 5 % of the frames; lowest in {_PARTS[changed]}"
     moved = f"in 1/256 of the crop, all but 5 % of the frames; most in {_PARTS[moving]}"
     return [
-        line("structure", "Same features", "structure", likes[changed], limits.structure, like, at_most=False),
+        line(
+            "structure",
+            "Same features",
+            "structure",
+            likes[changed],
+            limits.structure,
+            like,
+            at_most=False,
+        ),
         line("movement", "Features in place", "movement", moves[moving], limits.movement, moved),
     ]
 
@@ -310,7 +387,11 @@ def _likeness(series: Series) -> list[Verdict]:
     ):
         value = series.mean(f"{key}_out")
         if np.isinf(value):
-            verdicts.append(line(key, label, "likeness", float("nan"), None, "infinite: out equals the reference"))
+            verdicts.append(
+                line(
+                    key, label, "likeness", float("nan"), None, "infinite: out equals the reference"
+                )
+            )
             continue
         text = f"{series.mean(f'{key}_in'):.4g} → {value:.4g}{unit}; nothing is asked of it"
         verdicts.append(line(key, label, "likeness", value, None, text))

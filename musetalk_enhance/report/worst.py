@@ -7,12 +7,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
-from ..metrics import shrunk
+from ..media.arrays import Image
 from .flicker import FlickerWindows
+from .metrics import shrunk
 
-Image = NDArray[np.uint8]
 Panels = Sequence[tuple[str, Image]]
 """Captions and images (BGR uint8) that are shown side by side."""
 

@@ -67,14 +67,12 @@ class LoadRequest:
         settings: all options, checked.
         device: where the network runs.
         weight: the checked, trusted weight file; None for a restorer with a weight of its own.
-        forms: `Backend.forms` of an earlier run that is to be repeated; None leaves the choice.
     """
 
     info: ModelInfo
     settings: EnhancerSettings
     device: torch.device
     weight: Weight | None = None
-    forms: tuple[str, ...] | None = None
 
     @property
     def record(self) -> ModelInfo:
@@ -151,10 +149,10 @@ class NetworkRestorer(Restorer):
     def __init__(self, request: LoadRequest) -> None:
         """Load the network and open the backend of ``request.settings``; see `Restorer`."""
         super().__init__(request)
-        from ..backends import open_backend
+        from ..backends import BackendOptions, open_backend
 
-        network = self.network(request)
-        self.backend = open_backend(network, request.settings, request.device, request.forms)
+        options = BackendOptions.of(request.settings)
+        self.backend = open_backend(self.network(request), options, request.device)
 
     @classmethod
     @abstractmethod

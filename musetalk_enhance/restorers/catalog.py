@@ -57,15 +57,11 @@ class Model:
 
 @dataclass(frozen=True)
 class Choice:
-    """The model for a set of options and, if it needs one, its checked weight file.
-
-    `forms` are those of an earlier run that is to be repeated; see `LoadRequest`.
-    """
+    """The model for a set of options and, if it needs one, its checked weight file."""
 
     model: Model
     settings: EnhancerSettings
     weight: weights.Weight | None = None
-    forms: tuple[str, ...] | None = None
 
     def load(self, device: object) -> Restorer:
         """Load the restorer.
@@ -100,7 +96,7 @@ class Choice:
         if name == "cuda":  # the current device may be another in the host's next thread
             name = f"cuda:{torch.cuda.current_device()}"
         place = torch.device(name)
-        return LoadRequest(self.model.info, self.settings, place, self.weight, self.forms)
+        return LoadRequest(self.model.info, self.settings, place, self.weight)
 
     @contextmanager
     def _typed_errors(self) -> Iterator[None]:

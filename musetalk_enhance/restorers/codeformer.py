@@ -48,8 +48,8 @@ class CodeFormerRestorer(NetworkRestorer):
             CheckpointError: there is no weight, or it holds another network.
             MissingDependencyError: the package spandrel_extra_arches is not installed.
         """
-        from ..backends.wrapping import FirstOutput
         from .codeformer_network import make_exportable
+        from .first_output import FirstOutput
 
         info, weight, settings = request.info, request.weight, request.settings
         if weight is None:
@@ -64,7 +64,11 @@ class CodeFormerRestorer(NetworkRestorer):
         # At 0 nothing is mixed in, and the network is faster.
         key = "codeformer" if fidelity else "codeformer alone"
         shape = (3, SIDE, SIDE)
-        return NetworkSpec(info.name, module, shape, info.value_range, key, channels_last=False)
+        identity = f"{weight.sha256} {fidelity}"
+        value_range = info.value_range
+        return NetworkSpec(
+            info.name, module, shape, value_range, key, channels_last=False, identity=identity
+        )
 
 
 def import_network() -> Any:

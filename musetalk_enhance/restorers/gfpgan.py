@@ -90,18 +90,23 @@ class GFPGANRestorer(NetworkRestorer):
         check_architecture(state_dict, settings.arch, settings.channel_multiplier, weight.path)
         source = _network(state_dict, request)
         key = f"gfpgan {settings.arch} x{settings.channel_multiplier}"
-        shape = (3, SIDE, SIDE)
+        shape, value_range = (3, SIDE, SIDE), info.value_range
         if settings.arch == "original":
-            from ..backends.wrapping import FirstOutput
+            from .first_output import FirstOutput
 
             module = FirstOutput(source, **CALL)
-            return NetworkSpec(info.name, module, shape, info.value_range, key, channels_last=False)
+            identity = f"{weight.sha256} {key}"
+            return NetworkSpec(
+                info.name, module, shape, value_range, key, channels_last=False, identity=identity
+            )
         from .gfpgan_network import GFPGANNetwork
 
         fast = GFPGANNetwork(source, kept_rows(settings.computed_region, SIDE).start)
         key = f"{key.replace('bilinear', 'clean')} rows {fast.keep}"
-        trace = partial(_compute, fast)
-        return NetworkSpec(info.name, fast, shape, info.value_range, key, symbolic=trace)
+        record, identity = partial(_compute, fast), f"{weight.sha256} {key}"
+        return NetworkSpec(
+            info.name, fast, shape, value_range, key, symbolic=record, identity=identity
+        )
 
 
 def _compute(module: Any, ops: Any) -> Any:

@@ -1,6 +1,6 @@
 """The embedded model: a small network that sharpens a soft 256 px face into a crisp 512 px one.
 
-See ``assets/lite.md`` for what it was trained on and what it can and cannot do.
+See ``assets/lite.md`` for its training data and its limits.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ FIRST_KEY = "body.0.weight"
 SIDE = 256
 """Side of the faces it takes, in pixels."""
 PADDING = 12
-"""Pixels of the input; with 12 a picture of one colour comes back within 0.6/255 everywhere."""
+"""Pixels of the input; with 12 an image of one color comes back within 0.6/255 everywhere."""
 
 INFO = ModelInfo(
     name="lite",
@@ -41,18 +41,20 @@ INFO = ModelInfo(
 )
 
 
-def operator(network: Callable[[torch.Tensor], torch.Tensor], faces_rgb: torch.Tensor) -> torch.Tensor:
-    """The whole of what lite computes, around its network.
+def operator(
+    network: Callable[[torch.Tensor], torch.Tensor], faces_rgb: torch.Tensor
+) -> torch.Tensor:
+    """Everything that lite computes, around its network.
 
-    The network (spandrel's Compact, 12 channels in and out, scale 2) works on pixel-unshuffled faces and adds
-    a nearest-enlarged copy of its input, which means nothing for unshuffled channels; that copy is taken off
-    again and the residual is laid over a bicubic enlargement instead::
+    The network (spandrel's Compact, 12 channels in and out, scale 2) works on pixel-unshuffled
+    faces and adds a nearest-enlarged copy of its input, which is meaningless for unshuffled
+    channels; that copy is subtracted again and the residual is added to a bicubic enlargement::
 
         u = pixel_unshuffle(x, 2)
         lite(x) = bicubic_x2(x) + pixel_shuffle(network(u) - nearest_x2(u), 2)
 
-    ``x`` is first continued by `PADDING` pixels on each side and the rim cut off again, because the zeros that
-    convolutions put around a picture show as a frame of up to 5/255 in it.
+    ``x`` is first padded by copies of `PADDING` pixels on each side and the rim is cropped again,
+    because the zeros that convolutions pad an image with show as a frame of up to 5/255.
 
     Args:
         network: float32 (N, 12, h, w) to (N, 12, 2h, 2w).
@@ -77,7 +79,7 @@ class LiteRestorer(NetworkRestorer):
 
     @classmethod
     def network(cls, request: LoadRequest) -> NetworkSpec:
-        """The network of the embedded weight, or of ``request.weight``; see `NetworkRestorer.network`."""
+        """The network of ``request.weight`` or, without one, of the embedded weight."""
         from ..weights import open_file
         from .lite_network import LiteNetwork
 
@@ -86,7 +88,11 @@ class LiteRestorer(NetworkRestorer):
         module = LiteNetwork(_network(weight.state_dict(), weight.path), keep)
         key = f"lite {module.width}x{len(module.body)} rows {keep}"
         record = partial(_record_on, module)
-        return NetworkSpec(request.info.name, module, (3, SIDE, SIDE), INFO.value_range, key, symbolic=record)
+        name, shape, identity = request.info.name, (3, SIDE, SIDE), f"{weight.sha256} {keep}"
+        value_range = INFO.value_range
+        return NetworkSpec(
+            name, module, shape, value_range, key, symbolic=record, identity=identity
+        )
 
 
 def _record_on(module: Any, ops: Any) -> Any:

@@ -1,4 +1,4 @@
-"""The embedded model over `Ops`: what `lite.operator` says, without the copy that is added and taken off."""
+"""The embedded model over `Ops`: `lite.operator` without the copy that is added and subtracted."""
 
 from __future__ import annotations
 
@@ -16,7 +16,8 @@ class LiteNetwork(nn.Module):
 
     Args:
         source: spandrel's Compact network, 12 channels in and out, scale 2.
-        keep: first row of the 256 that is needed; rows above it are copies of it. 0 computes the whole face.
+        keep: first row of the 256 that is needed; rows above it are copies of it. 0 computes the
+            whole face.
 
     Attributes:
         width: channels of the hidden layers.
@@ -27,16 +28,18 @@ class LiteNetwork(nn.Module):
         super().__init__()
         layers = list(source.body)
         self.body: Any = nn.ModuleList(
-            _conv(layer, after) for layer, after in zip(layers[::2], [*layers[1::2], None], strict=True)
+            _conv(layer, activation)
+            for layer, activation in zip(layers[::2], [*layers[1::2], None], strict=True)
         )
         self.width = int(layers[0].weight.shape[0])
         self.keep = keep
-        # each 3x3 convolution reaches one pixel of the unshuffled picture, two of the input; bicubic reaches two
+        # each 3x3 convolution reaches one pixel of the unshuffled picture, two of the input;
+        # bicubic reaches two
         self.first = max(0, (keep - 2 * len(self.body) - 2) // 2 * 2)
         self.eval().requires_grad_(False)
 
     def forward(self, faces_rgb: torch.Tensor) -> torch.Tensor:
-        """float (N, 3, 256, 256), RGB, 0..1, to (N, 3, 512, 512), not clamped; rows above 2 * `keep` are copies."""
+        """Sharpen float (N, 3, 256, 256), RGB, 0..1, to (N, 3, 512, 512), not clamped."""
         sharp: torch.Tensor = self.compute(TORCH, faces_rgb)
         return sharp
 
@@ -53,6 +56,6 @@ class LiteNetwork(nn.Module):
         return ops.rows_below(sharp, 2 * self.first, 2 * self.keep)
 
 
-def _conv(layer: Any, after: Any) -> Conv:
-    slopes = None if after is None else after.weight.detach()
+def _conv(layer: Any, activation: Any) -> Conv:
+    slopes = None if activation is None else activation.weight.detach()
     return Conv(layer.weight.detach(), layer.bias.detach(), slopes=slopes)

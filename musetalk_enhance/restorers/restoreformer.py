@@ -33,7 +33,7 @@ class RestoreFormerRestorer(NetworkRestorer):
         Raises:
             CheckpointError: there is no weight, or it holds another network.
         """
-        from ..backends.wrapping import FirstOutput
+        from .first_output import FirstOutput
 
         info, weight = request.info, request.weight
         if weight is None:
@@ -54,4 +54,5 @@ class RestoreFormerRestorer(NetworkRestorer):
             info.value_range,
             "restoreformer",
             channels_last=False,
+            identity=weight.sha256,
         )

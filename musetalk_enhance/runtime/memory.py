@@ -1,9 +1,10 @@
-"""How much memory there is, which errors mean that it ran out, and how it is given back."""
+"""How much memory is free, which errors mean that it ran out, and how it is released."""
 
 from __future__ import annotations
 
 import sys
 import traceback
+from collections import Counter
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
@@ -12,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     import torch
 
+_graph_pools: Counter[int] = Counter()  # bytes that CUDA graphs hold, by index of the GPU
 _OUT_OF_MEMORY_WORDS = (
     "out of memory",  # CUDA, MPS, TensorRT
     "out_of_memory",  # CUDA_ERROR_OUT_OF_MEMORY
@@ -40,15 +42,16 @@ def monitor_gpu_memory(device: str | int | None = None) -> dict[str, Any]:
 
     Returns:
         ``gpu_available`` (bool), ``device`` (its name, ``"cpu"`` without a GPU) and, in bytes,
-        ``allocated_bytes``, ``reserved_bytes``, ``peak_bytes``, ``free_bytes``, ``total_bytes`` of the GPU
-        (0 without one), ``process_bytes`` (resident memory of this process), ``ram_free_bytes``,
-        ``ram_total_bytes``.
+        ``allocated_bytes``, ``reserved_bytes``, ``peak_bytes``, ``free_bytes``, ``total_bytes`` of
+        the GPU (0 without one), ``process_bytes`` (resident memory of this process),
+        ``ram_free_bytes``, ``ram_total_bytes``.
     """
     import psutil
     import torch
 
     ram = psutil.virtual_memory()
-    gpu = torch.device("cuda" if device is None else device) if torch.cuda.is_available() else torch.device("cpu")
+    name = "cuda" if device is None else device
+    gpu = torch.device(name if torch.cuda.is_available() else "cpu")
     numbers: dict[str, Any] = {
         "gpu_available": gpu.type == "cuda",
         "device": "cpu",
@@ -82,12 +85,15 @@ def resident_bytes() -> int:
 
 
 def own_bytes() -> int:
-    """Memory that this process has allocated, in RAM or swapped out; resident memory where the system has no figure.
+    """Memory that this process has allocated, in RAM or swapped out.
 
-    Unlike `resident_bytes` it does not grow when the system fetches pages of a library again that it had dropped.
+    Unlike `resident_bytes` it does not grow when the system reads dropped pages of a library again.
+    Resident memory on systems without that figure.
     """
     try:
-        facts = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
+        facts = dict(
+            line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines()
+        )
         return sum(int(facts[name].split()[0]) for name in ("RssAnon", "VmSwap")) * 1024
     except (OSError, KeyError, ValueError):
         return resident_bytes()
@@ -96,17 +102,29 @@ def own_bytes() -> int:
 def free_bytes(device: torch.device) -> int:
     """Bytes free for new tensors on `device`.
 
-    On CUDA that is what the driver has and what torch's allocator holds unused; anywhere else the machine's RAM,
-    within the limit of a container.
+    On CUDA that is what the driver has and what torch's allocator holds unused; anywhere else the
+    machine's RAM, within the limit of a container.
     """
     if device.type == "cuda":
         import torch
 
         unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-        return on_gpu(device)[0] + unused
+        in_graphs = _graph_pools[_index(device)] if any(_graph_pools.values()) else 0
+        return on_gpu(device)[0] + max(0, unused - in_graphs)
     import psutil
 
     return min([int(psutil.virtual_memory().available), *_free_in_container()])
+
+
+def count_graph_pool(device: torch.device, change: int) -> None:
+    """Add `change` bytes to what CUDA graphs on `device` hold, which no other tensor can use."""
+    _graph_pools[_index(device)] += change
+
+
+def _index(device: torch.device) -> int:
+    import torch
+
+    return torch.cuda.current_device() if device.index is None else device.index
 
 
 def on_gpu(device: torch.device) -> tuple[int, int]:
@@ -123,14 +141,14 @@ def on_gpu(device: torch.device) -> tuple[int, int]:
 def _free_in_container() -> Iterator[int]:
     for limit, usage in _CGROUPS:
         try:
-            used = int(Path(usage).read_text()) - _given_back(Path(usage).with_name("memory.stat"))
+            used = int(Path(usage).read_text()) - _reclaimable(Path(usage).with_name("memory.stat"))
             yield max(0, int(Path(limit).read_text()) - used)
         except (OSError, ValueError):  # no such file, or "max"
             continue
 
 
-def _given_back(stat: Path) -> int:
-    """Bytes of a container's use that are files read once, which the kernel drops when memory is wanted."""
+def _reclaimable(stat: Path) -> int:
+    """Bytes in a container of files that were read once, which the kernel can drop."""
     try:
         facts = dict(line.split() for line in stat.read_text().splitlines())
         return int(facts.get("total_inactive_file", facts.get("inactive_file", 0)))
@@ -141,8 +159,8 @@ def _given_back(stat: Path) -> int:
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether `error` says that memory ran out.
 
-    That is MemoryError, torch's own error, or one in the words of a runtime (CUDA, cuBLAS, cuDNN, ONNX Runtime,
-    OpenVINO, OpenCV, torch on the CPU), also where another error was raised from it.
+    That is MemoryError, torch's own error, or one in the words of a runtime (CUDA, cuBLAS, cuDNN,
+    ONNX Runtime, OpenVINO, OpenCV, torch on the CPU), also where another error was raised from it.
     """
     return any(_says_out_of_memory(link) for link in _chain(error))
 
@@ -155,7 +173,7 @@ def _says_out_of_memory(error: BaseException) -> bool:
 
 
 def _chain(error: BaseException) -> list[BaseException]:
-    """`error` and the errors it was raised from, but not one that a caller of ours is handling anyway."""
+    """`error` and the errors it was raised from, without one that a caller is handling anyway."""
     handled = sys.exc_info()[1]
     links = [error]
     while True:
@@ -166,10 +184,10 @@ def _chain(error: BaseException) -> list[BaseException]:
 
 
 def forget_locals(error: BaseException) -> None:
-    """Let go of what the functions that `error` came through had in their variables.
+    """Release the local variables of the functions that `error` was raised through.
 
-    An error keeps the frames of its traceback alive, and with them the tensors that did not fit: without this
-    nothing can be given back before the retry.
+    An error keeps the frames of its traceback alive, and with them the tensors that did not fit:
+    without this nothing can be released before a retry.
     """
     for link in _chain(error):
         if link.__traceback__ is not None:
@@ -177,7 +195,7 @@ def forget_locals(error: BaseException) -> None:
 
 
 def release(device: torch.device) -> None:
-    """Hand cached memory of `device` back to the machine."""
+    """Release cached memory of `device`."""
     import gc
 
     gc.collect()
@@ -189,7 +207,7 @@ def release(device: torch.device) -> None:
 
 
 def trim() -> None:
-    """Have the C library hand freed memory back to the machine, where it knows how (glibc)."""
+    """Make the C library release freed memory, if it can (glibc)."""
     malloc_trim = _malloc_trim()
     if malloc_trim is not None:
         malloc_trim(0)

@@ -1,4 +1,4 @@
-"""A host's own settings of torch, kept away from our arithmetic and from building our networks."""
+"""Keeps a host's own settings of torch from affecting our networks."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ if TYPE_CHECKING:
 
 @contextmanager
 def without_autocast(device: torch.device) -> Iterator[None]:
-    """While inside, a host's ``torch.autocast`` region means nothing, on the CPU and on `device`."""
+    """Disable a host's ``torch.autocast`` region, on the CPU and on `device`."""
     import torch
 
     with ExitStack() as stack:
         for kind in sorted({"cpu", device.type}):
-            if _knows_autocast(kind):
+            if _has_autocast(kind):
                 stack.enter_context(torch.autocast(kind, enabled=False))
         yield
 
 
-def _knows_autocast(kind: str) -> bool:
+def _has_autocast(kind: str) -> bool:
     import torch
 
     asked = getattr(torch.amp, "is_autocast_available", None)  # since torch 2.4
@@ -31,12 +31,13 @@ def _knows_autocast(kind: str) -> bool:
 
 @contextmanager
 def as_if_alone() -> Iterator[None]:
-    """While inside, torch builds float32 networks on the CPU; random numbers that takes are none of the host's."""
+    """Let torch build float32 networks on the CPU, without advancing the host's random numbers."""
     import torch
 
     default = torch.get_default_dtype()
     cpu = torch.device("cpu")
-    with torch.random.fork_rng(devices=[]), cpu, without_autocast(cpu):  # a trace would note what autocast does
+    # a trace would record what autocast does
+    with torch.random.fork_rng(devices=[]), cpu, without_autocast(cpu):
         try:
             if default != torch.float32:
                 torch.set_default_dtype(torch.float32)

@@ -1,4 +1,5 @@
-"""``python -m scripts.benchmarks``: this library beside gfpgan's own paths and this machine's limits."""
+"""``python -m scripts.benchmarks``: this library beside gfpgan's own paths and this machine's
+limits."""
 
 from __future__ import annotations
 
@@ -23,31 +24,71 @@ def build_parser() -> argparse.ArgumentParser:
     """What to measure, how long, and where the files go."""
     parser = argparse.ArgumentParser(prog="python -m scripts.benchmarks", description=__doc__)
     parser.add_argument("--model", default="gfpgan-1.4", help="name or path; default: %(default)s")
-    parser.add_argument("--random", action="store_true", help="random weights of GFPGAN's size in any case")
-    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:N; default: %(default)s")
     parser.add_argument(
-        "--backends", type=_words, default=BACKENDS, metavar="A,B", help=f"default: {','.join(BACKENDS)}"
+        "--random", action="store_true", help="random weights of GFPGAN's size in any case"
     )
-    parser.add_argument("--dtypes", type=_words, default=["fp32", "bf16"], metavar="A,B", help="default: fp32,bf16")
     parser.add_argument(
-        "--regions", type=_words, default=["full", "lower"], metavar="A,B", help="default: full,lower"
+        "--device", default="auto", help="auto, cpu, cuda, cuda:N; default: %(default)s"
     )
-    parser.add_argument("--batches", type=_numbers, metavar="N,M", help="batch sizes; default: 1,4,8")
-    parser.add_argument("--faces", type=_count, metavar="N", help="faces in one run of ours; default: 8")
-    parser.add_argument("--rounds", type=_count, metavar="N", help="runs of each candidate; default: 3")
+    parser.add_argument(
+        "--backends",
+        type=_words,
+        default=BACKENDS,
+        metavar="A,B",
+        help=f"default: {','.join(BACKENDS)}",
+    )
+    parser.add_argument(
+        "--dtypes", type=_words, default=["fp32", "bf16"], metavar="A,B", help="default: fp32,bf16"
+    )
+    parser.add_argument(
+        "--regions",
+        type=_words,
+        default=["full", "lower"],
+        metavar="A,B",
+        help="default: full,lower",
+    )
+    parser.add_argument(
+        "--batches", type=_numbers, metavar="N,M", help="batch sizes; default: 1,4,8"
+    )
+    parser.add_argument(
+        "--faces", type=_count, metavar="N", help="faces in one run of ours; default: 8"
+    )
+    parser.add_argument(
+        "--rounds", type=_count, metavar="N", help="runs of each candidate; default: 3"
+    )
     parser.add_argument("--quick", action="store_true", help="2 faces, 1 round, batches 1,2")
-    parser.add_argument("--no-reference", action="store_true", help="without gfpgan's own paths (a) and (b)")
     parser.add_argument(
-        "--reference-faces", type=_count, default=2, metavar="N", help="faces in one run of theirs; default: 2"
+        "--no-reference", action="store_true", help="without gfpgan's own paths (a) and (b)"
     )
     parser.add_argument(
-        "--frame", type=_frame, default=(256, 256), metavar="WxH", help="frames of path (a); default: 256x256"
+        "--reference-faces",
+        type=_count,
+        default=2,
+        metavar="N",
+        help="faces in one run of theirs; default: 2",
     )
-    parser.add_argument("--loaded", metavar="SIZE", help='most to load at once, such as "8GiB"; default: half')
-    parser.add_argument("--host-loop", action="store_true", help="measure the time added to a host's loop, too")
-    parser.add_argument("--musetalk", type=Path, metavar="DIR", help="MuseTalk with its weights, for --host-loop")
-    parser.add_argument("--out", type=Path, default=Path("out/bench"), metavar="DIR", help="default: %(default)s")
-    parser.add_argument("--json", action="store_true", help="print the report as JSON instead of a table")
+    parser.add_argument(
+        "--frame",
+        type=_frame,
+        default=(256, 256),
+        metavar="WxH",
+        help="frames of path (a); default: 256x256",
+    )
+    parser.add_argument(
+        "--loaded", metavar="SIZE", help='most to load at once, such as "8GiB"; default: half'
+    )
+    parser.add_argument(
+        "--host-loop", action="store_true", help="measure the time added to a host's loop, too"
+    )
+    parser.add_argument(
+        "--musetalk", type=Path, metavar="DIR", help="MuseTalk with its weights, for --host-loop"
+    )
+    parser.add_argument(
+        "--out", type=Path, default=Path("out/bench"), metavar="DIR", help="default: %(default)s"
+    )
+    parser.add_argument(
+        "--json", action="store_true", help="print the report as JSON instead of a table"
+    )
     return parser
 
 
@@ -94,7 +135,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 2
     print(json.dumps(content, indent=2) if args.json else report.text(content))
     logger.info("wrote %s", ", ".join(str(path) for path in sorted(args.out.glob("bench.*"))))
-    return 0 if any(row["path"] == "ours" and row["reason"] is None for row in content["rows"]) else 1
+    return (
+        0 if any(row["path"] == "ours" and row["reason"] is None for row in content["rows"]) else 1
+    )
 
 
 def _bytes(text: str | None) -> int | None:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from musetalk_enhance.backends.torch_backend import is_emulated
 from musetalk_enhance.config.settings import EnhancerSettings
 from musetalk_enhance.enhancer import GFPGANEnhancer
-from musetalk_enhance.errors import RestorerError
+from musetalk_enhance.errors import OutOfMemoryError, RestorerError
 
 from .runner import Candidate, Runner, Value
 from .subject import Subject, pictures
@@ -32,7 +32,10 @@ class EnhancerRunner(Runner):
 
     def run(self) -> np.ndarray:
         """One call with all faces; see `Runner.run`."""
+        backoffs = self.enhancer.stats.backoffs
         frames: np.ndarray = self.enhancer(self._frames)
+        if self.enhancer.stats.backoffs > backoffs:  # it ran with a smaller batch than its row says
+            raise OutOfMemoryError("out of memory with this batch")
         return frames
 
     def start(self) -> None:
@@ -48,17 +51,21 @@ class EnhancerRunner(Runner):
 
     def runs_as(self) -> str:
         """Backend and dtype that ran, after ``auto`` and the precision check."""
-        backend = getattr(getattr(self.enhancer, "_restorer", None), "backend", None)
-        return str(backend) if backend is not None else ""
+        return " ".join(self.enhancer.backend or ())
 
     def close(self) -> None:
         """Close the enhancer."""
         self.enhancer.close()
 
 
-NETWORK_ALONE: dict[str, Value] = {"stability": 0, "color_match": False, "guard": False, "sharpness_gate": False}
-"""The network alone: with random weights the guard would undo every face, and differences between backends would be
-smoothed over. `musetalk-enhance bench` measures with the defaults on."""
+NETWORK_ALONE: dict[str, Value] = {
+    "stability": 0,
+    "color_match": False,
+    "guard": False,
+    "sharpness_gate": False,
+}
+"""The network alone: with random weights the guard would undo every face, and differences between
+backends would be smoothed over. `musetalk-enhance bench` measures with the defaults on."""
 
 
 def ours(subject: Subject, device: str, faces: int, **values: Value) -> Candidate:
@@ -68,8 +75,9 @@ def ours(subject: Subject, device: str, faces: int, **values: Value) -> Candidat
         subject: the model.
         device: as the option `device`.
         faces: in one run; rounded up to whole batches.
-        values: ``backend``, ``dtype``, ``batch``, ``region``, as the schema of options calls them (`batch` is
-            its `batch_size`). They are checked when the candidate is built: an invalid value is a row.
+        values: ``backend``, ``dtype``, ``batch``, ``region``, as the schema of options calls them
+            (`batch` is its `batch_size`). They are checked when the candidate is built: an invalid
+            value is a row.
     """
     batch = int(values["batch"])
     whole = -(-faces // batch) * batch
@@ -78,7 +86,9 @@ def ours(subject: Subject, device: str, faces: int, **values: Value) -> Candidat
         if device == "cpu" and values["backend"] == "torch" and is_emulated(str(values["dtype"])):
             reason = f"this CPU has no {values['dtype']} instructions: a face takes torch minutes"
             raise RestorerError(reason)
-        options = {("batch_size" if key == "batch" else key): value for key, value in values.items()}
+        options = {
+            ("batch_size" if key == "batch" else key): value for key, value in values.items()
+        }
         settings: dict[str, Any] = {
             **NETWORK_ALONE,
             **subject.options,
@@ -86,7 +96,9 @@ def ours(subject: Subject, device: str, faces: int, **values: Value) -> Candidat
             "device": device,
             "on_error": "raise",
         }
-        return EnhancerRunner(GFPGANEnhancer.from_settings(EnhancerSettings(enabled=True, **settings)), whole)
+        return EnhancerRunner(
+            GFPGANEnhancer.from_settings(EnhancerSettings(enabled=True, **settings)), whole
+        )
 
     name = "{backend} {dtype} batch {batch}".format(**values)
     if values["region"] != "full":

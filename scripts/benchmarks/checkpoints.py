@@ -1,4 +1,5 @@
-"""Full-size random weights in the official layouts: a network takes as long with them as with the trained ones."""
+"""Full-size random weights in the official layouts: a network takes as long with them as with the
+trained ones."""
 
 from __future__ import annotations
 
@@ -48,21 +49,27 @@ def architecture(arch: str, multiplier: int = 2) -> torch.nn.Module:
         elif arch == "clean":
             network = GFPGAN(**GEOMETRY, channel_multiplier=multiplier)
         else:
-            module = official_stack.import_official("gfpgan.archs.gfpgan_bilinear_arch", f"arch {arch}")
+            module = official_stack.import_official(
+                "gfpgan.archs.gfpgan_bilinear_arch", f"arch {arch}"
+            )
             network = module.GFPGANBilinear(**GEOMETRY, channel_multiplier=multiplier)
     return network.eval()
 
 
 def shapes(arch: str, multiplier: int = 2) -> dict[str, tuple[int, ...]]:
     """Names and shapes of a network's tensors; see `architecture`."""
-    return {key: tuple(tensor.shape) for key, tensor in architecture(arch, multiplier).state_dict().items()}
+    return {
+        key: tuple(tensor.shape)
+        for key, tensor in architecture(arch, multiplier).state_dict().items()
+    }
 
 
 def random_gfpgan(arch: str = "clean", multiplier: int = 2, seed: int = 0) -> StateDict:
-    """Weights that keep the variance of what passes through about 1, so that the output depends on the input.
+    """Weights that keep the variance of what passes through about 1, so that the output depends on
+    the input.
 
-    Noise strengths and biases, which a fresh network has at 0, are drawn too: otherwise a comparison of two
-    ways to run the network would not see them.
+    Noise strengths and biases, which a fresh network has at 0, are drawn too: otherwise a
+    comparison of two ways to run the network would not see them.
 
     Args:
         arch: ``"clean"``, ``"bilinear"`` or ``"original"``.
@@ -97,21 +104,27 @@ def _shift(key: str) -> float:
 
 
 def random_helpers(seed: int = 0) -> dict[str, StateDict]:
-    """Random weights of facexlib's RetinaFace-R50 and ParseNet, by their names in the table of weights.
+    """Random weights of facexlib's RetinaFace-R50 and ParseNet, by their names in the table of
+    weights.
 
-    The detector finds no face anywhere, so that nothing but its network takes time; the parser takes all for skin.
+    The detector finds no face anywhere, so that nothing but its network takes time; the parser
+    takes all for skin.
 
     Raises:
         MissingDependencyError: the extra gfpgan is not installed.
     """
     import torch
 
-    detection = official_stack.import_official("facexlib.detection.retinaface", "the official detector")
+    detection = official_stack.import_official(
+        "facexlib.detection.retinaface", "the official detector"
+    )
     parsing = official_stack.import_official("facexlib.parsing.parsenet", "the official parser")
     with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # their own, about their own code
         torch.manual_seed(seed)
-        detector = detection.RetinaFace(network_name="resnet50", device=torch.device("cpu")).state_dict()
+        detector = detection.RetinaFace(
+            network_name="resnet50", device=torch.device("cpu")
+        ).state_dict()
         parser = parsing.ParseNet(in_size=512, out_size=512, parsing_ch=19).state_dict()
     for index in range(3):
         detector[f"ClassHead.{index}.conv1x1.weight"].zero_()

@@ -1,7 +1,8 @@
-"""The time that enhancing adds to a host's loop: one call of a UNet, the decoder, frames to the CPU, and again.
+"""The time that enhancing adds to a host's loop: one call of a UNet, the decoder, frames to the
+CPU, and again.
 
-MuseTalk's own networks where its folder and weights are given; else networks of the same size with random
-weights, from diffusers; else convolutions of about the same cost. The report says which.
+MuseTalk's own networks where its folder and weights are given; else networks of the same size with
+random weights, from diffusers; else convolutions of about the same cost. The report says which.
 """
 
 from __future__ import annotations
@@ -63,9 +64,13 @@ class Host:
 
 
 def open_host(
-    device: torch.device, batch: int, musetalk: Path | None = None, log: Callable[[str], object] = print
+    device: torch.device,
+    batch: int,
+    musetalk: Path | None = None,
+    log: Callable[[str], object] = print,
 ) -> Host:
-    """The best host that can be had: MuseTalk itself, its networks with random weights, or a stand-in.
+    """The best host that can be had: MuseTalk itself, its networks with random weights, or a
+    stand-in.
 
     Args:
         device: where it runs; half precision on a GPU, small pictures elsewhere.
@@ -93,12 +98,17 @@ def musetalk_host(device: torch.device, batch: int, folder: Path) -> Host:
     """
     import torch
 
-    config, weight = (folder / "models" / "musetalkV15" / name for name in ("musetalk.json", "unet.pth"))
+    config, weight = (
+        folder / "models" / "musetalkV15" / name for name in ("musetalk.json", "unet.pth")
+    )
     vaes = [folder / "models" / name for name in ("sd-vae", "sd-vae-ft-mse")]
     vae_path = next((path for path in vaes if path.is_dir()), vaes[0])
     for path in (config, weight, vae_path):
         if not path.exists():
-            raise HostError(f"{path.relative_to(folder)} is not in MuseTalk's folder; download its weights first")
+            raise HostError(
+                f"{path.relative_to(folder)} is not in MuseTalk's folder; download its weights "
+                "first"
+            )
     sys.path.insert(0, str(folder))
     try:
         unet_class = importlib.import_module("musetalk.models.unet").UNet
@@ -106,7 +116,9 @@ def musetalk_host(device: torch.device, batch: int, folder: Path) -> Host:
     finally:
         sys.path.remove(str(folder))
     half = device.type == "cuda"
-    unet = unet_class(unet_config=str(config), model_path=str(weight), use_float16=half, device=device)
+    unet = unet_class(
+        unet_config=str(config), model_path=str(weight), use_float16=half, device=device
+    )
     vae = vae_class(model_path=str(vae_path), use_float16=half)
     call = _calls(unet.model, device, batch, _LATENT)
 
@@ -147,7 +159,8 @@ def diffusers_host(device: torch.device, batch: int, **changes: Any) -> Host:
 
 
 def convolution_host(device: torch.device, batch: int, depths: tuple[int, int] = (36, 32)) -> Host:
-    """Convolutions of about the cost of MuseTalk's UNet (89 GMAC a face) and VAE decoder (311 GMAC).
+    """Convolutions of about the cost of MuseTalk's UNet (89 GMAC a face) and VAE decoder (311
+    GMAC).
 
     Args:
         device: where it runs.
@@ -169,7 +182,9 @@ def convolution_host(device: torch.device, batch: int, depths: tuple[int, int] =
         with torch.no_grad():
             return _frames(wide(picture)[:, :3] + deep(latent).mean())
 
-    return Host(f"convolutions of about the cost of MuseTalk's networks{_size(side)}", generate, batch)
+    return Host(
+        f"convolutions of about the cost of MuseTalk's networks{_size(side)}", generate, batch
+    )
 
 
 def _kind_and_side(device: torch.device) -> tuple[torch.dtype, int]:
@@ -206,15 +221,19 @@ def _calls(unet: Any, device: torch.device, batch: int, side: int) -> Callable[[
 
 
 def _frames(image: torch.Tensor) -> np.ndarray:
-    """float (N, 3, H, W) to uint8 (N, 256, 256, 3) on the CPU, a reversed BGR view as MuseTalk's VAE returns."""
+    """float (N, 3, H, W) to uint8 (N, 256, 256, 3) on the CPU, a reversed BGR view as MuseTalk's
+    VAE returns."""
     pictures = (image.float().nan_to_num() / 2 + 0.5).clamp(0, 1).mul(255).round().byte()
     times = max(1, 8 * _LATENT // image.shape[2])
     array: np.ndarray = pictures.permute(0, 2, 3, 1).cpu().numpy()
     return array.repeat(times, 1).repeat(times, 2)[..., ::-1]
 
 
-def added(host: Host, enhance: Callable[[Any], Any], rounds: int, batches: int | None = None) -> dict[str, Any]:
-    """Wall time of the loop alone, enhanced in turn, and enhanced while the next batch is generated.
+def added(
+    host: Host, enhance: Callable[[Any], Any], rounds: int, batches: int | None = None
+) -> dict[str, Any]:
+    """Wall time of the loop alone, enhanced in turn, and enhanced while the next batch is
+    generated.
 
     The three run in turn, `rounds` times, after one that does not count.
 
@@ -225,7 +244,8 @@ def added(host: Host, enhance: Callable[[Any], Any], rounds: int, batches: int |
         batches: of one run; None takes 2 on a CPU and 16 on a GPU.
 
     Returns:
-        ``ms_per_face`` and, as a share of the loop alone, ``added``, by way: ``alone``, ``in turn``, ``overlapped``.
+        ``ms_per_face`` and, as a share of the loop alone, ``added``, by way: ``alone``, ``in
+        turn``, ``overlapped``.
     """
     import torch
 
@@ -255,5 +275,7 @@ def added(host: Host, enhance: Callable[[Any], Any], rounds: int, batches: int |
         "batches": batches,
         "rounds": rounds,
         "ms_per_face": {name: round(value, 3) for name, value in ms.items()},
-        "added": {name: round(value / ms["alone"] - 1, 4) for name, value in ms.items() if name != "alone"},
+        "added": {
+            name: round(value / ms["alone"] - 1, 4) for name, value in ms.items() if name != "alone"
+        },
     }

@@ -16,7 +16,8 @@ _PACKAGES = (
     "onnxruntime onnxruntime-gpu openvino ncnn tensorrt diffusers"
 ).split()
 _ISA = (
-    "avx2 fma avx512f avx512_vnni avx512_bf16 avx512_fp16 avx_vnni amx_tile amx_bf16 asimd fphp bf16 i8mm sve"
+    "avx2 fma avx512f avx512_vnni avx512_bf16 avx512_fp16 avx_vnni amx_tile amx_bf16 asimd fphp "
+    "bf16 i8mm sve"
 ).split()
 
 
@@ -79,7 +80,8 @@ def cpu_name() -> str:
 
 
 def isa_flags() -> list[str]:
-    """Instruction sets that matter for convolutions, as Linux names them; torch's own word elsewhere."""
+    """Instruction sets that matter for convolutions, as Linux names them; torch's own word
+    elsewhere."""
     info = _cpuinfo()
     flags = set((info.get("flags") or info.get("features") or "").split())
     if flags:
@@ -91,8 +93,13 @@ def isa_flags() -> list[str]:
 
 
 def anonymous(text: str) -> str:
-    """`text` on one line, with the folders of this machine's user and of temporary files taken out of it."""
-    for folder, short in ((tempfile.gettempdir(), "<tmp>"), (str(Path.home()), "~"), (os.getcwd(), ".")):
+    """`text` on one line, with the folders of this machine's user and of temporary files taken out
+    of it."""
+    for folder, short in (
+        (tempfile.gettempdir(), "<tmp>"),
+        (str(Path.home()), "~"),
+        (os.getcwd(), "."),
+    ):
         if len(folder) > 1:
             text = text.replace(folder, short)
     return " ".join(text.split())

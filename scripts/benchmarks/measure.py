@@ -1,4 +1,5 @@
-"""Candidates in turn, round after round, in one process: noise of the machine then affects all alike."""
+"""Candidates in turn, round after round, in one process: noise of the machine then affects all
+alike."""
 
 from __future__ import annotations
 
@@ -30,8 +31,8 @@ class Measurement:
         stages: stage to milliseconds a face.
         loaded_bytes: growth of the process (or of the GPU's memory) when it was loaded.
         working_bytes: most that a run took on top of what was in use before.
-        peak_bytes: high-water mark of the process (or of the GPU's memory) during its runs, everything
-            else that is loaded included.
+        peak_bytes: high-water mark of the process (or of the GPU's memory) during its runs,
+            everything else that is loaded included.
         runs_as: backend and dtype that ran, where the candidate knows.
         output: of its last run.
         reason: why it could not be measured; None if it was.
@@ -61,9 +62,9 @@ class Rounds:
 
     Attributes:
         rounds: measured runs of each candidate.
-        warmup: runs before them that are not measured.
+        warmup: runs before them that are not measured; one at least, when it is loaded.
         device: whose memory is watched.
-        bound_bytes: how much may be loaded at once; None takes half of what is free.
+        bound_bytes: how much may be in use at once; None takes half of what is free.
         log: takes a line of progress.
     """
 
@@ -77,10 +78,12 @@ class Rounds:
 def measure(
     candidates: Sequence[Candidate], rounds: Rounds, base: Sequence[Candidate] = ()
 ) -> list[Measurement]:
-    """Measure `base` and `candidates`: load them, warm them up, then run each once a round.
+    """Measure `base` and `candidates`: load and warm up each, then run each once a round.
 
-    Where not all can be loaded at once, they are measured in groups, one after the other; `base` runs in each of
-    them, and a candidate is compared (`Measurement.against`) with what `base` took in its own group.
+    What counts towards the bound is what is in use after the first run, when a backend has its
+    arenas, and the most that a run takes on top of that. Where not all can be loaded at once, they
+    are measured in groups, one after the other; `base` runs in each of them, and a candidate is
+    compared (`Measurement.against`) with what `base` took in its own group.
 
     Returns:
         One entry for each of `base` and `candidates`, in order. Whatever fails has a `reason`.
@@ -93,8 +96,12 @@ def measure(
     for index, candidate in enumerate(candidates):
         rounds.log(f"loading {candidate.name} ({index + 1} of {len(candidates)})")
         group.append(_Entry(candidate, rounds.device))
-        if resident(rounds.device) - start > bound and index + 1 < len(candidates):
-            rounds.log(f"{bound / 2**30:.1f} GiB are loaded: measuring group {groups} now, the others after it")
+        working = max(entry.measurement.working_bytes for entry in (*references, *group))
+        if resident(rounds.device) - start + working > bound and index + 1 < len(candidates):
+            rounds.log(
+                f"over {bound / 2**30:.1f} GiB are in use: measuring group {groups} now, the "
+                "others after it"
+            )
             results += _rounds(references, group, rounds)
             group, groups = [], groups + 1
     results += _rounds(references, group, rounds)
@@ -107,7 +114,7 @@ def _rounds(references: list[_Entry], group: list[_Entry], rounds: Rounds) -> li
     """Run what is loaded in turn; close `group`."""
     entries = [*references, *group]
     offsets = [len(entry.measurement.ms) for entry in references]
-    for number in range(-rounds.warmup, rounds.rounds):
+    for number in range(min(0, 1 - rounds.warmup), rounds.rounds):
         if number == 0:
             for entry in entries:
                 entry.start()
@@ -140,6 +147,7 @@ class _Entry:
             return
         self.measurement.faces = self._runner.faces
         self.measurement.loaded_bytes = max(0, resident(device) - start)
+        self.run(counts=False)
 
     def _fail(self, error: Exception) -> None:
         self.measurement.reason = str(error) or type(error).__name__
@@ -177,9 +185,7 @@ class _Entry:
 
 
 def resident(device: torch.device) -> int:
-    """Bytes in use: torch's on a GPU, the whole process's resident ones otherwise."""
+    """Bytes in use: of the GPU, by whatever runtime, or resident ones of the process."""
     if device.type == "cuda":
-        import torch
-
-        return int(torch.cuda.memory_allocated(device))
+        return memory.on_gpu(device)[1] - memory.free_bytes(device)
     return memory.resident_bytes()

@@ -50,7 +50,9 @@ def references(
     plan = Candidate(PLAN, lambda: PlanRunner(ganer(), faces, frame_wh), {"path": "plan", **facts})
     if _has_gfpgan():
         return [plan, Candidate(ALIGNED, aligned, {"path": "aligned", **facts})]
-    stock = Candidate(STOCK, lambda: StockRunner(subject, device, faces), {"path": "aligned", **facts})
+    stock = Candidate(
+        STOCK, lambda: StockRunner(subject, device, faces), {"path": "aligned", **facts}
+    )
     return [plan, Candidate(ALIGNED, aligned, {"path": "aligned", **facts}), stock]
 
 
@@ -63,7 +65,9 @@ def _has_gfpgan() -> bool:
 
 
 def _another(subject: Subject) -> RestorerError:
-    return RestorerError(f"the reference paths are measured with GFPGAN of arch clean, not with {subject.name}")
+    return RestorerError(
+        f"the reference paths are measured with GFPGAN of arch clean, not with {subject.name}"
+    )
 
 
 class _Lazy:
@@ -85,16 +89,22 @@ def _gfpganer(subject: Subject, device: torch.device, folder: Path) -> Any:
     helpers = None
     if any(weights.find(name) is None for name in official_stack.HELPERS):
         random = checkpoints.random_helpers()
-        helpers = [checkpoints.save(random[name], folder / f"{name}.safetensors") for name in official_stack.HELPERS]
+        helpers = [
+            checkpoints.save(random[name], folder / f"{name}.safetensors")
+            for name in official_stack.HELPERS
+        ]
     state = subject.weight.state_dict()
-    return official_stack.build_gfpganer(subject.weight.path, state, upscale=2, device=device, helpers=helpers)
+    return official_stack.build_gfpganer(
+        subject.weight.path, state, upscale=2, device=device, helpers=helpers
+    )
 
 
 class PlanRunner(Runner):
-    """The integration plan's own path: detect, align, restore, parse and paste back, one frame at a time.
+    """The integration plan's own path: detect, align, restore, parse and paste back, one frame at a
+    time.
 
-    The detector's network runs in full on every frame; its answer is then replaced by one face in the middle,
-    so that all later stages run on a picture in which no detector would find a face.
+    The detector's network runs in full on every frame; its answer is then replaced by one face in
+    the middle, so that all later stages run on a picture in which no detector would find a face.
 
     Args:
         gfpganer: a ``gfpgan.GFPGANer``.
@@ -123,7 +133,8 @@ class PlanRunner(Runner):
 
 
 def supply_face(detector: Any, frame_wh: tuple[int, int]) -> None:
-    """Let ``detector.detect_faces`` run and then answer with one face in the middle of the frame."""
+    """Let ``detector.detect_faces`` run and then answer with one face in the middle of the
+    frame."""
     import numpy as np
 
     width, height = frame_wh
@@ -156,7 +167,9 @@ class AlignedRunner(Runner):
         """Enhance every crop; see `Runner.run`."""
         import numpy as np
 
-        return np.stack([self.gfpganer.enhance(crop, has_aligned=True)[1][0] for crop in self._crops])
+        return np.stack(
+            [self.gfpganer.enhance(crop, has_aligned=True)[1][0] for crop in self._crops]
+        )
 
 
 class StockRunner(Runner):

@@ -10,7 +10,19 @@ Row = dict[str, Any]
 SCHEMA = 1
 """Version of the JSON file's form; a reader refuses others."""
 
-_HEAD = ("", "ms/face", "faces/s", "x (a)", "x (b)", "prepare", "network", "finish", "MiB", "diff", "runs as")
+_HEAD = (
+    "",
+    "ms/face",
+    "faces/s",
+    "x (a)",
+    "x (b)",
+    "prepare",
+    "network",
+    "finish",
+    "MiB",
+    "diff",
+    "runs as",
+)
 
 
 def text(report: Row) -> str:
@@ -40,8 +52,10 @@ def table(rows: Sequence[Row]) -> list[str]:
         ]
         lines.append("  ".join(aligned).rstrip())
     return [
-        "medians of interleaved rounds. x (a), x (b): times faster than that path. prepare, network, finish: ms a",
-        "face. MiB: memory taken by loading it and by running it. diff: largest / mean difference to torch in fp32,",
+        "medians of interleaved rounds. x (a), x (b): times faster than that path. prepare, "
+        "network, finish: ms a",
+        "face. MiB: memory taken by loading it and by running it. diff: largest / mean "
+        "difference to torch in fp32,",
         "in steps of 1/255 (below the center of the face where only a part is computed).",
         lines[0],
         "-" * max(len(line) for line in lines),
@@ -57,7 +71,10 @@ def _cells(row: Row) -> tuple[str, ...]:
         _short(row["ms_per_face"]),
         _short(row["faces_per_second"]),
         *(f"{times[path]:.2f}" if path in times else "" for path in ("plan", "aligned")),
-        *(_short(stages[stage]) if stage in stages else "" for stage in ("prepare", "network", "finish")),
+        *(
+            _short(stages[stage]) if stage in stages else ""
+            for stage in ("prepare", "network", "finish")
+        ),
         f"{mib:.0f}",
         f"{change['max']} / {change['mean']:.2f}" if change else "",
         row["runs_as"],
@@ -84,16 +101,23 @@ def roof_lines(roof: Row | None) -> list[str]:
     rates = roof["rates_per_second"]
     moved = (roof["activation_bytes_per_face"] + roof["weight_bytes"]) / 1e9
     lines = [
-        f"a face is {roof['mac_per_face'] / 1e9:.4g} GMAC (direct convolution) and about {moved:.2g} GB in fp32 "
-        f"(weights once, inputs and outputs of convolutions once); copy: {rates.get('bytes', 0) / 1e9:.1f} GB/s"
+        f"a face is {roof['mac_per_face'] / 1e9:.4g} GMAC (direct convolution) and about "
+        f"{moved:.2g} GB in fp32 (weights once, inputs and outputs of convolutions once); copy: "
+        f"{rates.get('bytes', 0) / 1e9:.1f} GB/s"
     ]
     for limit in roof["limits"]:
-        line = f"{limit['dtype']}: matrix product {rates[limit['dtype']] / 1e9:.4g} GMAC/s; arithmetic limit (direct "
+        line = (
+            f"{limit['dtype']}: matrix product {rates[limit['dtype']] / 1e9:.4g} GMAC/s; "
+            "arithmetic limit (direct "
+        )
         line += f"convolution): {_short(limit['arithmetic_ms'])} ms a face"
         if limit["memory_ms"] is not None:
             line += f", memory {_short(limit['memory_ms'])} ms"
         for region, best in limit["best"].items():
-            line += f"; measured best, region {region}: {_short(best['ms'])} ms ({best['share']:.0%}, {best['name']})"
+            line += (
+                f"; measured best, region {region}: {_short(best['ms'])} ms "
+                f"({best['share']:.0%}, {best['name']})"
+            )
         lines.append(line)
     return lines
 
@@ -118,6 +142,6 @@ def _machine(facts: Row) -> str:
     versions = ", ".join(f"{name} {number}" for name, number in facts["versions"].items())
     gpu = f"{facts['gpu']}; " if "gpu" in facts else ""
     return (
-        f"{gpu}{facts['cpu']}, {facts['threads']} threads ({', '.join(facts['isa'])}); device {facts['device']}\n"
-        f"Python {facts['python']}, {versions}"
+        f"{gpu}{facts['cpu']}, {facts['threads']} threads ({', '.join(facts['isa'])}); device "
+        f"{facts['device']}\nPython {facts['python']}, {versions}"
     )

@@ -1,8 +1,8 @@
 """How fast this machine could be: the network's arithmetic over the rate of a large matrix product.
 
-The arithmetic is that of *direct* convolution in the published network; only convolutions and matrix products count.
-A backend with Winograd or FFT convolutions needs fewer multiplications and can beat the limit; so can
-``region: lower``, which computes a part of the network.
+The arithmetic is that of *direct* convolution in the published network; only convolutions and
+matrix products count. A backend with Winograd or FFT convolutions needs fewer multiplications and
+can beat the limit; so can ``region: lower``, which computes a part of the network.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ class WorkloadCost:
 
     Attributes:
         macs: multiply-accumulate operations of all convolutions and matrix products.
-        activation_bytes: their inputs and outputs, each once, fp32; what comes between two of them is taken as fused
-            into the first.
+        activation_bytes: their inputs and outputs, each once, fp32; what comes between two of them
+            is taken as fused into the first.
         weight_bytes: their weights, fp32.
     """
 
@@ -59,7 +59,8 @@ def work_of(subject: Subject) -> WorkloadCost | None:
 
 
 def count(call: Callable[[], Any]) -> WorkloadCost:
-    """Run `call` and count its convolutions and matrix products; tensors on the meta device cost nothing."""
+    """Run `call` and count its convolutions and matrix products; tensors on the meta device cost
+    nothing."""
     import torch
     from torch.utils.flop_counter import FlopCounterMode
 
@@ -68,12 +69,15 @@ def count(call: Callable[[], Any]) -> WorkloadCost:
     first |= dict.fromkeys((aten.addmm, aten.baddbmm), 1)  # whose first argument is what is added
 
     def counter(bytes_of: Callable[..., int]) -> FlopCounterMode:
-        """Counts bytes where torch's own counts operations: `bytes_of` takes the shapes of input, weight, output."""
+        """Counts bytes where torch's own counts operations: `bytes_of` takes the shapes of input,
+        weight, output."""
 
         def formula(at: int) -> Callable[..., int]:
             return lambda *shapes, out_shape, **_: bytes_of(shapes[at], shapes[at + 1], out_shape)
 
-        return FlopCounterMode(display=False, custom_mapping={op: formula(at) for op, at in first.items()})
+        return FlopCounterMode(
+            display=False, custom_mapping={op: formula(at) for op, at in first.items()}
+        )
 
     activations = counter(lambda x, weight, out: 4 * (math.prod(x) + math.prod(out)))
     weights = counter(lambda x, weight, out: 4 * math.prod(weight))
@@ -114,15 +118,18 @@ class _Probe(Runner):
         return {"per_second": self.amount / self.seconds}
 
 
-def probes(device: torch.device, side: int | None = None, copy_bytes: int | None = None) -> list[Candidate]:
+def probes(
+    device: torch.device, side: int | None = None, copy_bytes: int | None = None
+) -> list[Candidate]:
     """Candidates that measure the machine, among the others: matrix products and a copy.
 
-    Their `Runner.stages` holds ``per_second``, the best rate measured: MAC/s, or bytes/s read and written.
+    Their `Runner.stages` holds ``per_second``, the best rate measured: MAC/s, or bytes/s read and
+    written.
 
     Args:
         device: where.
-        side: of the square matrices, or a half, a quarter, ... of it where that would take too long; None takes
-            8192 on a GPU, 2048 elsewhere.
+        side: of the square matrices, or a half, a quarter, ... of it where that would take too
+            long; None takes 8192 on a GPU, 2048 elsewhere.
         copy_bytes: size of what is copied; None takes 1 GiB on a GPU, 256 MiB elsewhere.
     """
     gpu = device.type == "cuda"
@@ -130,7 +137,10 @@ def probes(device: torch.device, side: int | None = None, copy_bytes: int | None
     side = side or (8192 if gpu else 2048)
     size = copy_bytes or (2**30 if gpu else 2**28)
     products = [_product(device, dtype, side) for dtype in dtypes]
-    return [*products, Candidate("copy", lambda: _copy(device, size), {"path": PROBE, "dtype": "bytes"})]
+    return [
+        *products,
+        Candidate("copy", lambda: _copy(device, size), {"path": PROBE, "dtype": "bytes"}),
+    ]
 
 
 def _product(device: torch.device, dtype: str, side: int) -> Candidate:

@@ -23,7 +23,8 @@ def rows_of(measurements: Sequence[Measurement], truth: np.ndarray | None) -> li
 
     Args:
         measurements: of the reference paths and ours.
-        truth: torch's output in fp32 for the same faces, uint8 (N, H, W, 3); None where there is none.
+        truth: torch's output in fp32 for the same faces, uint8 (N, H, W, 3); None where there is
+            none.
     """
     medians = {one.candidate.name: one.median_ms for one in measurements if one.ms}
     rows = []
@@ -31,7 +32,11 @@ def rows_of(measurements: Sequence[Measurement], truth: np.ndarray | None) -> li
         facts = one.candidate.facts
         if facts["path"] == roofline.PROBE:
             continue
-        row: Row = {"name": one.candidate.name, **facts, "reason": one.reason and anonymous(one.reason)}
+        row: Row = {
+            "name": one.candidate.name,
+            **facts,
+            "reason": one.reason and anonymous(one.reason),
+        }
         if one.reason is None and one.ms:
             against = one.against or medians
             row |= _figures(one) | {"times_faster": _times_faster(one.median_ms, against)}
@@ -61,14 +66,17 @@ def _times_faster(ms: float, against: dict[str, float]) -> dict[str, float]:
 
 
 def difference(one: Measurement, truth: np.ndarray | None) -> dict[str, float] | None:
-    """Largest and mean absolute difference to `truth`, in steps of 1/255; below the center for a part of the face."""
+    """Largest and mean absolute difference to `truth`, in steps of 1/255; below the center for a
+    part of the face."""
     import numpy as np
 
     if one.output is None or truth is None or one.output.shape[1:] != truth.shape[1:]:
         return None
     count = min(len(truth), len(one.output))
     top = 0 if one.candidate.facts.get("region") == "full" else truth.shape[1] // 2
-    change = np.abs(one.output[:count, top:].astype(np.int16) - truth[:count, top:].astype(np.int16))
+    change = np.abs(
+        one.output[:count, top:].astype(np.int16) - truth[:count, top:].astype(np.int16)
+    )
     return {"max": int(change.max()), "mean": round(float(change.mean()), 4)}
 
 
@@ -91,22 +99,38 @@ def best(rows: Sequence[Row], dtype: str | None = None, region: str | None = Non
     return min(fitting, key=lambda row: float(row["ms_per_face"]), default=None)
 
 
-def roof(work: roofline.WorkloadCost | None, measurements: Sequence[Measurement], rows: Sequence[Row]) -> Row | None:
-    """The roofline: work of a face, rates of the machine, limits, and the share that the best rows reach."""
-    probes = [one for one in measurements if one.candidate.facts["path"] == roofline.PROBE and one.reason is None]
+def roof(
+    work: roofline.WorkloadCost | None, measurements: Sequence[Measurement], rows: Sequence[Row]
+) -> Row | None:
+    """The roofline: work of a face, rates of the machine, limits, and the share that the best rows
+    reach."""
+    probes = [
+        one
+        for one in measurements
+        if one.candidate.facts["path"] == roofline.PROBE and one.reason is None
+    ]
     rates = {str(one.candidate.facts["dtype"]): one.stages["per_second"] for one in probes}
     if work is None or not rates:
         return None
     entries = []
     for dtype, limit in roofline.limits(work, rates).items():
-        entry: Row = {"dtype": dtype, "arithmetic_ms": round(limit.arithmetic_ms, 3), "memory_ms": None, "best": {}}
+        entry: Row = {
+            "dtype": dtype,
+            "arithmetic_ms": round(limit.arithmetic_ms, 3),
+            "memory_ms": None,
+            "best": {},
+        }
         if not math.isnan(limit.memory_ms):
             entry["memory_ms"] = round(limit.memory_ms, 3)
         for region in sorted({str(row["region"]) for row in rows}):
             row = best(rows, "fp32" if dtype == "tf32" else dtype, region)
             if row is not None:
                 share = limit.arithmetic_ms / row["ms_per_face"]
-                entry["best"][region] = {"name": row["name"], "ms": row["ms_per_face"], "share": round(share, 4)}
+                entry["best"][region] = {
+                    "name": row["name"],
+                    "ms": row["ms_per_face"],
+                    "share": round(share, 4),
+                }
         entries.append(entry)
     return {
         "convolution": "direct",

@@ -24,7 +24,8 @@ class Runner(ABC):
 
     @abstractmethod
     def run(self) -> np.ndarray | None:
-        """Restore the faces and return only when all is done; uint8 (faces, H, W, 3), or None for no picture."""
+        """Restore the faces and return only when all is done; uint8 (faces, H, W, 3), or None for
+        no picture."""
 
     def start(self) -> None:  # noqa: B027 - optional
         """Warm-up is over: what is counted starts anew."""

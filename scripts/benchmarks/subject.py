@@ -1,4 +1,5 @@
-"""What is measured: a model, its weights (random ones where they are unavailable), and the frames it gets."""
+"""What is measured: a model, its weights (random ones where they are unavailable), and the frames
+it gets."""
 
 from __future__ import annotations
 
@@ -63,7 +64,9 @@ def open_subject(model: str, random: bool, folder: Path, log: Callable[[str], ob
         return random_subject(folder)
     choice = choose(EnhancerSettings(enabled=True, model=model))
     options = {"model": model, "arch": choice.settings.arch}
-    return Subject(choice.model.info.name, options, choice.model.arch and choice.settings.arch, choice.weight)
+    return Subject(
+        choice.model.info.name, options, choice.model.arch and choice.settings.arch, choice.weight
+    )
 
 
 def random_subject(folder: Path) -> Subject:
@@ -80,4 +83,6 @@ def pictures(count: int, width: int = SIDE, height: int = SIDE, seed: int = 3) -
 
     rng = np.random.default_rng(seed)
     coarse = rng.integers(0, 256, (count, 12, 12, 3), np.uint8)
-    return np.stack([cv2.resize(one, (width, height), interpolation=cv2.INTER_CUBIC) for one in coarse])
+    return np.stack(
+        [cv2.resize(one, (width, height), interpolation=cv2.INTER_CUBIC) for one in coarse]
+    )

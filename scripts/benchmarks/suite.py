@@ -32,7 +32,8 @@ class Plan:
         model: a name or a path; GFPGAN gets random weights where its own are unavailable.
         random: take random weights in any case.
         device: as the option `device`.
-        backends, dtypes, regions, batches: values of the options, every combination of which is measured.
+        backends, dtypes, regions, batches: values of the options, every combination of which is
+            measured.
         faces: in one run of ours, rounded up to whole batches.
         rounds: how often each candidate runs.
         warmup: runs before that which do not count.
@@ -103,9 +104,22 @@ def run(plan: Plan, log: Callable[[str], object] = print) -> dict[str, Any]:
 
 
 def _asked(plan: Plan) -> dict[str, Any]:
-    names = ("backends", "dtypes", "regions", "batches", "faces", "rounds", "warmup", "reference_faces", "frame_wh")
+    names = (
+        "backends",
+        "dtypes",
+        "regions",
+        "batches",
+        "faces",
+        "rounds",
+        "warmup",
+        "reference_faces",
+        "frame_wh",
+    )
     values = {name: getattr(plan, name) for name in names}
-    return {name: list(value) if isinstance(value, (list, tuple)) else value for name, value in values.items()}
+    return {
+        name: list(value) if isinstance(value, (list, tuple)) else value
+        for name, value in values.items()
+    }
 
 
 def _measure(
@@ -114,7 +128,9 @@ def _measure(
     base = roofline.probes(device)
     if plan.references:
         base += reference.references(subject, device, plan.reference_faces, plan.frame_wh, folder)
-    mine = candidates.every(subject, str(device), plan.faces, plan.backends, plan.dtypes, plan.regions, plan.batches)
+    mine = candidates.every(
+        subject, str(device), plan.faces, plan.backends, plan.dtypes, plan.regions, plan.batches
+    )
     return measure(mine, Rounds(plan.rounds, plan.warmup, device, plan.bound_bytes, log), base)
 
 
@@ -141,7 +157,11 @@ def _truth(
 
 
 def _host(
-    plan: Plan, subject: Subject, device: torch.device, rows: Sequence[dict[str, Any]], log: Callable[[str], object]
+    plan: Plan,
+    subject: Subject,
+    device: torch.device,
+    rows: Sequence[dict[str, Any]],
+    log: Callable[[str], object],
 ) -> dict[str, Any] | None:
     """The time added to a host's loop by the fastest candidate."""
     if not plan.host_loop:
@@ -159,7 +179,9 @@ def _host(
             added = host_loop.added(host, runner.enhancer, plan.rounds)
         finally:
             runner.close()
-    except Exception as error:  # MuseTalk's own code may raise anything; the table is printed anyway
+    except (
+        Exception
+    ) as error:  # MuseTalk's own code may raise anything; the table is printed anyway
         return {"reason": machine.anonymous(f"{type(error).__name__}: {error}")}
     return {**added, "enhancer": f"{row['name']}, {dtype_of(row)}"}
 

@@ -20,7 +20,9 @@ class TinyNetwork(nn.Module):
     def __init__(self, gain: float = 1.0) -> None:
         super().__init__()
         generator = torch.Generator().manual_seed(3)
-        first, second = (torch.randn(*shape, generator=generator) * 0.2 for shape in ((8, 3, 3, 3), (3, 8, 1, 1)))
+        first, second = (
+            torch.randn(*shape, generator=generator) * 0.2 for shape in ((8, 3, 3, 3), (3, 8, 1, 1))
+        )
         self.first = Conv(first * gain, torch.linspace(-0.1, 0.1, 8), leaky=True)
         self.second = Conv(second / gain, torch.tensor([0.1, 0.2, 0.3]))
 
@@ -32,9 +34,12 @@ class TinyNetwork(nn.Module):
 
 
 def spec_of(module: nn.Module, side: int = 16) -> NetworkSpec:
-    """`module` as a spec; recorded where it has a ``compute``."""
+    """`module` as a spec; with a recording if it has a ``compute``."""
     record = partial(_record, module) if hasattr(module, "compute") else None
-    return NetworkSpec("tiny", module, (3, side, side), (-1.0, 1.0), f"tiny {side}", symbolic=record)
+    shape, name = (3, side, side), type(module).__name__
+    return NetworkSpec(
+        "tiny", module, shape, (-1.0, 1.0), f"tiny {side}", symbolic=record, identity=name
+    )
 
 
 def _record(module, ops):

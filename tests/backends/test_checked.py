@@ -15,6 +15,10 @@ from musetalk_enhance.backends.checked import CheckedBackend, verdict
 from tests.backends.conftest import CPU, TinyNetwork, spec_of
 
 
+def opened(spec, dtype, device):
+    return TorchBackend(spec, device, dtype)
+
+
 def broken(function):
     backend = FakeBackend(function)
     backend.dtype = "bf16"
@@ -41,7 +45,7 @@ def test_verdict(spoil, problem):
 @pytest.mark.parametrize("spoil", [float("nan"), 0.0, 2.0])
 def test_it_falls_back_with_a_warning_and_a_count(tiny, batch, caplog, spoil):
     bad = broken(lambda faces: tiny.module(faces) * spoil)
-    backend = CheckedBackend(tiny, [lambda: bad, partial(TorchBackend, tiny, CPU)], CPU)
+    backend = CheckedBackend(tiny, [lambda _: bad, partial(opened, tiny, "fp32")], CPU)
     assert str(backend) == "fake bf16"
     with caplog.at_level(logging.WARNING):
         restored = backend.run(batch)
@@ -52,35 +56,42 @@ def test_it_falls_back_with_a_warning_and_a_count(tiny, batch, caplog, spoil):
 
 def test_a_good_one_is_checked_once_and_kept(tiny, batch):
     good = broken(lambda faces: tiny.module(faces) * 1.001)
-    backend = CheckedBackend(tiny, [lambda: good, partial(TorchBackend, tiny, CPU)], CPU)
+    backend = CheckedBackend(tiny, [lambda _: good, partial(opened, tiny, "fp32")], CPU)
     backend.run(batch)
     backend.run(batch)
     assert [shape[0] for shape in good.shapes] == [1, 3, 3] and backend.fallbacks == 0
 
 
 def test_it_goes_down_step_by_step(tiny, batch):
-    worse, bad = broken(lambda faces: faces * float("nan")), broken(lambda faces: tiny.module(faces) * 0)
-    backend = CheckedBackend(tiny, [lambda: worse, lambda: bad, partial(TorchBackend, tiny, CPU)], CPU)
+    worse, bad = (
+        broken(lambda faces: faces * float("nan")),
+        broken(lambda faces: tiny.module(faces) * 0),
+    )
+    backend = CheckedBackend(
+        tiny, [lambda _: worse, lambda _: bad, partial(opened, tiny, "fp32")], CPU
+    )
     backend.run(batch)
     assert backend.fallbacks == 2 and backend.dtype == "fp32"
 
 
 @pytest.mark.parametrize("dtype", ["bf16", "fp16"])
 def test_torch_in_reduced_precision_passes_on_a_sound_network(tiny, batch, dtype):
-    openers = [partial(TorchBackend, tiny, CPU, dtype), partial(TorchBackend, tiny, CPU)]
+    openers = [partial(opened, tiny, dtype), partial(opened, tiny, "fp32")]
     backend = CheckedBackend(tiny, openers, CPU)
     restored = backend.run(batch)
     if dtype == "fp16" and backend.fallbacks:
         pytest.skip("this torch has no fp16 convolution on the CPU")
     assert backend.dtype == dtype and restored.dtype == torch.float32
-    assert tiny.module(batch).dtype == torch.float32  # the right answer's own weights stayed as they were
+    assert (
+        tiny.module(batch).dtype == torch.float32
+    )  # the right answer's own weights stayed as they were
 
 
 def test_an_operation_that_is_missing_in_this_type_is_a_fallback(tiny, batch):
     def missing(_):
         raise RuntimeError("slow_conv2d_cpu not implemented for 'Half'")
 
-    backend = CheckedBackend(tiny, [lambda: broken(missing), partial(TorchBackend, tiny, CPU)], CPU)
+    backend = CheckedBackend(tiny, [lambda _: broken(missing), partial(opened, tiny, "fp32")], CPU)
     backend.run(batch)
     assert backend.fallbacks == 1
 
@@ -89,7 +100,7 @@ def test_running_out_of_memory_is_nobodys_precision(tiny, batch):
     def full(_):
         raise RuntimeError("CUDA out of memory")
 
-    backend = CheckedBackend(tiny, [lambda: broken(full), partial(TorchBackend, tiny, CPU)], CPU)
+    backend = CheckedBackend(tiny, [lambda _: broken(full), partial(opened, tiny, "fp32")], CPU)
     with pytest.raises(RuntimeError, match="memory"):
         backend.run(batch)
     assert backend.fallbacks == 0
@@ -99,7 +110,9 @@ def test_it_does_not_keep_the_network_that_it_was_checked_with(batch):
     """GFPGAN in fp32 is 350 MB, beside the copy that runs."""
     spec = spec_of(TinyNetwork())
     kept = weakref.ref(spec.module)
-    backend = CheckedBackend(spec, [partial(TorchBackend, spec, CPU, "bf16"), partial(TorchBackend, spec, CPU)], CPU)
+    backend = CheckedBackend(
+        spec, [partial(opened, spec, "bf16"), partial(opened, spec, "fp32")], CPU
+    )
     del spec
     assert kept() is not None
     backend.run(batch)
@@ -110,32 +123,55 @@ def test_it_does_not_keep_the_network_that_it_was_checked_with(batch):
 def test_a_safer_way_that_finds_no_memory_is_tried_again(tiny, batch):
     full = [True]
 
-    def safe():
+    def safe(_):
         if full.pop() if full else False:
             raise RuntimeError("CUDA out of memory")
         return TorchBackend(tiny, CPU)
 
     bad = broken(lambda faces: faces * float("nan"))
-    backend = CheckedBackend(tiny, [lambda: bad, safe], CPU)
+    backend = CheckedBackend(tiny, [lambda _: bad, safe], CPU)
     with pytest.raises(RuntimeError, match="out of memory"):
         backend.run(batch)
     assert torch.allclose(backend.run(batch), tiny.module(batch), atol=1e-6)
     assert backend.fallbacks == 1 and str(backend) == "torch fp32"
 
 
-def test_after_a_move_the_check_and_the_safer_ways_are_there_too(tiny, batch, monkeypatch):
+def test_after_a_move_the_check_and_the_safer_backends_are_there_too(tiny, batch, monkeypatch):
     from musetalk_enhance.backends import checked
 
-    checks, elsewhere = [], torch.device("meta")
+    checks, opened_on, elsewhere = [], [], torch.device("meta")
 
     class Noted(TorchBackend):
         def __init__(self, spec, device, *rest, **more):
             checks.append(device)
             super().__init__(spec, device, *rest, **more)
 
+    def safe(device):
+        opened_on.append(device)
+        return FakeBackend(tiny.module)
+
     monkeypatch.setattr(checked, "TorchBackend", Noted)
-    safe = FakeBackend(tiny.module)
-    backend = CheckedBackend(tiny, [lambda: broken(lambda faces: faces * float("nan")), lambda: safe], elsewhere)
+    nan = broken(lambda faces: faces * float("nan"))
+    backend = CheckedBackend(tiny, [lambda _: nan, safe], elsewhere)
     backend.to(CPU)
     backend.run(batch)
-    assert checks == [CPU] and safe.devices == [CPU]
+    assert checks == [CPU] and opened_on == [CPU]
+
+
+def test_a_rejected_precision_and_then_the_cpu(tiny, batch):
+    """fp16 is rejected on the GPU, bf16 finds no memory there, and fp32 opens on the CPU."""
+    gpu, opened_on = torch.device("meta"), []
+
+    def full(device):
+        opened_on.append(device)
+        raise RuntimeError("CUDA out of memory")
+
+    nan = broken(lambda faces: faces * float("nan"))
+    backend = CheckedBackend(tiny, [lambda _: nan, full, partial(opened, tiny, "fp32")], CPU)
+    backend._device = gpu
+    backend._rejected = True  # the reference cannot run on a device without values
+    with pytest.raises(RuntimeError, match="out of memory"):
+        backend.run(batch)
+    backend.to(CPU)
+    assert torch.allclose(backend.run(batch), tiny.module(batch), atol=1e-6)
+    assert opened_on == [gpu] and str(backend) == "torch fp32"

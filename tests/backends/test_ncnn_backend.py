@@ -53,7 +53,7 @@ def test_bf16_is_close_and_says_so(batch):
 
 
 def test_a_network_without_a_recording_is_refused():
-    with pytest.raises(RestorerError, match="written its graph down"):
+    with pytest.raises(RestorerError, match="has no recording"):
         NcnnBackend(spec_of(nn.Conv2d(3, 3, 1)))
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import sys
 import tempfile
-from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -14,20 +13,26 @@ import pytest
 import torch
 
 from musetalk_enhance.backends.onnx_backend import OnnxBackend
-from musetalk_enhance.errors import ConfigError, MissingDependencyError, OutOfMemoryError, RestorerError
+from musetalk_enhance.errors import (
+    ConfigError,
+    MissingDependencyError,
+    OutOfMemoryError,
+    RestorerError,
+)
 from musetalk_enhance.runtime.memory import is_out_of_memory
 from tests.backends.conftest import CPU
 
 CUDA = torch.device("cuda", 0)
 
 no_cuda = pytest.mark.skipif(
-    "CUDAExecutionProvider" in onnxruntime.get_available_providers(), reason="this onnxruntime has CUDA"
+    "CUDAExecutionProvider" in onnxruntime.get_available_providers(),
+    reason="this onnxruntime has CUDA",
 )
 
 
 @pytest.fixture(autouse=True)
 def temporary(tmp_path, monkeypatch):
-    """A folder for temporary files that must be empty in the end."""
+    """A folder for temporary files that stays empty: a killed process leaves nothing there."""
     folder = tmp_path / "temporary"
     folder.mkdir()
     monkeypatch.setattr(tempfile, "tempdir", str(folder))
@@ -46,7 +51,9 @@ def test_it_is_what_torch_computes(tiny, count):
 def test_strided_and_half_precision_batches(tiny, batch):
     backend = OnnxBackend(tiny, CPU)
     expected = tiny.module(batch)
-    assert torch.allclose(backend.run(batch.contiguous(memory_format=torch.channels_last)), expected, atol=1e-5)
+    assert torch.allclose(
+        backend.run(batch.contiguous(memory_format=torch.channels_last)), expected, atol=1e-5
+    )
     assert torch.allclose(backend.run(batch.flip(0)), expected.flip(0), atol=1e-5)
     assert backend.run(batch.half()).dtype == torch.float32
 
@@ -69,10 +76,13 @@ def test_it_uses_as_many_threads_as_torch_and_all_optimisations(tiny):
 
 @no_cuda
 @pytest.mark.parametrize(
-    ("device", "provider"), [(CPU, "cuda"), (CPU, "tensorrt"), (CUDA, "auto"), (torch.device("mps"), "auto")]
+    ("device", "provider"),
+    [(CPU, "cuda"), (CPU, "tensorrt"), (CUDA, "auto"), (torch.device("mps"), "auto")],
 )
 def test_a_provider_that_is_not_there_is_refused(tiny, device, provider):
-    with pytest.raises(RestorerError, match="is not part of the installed onnxruntime .* allow_cpu: true"):
+    with pytest.raises(
+        RestorerError, match="is not part of the installed onnxruntime .* allow_cpu: true"
+    ):
         OnnxBackend(tiny, device, provider=provider)
 
 
@@ -80,14 +90,16 @@ def test_a_provider_that_is_not_there_is_refused(tiny, device, provider):
 def test_with_allow_cpu_it_runs_there_and_says_so(tiny, batch, caplog):
     with caplog.at_level(logging.WARNING):
         backend = OnnxBackend(tiny, CPU, provider="cuda", allow_cpu=True)
-    assert "provider cuda is not part of" in caplog.text and "The CPU runs it" in caplog.text
+    assert (
+        "provider cuda is not part of" in caplog.text and "falling back to the CPU" in caplog.text
+    )
     assert backend.provider == "cpu"
     assert torch.allclose(backend.run(batch), tiny.module(batch), atol=1e-5)
 
 
 @pytest.fixture
 def pretended_cuda(monkeypatch):
-    """An onnxruntime that has the CUDA provider, but no driver for it: it quietly runs the CPU instead."""
+    """An onnxruntime with the CUDA provider, but no driver for it: it runs the CPU instead."""
     asked = []
     original = onnxruntime.InferenceSession
 
@@ -102,7 +114,9 @@ def pretended_cuda(monkeypatch):
 
 
 def test_a_provider_that_quietly_does_not_run_is_refused(tiny, pretended_cuda):
-    with pytest.raises(RestorerError, match="provider cuda was asked for, but onnxruntime would run CPUExecution"):
+    with pytest.raises(
+        RestorerError, match="provider cuda does not start, onnxruntime would run CPUExecution"
+    ):
         OnnxBackend(tiny, CUDA)
     (chain,) = pretended_cuda
     assert chain[0][0] == "CUDAExecutionProvider" and chain[0][1]["device_id"] == "0"
@@ -112,7 +126,10 @@ def test_or_replaced_where_that_is_allowed(tiny, batch, pretended_cuda, caplog):
     with caplog.at_level(logging.WARNING):
         backend = OnnxBackend(tiny, CUDA, provider="tensorrt", allow_cpu=True)
     assert "would run CPUExecutionProvider" in caplog.text and backend.provider == "cpu"
-    assert [each[0] for each in pretended_cuda[0][:2]] == ["TensorrtExecutionProvider", "CUDAExecutionProvider"]
+    assert [each[0] for each in pretended_cuda[0][:2]] == [
+        "TensorrtExecutionProvider",
+        "CUDAExecutionProvider",
+    ]
     assert torch.allclose(backend.run(batch), tiny.module(batch), atol=1e-5)
 
 
@@ -139,7 +156,9 @@ def working_cuda(monkeypatch):
 
     def session(path, options, providers, **rest):
         gpu = not isinstance(providers[0], str)
-        return Session([names["G"], names["C"]]) if gpu else original(path, options, providers, **rest)
+        return (
+            Session([names["G"], names["C"]]) if gpu else original(path, options, providers, **rest)
+        )
 
     monkeypatch.setattr(onnxruntime, "InferenceSession", session)
     monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: [names["G"], names["C"]])
@@ -169,7 +188,9 @@ def test_from_the_cpu_it_does_not_move(tiny, working_cuda):
 
 def test_memory_that_runs_out_is_recognised(tiny, batch):
     backend = OnnxBackend(tiny, CPU)
-    error = onnxruntime.capi.onnxruntime_pybind11_state.RuntimeException("Failed to allocate memory for a buffer")
+    error = onnxruntime.capi.onnxruntime_pybind11_state.RuntimeException(
+        "Failed to allocate memory for a buffer"
+    )
     backend._session = Session(["CPUExecutionProvider"], error)
     with pytest.raises(OutOfMemoryError) as caught:
         backend.run(batch)
@@ -189,11 +210,11 @@ def test_options_that_do_not_exist(tiny):
 
 
 def test_a_file_of_ones_own(tiny, batch, tmp_path):
-    from musetalk_enhance.backends import exporting
+    from musetalk_enhance.backends import onnx_export
 
     path = tmp_path / "tiny.onnx"
-    exporting.write(tiny, path)
-    backend = OnnxBackend(tiny, CPU, path=path)
+    path.write_bytes(onnx_export.trace(tiny))
+    backend = OnnxBackend(tiny, CPU, graph=path)
     assert torch.allclose(backend.run(batch), tiny.module(batch), atol=1e-5)
     backend.close()
     assert path.exists()
@@ -203,7 +224,7 @@ def test_a_file_that_is_no_graph(tiny, tmp_path):
     path = tmp_path / "broken.onnx"
     path.write_bytes(b"no graph")
     with pytest.raises(RestorerError, match="loading tiny into ONNX Runtime"):
-        OnnxBackend(tiny, CPU, path=Path(path))
+        OnnxBackend(tiny, CPU, graph=path)
 
 
 @pytest.mark.parametrize("package", ["onnxruntime", "onnx"])
@@ -214,7 +235,7 @@ def test_a_missing_package(tiny, monkeypatch, package):
 
 
 def test_on_a_gpu_nothing_is_copied_to_the_host(tiny, monkeypatch):
-    """What is bound: torch's own memory, on the device of the faces. A stand-in session notes it."""
+    """torch's own memory is bound, on the device of the faces."""
     noted = {}
 
     class Binding:
@@ -231,22 +252,33 @@ def test_on_a_gpu_nothing_is_copied_to_the_host(tiny, monkeypatch):
     backend._session = SimpleNamespace(
         io_binding=Binding, run_with_iobinding=lambda binding: noted.setdefault("ran", True)
     )
-    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: SimpleNamespace(synchronize=lambda: None))
+    monkeypatch.setattr(
+        torch.cuda, "current_stream", lambda device: SimpleNamespace(synchronize=lambda: None)
+    )
     faces = torch.zeros(2, 3, 16, 16)
     restored = backend._bound(faces, (2, 3, 32, 32))
     assert noted["input"] == ("faces", "cuda", 0, np.float32, (2, 3, 16, 16), faces.data_ptr())
-    assert noted["output"] == ("restored", "cuda", 0, np.float32, (2, 3, 32, 32), restored.data_ptr())
+    assert noted["output"] == (
+        "restored",
+        "cuda",
+        0,
+        np.float32,
+        (2, 3, 32, 32),
+        restored.data_ptr(),
+    )
     assert noted["ran"] and noted["synchronised"]
 
 
-def test_a_provider_that_was_asked_for_leaves_the_gpu_only_where_that_is_allowed(tiny, batch, working_cuda, caplog):
+def test_a_provider_that_was_asked_for_leaves_the_gpu_only_where_that_is_allowed(
+    tiny, batch, working_cuda, caplog
+):
     strict = OnnxBackend(tiny, CUDA, provider="cuda")
-    with pytest.raises(RestorerError, match="provider cuda, which was asked for; allow_cpu: true"):
+    with pytest.raises(RestorerError, match="runs with provider: cuda; set allow_cpu: true"):
         strict.to(CPU)
     assert strict.provider == "cuda" and strict.run(batch).abs().max() == 0
     backend = OnnxBackend(tiny, CUDA, provider="cuda", allow_cpu=True)
     backend.to(CPU)
-    assert backend.provider == "cpu" and "The CPU runs it" in caplog.text
+    assert backend.provider == "cpu" and "falling back to the CPU" in caplog.text
     assert torch.allclose(backend.run(batch), tiny.module(batch), atol=1e-5)
     backend.to(CUDA)
     assert backend.provider == "cuda"

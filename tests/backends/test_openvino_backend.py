@@ -8,9 +8,18 @@ import sys
 import pytest
 import torch
 
-from musetalk_enhance.backends import exporting, openvino_backend
-from musetalk_enhance.backends.openvino_backend import OpenVinoBackend, capabilities, import_openvino
-from musetalk_enhance.errors import ConfigError, MissingDependencyError, OutOfMemoryError, RestorerError
+from musetalk_enhance.backends import onnx_export, openvino_backend
+from musetalk_enhance.backends.openvino_backend import (
+    OpenVinoBackend,
+    capabilities,
+    import_openvino,
+)
+from musetalk_enhance.errors import (
+    ConfigError,
+    MissingDependencyError,
+    OutOfMemoryError,
+    RestorerError,
+)
 from tests.backends.conftest import CPU
 from tests.conftest import ROOT
 
@@ -31,14 +40,16 @@ def test_it_is_what_torch_computes(tiny, count):
 def test_batches_of_changing_size(tiny):
     backend = OpenVinoBackend(tiny, CPU)
     for count in (3, 1, 4, 3):
-        faces = exporting.random_faces(tiny, count)
+        faces = onnx_export.random_faces(tiny, count)
         assert torch.allclose(backend.run(faces), tiny.module(faces), atol=1e-5)
 
 
 def test_strided_batches(tiny, batch):
     backend = OpenVinoBackend(tiny, CPU)
     expected = tiny.module(batch)
-    assert torch.allclose(backend.run(batch.contiguous(memory_format=torch.channels_last)), expected, atol=1e-5)
+    assert torch.allclose(
+        backend.run(batch.contiguous(memory_format=torch.channels_last)), expected, atol=1e-5
+    )
     assert torch.allclose(backend.run(batch.flip(0)), expected.flip(0), atol=1e-5)
 
 
@@ -60,7 +71,9 @@ def test_precision_and_threads_are_said(tiny):
 
 def test_bf16_is_refused_where_the_processor_has_none(tiny, monkeypatch):
     monkeypatch.setattr(openvino_backend, "capabilities", lambda core: ["FP32", "INT8"])
-    with pytest.raises(RestorerError, match=r"no bf16 on this processor .* FP32, INT8\); say dtype: fp32"):
+    with pytest.raises(
+        RestorerError, match=r"no bf16 on this processor .* FP32, INT8\); set dtype: fp32"
+    ):
         OpenVinoBackend(tiny, CPU, dtype="bf16")
 
 
@@ -106,14 +119,15 @@ def test_a_missing_package(tiny, monkeypatch):
 
 
 def test_importing_it_sends_nothing(tmp_path):
-    """In a fresh process with a home of its own, and without the words that switch its telemetry off."""
+    """In a new process with its own home and no variable that switches the telemetry off."""
     code = (
         "import socket, sys\n"
         "def refuse(*words): raise SystemExit('a socket was opened')\n"
         "socket.socket.connect = socket.getaddrinfo = refuse\n"
         "from musetalk_enhance.backends.openvino_backend import import_openvino\n"
         "import_openvino().Core()\n"
-        "print('openvino_telemetry' in sys.modules, sys.modules['openvino.tools.ovc.telemetry_utils'].tm.__name__)"
+        "stub = sys.modules['openvino.tools.ovc.telemetry_utils'].tm.__name__\n"
+        "print('openvino_telemetry' in sys.modules, stub)"
     )
     done = subprocess.run(
         [sys.executable, "-c", code],

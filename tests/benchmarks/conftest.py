@@ -50,7 +50,13 @@ def log() -> list[str]:
 def fake(log):
     """fake(name, path="ours", ...) -> a candidate whose runner is a FakeRunner."""
 
-    def make(name: str, path: str = "ours", error: Exception | None = None, fails: int | None = None, **facts):
+    def make(
+        name: str,
+        path: str = "ours",
+        error: Exception | None = None,
+        fails: int | None = None,
+        **facts,
+    ):
         def build():
             if error is not None:
                 raise error
@@ -83,7 +89,12 @@ class FakeGfpganer:
 
     def enhance(self, image, has_aligned=False, only_center_face=False, paste_back=True):
         self.calls.append(
-            {"aligned": has_aligned, "center": only_center_face, "paste": paste_back, "shape": image.shape}
+            {
+                "aligned": has_aligned,
+                "center": only_center_face,
+                "paste": paste_back,
+                "shape": image.shape,
+            }
         )
         if has_aligned:
             return [image], [image], None

@@ -27,9 +27,9 @@ def test_variance_is_kept_layer_by_layer():
     state = checkpoints.random_gfpgan("clean", 1)
     weight = state["conv_body_first.weight"]
     assert float(weight.std()) * 3**0.5 == pytest.approx(2**0.5, rel=0.2)
-    assert float(state["stylegan_decoder.style_conv1.modulated_conv.modulation.bias"].mean()) == pytest.approx(
-        1, abs=0.1
-    )
+    assert float(
+        state["stylegan_decoder.style_conv1.modulated_conv.modulation.bias"].mean()
+    ) == pytest.approx(1, abs=0.1)
     assert detect_architecture(state) == ("clean", 1)
 
 
@@ -61,4 +61,6 @@ def test_gfpganer_takes_it_and_every_stage_runs(tmp_path):
     assert ran == ["IntermediateLayerGetter", "GFPGANv1Clean", "ParseNet"]
     assert np.ptp(aligned.build().run()) > 100
     assert len(ran) == 4 and ran[-1] == "GFPGANv1Clean"
-    assert sorted(path.stem for path in tmp_path.glob("*.safetensors")) == sorted([*HELPERS, "random-gfpgan"])
+    assert sorted(path.stem for path in tmp_path.glob("*.safetensors")) == sorted(
+        [*HELPERS, "random-gfpgan"]
+    )

@@ -56,12 +56,10 @@ def test_musetalk_s_own_classes_are_called_as_its_scripts_do(monkeypatch, tmp_pa
     package = tmp_path / "musetalk" / "models"
     package.mkdir(parents=True)
     (package / "unet.py").write_text(
-        "import torch, types\n"
-        "class Model(torch.nn.Linear):\n"
-        "    def __init__(self): super().__init__(1, 1)\n"
-        "    def forward(self, x, step, encoder_hidden_states): return types.SimpleNamespace(sample=x[:, :4])\n"
-        "class UNet:\n"
-        "    def __init__(self, unet_config, model_path, use_float16, device): self.model = Model()\n"
+        "import torch, types\nclass Model(torch.nn.Linear):\n    def __init__(self): "
+        "super().__init__(1, 1)\n    def forward(self, x, step, encoder_hidden_states): return "
+        "types.SimpleNamespace(sample=x[:, :4])\nclass UNet:\n    def __init__(self, "
+        "unet_config, model_path, use_float16, device): self.model = Model()\n"
     )
     (package / "vae.py").write_text(
         "import numpy\n"
@@ -86,5 +84,7 @@ def test_diffusers_networks_of_musetalk_s_form(monkeypatch):
     pytest.importorskip("diffusers")
     monkeypatch.setattr(host_loop, "_SMALL", 8)
     small = {"block_out_channels": (32, 64, 64, 64)}
-    host = host_loop.diffusers_host(CPU, 1, unet=small, vae={"block_out_channels": (32, 32, 32, 32)})
+    host = host_loop.diffusers_host(
+        CPU, 1, unet=small, vae={"block_out_channels": (32, 32, 32, 32)}
+    )
     assert host.generate().shape == (1, 256, 256, 3)

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+
 import pytest
 
 from musetalk_enhance.errors import ConfigError, MissingDependencyError, RestorerError
+from musetalk_enhance.pipeline.costs import Peak
 from scripts.benchmarks.measure import Rounds, measure
 
 from .conftest import CPU
@@ -25,9 +28,24 @@ def test_every_candidate_runs_once_a_round(fake, rounds, log):
     assert log.count("x closed") == log.count("base closed") == 1
 
 
-def test_all_are_loaded_before_the_first_runs(fake, rounds, log):
-    measure([fake("x"), fake("y")], rounds)
-    assert log[:2] == ["x loaded", "y loaded"]
+@pytest.mark.parametrize(("working", "groups"), [(0, 1), (20, 2)])
+def test_the_bound_counts_what_is_in_use_after_a_run_and_what_a_run_needs(
+    fake, log, monkeypatch, working, groups
+):
+    """40 bytes may be in use; each candidate keeps 15 from its first run on."""
+    in_use = [0]
+
+    @contextlib.contextmanager
+    def watch(device):
+        yield Peak(highest=working)
+        in_use[0] = 15 * log.count("x") + 15 * log.count("y")
+
+    monkeypatch.setattr("scripts.benchmarks.measure.resident", lambda device: in_use[0])
+    monkeypatch.setattr("scripts.benchmarks.measure.costs.watch", watch)
+    lines: list[str] = []
+    measure([fake("x"), fake("y"), fake("z")], Rounds(1, 1, CPU, 40, lines.append))
+    assert sum("measuring group" in line for line in lines) == groups - 1
+    assert log.index("x loaded") < log.index("x") < log.index("y loaded")
 
 
 def test_groups_where_not_all_fit(fake, log, monkeypatch):
@@ -35,8 +53,12 @@ def test_groups_where_not_all_fit(fake, log, monkeypatch):
     taken = iter(range(0, 10_000, 10))
     monkeypatch.setattr("scripts.benchmarks.measure.resident", lambda device: next(taken))
     said: list[str] = []
-    seen = measure([fake("x"), fake("y"), fake("z")], Rounds(1, 0, CPU, 15, said.append), [fake("base", "plan")])
-    assert runs(log) == ["base", "x", "base", "y", "base", "z"]
+    seen = measure(
+        [fake("x"), fake("y"), fake("z")],
+        Rounds(1, 0, CPU, 15, said.append),
+        [fake("base", "plan")],
+    )
+    assert runs(log) == ["base", "x", "base", "x", "y", "base", "y", "z", "base", "z"]
     assert log.index("x closed") < log.index("y loaded")
     assert sum("group" in line for line in said) == 2
     assert len(seen[0].ms) == 3

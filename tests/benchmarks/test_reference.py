@@ -23,7 +23,9 @@ def test_the_plan_detects_and_gets_one_face_in_the_middle(gfpganer, frame_wh):
     assert all(call["center"] and call["paste"] and not call["aligned"] for call in gfpganer.calls)
     (answer,) = gfpganer.answers[0]
     left, top, right, bottom = answer[:4]
-    assert (left + right, top + bottom) == (width, height) and right - left == min(256, width, height)
+    assert (left + right, top + bottom) == (width, height) and right - left == min(
+        256, width, height
+    )
     points = answer[5:].reshape(5, 2)
     assert np.all(points > (left, top)) and np.all(points < (right, bottom))
     assert answer[4] > 0.97

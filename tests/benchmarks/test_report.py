@@ -31,7 +31,9 @@ def measured(fake, rounds):
     for one in seen:
         if one.candidate.name in times:
             one.ms = [times[one.candidate.name]] * 3
-            one.against = {PLAN: 4000.0, ALIGNED: 2000.0, "matrix product fp32": 1.0} if one.against else {}
+            one.against = (
+                {PLAN: 4000.0, ALIGNED: 2000.0, "matrix product fp32": 1.0} if one.against else {}
+            )
     return seen
 
 
@@ -59,7 +61,10 @@ def test_rows_say_all_there_is(made):
     assert one["faces_per_second"] == 1.0 and one["ms_per_face_rounds"] == [1000.0] * 3
     assert one["stages_ms"] == {"network": 1.5} and one["runs_as"] == "torch fp32"
     assert {"loaded_bytes", "working_bytes", "peak_bytes", "faces", "difference"} <= one.keys()
-    assert rows[PLAN]["times_faster"] == {"plan": 1.0, "aligned": 0.5} and rows[PLAN]["difference"] is None
+    assert (
+        rows[PLAN]["times_faster"] == {"plan": 1.0, "aligned": 0.5}
+        and rows[PLAN]["difference"] is None
+    )
     assert rows["x"]["reason"] == "no x" and "ms_per_face" not in rows["x"]
 
 
@@ -77,16 +82,20 @@ def test_folders_of_the_user_are_taken_out(monkeypatch, tmp_path):
     monkeypatch.setenv("HOME", "/home/somebody")
     monkeypatch.chdir(tmp_path)
     assert machine.anonymous("/home/somebody/x.pth:\n  missing") == "~/x.pth: missing"
-    assert machine.anonymous(str(tmp_path / "x")).endswith("/x") and str(tmp_path) not in machine.anonymous(
-        str(tmp_path)
-    )
+    assert machine.anonymous(str(tmp_path / "x")).endswith("/x") and str(
+        tmp_path
+    ) not in machine.anonymous(str(tmp_path))
 
 
 def test_the_table_is_last_and_refusals_are_named(made):
     text = report.text(made)
     lines = text.splitlines()
     assert lines[0] == "note: random weights"
-    assert lines[-1].startswith("onnx fp32 batch 8 lower") and "8.00" in lines[-1] and "4.00" in lines[-1]
+    assert (
+        lines[-1].startswith("onnx fp32 batch 8 lower")
+        and "8.00" in lines[-1]
+        and "4.00" in lines[-1]
+    )
     assert "not measured: x: no x" in lines
     assert "arithmetic limit (direct convolution)" in text and "measured best, region lower" in text
     assert max(len(line) for line in report.table(made["rows"])) < 140
@@ -123,7 +132,9 @@ def test_no_limit_without_a_count(measured, made):
 def test_a_part_of_the_face_is_compared_below_the_centre(fake, region, largest):
     output = np.zeros((2, 8, 8, 3), np.uint8)
     output[0, 1, 1, 1], output[0, 4, 1, 1] = 40, 8
-    seen = Measurement(fake("x", region=region).__class__("x", lambda: None, {"region": region}), output=output)
+    seen = Measurement(
+        fake("x", region=region).__class__("x", lambda: None, {"region": region}), output=output
+    )
     truth = np.zeros((1, 8, 8, 3), np.uint8)
     found = difference(seen, truth)
     assert found["max"] == largest and 0 < found["mean"] < 1
@@ -132,7 +143,14 @@ def test_a_part_of_the_face_is_compared_below_the_centre(fake, region, largest):
 
 def test_the_host_s_loop_is_told(made):
     times = {"alone": 10.0, "in turn": 15.0, "overlapped": 10.5}
-    host = {"host": "a stand-in", "enhancer": "torch", "batch": 8, "batches": 4, "rounds": 3, "ms_per_face": times}
+    host = {
+        "host": "a stand-in",
+        "enhancer": "torch",
+        "batch": 8,
+        "batches": 4,
+        "rounds": 3,
+        "ms_per_face": times,
+    }
     host["added"] = {"in turn": 0.5, "overlapped": 0.05}
     text = report.text({**made, "host_loop": host})
     assert "+5.0%" in text and "a stand-in" in text and text.index("+5.0%") < text.index("ms/face")

@@ -57,6 +57,10 @@ def test_limits():
     work = roofline.WorkloadCost(macs=10**9, activation_bytes=6 * 10**6, weight_bytes=2 * 10**6)
     limits = roofline.limits(work, {"fp32": 1e11, "bf16": 2e11, "bytes": 8e9})
     assert set(limits) == {"fp32", "bf16"}
-    assert limits["fp32"].arithmetic_ms == pytest.approx(10) and limits["fp32"].memory_ms == pytest.approx(1)
-    assert limits["bf16"].arithmetic_ms == pytest.approx(5) and limits["bf16"].memory_ms == pytest.approx(0.5)
+    assert limits["fp32"].arithmetic_ms == pytest.approx(10) and limits[
+        "fp32"
+    ].memory_ms == pytest.approx(1)
+    assert limits["bf16"].arithmetic_ms == pytest.approx(5) and limits[
+        "bf16"
+    ].memory_ms == pytest.approx(0.5)
     assert math.isnan(roofline.limits(work, {"fp32": 1.0})["fp32"].memory_ms)

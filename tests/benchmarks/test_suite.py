@@ -32,7 +32,9 @@ def no_network(monkeypatch, make_enhancer):
     """Every enhancer of the bench repeats pixels instead of running a network."""
 
     def from_settings(settings):
-        return make_enhancer(None, **{name: getattr(settings, name) for name in ("batch_size", "on_error")})
+        return make_enhancer(
+            None, **{name: getattr(settings, name) for name in ("batch_size", "on_error")}
+        )
 
     monkeypatch.setattr(candidates, "GFPGANEnhancer", SimpleNamespace(from_settings=from_settings))
 
@@ -58,7 +60,9 @@ def test_nothing_of_ours_is_exit_code_1(small, no_network, capsys):
     assert [row["path"] for row in made["rows"]] == ["ours"]
 
 
-def test_without_matplotlib_there_is_json_and_a_note(small, no_network, capsys, monkeypatch, tmp_path):
+def test_without_matplotlib_there_is_json_and_a_note(
+    small, no_network, capsys, monkeypatch, tmp_path
+):
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     assert main([*small, "--no-reference"]) == 0
     assert "no plot, JSON only" in capsys.readouterr().out
@@ -87,7 +91,14 @@ def test_a_host_that_fails_costs_only_its_line(small, no_network, capsys, monkey
 
 
 @pytest.mark.parametrize(
-    "words", [["--batches", "0"], ["--batches", "1,x"], ["--frame", "64"], ["--rounds", "-1"], ["--backends", ","]]
+    "words",
+    [
+        ["--batches", "0"],
+        ["--batches", "1,x"],
+        ["--frame", "64"],
+        ["--rounds", "-1"],
+        ["--backends", ","],
+    ],
 )
 def test_impossible_words_are_refused(words, capsys):
     with pytest.raises(SystemExit) as stop:
@@ -104,7 +115,9 @@ def test_impossible_values_are_typed_errors(small, capsys):
 
 def test_quick_is_small_and_words_win(small):
     parser = build_parser()
-    plan = plan_of(parser.parse_args(["--quick", "--faces", "5", "--loaded", "2GiB", "--frame", "640x360"]))
+    plan = plan_of(
+        parser.parse_args(["--quick", "--faces", "5", "--loaded", "2GiB", "--frame", "640x360"])
+    )
     assert (plan.faces, plan.rounds, plan.reference_faces, plan.bound_bytes) == (5, 1, 1, 2**31)
     assert plan.batches == [1, 2] and plan.frame_wh == (640, 360)
     assert plan_of(parser.parse_args([])).batches == [1, 4, 8]
@@ -112,15 +125,28 @@ def test_quick_is_small_and_words_win(small):
 
 def test_faces_are_whole_batches_and_the_same_for_all():
     one = candidates.ours(
-        Subject("lite", {"model": "lite"}), "cpu", 5, backend="torch", dtype="fp32", batch=4, region="full"
+        Subject("lite", {"model": "lite"}),
+        "cpu",
+        5,
+        backend="torch",
+        dtype="fp32",
+        batch=4,
+        region="full",
     )
     assert one.build().faces == 8
     assert one.name == "torch fp32 batch 4" and one.facts["path"] == "ours"
-    assert np.array_equal(pictures(8)[:3], pictures(3)) and pictures(2, 64, 32).shape == (2, 32, 64, 3)
+    assert np.array_equal(pictures(8)[:3], pictures(3)) and pictures(2, 64, 32).shape == (
+        2,
+        32,
+        64,
+        3,
+    )
 
 
 def test_every_combination_batches_fastest():
-    listed = candidates.every(Subject("lite"), "cpu", 1, ["torch", "onnx"], ["fp32"], ["full", "lower"], [1, 8])
+    listed = candidates.every(
+        Subject("lite"), "cpu", 1, ["torch", "onnx"], ["fp32"], ["full", "lower"], [1, 8]
+    )
     assert [one.name for one in listed][:4] == [
         "torch fp32 batch 1",
         "torch fp32 batch 8",
@@ -132,7 +158,9 @@ def test_every_combination_batches_fastest():
 
 def test_emulated_arithmetic_is_refused(monkeypatch):
     monkeypatch.setattr(candidates, "is_emulated", lambda dtype: True)
-    one = candidates.ours(Subject("lite"), "cpu", 1, backend="torch", dtype="bf16", batch=1, region="full")
+    one = candidates.ours(
+        Subject("lite"), "cpu", 1, backend="torch", dtype="bf16", batch=1, region="full"
+    )
     with pytest.raises(RestorerError, match="no bf16 instructions"):
         one.build()
 
@@ -142,7 +170,9 @@ def test_models_that_are_not_here(tmp_path, monkeypatch):
         open_subject("restoreformer", False, tmp_path, print)
     with pytest.raises(ConfigError):
         open_subject("no-such-model", False, tmp_path, print)
-    monkeypatch.setattr("scripts.benchmarks.subject.random_subject", lambda folder: Subject("random"))
+    monkeypatch.setattr(
+        "scripts.benchmarks.subject.random_subject", lambda folder: Subject("random")
+    )
     said: list[str] = []
     assert open_subject("gfpgan-1.4", False, tmp_path, said.append).name == "random"
     assert "not on this machine" in said[0] and "random weights" in said[1]

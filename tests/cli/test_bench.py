@@ -78,6 +78,50 @@ def test_defaults_are_on_and_every_combination_is_measured(settings, capsys):
     assert all(one.guard_on and one.stability_amount and one.color_match_on for one in settings)
 
 
+def test_what_may_not_fit_is_not_run(settings, capsys, monkeypatch):
+    """The kernel would end the process: from what a batch of 1 took, 4 may need four times that."""
+    from musetalk_enhance.runtime import memory
+
+    monkeypatch.setattr(memory, "free_bytes", lambda _: 2**30)
+    real = bench._timed
+
+    def timed(options, *rest):
+        row = real(options, *rest)
+        return row | {"memory_bytes": 2**28 * options["batch_size"] + 1}
+
+    monkeypatch.setattr(bench, "_timed", timed)
+    words = ["--backends", "torch", "--dtypes", "fp32", "--regions", "full", "--json"]
+    words += ["--model", "lite", "--device", "cpu", "--quick", "--batches", "1,2,4"]
+    assert main(["bench", *words]) == 0
+    rows = json.loads(capsys.readouterr().out)["rows"]
+    assert [row["reason"] for row in rows[:2]] == [None, None]
+    assert rows[2]["reason"] == "may need 1.0 GiB, and 1.0 GiB are free"
+    assert [asked.batch_size for asked in settings] == [1, 2]
+
+
+def test_a_batch_that_was_halved_is_not_shown_as_a_whole_one(settings, capsys, monkeypatch):
+    calls = []
+
+    def full(batch):
+        calls.append(len(batch))
+        if len(batch) > 1:
+            raise RuntimeError("out of memory")
+        return batch
+
+    settings_to_enhancer = GFPGANEnhancer.from_settings
+
+    def from_settings(settings, restorer=None):
+        if restorer is not None:
+            return settings_to_enhancer(settings, restorer)
+        return enhancer_around(full, batch_size=settings.batch_size)
+
+    monkeypatch.setattr(GFPGANEnhancer, "from_settings", from_settings)
+    words = ["--backends", "torch", "--dtypes", "fp32", "--regions", "full", "--json"]
+    assert main(["bench", *words, *SHORT[1:5], "--batches", "2"]) == 1
+    (row,) = json.loads(capsys.readouterr().out)["rows"]
+    assert row["reason"] == "out of memory with this batch" and max(calls) == 2
+
+
 def test_nothing_measured_is_exit_code_1(capsys):
     assert main([*SHORT, "--backends", "abacus", "--dtypes", "fp32"]) == 1
     assert capsys.readouterr().out.rstrip().endswith("no combination could be measured")
@@ -103,7 +147,11 @@ def test_the_frames_move_little_and_never_repeat():
 def test_no_frame_is_left_alone(monkeypatch):
     """Otherwise the figures would be those of frames that skip the network."""
     enhancer = enhancer_around(
-        lambda batch: 1.2 * batch - 0.1, stability=1, guard=True, sharpness_gate="auto", color_match=True
+        lambda batch: 1.2 * batch - 0.1,
+        stability=1,
+        guard=True,
+        sharpness_gate="auto",
+        color_match=True,
     )
     frames = bench.moving_frames(4)
     for _ in range(2):

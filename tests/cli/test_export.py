@@ -7,7 +7,7 @@ import onnxruntime
 import pytest
 import torch
 
-from musetalk_enhance.backends import exporting
+from musetalk_enhance.backends import onnx_export
 from musetalk_enhance.cli import main
 from musetalk_enhance.config.settings import EnhancerSettings
 from musetalk_enhance.restorers.base import LoadRequest
@@ -64,7 +64,7 @@ def test_what_is_refused(tmp_path, monkeypatch, capsys, words, message):
 
 
 def test_a_file_that_differs_is_exit_code_2_and_not_kept(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(exporting, "difference", lambda spec, path: 0.5)
+    monkeypatch.setattr(onnx_export, "difference", lambda spec, graph: 0.5)
     assert main(["export", "lite", str(tmp_path / "lite.onnx")]) == 2
     assert "differs from torch by 5.0e-01" in capsys.readouterr().err
     assert not list(tmp_path.glob("*.onnx"))

@@ -46,7 +46,9 @@ def cheap(monkeypatch):
         restorer = FakeRestorer(
             LoadRequest(RECORD, enhancer, torch.device("cpu")), lambda faces: faces * 0.9
         )
-        return LoadedModel(restorer, Choice(Model(RECORD, lambda: FakeRestorer), enhancer), None, [])
+        return LoadedModel(
+            restorer, Choice(Model(RECORD, lambda: FakeRestorer), enhancer), None, []
+        )
 
     monkeypatch.setattr(model_loader, "load", load)
     monkeypatch.setattr(video_processor, "TEMPLATE_SIDE", 128)

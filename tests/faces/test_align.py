@@ -1,4 +1,5 @@
-"""Crops reach the FFHQ template and come back, whatever box the host squashed; bad landmarks are told, not warped."""
+"""Crops reach the FFHQ template and come back, whatever box the host squashed; bad landmarks are
+told, not warped."""
 
 from __future__ import annotations
 
@@ -12,7 +13,8 @@ from musetalk_enhance.errors import ConfigError, FrameError
 from musetalk_enhance.faces.align import Aligner, LandmarkTrack
 from musetalk_enhance.faces.detect import FFHQ_512, Face, FaceDetector, make_detector
 
-DEPTH = np.array((0.0, 0.0, 57.0, 0.0, 0.0))  # the nose stands 0.45 eye distances out of the plane of eyes and mouth
+# the nose stands 0.45 eye distances out of the plane of eyes and mouth
+DEPTH = np.array((0.0, 0.0, 57.0, 0.0, 0.0))
 
 
 def head(yaw=0.0, roll=0.0, scale=0.5, size=256):
@@ -20,12 +22,15 @@ def head(yaw=0.0, roll=0.0, scale=0.5, size=256):
     x, y = (FFHQ_512 - FFHQ_512.mean(axis=0)).T
     x = x * np.cos(np.radians(yaw)) + DEPTH * np.sin(np.radians(yaw))
     turn = np.radians(roll)
-    turned = np.stack((x * np.cos(turn) - y * np.sin(turn), x * np.sin(turn) + y * np.cos(turn)), axis=1)
+    turned = np.stack(
+        (x * np.cos(turn) - y * np.sin(turn), x * np.sin(turn) + y * np.cos(turn)), axis=1
+    )
     return turned * scale + size / 2
 
 
 def squashed(landmarks, aspect, size=256):
-    """As a host makes a square of a box of width / height = `aspect` around the picture's middle."""
+    """As a host makes a square of a box of width / height = `aspect` around the picture's
+    middle."""
     return (landmarks - size / 2) / (aspect, 1) + size / 2
 
 
@@ -39,7 +44,8 @@ def smooth_faces(count=2, size_hw=(256, 256), seed=0):
     rng = np.random.default_rng(seed)
     y, x = np.mgrid[: size_hw[0], : size_hw[1]].astype(np.float32)
     waves = [
-        np.sin(x / rng.uniform(6.5, 20) + y / rng.uniform(6.5, 20) + rng.uniform(0, 6)) for _ in range(3 * count)
+        np.sin(x / rng.uniform(6.5, 20) + y / rng.uniform(6.5, 20) + rng.uniform(0, 6))
+        for _ in range(3 * count)
     ]
     return torch.from_numpy(0.5 + 0.45 * np.stack(waves).reshape(count, 3, *size_hw)).float()
 
@@ -92,10 +98,15 @@ def test_the_given_aspect_is_of_the_box_whatever_the_crop():
 
 @pytest.mark.parametrize(
     ("size_hw", "side", "back", "aspect"),
-    [((256, 256), 512, (256, 256), 0.78), ((256, 256), 512, (512, 512), None), ((384, 256), 512, None, 1.0)],
+    [
+        ((256, 256), 512, (256, 256), 0.78),
+        ((256, 256), 512, (512, 512), None),
+        ((384, 256), 512, None, 1.0),
+    ],
 )
 def test_there_and_back_changes_nothing(size_hw, side, back, aspect):
-    """At most 0.5/255 of what is laid over, on smooth content; 3/255 in the crop's outermost pixels."""
+    """At most 0.5/255 of what is laid over, on smooth content; 3/255 in the crop's outermost
+    pixels."""
     aligner = Aligner(side)
     faces = smooth_faces(size_hw=size_hw)
     landmarks = np.stack((head(roll=5), head(roll=-12)))
@@ -123,7 +134,9 @@ def test_one_pixel_goes_to_its_place():
     """Half-pixel centres: a bright spot lies where its coordinates say, at both ends."""
     faces = torch.zeros(1, 1, 256, 256)
     faces[0, 0, 100, 60] = 1
-    faces = torch.nn.functional.conv2d(faces, torch.ones(1, 1, 5, 5), padding=2).expand(1, 3, -1, -1)
+    faces = torch.nn.functional.conv2d(faces, torch.ones(1, 1, 5, 5), padding=2).expand(
+        1, 3, -1, -1
+    )
     aligner = Aligner()
     aligned, alignment = aligner.warp(faces, squashed(head(roll=15), 0.8)[None])
 
@@ -144,7 +157,8 @@ def test_beyond_the_crop_its_border_goes_on():
 
 
 def test_the_coverage_fades_at_the_border_of_the_template():
-    """A small face in a large picture: nothing outside the template, all in its middle, a ramp between."""
+    """A small face in a large picture: nothing outside the template, all in its middle, a ramp
+    between."""
     aligner = Aligner(feather=40)
     faces = smooth_faces(1, (600, 800))
     landmarks = (head(scale=0.5, size=0) + (400, 300))[None]
@@ -173,7 +187,9 @@ def test_laid_over_a_network_that_changes_nothing_changes_nothing(rng):
 
 def test_a_face_comes_out_the_same_in_every_batch():
     faces = smooth_faces(3, (700, 700))
-    landmarks = np.stack((head(size=700), head(scale=2.1, size=700), head(scale=1.4, roll=20, size=700)))
+    landmarks = np.stack(
+        (head(size=700), head(scale=2.1, size=700), head(scale=1.4, roll=20, size=700))
+    )
     aligner = Aligner(256)
     aligned, alignment = aligner.warp(faces, landmarks)
     back, coverage = aligner.unwarp(aligned, alignment)
@@ -241,7 +257,11 @@ def test_what_does_not_fit_together_is_refused():
 def test_no_faces_at_all():
     aligned, alignment = Aligner(64).warp(torch.zeros(0, 3, 32, 32), np.zeros((0, 5, 2)))
     back, coverage = Aligner(64).unwarp(aligned, alignment)
-    assert (aligned.shape, back.shape, coverage.shape) == ((0, 3, 64, 64), (0, 3, 32, 32), (0, 1, 32, 32))
+    assert (aligned.shape, back.shape, coverage.shape) == (
+        (0, 3, 64, 64),
+        (0, 3, 32, 32),
+        (0, 1, 32, 32),
+    )
 
 
 class Told(FaceDetector):
@@ -253,7 +273,11 @@ class Told(FaceDetector):
     def detect(self, picture_bgr):
         self.calls += 1
         answer = self.answers[(self.calls - 1) % len(self.answers)]
-        return [] if answer is None else [Face(np.array((0, 0, 256, 256.0)), answer.astype(np.float32), 0.9)]
+        return (
+            []
+            if answer is None
+            else [Face(np.array((0, 0, 256, 256.0)), answer.astype(np.float32), 0.9)]
+        )
 
 
 PICTURE = np.zeros((256, 256, 3), np.uint8)
@@ -266,7 +290,9 @@ def test_a_looping_avatar_is_looked_at_once(rng):
     first = [track.update(face_bgr=PICTURE, key=key) for key in range(6)]
     again = [track.update(key=key) for key in (5, 4, 3, 2, 1, 0, 1, 2)]
     assert detector.calls == 6
-    assert all((a == first[key]).all() for a, key in zip(again, (5, 4, 3, 2, 1, 0, 1, 2), strict=True))
+    assert all(
+        (a == first[key]).all() for a, key in zip(again, (5, 4, 3, 2, 1, 0, 1, 2), strict=True)
+    )
     track.reset(keep_cache=True)
     assert track.is_cached(3)
     track.reset()
@@ -343,6 +369,9 @@ def test_real_crops_lie_on_the_template(shared):
         crop = cv2.resize(picture[y1:y2, x1:x2], (256, 256), interpolation=cv2.INTER_AREA)
         landmarks = detector.detect(crop)[0].landmarks
         assert not Aligner.problems(landmarks[None], (256, 256)), path.stem
-        ratios.append(Aligner().fit(landmarks[None], (256, 256)).aspect[0] / ((x2 - x1) / (y2 - y1)))
-    assert 0.8 < np.median(ratios) < 1.25  # a detector puts a squashed face's landmarks nearer to those of a true one
+        ratios.append(
+            Aligner().fit(landmarks[None], (256, 256)).aspect[0] / ((x2 - x1) / (y2 - y1))
+        )
+    # a detector puts a squashed face's landmarks nearer to those of a true one
+    assert 0.8 < np.median(ratios) < 1.25
     assert 0.65 < min(ratios) and max(ratios) < 1.5

@@ -1,4 +1,5 @@
-"""Faces are found at any size, also where they fill the picture, and their weights are treated as every weight."""
+"""Faces are found at any size, also where they fill the picture, and their weights are treated as
+every weight."""
 
 from __future__ import annotations
 
@@ -19,7 +20,13 @@ from musetalk_enhance.errors import (
     MissingWeightError,
     UntrustedWeightError,
 )
-from musetalk_enhance.faces.detect import FFHQ_512, NetworkDetector, RetinaFace, YuNet, make_detector
+from musetalk_enhance.faces.detect import (
+    FFHQ_512,
+    NetworkDetector,
+    RetinaFace,
+    YuNet,
+    make_detector,
+)
 
 NO_FACE = {"s40", "s41"}  # a drawing and a cat
 SMALL = "detection_mobilenet0.25_Final.pth"
@@ -27,7 +34,8 @@ YUNET = "face_detection_yunet_2023mar.onnx"
 
 
 class Squares(NetworkDetector):
-    """Finds white squares as faces, those that keep `room` pixels to the edge; remembers the sizes it saw."""
+    """Finds white squares as faces, those that keep `room` pixels to the edge; remembers the sizes
+    it saw."""
 
     def __init__(self, max_side=None, room=0, score=0.9, min_face=0):
         super().__init__(max_side, 0.5, min_face)
@@ -54,7 +62,9 @@ def squares(*boxes_xyxy, size_hw=(200, 300)):
 def test_faces_come_largest_first_in_pixels_of_the_picture():
     faces = Squares().detect(squares((10, 20, 40, 60), (100, 50, 200, 150)))
     assert [face.box_xyxy.tolist() for face in faces] == [[100, 50, 200, 150], [10, 20, 40, 60]]
-    assert faces[0].landmarks.dtype == np.float32 and faces[0].landmarks.tolist() == [[150, 100]] * 5
+    assert (
+        faces[0].landmarks.dtype == np.float32 and faces[0].landmarks.tolist() == [[150, 100]] * 5
+    )
     assert faces[0].size_wh == (100, 100)
 
 
@@ -126,7 +136,16 @@ def test_a_coarse_look_is_held_to_the_same_score():
         (32, 0.95, [], [384, 512, 384]),
         (32, 0.95, [(10, 100, 290, 400)], [384, 384]),
     ],
-    ids=["plain", "small faces count", "no hurry", "not sure", "not alone", "small", "none", "no room"],
+    ids=[
+        "plain",
+        "small faces count",
+        "no hurry",
+        "not sure",
+        "not alone",
+        "small",
+        "none",
+        "no room",
+    ],
 )
 def test_a_coarse_look_counts_where_it_leaves_no_doubt(least, score, boxes, sizes):
     detector = Squares(score=score, min_face=least)
@@ -154,7 +173,10 @@ def test_a_coarse_look_loses_no_face(shared, detectors):
     quick = make_detector("yunet", shared / "weights" / YUNET, max_side=1280, min_face=32)
     slow = make_detector("yunet", shared / "weights" / YUNET, max_side=1280)
     for name, picture in [*portraits(shared), *clip_frames(shared)]:
-        found, expected = quick.detect(picture), [one for one in slow.detect(picture) if max(one.size_wh) >= 32]
+        found, expected = (
+            quick.detect(picture),
+            [one for one in slow.detect(picture) if max(one.size_wh) >= 32],
+        )
         for face in expected:
             assert min(distance(one, face) for one in found) < 0.08, name
 
@@ -237,7 +259,11 @@ def test_impossible_options():
 
 @pytest.mark.parametrize(
     ("name", "weight"),
-    [("yunet", "YuNet"), ("retinaface", "RetinaFace-R50"), ("RetinaFace-Mobile", "RetinaFace-mobile0.25")],
+    [
+        ("yunet", "YuNet"),
+        ("retinaface", "RetinaFace-R50"),
+        ("RetinaFace-Mobile", "RetinaFace-mobile0.25"),
+    ],
 )
 def test_a_missing_weight_is_said_before_any_work(name, weight):
     with pytest.raises(MissingWeightError, match=f"musetalk-enhance weights fetch {weight}"):
@@ -248,8 +274,15 @@ def test_another_graph_than_yunet_is_refused(tmp_path):
     onnx = pytest.importorskip("onnx")
     path = tmp_path / "other.onnx"
     values = [onnx.helper.make_tensor_value_info(name, 1, [1, 3, 64, 64]) for name in ("a", "b")]
-    graph = onnx.helper.make_graph([onnx.helper.make_node("Relu", ["a"], ["b"])], "g", values[:1], values[1:])
-    onnx.save(onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 17)], ir_version=8), path)
+    graph = onnx.helper.make_graph(
+        [onnx.helper.make_node("Relu", ["a"], ["b"])], "g", values[:1], values[1:]
+    )
+    onnx.save(
+        onnx.helper.make_model(
+            graph, opset_imports=[onnx.helper.make_opsetid("", 17)], ir_version=8
+        ),
+        path,
+    )
     with pytest.raises(CheckpointError, match="YuNet"):
         make_detector("yunet", path)
 
@@ -275,7 +308,8 @@ def test_the_other_network_is_refused(shared):
 
 @pytest.mark.slow
 def test_retinaface_resnet50_is_built_without_a_download(tmp_path, monkeypatch):
-    """No published weight is at hand: the official network with random weights goes through the loader."""
+    """No published weight is at hand: the official network with random weights goes through the
+    loader."""
     import torch
 
     from musetalk_enhance.restorers.official_stack import import_official
@@ -284,8 +318,12 @@ def test_retinaface_resnet50_is_built_without_a_download(tmp_path, monkeypatch):
     monkeypatch.setattr("urllib.request.urlopen", lambda *_, **__: pytest.fail("a download"))
     torch.manual_seed(0)
     with pytest.warns(UserWarning):
-        net = import_official("facexlib.detection.retinaface").RetinaFace("resnet50", device=torch.device("cpu"))
-    torch.save({f"module.{name}": value for name, value in net.state_dict().items()}, tmp_path / "r50.pth")
+        net = import_official("facexlib.detection.retinaface").RetinaFace(
+            "resnet50", device=torch.device("cpu")
+        )
+    torch.save(
+        {f"module.{name}": value for name, value in net.state_dict().items()}, tmp_path / "r50.pth"
+    )
     state = torch.get_rng_state()
     weight = tmp_path / "r50.pth"
     detector = make_detector("retinaface", weight, trust_unpinned=True, max_side=128, threshold=0.6)
@@ -294,7 +332,11 @@ def test_retinaface_resnet50_is_built_without_a_download(tmp_path, monkeypatch):
     rows = detector._find(picture, 0.6)
     with torch.no_grad():
         want = net.eval().detect_faces(picture, 0.6)
-    assert len(rows) > 3 and np.shape(want) == rows.shape == (len(rows), 15) and np.allclose(rows, want, atol=1e-3)
+    assert (
+        len(rows) > 3
+        and np.shape(want) == rows.shape == (len(rows), 15)
+        and np.allclose(rows, want, atol=1e-3)
+    )
 
 
 @pytest.fixture(scope="module")
@@ -323,13 +365,18 @@ def clip_frames(shared):
 
 
 def distance(a, b) -> float:
-    """Root mean square distance of two sets of landmarks, as a share of the larger side of face `b`."""
+    """Root mean square distance of two sets of landmarks, as a share of the larger side of face
+    `b`."""
     return float(np.sqrt(((a.landmarks - b.landmarks) ** 2).sum(1).mean())) / max(b.size_wh)
 
 
 def upright(landmarks) -> bool:
     left_eye, right_eye, nose, left_mouth, right_mouth = landmarks
-    return left_eye[0] < right_eye[0] and left_mouth[0] < right_mouth[0] and left_eye[1] < nose[1] < left_mouth[1]
+    return (
+        left_eye[0] < right_eye[0]
+        and left_mouth[0] < right_mouth[0]
+        and left_eye[1] < nose[1] < left_mouth[1]
+    )
 
 
 @pytest.mark.shared
@@ -355,7 +402,9 @@ def test_faces_in_tight_crops_are_found_where_they_are(shared, detectors, kind, 
         face = detectors["yunet"].detect(picture)[0]
         x1, y1, x2, y2 = np.round(face.box_xyxy).astype(int).clip(0)
         soft = cv2.resize(picture[y1:y2, x1:x2], (96, 96), interpolation=cv2.INTER_AREA)
-        found = detectors[kind].detect(cv2.resize(soft, (side, side), interpolation=cv2.INTER_CUBIC))
+        found = detectors[kind].detect(
+            cv2.resize(soft, (side, side), interpolation=cv2.INTER_CUBIC)
+        )
         assert found, name
         assert upright(found[0].landmarks), name
         back = found[0].landmarks * ((x2 - x1) / side, (y2 - y1) / side) + (x1, y1)
@@ -379,7 +428,9 @@ def test_the_same_picture_gives_the_same_answer(shared, detectors):
         before = detector.detect(first)[0]
         detector.detect(second[:200, :300])
         again = detector.detect(first)[0]
-        assert (before.landmarks == again.landmarks).all() and (before.box_xyxy == again.box_xyxy).all()
+        assert (before.landmarks == again.landmarks).all() and (
+            before.box_xyxy == again.box_xyxy
+        ).all()
 
 
 @pytest.mark.shared

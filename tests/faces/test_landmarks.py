@@ -1,4 +1,5 @@
-"""The landmarks of a stream: the host's own, or found once; steady, and the same however frames are batched."""
+"""The landmarks of a stream: the host's own, or found once; steady, and the same however frames are
+batched."""
 
 from __future__ import annotations
 
@@ -66,7 +67,11 @@ def test_the_meter_fills_what_the_host_leaves_open(soft, own, looks):
 def test_the_host_wins_over_the_meter(soft, own, looks):
     elsewhere = own[:4] + 40
     found = fill(Stream("embedded"), soft[:4], landmarks=elsewhere)
-    assert looks == [] and np.abs(np.array(found) - elsewhere).max() < 4 and np.abs(found - own[:4]).min() > 30
+    assert (
+        looks == []
+        and np.abs(np.array(found) - elsewhere).max() < 4
+        and np.abs(found - own[:4]).min() > 30
+    )
 
 
 def test_keys_are_not_looked_for_again(soft, looks):
@@ -74,7 +79,9 @@ def test_keys_are_not_looked_for_again(soft, looks):
     first = fill(finder, soft[:4], keys=[0, 1, 2, 3])
     again = fill(finder, torch.zeros_like(soft[:6]), keys=[3, 2, 1, 0, 1, 2])
     assert looks == [4]
-    assert all(np.array_equal(one, first[key]) for one, key in zip(again, [3, 2, 1, 0, 1, 2], strict=True))
+    assert all(
+        np.array_equal(one, first[key]) for one, key in zip(again, [3, 2, 1, 0, 1, 2], strict=True)
+    )
 
 
 def test_no_face_is_none_also_for_its_key(looks):
@@ -96,7 +103,9 @@ def test_reset_forgets_keys_and_the_past(soft, looks):
     finder.reset()
     found = fill(finder, soft[20:22], keys=[0, 1])
     assert looks == [3, 2]
-    assert np.array_equal(found, fill(Stream("embedded"), soft[20:22])), "as if nothing had been before"
+    assert np.array_equal(found, fill(Stream("embedded"), soft[20:22])), (
+        "as if nothing had been before"
+    )
 
 
 def test_smoothing_waits_for_no_later_frame(soft, own):
@@ -119,17 +128,24 @@ def test_smoothing_takes_jitter_off(soft, own):
 def test_batches_do_not_matter(soft, size):
     whole = fill(Stream("embedded"), soft)
     finder = Stream("embedded")
-    parts = [points for start in range(0, 40, size) for points in fill(finder, soft[start : start + size])]
+    parts = [
+        points
+        for start in range(0, 40, size)
+        for points in fill(finder, soft[start : start + size])
+    ]
     assert np.abs(np.array(parts) - np.array(whole)).max() < 0.01
 
 
 def test_frames_of_two_sizes_are_one_stream(soft):
-    """Their landmarks are smoothed as shares of the sides, each handed back in pixels of its own frame."""
+    """Their landmarks are smoothed as shares of the sides, each handed back in pixels of its own
+    frame."""
     steady = np.array(fill(Stream("embedded"), soft[:12]))
     finder = Stream("embedded")
     for index in range(12):
         width = 256 if index % 2 else 224
-        face = interpolate(soft[index : index + 1], size=(256, width), mode="bilinear", antialias=True)
+        face = interpolate(
+            soft[index : index + 1], size=(256, width), mode="bilinear", antialias=True
+        )
         (points,) = fill(finder, face)
         assert np.abs(points * (256 / width, 1) - steady[index]).max() < 4
 

@@ -1,4 +1,5 @@
-"""The meter reads geometry: known poses, mirrored pictures, soft beside sharp, planted changes, nonsense."""
+"""The meter reads geometry: known poses, mirrored pictures, soft beside sharp, planted changes,
+nonsense."""
 
 from __future__ import annotations
 
@@ -11,7 +12,14 @@ import torch
 from torch.nn.functional import interpolate
 
 from musetalk_enhance.errors import FrameError
-from musetalk_enhance.faces.meter import ASSET, FaceMeasurement, FaceMeter, MeterNetwork, mouth_share, shrink
+from musetalk_enhance.faces.meter import (
+    ASSET,
+    FaceMeasurement,
+    FaceMeter,
+    MeterNetwork,
+    mouth_share,
+    shrink,
+)
 from tests.conftest import ROOT
 
 sys.path.insert(0, str(ROOT / "examples"))
@@ -30,7 +38,9 @@ def take():
 
     crops = []
     for frame_bgr, (left, top, right, bottom) in talking_head(60, size=480):
-        face = cv2.resize(frame_bgr[top:bottom, left:right, ::-1], (256, 256), interpolation=cv2.INTER_CUBIC)
+        face = cv2.resize(
+            frame_bgr[top:bottom, left:right, ::-1], (256, 256), interpolation=cv2.INTER_CUBIC
+        )
         crops.append(torch.from_numpy(face).permute(2, 0, 1).float() / 255)
     return torch.stack(crops), [pose_at(index / 25, 0) for index in range(60)]
 
@@ -82,8 +92,12 @@ def test_real_people_open_and_close_their_mouths_and_softness_does_not(meter, sh
         if index % 4 == 0:
             finder.setInputSize(frame_bgr.shape[1::-1])
             x, y, w, h = finder.detect(frame_bgr)[1][0][:4]
-            left, top, right, bottom = (max(0, round(float(v))) for v in (x, y + 0.08 * h, x + w, y + h))
-            face = cv2.resize(frame_bgr[top:bottom, left:right, ::-1], (256, 256), interpolation=cv2.INTER_AREA)
+            left, top, right, bottom = (
+                max(0, round(float(v))) for v in (x, y + 0.08 * h, x + w, y + h)
+            )
+            face = cv2.resize(
+                frame_bgr[top:bottom, left:right, ::-1], (256, 256), interpolation=cv2.INTER_AREA
+            )
             crops.append(torch.from_numpy(face).permute(2, 0, 1).float() / 255)
     faces = torch.stack(crops)
     sharp, soft = meter.measure(faces), meter.measure(soften(faces))
@@ -92,7 +106,8 @@ def test_real_people_open_and_close_their_mouths_and_softness_does_not(meter, sh
     assert noise < 0.02
     assert float(sharp.mouth.max() - sharp.mouth.min()) > max(0.15, 8 * noise)
     assert correlation(soft.mouth, sharp.mouth) > 0.995
-    assert float((soft.eyes - sharp.eyes).abs().max()) < 0.04  # d18 hardly blinks, so no correlation is asked for
+    # d18 hardly blinks, so no correlation is asked for
+    assert float((soft.eyes - sharp.eyes).abs().max()) < 0.04
     assert float((soft.landmarks - sharp.landmarks).norm(dim=2).mean()) < 1.0
 
 
@@ -121,7 +136,9 @@ def test_landmarks_lie_in_a_face_and_move_with_it(meter, take, measured):
 
 def test_a_mirrored_picture_gives_mirrored_landmarks(meter, take, measured):
     other = meter.measure(take[0].flip(3))
-    back = (torch.tensor([256.0, 0.0]) + torch.tensor([-1.0, 1.0]) * other.landmarks)[:, [1, 0, 2, 4, 3]]
+    back = (torch.tensor([256.0, 0.0]) + torch.tensor([-1.0, 1.0]) * other.landmarks)[
+        :, [1, 0, 2, 4, 3]
+    ]
     assert float((back - measured.landmarks).norm(dim=2).mean()) < 4.0
     assert float((other.mouth - measured.mouth).abs().mean()) < 0.03
     assert float((other.eyes.flip(1) - measured.eyes).abs().mean()) < 0.03
@@ -141,7 +158,9 @@ def test_each_face_is_measured_by_itself_and_always_alike(meter, take, measured)
     for found, again in zip(fields(meter.measure(take[0])), fields(measured), strict=True):
         assert torch.equal(found, again)
     for index in (0, 17, 59):
-        for single, batched in zip(fields(meter.measure(take[0][index : index + 1])), fields(measured), strict=True):
+        for single, batched in zip(
+            fields(meter.measure(take[0][index : index + 1])), fields(measured), strict=True
+        ):
             assert torch.allclose(single[0], batched[index], atol=1e-3)
 
 
@@ -150,11 +169,27 @@ def test_shapes_types_and_finite_numbers_on_nonsense(meter, shape):
     count, *size_hw = shape
     noise = torch.rand(count, 3, *size_hw, generator=torch.Generator().manual_seed(0))
     broken = torch.full_like(noise, float("nan"))
-    for faces in (noise, noise.double(), torch.zeros_like(noise), torch.full_like(noise, 0.6), 9 * noise, broken):
+    for faces in (
+        noise,
+        noise.double(),
+        torch.zeros_like(noise),
+        torch.full_like(noise, 0.6),
+        9 * noise,
+        broken,
+    ):
         found = meter.measure(faces)
-        assert [tuple(field.shape) for field in fields(found)] == [(count, 5, 2), (count,), (count, 2), (count,)]
+        assert [tuple(field.shape) for field in fields(found)] == [
+            (count, 5, 2),
+            (count,),
+            (count, 2),
+            (count,),
+        ]
         for field in fields(found):
-            assert field.dtype == torch.float32 and bool(field.isfinite().all()) and not field.requires_grad
+            assert (
+                field.dtype == torch.float32
+                and bool(field.isfinite().all())
+                and not field.requires_grad
+            )
         assert float(found.mouth.min()) >= 0 and float(found.eyes.min()) >= 0
 
 
@@ -212,14 +247,18 @@ def test_training_moves_the_network_towards_the_truth():
         views, faces = torch.rand(2, 4, 3, 96, 96), torch.tensor([True, True, True, False])
         said = torch.tensor([0.3, 0.4, 0.7, 0.4, 0.5, 0.55, 0.4, 0.75, 0.6, 0.75]).repeat(4, 1)
         corners = torch.tensor([0.22, 0.4, 0.38, 0.4, 0.62, 0.4, 0.78, 0.4]).repeat(4, 1)
-        said = torch.cat([said, corners, torch.tensor([0.0, 0.05, 0.0, 0.04, 0.0, 0.04]).repeat(4, 1)], 1)
+        said = torch.cat(
+            [said, corners, torch.tensor([0.0, 0.05, 0.0, 0.04, 0.0, 0.04]).repeat(4, 1)], 1
+        )
         assert torch.allclose(train_meter.mirrored(train_meter.mirrored(said)), said, atol=1e-6)
         assert torch.allclose(train_meter.mirrored(said), said, atol=1e-6)  # this face is symmetric
         network = MeterNetwork()
         optimiser = torch.optim.Adam(network.parameters(), lr=2e-3)
         totals = []
         for _ in range(25):
-            total = torch.stack(list(train_meter.losses(network, views, said, faces).values())).sum()
+            total = torch.stack(
+                list(train_meter.losses(network, views, said, faces).values())
+            ).sum()
             optimiser.zero_grad()
             torch.autograd.backward(total)
             optimiser.step()

@@ -1,4 +1,5 @@
-"""What covers a face is found by a graph or told by the host, and always means the same afterwards."""
+"""What covers a face is found by a graph or told by the host, and always means the same
+afterwards."""
 
 from __future__ import annotations
 
@@ -24,12 +25,27 @@ pytest.importorskip("onnxruntime")
 FLOAT, DOUBLE = onnx.TensorProto.FLOAT, onnx.TensorProto.DOUBLE
 
 
-def save(path, nodes, shape_in, shape_out, constants=(), kind=FLOAT, name_in="in_face:0", name_out="out_mask:0"):
+def save(
+    path,
+    nodes,
+    shape_in,
+    shape_out,
+    constants=(),
+    kind=FLOAT,
+    name_in="in_face:0",
+    name_out="out_mask:0",
+):
     info = onnx.helper.make_tensor_value_info
     graph = onnx.helper.make_graph(
-        nodes, "g", [info(name_in, kind, shape_in)], [info(name_out, kind, shape_out)], list(constants)
+        nodes,
+        "g",
+        [info(name_in, kind, shape_in)],
+        [info(name_out, kind, shape_out)],
+        list(constants),
     )
-    model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 17)], ir_version=8)
+    model = onnx.helper.make_model(
+        graph, opset_imports=[onnx.helper.make_opsetid("", 17)], ir_version=8
+    )
     onnx.save(model, path)
     return path
 
@@ -40,7 +56,8 @@ def constant(name, values):
 
 @pytest.fixture
 def blue_is_seen(tmp_path):
-    """blue_is_seen(batch, channels_last, size): a graph whose mask is the first channel it is given (blue of BGR)."""
+    """blue_is_seen(batch, channels_last, size): a graph whose mask is the first channel it is given
+    (blue of BGR)."""
 
     def make(batch="N", channels_last=True, size=256):
         shape = [batch, size, size, 3] if channels_last else [batch, 3, size, size]
@@ -102,14 +119,20 @@ def test_values_outside_0_to_1_are_cut(tmp_path):
         onnx.helper.make_node("Mul", ["one", "five"], ["more"]),
         onnx.helper.make_node("Sub", ["more", "two"], ["out_mask:0"]),
     ]
-    constants = [constant("which", [0]), constant("five", np.float32(5)), constant("two", np.float32(2))]
+    constants = [
+        constant("which", [0]),
+        constant("five", np.float32(5)),
+        constant("two", np.float32(2)),
+    ]
     path = save(tmp_path / "x.onnx", nodes, ["N", 256, 256, 3], ["N", 256, 256, 1], constants)
     seen = Occluder(path).mask(half_covered())
     assert seen.min() == 0 and seen.max() == 1
 
 
 def test_a_mask_without_the_last_axis(tmp_path):
-    nodes = [onnx.helper.make_node("ReduceMax", ["in_face:0"], ["out_mask:0"], axes=[3], keepdims=0)]
+    nodes = [
+        onnx.helper.make_node("ReduceMax", ["in_face:0"], ["out_mask:0"], axes=[3], keepdims=0)
+    ]
     path = save(tmp_path / "x.onnx", nodes, ["N", 256, 256, 3], ["N", 256, 256])
     assert (Occluder(path).mask(half_covered()) == 1).all()
 
@@ -121,14 +144,23 @@ def test_no_faces_and_an_unchanged_input(blue_is_seen):
     before = faces.clone()
     occluder.mask(faces)
     assert torch.equal(faces, before)
-    for bad in (torch.zeros(3, 64, 64), torch.zeros(1, 1, 64, 64), torch.zeros(1, 3, 64, 64, dtype=torch.uint8)):
+    for bad in (
+        torch.zeros(3, 64, 64),
+        torch.zeros(1, 1, 64, 64),
+        torch.zeros(1, 3, 64, 64, dtype=torch.uint8),
+    ):
         with pytest.raises(FrameError):
             occluder.mask(bad)
 
 
 @pytest.mark.parametrize(
     ("shape", "kind"),
-    [(["N", 256, 256, 4], FLOAT), (["N", 256, 3], FLOAT), (["N", 3, 256, 3], FLOAT), (["N", 256, 256, 3], DOUBLE)],
+    [
+        (["N", 256, 256, 4], FLOAT),
+        (["N", 256, 3], FLOAT),
+        (["N", 3, 256, 3], FLOAT),
+        (["N", 256, 256, 3], DOUBLE),
+    ],
 )
 def test_another_input_is_refused(tmp_path, shape, kind):
     node = onnx.helper.make_node("Identity", ["in_face:0"], ["out_mask:0"])
@@ -149,7 +181,11 @@ def test_nan_from_the_graph_is_an_error(tmp_path):
         onnx.helper.make_node("Div", ["root", "root"], ["out_mask:0"]),
     ]
     path = save(
-        tmp_path / "x.onnx", nodes, ["N", 256, 256, 3], ["N", 256, 256, 1], [constant("which", np.array([0]))]
+        tmp_path / "x.onnx",
+        nodes,
+        ["N", 256, 256, 3],
+        ["N", 256, 256, 1],
+        [constant("which", np.array([0]))],
     )
     occluder = Occluder(path)
     with pytest.raises(RestorerError, match="NaN"):
@@ -185,6 +221,29 @@ def test_a_provider_that_is_not_there(blue_is_seen):
     if "CUDAExecutionProvider" not in onnxruntime.get_available_providers():
         with pytest.raises(RestorerError, match="has no CUDAExecutionProvider"):
             Occluder(blue_is_seen(), provider="cuda")
+
+
+@pytest.mark.parametrize("starts", [True, False])
+def test_it_runs_where_the_network_runs(blue_is_seen, monkeypatch, caplog, starts):
+    import onnxruntime
+
+    chains, create = [], onnxruntime.InferenceSession
+    names = ["CUDAExecutionProvider", "CPUExecutionProvider"]
+
+    def session(path, options, providers):
+        chains.append(providers)
+        real = create(path, options, ["CPUExecutionProvider"])
+        if len(providers) == 2 and starts:
+            real.get_providers = lambda: names
+        return real
+
+    monkeypatch.setattr(onnxruntime, "InferenceSession", session)
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: names)
+    Occluder(blue_is_seen(), provider="auto", device=torch.device("cuda:1"))
+    assert chains[0] == [(names[0], {"device_id": "1"}), names[1]]
+    assert ("falling back to the CPU" in caplog.text) == (not starts) == (len(chains) == 2)
+    Occluder(blue_is_seen(), provider="auto", device=torch.device("cpu"))
+    assert chains[-1] == ["CPUExecutionProvider"]
 
 
 COVERED = np.zeros((40, 60), bool)
@@ -227,7 +286,9 @@ def test_nothing_that_is_covered_is_ever_painted():
 def test_soft_masks_are_shares():
     shares = np.full((20, 20), 51, np.uint8)
     assert torch.allclose(host_mask(shares, 1, (20, 20), soft=True, feather=0), torch.tensor(0.8))
-    assert torch.allclose(host_mask(shares / 255.0, 1, (20, 20), soft=True, feather=0), torch.tensor(0.8))
+    assert torch.allclose(
+        host_mask(shares / 255.0, 1, (20, 20), soft=True, feather=0), torch.tensor(0.8)
+    )
     assert (host_mask(shares, 1, (20, 20), feather=0) == 0).all()
 
 

@@ -55,7 +55,10 @@ def test_it_is_causal(rng):
 def test_the_time_step_comes_from_the_frame_rate(rng):
     """Twice the frame rate with every value given twice is nearly the same filter in time."""
     values = np.cumsum(rng.normal(0, 1, (100, 5, 2)), axis=0)
-    slow, quick = run(values, fps=25, beta=0.1), run(values.repeat(2, axis=0), fps=50, beta=0.1)[1::2]
+    slow, quick = (
+        run(values, fps=25, beta=0.1),
+        run(values.repeat(2, axis=0), fps=50, beta=0.1)[1::2],
+    )
     assert np.abs(slow - quick).max() < 0.5 * np.abs(slow - values).max()
 
 
@@ -99,7 +102,14 @@ def test_bad_values_are_refused_and_do_no_harm():
 
 @pytest.mark.parametrize(
     "options",
-    [{"fps": 0}, {"fps": "x"}, {"fps": None}, {"min_cutoff": 0}, {"beta": -1}, {"d_cutoff": float("nan")}],
+    [
+        {"fps": 0},
+        {"fps": "x"},
+        {"fps": None},
+        {"min_cutoff": 0},
+        {"beta": -1},
+        {"d_cutoff": float("nan")},
+    ],
 )
 def test_impossible_options(options):
     with pytest.raises(ConfigError, match=next(iter(options))):

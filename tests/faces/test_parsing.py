@@ -88,7 +88,12 @@ def test_an_edge_is_soft_and_in_its_place():
 def test_the_border_is_not_pasted():
     mask = paste_mask(np.ones((SIDE, SIDE), np.uint8))
     assert mask.sum() == pytest.approx((SIDE - 20) ** 2, rel=1e-5)
-    assert not mask[:10].any() and not mask[-10:].any() and not mask[:, :10].any() and not mask[:, -10:].any()
+    assert (
+        not mask[:10].any()
+        and not mask[-10:].any()
+        and not mask[:, :10].any()
+        and not mask[:, -10:].any()
+    )
 
 
 @pytest.mark.parametrize("size", [(256, 256), (1024, 1024), (300, 700)])
@@ -104,7 +109,9 @@ def test_a_mask_does_not_depend_on_its_batch(tiny):
     faces = torch.rand(3, 3, 64, 64, generator=torch.Generator().manual_seed(1))
     given = faces.clone()
     alone = torch.cat([tiny.mask(face[None]) for face in faces])
-    assert torch.equal(tiny.mask(faces), alone) and torch.equal(tiny.mask(faces.flip(0)), alone.flip(0))
+    assert torch.equal(tiny.mask(faces), alone) and torch.equal(
+        tiny.mask(faces.flip(0)), alone.flip(0)
+    )
     assert set(tiny._net.seen) == {(1, 3, SIDE, SIDE)} and torch.equal(faces, given)
     assert 0.05 < alone.std()
 
@@ -139,7 +146,10 @@ def test_something_else_than_faces_is_refused(tiny, faces, reason):
 
 
 def test_a_failing_network_is_a_typed_error(tiny, monkeypatch):
-    for error, kind in ((RuntimeError("broken"), RestorerError), (MemoryError("no room"), OutOfMemoryError)):
+    for error, kind in (
+        (RuntimeError("broken"), RestorerError),
+        (MemoryError("no room"), OutOfMemoryError),
+    ):
 
         def fail(_, error=error):
             raise error
@@ -185,12 +195,15 @@ def test_without_facexlib(monkeypatch, tmp_path):
 
 @pytest.mark.slow
 def test_the_mask_is_facexlibs(tmp_path, monkeypatch, capfd):
-    """The full-size network with random weights, against the mask that facexlib's own method pastes with."""
+    """The full-size network with random weights, against the mask that facexlib's own method pastes
+    with."""
     pytest.importorskip("facexlib")
     from musetalk_enhance.restorers.official_stack import import_official
 
     torch.manual_seed(0)
-    state_dict = import_official(MODULE).ParseNet(in_size=512, out_size=512, parsing_ch=19).state_dict()
+    state_dict = (
+        import_official(MODULE).ParseNet(in_size=512, out_size=512, parsing_ch=19).state_dict()
+    )
     torch.save(state_dict, tmp_path / "parsenet.pth")
     monkeypatch.setattr("urllib.request.urlopen", lambda *_, **__: pytest.fail("a download"))
     random_state = torch.get_rng_state()
@@ -222,7 +235,8 @@ class Once:
 
 
 def facexlibs_mask(net, face_bgr, monkeypatch) -> np.ndarray:
-    """What `FaceRestoreHelper` multiplies a face with, float64 (512, 512), taken where it turns it back."""
+    """What `FaceRestoreHelper` multiplies a face with, float64 (512, 512), taken where it turns it
+    back."""
     from musetalk_enhance.restorers.official_stack import import_official
 
     module = import_official("facexlib.utils.face_restoration_helper")
@@ -238,7 +252,9 @@ def facexlibs_mask(net, face_bgr, monkeypatch) -> np.ndarray:
     turned = []
     warp = cv2.warpAffine
     monkeypatch.setattr(
-        module.cv2, "warpAffine", lambda *args, **named: turned.append(args[0]) or warp(*args, **named)
+        module.cv2,
+        "warpAffine",
+        lambda *args, **named: turned.append(args[0]) or warp(*args, **named),
     )
     module.FaceRestoreHelper.paste_faces_to_input_image(helper)
     return turned[1]

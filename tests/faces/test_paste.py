@@ -1,4 +1,5 @@
-"""Faces of whole pictures are cut out on the template and land where they were, to a fraction of a pixel."""
+"""Faces of whole pictures are cut out on the template and land where they were, to a fraction of a
+pixel."""
 
 from __future__ import annotations
 
@@ -27,7 +28,11 @@ def pose(name: str) -> np.ndarray:
     """(2, 3) from the template to the picture."""
     x, y, side, degrees = POSES[name]
     turn = np.deg2rad(degrees)
-    linear = side / TEMPLATE_SIDE * np.array([(np.cos(turn), -np.sin(turn)), (np.sin(turn), np.cos(turn))])
+    linear = (
+        side
+        / TEMPLATE_SIDE
+        * np.array([(np.cos(turn), -np.sin(turn)), (np.sin(turn), np.cos(turn))])
+    )
     return np.column_stack((linear, np.array((x, y)) - linear @ np.full(2, TEMPLATE_SIDE / 2)))
 
 
@@ -96,7 +101,9 @@ def inside(name: str, scale: float, shape_hw: tuple[int, int], by: float) -> np.
     """Pixels of the canvas that lie in the template, `by` pixels around it."""
     corners = moved(pose(name), np.array([(0, 0), (512, 0), (512, 512), (0, 512)], float)) * scale
     middle = corners.mean(axis=0)
-    corners += by * np.sqrt(2) * (corners - middle) / np.linalg.norm(corners - middle, axis=1)[:, None]
+    corners += (
+        by * np.sqrt(2) * (corners - middle) / np.linalg.norm(corners - middle, axis=1)[:, None]
+    )
     y, x = np.ogrid[: shape_hw[0], : shape_hw[1]]
     found = np.ones(shape_hw, bool)
     for (x1, y1), (x2, y2) in zip(corners, np.roll(corners, -1, axis=0), strict=True):
@@ -108,11 +115,15 @@ def inside(name: str, scale: float, shape_hw: tuple[int, int], by: float) -> np.
 def test_the_cut_shows_the_landmarks_where_the_template_has_them(name):
     points = landmarks(name)
     sigma = POSES[name][2] / 40
-    picture = (100 + 120 * blobs(SIZE_HW, points, sigma)[..., None].repeat(3, 2)).round().astype(np.uint8)
+    picture = (
+        (100 + 120 * blobs(SIZE_HW, points, sigma)[..., None].repeat(3, 2)).round().astype(np.uint8)
+    )
     cut = crop_face(picture, points)
     assert cut.aligned.shape == (512, 512, 3) and cut.aligned.dtype == np.uint8
     found = centroids(cut.aligned[..., 1].astype(float) - 100, FFHQ_512, 36)
-    seen = (points > 3 * sigma).all(axis=1) & (points < np.array(SIZE_HW[::-1]) - 3 * sigma).all(axis=1)
+    seen = (points > 3 * sigma).all(axis=1) & (points < np.array(SIZE_HW[::-1]) - 3 * sigma).all(
+        axis=1
+    )
     assert seen.sum() >= 2
     off = np.abs(found - FFHQ_512)[seen].max() * POSES[name][2] / TEMPLATE_SIDE
     print(f"{name}: {off:.3f} px of the picture")
@@ -123,7 +134,8 @@ def test_the_cut_shows_the_landmarks_where_the_template_has_them(name):
 @pytest.mark.parametrize("scale", [1, 2, 4])
 @pytest.mark.parametrize("name", POSES)
 def test_what_the_network_paints_lands_on_the_landmarks(name, scale, replace):
-    """Nothing here rests on the difference to an identity: marks at the template's landmarks are looked for."""
+    """Nothing here rests on the difference to an identity: marks at the template's landmarks are
+    looked for."""
     size_hw = SIZE_HW if scale < 4 else (350, 450)  # quick
     half = 1 if scale < 4 else 0.5
     points = landmarks(name) * half
@@ -209,7 +221,10 @@ def test_coverage_fades_at_the_border():
     assert (ramp[FEATHER:-FEATHER, FEATHER:-FEATHER] == 1).all()
     assert ramp[256, FEATHER // 2] == pytest.approx(0.5, abs=0.05)
     assert (coverage(512, np.full((64, 64), 0.25, np.float32)) <= 0.25).all()
-    assert np.abs(coverage(256) - cv2.resize(ramp, (256, 256), interpolation=cv2.INTER_AREA)).max() < 0.02
+    assert (
+        np.abs(coverage(256) - cv2.resize(ramp, (256, 256), interpolation=cv2.INTER_AREA)).max()
+        < 0.02
+    )
 
 
 def side_by_side_cuts(apart: int, size_hw=(500, 800)):
@@ -233,14 +248,19 @@ def test_overlapping_faces_are_not_counted_twice(apart, replace):
 def test_where_faces_overlap_the_first_has_its_way():
     cuts = side_by_side_cuts(100)
     canvas = grey((500, 800))
-    paste_faces(canvas, [Paste(cuts[0], cuts[0].aligned + 40), Paste(cuts[1], cuts[1].aligned - 40)])
+    paste_faces(
+        canvas, [Paste(cuts[0], cuts[0].aligned + 40), Paste(cuts[1], cuts[1].aligned - 40)]
+    )
     assert (canvas[130:370, 130:370] == 140).all()
     assert (canvas[150:350, 420:470] == 60).all()
 
 
 def test_faces_apart_are_what_each_is_alone(rng):
     picture = noise(rng)
-    cuts = [crop_face(picture, landmarks("small")), crop_face(picture, landmarks("over the lower corner"))]
+    cuts = [
+        crop_face(picture, landmarks("small")),
+        crop_face(picture, landmarks("over the lower corner")),
+    ]
     both, one_by_one = picture.copy(), picture.copy()
     paste_faces(both, [Paste(cut, 255 - cut.aligned) for cut in cuts])
     for cut in cuts:
@@ -250,7 +270,8 @@ def test_faces_apart_are_what_each_is_alone(rng):
 
 @pytest.mark.parametrize("scale", [1.5, 1.3, 3.7])
 def test_a_factor_that_is_no_whole_number(scale):
-    """Both sides are rounded: the canvas is not enlarged by quite the same factor across and down."""
+    """Both sides are rounded: the canvas is not enlarged by quite the same factor across and
+    down."""
     picture = grey((401, 133))
     points = moved(np.array([(100 / 512, 0, 15.0), (0, 100 / 512, 200.0)]), FFHQ_512)
     cut = crop_face(picture, points)

@@ -37,7 +37,9 @@ def test_lower_is_0_above_1_below_and_rises_between(size_hw):
     assert (mask[0, 0] == rows[:, None]).all() and (rows.diff() >= 0).all()
     assert (rows[: int(height * LOWER_FROM)] == 0).all()
     assert (rows[int(np.ceil(height * LOWER_FULL)) :] == 1).all()
-    assert set(rows.nonzero()[:, 0].tolist()) <= set(kept_rows("lower", height)), "no row that is not computed"
+    assert set(rows.nonzero()[:, 0].tolist()) <= set(kept_rows("lower", height)), (
+        "no row that is not computed"
+    )
 
 
 @pytest.mark.parametrize("size_hw", SIZES)
@@ -64,14 +66,18 @@ def test_the_mouth_follows_the_landmarks():
     low = slice(130, 250)  # where `lower` takes nothing off
     assert torch.allclose(moved[134:250, 16:], usual[130:246, :-16], atol=1e-4)
     small = mouth_at(*((np.array(TYPICAL) - (0.5, 0.77)) / 2 + (0.5, 0.77)))
-    assert small[low].sum() < 0.4 * usual[low].sum(), "a face of half the size has a mouth of half the size"
+    assert small[low].sum() < 0.4 * usual[low].sum(), (
+        "a face of half the size has a mouth of half the size"
+    )
 
 
 def test_a_turned_face_has_a_turned_region():
     up, left, right = (mouth_at(*turned(degrees)) for degrees in (0, 25, -25))
     columns = torch.arange(256) + 0.5
     middle = [float((mask.sum(0) * columns).sum() / mask.sum()) for mask in (right, up, left)]
-    assert middle[0] > middle[1] + 8 > middle[2] + 16, "the mouth swings to the side the chin goes to"
+    assert middle[0] > middle[1] + 8 > middle[2] + 16, (
+        "the mouth swings to the side the chin goes to"
+    )
     assert torch.allclose(left, right.flip(1), atol=0.08)
     for degrees, mask in ((25, left), (-25, right)):
         corners = (turned(degrees)[3:] * 256).astype(int)
@@ -79,7 +85,8 @@ def test_a_turned_face_has_a_turned_region():
 
 
 def test_an_open_mouth_is_covered(take):
-    """By the meter's own landmarks: corners, and the lips above and below the opening, are in the even part."""
+    """By the meter's own landmarks: corners, and the lips above and below the opening, are in the
+    even part."""
     seen = FaceMeter().measure(take)
     masks = region_mask("mouth", (256, 256), list((seen.landmarks / 256).numpy()))
     widest = int(seen.mouth.argmax())
@@ -93,7 +100,9 @@ def test_an_open_mouth_is_covered(take):
         assert mask[int(points[0, 1]), int(points[0, 0])] == 0, "an eye is not"
 
 
-@pytest.mark.parametrize("points", [np.zeros((5, 2)), np.full((5, 2), 0.5), np.array(TYPICAL) * 0.1 + 0.4])
+@pytest.mark.parametrize(
+    "points", [np.zeros((5, 2)), np.full((5, 2), 0.5), np.array(TYPICAL) * 0.1 + 0.4]
+)
 def test_collapsed_landmarks_are_none(points):
     assert torch.equal(mouth_at(*points), region_mask("mouth", (256, 256))[0, 0])
 

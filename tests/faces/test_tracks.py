@@ -1,4 +1,5 @@
-"""Which face is which: numbers, held faces, cuts, and nothing that depends on a detector's order."""
+"""Which face is which: numbers, held faces, cuts, and nothing that depends on a detector's
+order."""
 
 from __future__ import annotations
 
@@ -23,7 +24,10 @@ def face(x: float, y: float = 180, side: float = 80, turn: float = 0.0) -> Face:
 def followed(frames, **options) -> list[dict[int, float]]:
     """For each frame: number to the middle of the landmarks, from left to right."""
     tracks = FaceTracker(25.0, **options)
-    return [{seen.track: seen.landmarks[:, 0].mean() for seen in tracks.update(each, SIZE)} for each in frames]
+    return [
+        {seen.track: seen.landmarks[:, 0].mean() for seen in tracks.update(each, SIZE)}
+        for each in frames
+    ]
 
 
 def test_a_face_keeps_its_number_and_is_new_once():
@@ -34,13 +38,17 @@ def test_a_face_keeps_its_number_and_is_new_once():
     assert not any(each.missed for each in seen)
     for at, each in enumerate(seen):
         assert np.array_equal(each.box_xyxy, face(100 + 4 * at).box_xyxy)
-        assert np.abs(each.landmarks - face(100 + 4 * at).landmarks).max() < 4, "smoothed, not left behind"
+        assert np.abs(each.landmarks - face(100 + 4 * at).landmarks).max() < 4, (
+            "smoothed, not left behind"
+        )
 
 
 def test_landmarks_of_a_face_at_rest_shake_less():
     noise = np.random.default_rng(3).normal(0, 1.0, (60, 2))
     tracks = FaceTracker(25.0)
-    steady = [tracks.update([face(300 + x, 180 + y)], SIZE)[0].landmarks.mean(axis=0) for x, y in noise]
+    steady = [
+        tracks.update([face(300 + x, 180 + y)], SIZE)[0].landmarks.mean(axis=0) for x, y in noise
+    ]
     assert np.diff(steady[5:], axis=0).std() < 0.4 * np.diff(noise[5:], axis=0).std()
 
 
@@ -49,7 +57,9 @@ def test_landmarks_of_a_face_at_rest_shake_less():
 def test_two_faces_that_cross_keep_their_numbers(speed, side):
     middle = 320 + speed / 3
     places = [(middle + speed * at, middle - speed * at) for at in range(-9, 10)]
-    found = followed([[face(right, side=side), face(left, 185, side=side)] for right, left in places])
+    found = followed(
+        [[face(right, side=side), face(left, 185, side=side)] for right, left in places]
+    )
     assert all(set(each) == {0, 1} for each in found)
     one = found[0][0] < 320  # number 0 goes to the right?
     assert (found[-1][0] > 320) is one and (found[-1][1] > 320) is not one
@@ -57,7 +67,10 @@ def test_two_faces_that_cross_keep_their_numbers(speed, side):
 
 def test_crossing_while_one_hides_the_other():
     places = [(320 + 12 * at, 320 - 12 * at) for at in range(-9, 10)]
-    frames = [[face(right)] + ([face(left, 185)] if abs(right - left) > 30 else []) for right, left in places]
+    frames = [
+        [face(right)] + ([face(left, 185)] if abs(right - left) > 30 else [])
+        for right, left in places
+    ]
     assert [len(each) for each in frames].count(1) == 3
     found = followed(frames)
     assert all(set(each) == {0, 1} for each in found)
@@ -70,7 +83,10 @@ def test_a_missed_face_is_held_where_it_was(missed):
     tracks = FaceTracker(25.0)
     before = [tracks.update([face(200)], SIZE)[0] for _ in range(5)][-1]
     held = [tracks.update([], SIZE) for _ in range(missed)]
-    assert all(len(each) == 1 and each[0].missed and each[0].track == 0 and not each[0].first for each in held)
+    assert all(
+        len(each) == 1 and each[0].missed and each[0].track == 0 and not each[0].first
+        for each in held
+    )
     assert all(np.array_equal(each[0].landmarks, before.landmarks) for each in held)
     assert all(np.array_equal(each[0].box_xyxy, before.box_xyxy) for each in held)
     again = tracks.update([face(203)], SIZE)
@@ -80,7 +96,9 @@ def test_a_missed_face_is_held_where_it_was(missed):
 def test_a_face_that_is_missed_for_longer_is_gone_and_comes_back_as_another():
     tracks = FaceTracker(25.0)
     tracks.update([face(200)], SIZE)
-    assert [len(tracks.update([], SIZE)) for _ in range(MAX_MISSED + 3)] == [1] * MAX_MISSED + [0] * 3
+    assert [len(tracks.update([], SIZE)) for _ in range(MAX_MISSED + 3)] == [1] * MAX_MISSED + [
+        0
+    ] * 3
     again = tracks.update([face(200)], SIZE)
     assert [(each.track, each.first) for each in again] == [(1, True)]
 
@@ -98,7 +116,8 @@ def test_numbers_are_never_used_twice():
     rng, tracks, seen_first, alive = np.random.default_rng(0), FaceTracker(25.0), [], set()
     for _ in range(300):
         some = [
-            face(*rng.uniform((40, 40), (600, 320)), side=rng.uniform(20, 120)) for _ in range(rng.integers(0, 4))
+            face(*rng.uniform((40, 40), (600, 320)), side=rng.uniform(20, 120))
+            for _ in range(rng.integers(0, 4))
         ]
         seen = tracks.update(some, SIZE)
         numbers = [each.track for each in seen]
@@ -142,7 +161,9 @@ def test_only_center_goes_to_the_next_one_when_the_first_is_gone():
 
 def test_a_face_is_taken_up_large_and_kept_until_it_is_clearly_smaller():
     def numbers(sides):
-        return [list(each) for each in followed([[face(300, side=side)] for side in sides], min_face=80)]
+        return [
+            list(each) for each in followed([[face(300, side=side)] for side in sides], min_face=80)
+        ]
 
     assert numbers([79.9, 79, 70]) == [[], [], []]
     sides = [81, 79, 81, 78, 79, 80 * SIZE_HYSTERESIS + 0.5]
@@ -164,7 +185,8 @@ def test_no_faces_at_all():
 def test_the_order_of_faces_does_not_matter():
     rng = np.random.default_rng(1)
     frames = [
-        [face(100 + 5 * at), face(400 - 5 * at, 185), face(320, 90, 60), face(500, 300, 60)] for at in range(30)
+        [face(100 + 5 * at), face(400 - 5 * at, 185), face(320, 90, 60), face(500, 300, 60)]
+        for at in range(30)
     ]
     frames[10:12] = [frames[10][1:], frames[11][2:]]
     shuffled = [[each[index] for index in rng.permutation(len(each))] for each in frames]
@@ -174,7 +196,9 @@ def test_the_order_of_faces_does_not_matter():
         one, other = tracks.update(some, SIZE), others.update(mixed, SIZE)
         assert [each.track for each in one] == [each.track for each in other]
         for a, b in zip(one, other, strict=True):
-            assert np.array_equal(a.landmarks, b.landmarks) and np.array_equal(a.box_xyxy, b.box_xyxy)
+            assert np.array_equal(a.landmarks, b.landmarks) and np.array_equal(
+                a.box_xyxy, b.box_xyxy
+            )
             assert (a.first, a.missed) == (b.first, b.missed)
 
 

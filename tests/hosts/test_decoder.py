@@ -1,4 +1,5 @@
-"""attach() on the decoder's own device: the same bytes as through the host's numpy, without leaving it.
+"""attach() on the decoder's own device: the same bytes as through the host's numpy, without leaving
+it.
 
 The device is the CPU here; ``on_device=True`` takes the way that ``"auto"`` takes on a GPU.
 """
@@ -33,7 +34,9 @@ class AutoencoderKL(torch.nn.Module):
 
     def decode(self, latents):
         self.decoded += 1
-        image = torch.nn.functional.interpolate(self.net(latents), scale_factor=8, mode="bilinear") * 2
+        image = (
+            torch.nn.functional.interpolate(self.net(latents), scale_factor=8, mode="bilinear") * 2
+        )
         return SimpleNamespace(sample=image)
 
 
@@ -182,7 +185,9 @@ def test_every_vae_of_a_class_is_looked_at_by_itself(make_enhancer, latents):
         for batch in latents:
             for vae in (first, second):
                 VAE.decode_latents(vae, batch)
-        assert seen.count(torch.Tensor) == 4, "both compute as MuseTalk does when asked through the class"
+        assert seen.count(torch.Tensor) == 4, (
+            "both compute as MuseTalk does when asked through the class"
+        )
         gone = weakref.ref(first)
         del first, vae
         gc.collect()

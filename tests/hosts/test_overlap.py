@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import importlib
-import sys
 import threading
 from types import SimpleNamespace
 
@@ -109,11 +107,17 @@ def on_gpu(value):
     return torch.full((1, 3, 2, 2), float(value)).as_subclass(OnGpu)
 
 
-@pytest.mark.parametrize("wrap", [lambda tensor: tensor, lambda tensor: [tensor, tensor], lambda tensor: (tensor,)])
+@pytest.mark.parametrize(
+    "wrap", [lambda tensor: tensor, lambda tensor: [tensor, tensor], lambda tensor: (tensor,)]
+)
 def test_tensors_wait_for_the_host_s_stream_and_the_host_s_for_ours(second_gpu, wrap):
     (done,) = overlapped(lambda batch: wrap(on_gpu(5)), [wrap(on_gpu(2))])
     assert type(done) is type(wrap(on_gpu(0)))
-    assert second_gpu.streams == [1] and second_gpu.waits == ["ready cuda:1"] and second_gpu.synchronised == 1
+    assert (
+        second_gpu.streams == [1]
+        and second_gpu.waits == ["ready cuda:1"]
+        and second_gpu.synchronised == 1
+    )
     count = len(wrap(0)) if isinstance(wrap(0), (list, tuple)) else 1
     assert [value for value, _ in kept] == [2.0] * count + [5.0] * count
     assert all(stream.host for _, stream in kept[count:])
@@ -122,17 +126,3 @@ def test_tensors_wait_for_the_host_s_stream_and_the_host_s_for_ours(second_gpu, 
 def test_arrays_are_enhanced_on_the_gpu_that_is_current_for_the_host(second_gpu):
     assert list(overlapped(lambda batch: batch, [np.zeros(1)])) == [0]
     assert second_gpu.streams == [1] and not second_gpu.waits and not kept
-
-
-def test_the_old_names_work_with_a_warning(monkeypatch):
-    from musetalk_enhance import bench
-
-    with pytest.warns(DeprecationWarning, match="musetalk_enhance.hosts.overlap"):
-        assert bench.overlapped is overlapped
-    monkeypatch.delitem(sys.modules, "musetalk_enhance.bench.overlap", raising=False)
-    with pytest.warns(DeprecationWarning, match="musetalk_enhance.hosts.overlap"):
-        assert importlib.import_module("musetalk_enhance.bench.overlap").overlapped is overlapped
-    with pytest.raises(AttributeError, match="scripts/benchmarks"):
-        bench.Plan  # noqa: B018
-    with pytest.raises(AttributeError, match="nothing"):
-        bench.nothing  # noqa: B018

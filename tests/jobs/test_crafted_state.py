@@ -142,7 +142,7 @@ def test_run_info_of_a_file_has_its_types():
     assert RunInfo.of(plain) is not None
     wrong = {
         "model": 5, "backend": [], "batch_size": "8", "threads": 10**9, "helpers": [],
-        "passed_over": [1], "forms": "abc", "fidelity": "x",
+        "passed_over": [1], "fidelity": "x",
     }  # fmt: skip
     for name, value in wrong.items():
         assert RunInfo.of({**plain, name: value}) is None, name

@@ -263,7 +263,7 @@ def test_the_detector_runs_where_the_restorer_does(monkeypatch, picked, expected
     """Also with `auto`: on two devices it may find a face at two places, and the same job would have two ends."""
     asked = []
     monkeypatch.setattr(
-        model_loader, "pick_device", lambda word: asked.append(word) or torch.device(picked)
+        model_loader, "pick_device", lambda word, allow_cpu: asked.append(word) or torch.device(picked)
     )
     monkeypatch.setattr(
         model_loader, "make_detector", lambda name, path, **options: options["device"]
@@ -275,8 +275,10 @@ def test_the_detector_runs_where_the_restorer_does(monkeypatch, picked, expected
 def test_threads_are_as_before(network, monkeypatch):
     from .test_models import run_info
 
+    threads = torch.get_num_threads()
     set_to = []
     monkeypatch.setattr(torch, "set_num_threads", set_to.append)
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    load_image_models(WHOLE, run_info(threads=3))
-    assert set_to == [3] and image_processor.ImageProcessorFactory(WHOLE).run_info is None
+    load_image_models(WHOLE, run_info(threads=3)).close()
+    assert set_to == [3, threads], "afterwards the process has its own number again"
+    assert image_processor.ImageProcessorFactory(WHOLE).run_info is None

@@ -65,9 +65,12 @@ def test_a_pair_is_compared_where_it_differs(clips, meter):
     assert np.abs(np.subtract(numbers, (44, 27, 116, 117))).max() <= 12
 
 
-def test_gauge_is_the_deprecated_name_of_meter(clips, meter):
-    with pytest.warns(DeprecationWarning, match="meter"):
-        report = compare(*clips, box=BOX, gauge=meter)
+def test_old_names_of_arguments_work_with_a_warning(clips, meter):
+    with pytest.warns(DeprecationWarning) as caught:
+        report = compare(before=clips[0], after=clips[1], box=BOX, gauge=meter)
+    assert {str(each.filename) for each in caught} == {__file__}
+    messages = sorted(str(each.message).split(" is ")[0] for each in caught)
+    assert messages == [f"compare({name}=...)" for name in ("after", "before", "gauge")]
     assert report.as_dict() == compare(*clips, box=BOX, meter=meter).as_dict()
 
 

@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 import torch
 
+from musetalk_enhance.media.arrays import resize_image
 from musetalk_enhance.report.events import Events
 from musetalk_enhance.report.flicker import FlickerWindows, stillness
-from musetalk_enhance.report.measurements import ChangedRegion, FrameCrops, Sizes, resize
+from musetalk_enhance.report.measurements import ChangedRegion, FrameCrops, Sizes
 from musetalk_enhance.report.openings import OpeningMeter, Openings, parts_of
 from musetalk_enhance.report.plots import Curve, Plot, decimate, svg
 from musetalk_enhance.report.series import Series
@@ -168,7 +169,7 @@ def test_sizes_are_those_of_the_first_output(rings):
     )
     assert crops.detail["in"].shape == crops.work["out"].shape == (128, 128, 3)
     assert crops.luminance["in"].dtype == np.float32
-    assert resize(rings, (64, 64)) is rings
+    assert resize_image(rings, (64, 64)) is rings
 
 
 def test_the_changed_region_is_found_over_time(rings):

@@ -96,7 +96,7 @@ WAVE = 0.1 + 0.1 * np.sin(np.arange(COUNT) / 3)
         ({"warping_out": 5.9}, set()),  # under two levels squared of grain
         ({"warping_out": 7.0, "gradient_out": 90.0}, set()),  # as much more as its detail
         ({"warping_out": 7.0, "warping_ref": 7.0}, set()),
-        ({"warping_out": 5.0, "warping_ref": 4.0, "gradient_out": 90.0}, {"warping"}),
+        ({"warping_out": 6.5, "warping_ref": 4.0, "gradient_out": 90.0}, {"warping"}),
         ({"warping_out": 4.19, "warping_ref": 3.0}, set()),
     ],
 )

@@ -1,4 +1,4 @@
-"""Full-size random checkpoints in the official layouts, made once per session, and pictures made in code."""
+"""Full-size random checkpoints in the official layouts, once per session, and images."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ CPU = torch.device("cpu")
 
 
 def random_restoreformer(seed: int = 0) -> dict[str, torch.Tensor]:
-    """RestoreFormer with variance-keeping weights; its codebook is wide enough for different codes to win."""
+    """RestoreFormer with variance-keeping weights and a codebook of which many codes are used."""
     generator = torch.Generator().manual_seed(seed)
     state = {}
     for key, shape in shapes("RestoreFormer", 2).items():
@@ -42,13 +42,17 @@ def random_restoreformer(seed: int = 0) -> dict[str, torch.Tensor]:
 
 @pytest.fixture(scope="session")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
-    """checkpoint(arch, channel_multiplier=2) -> path of a full-size random .pth in the official layout."""
+    """checkpoint(arch, channel_multiplier=2): a full-size random .pth in the official layout."""
     folder = tmp_path_factory.mktemp("checkpoints")
 
     def make(arch: str, multiplier: int = 2) -> Path:
         path = folder / f"{arch}-{multiplier}.pth"
         if not path.exists():
-            state = random_restoreformer() if arch == "RestoreFormer" else random_gfpgan(arch, multiplier)
+            state = (
+                random_restoreformer()
+                if arch == "RestoreFormer"
+                else random_gfpgan(arch, multiplier)
+            )
             torch.save({"params_ema": state}, path)
         return path
 
@@ -67,7 +71,7 @@ def load() -> Callable[..., Restorer]:
 
 
 def pictures(count: int, side: int = 512, seed: int = 3) -> torch.Tensor:
-    """Smooth random pictures, all different: float32 (N, 3, side, side), RGB, 0..1, in steps of 1/255."""
+    """Smooth random images, all different: float32 (N, 3, side, side), RGB, 0..1, 8 bits."""
     generator = torch.Generator().manual_seed(seed)
     coarse = torch.rand(count, 3, 12, 12, generator=generator)
     smooth = interpolate(coarse, (side, side), mode="bicubic", align_corners=False).clamp(0, 1)
@@ -91,7 +95,7 @@ def official_stack() -> None:
 
 @pytest.fixture
 def plain_fused_act(official_stack: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Give basicsr's own layers the one function of its CUDA extension, so that upstream's code runs on a CPU."""
+    """Give basicsr's own layers the one function of its CUDA extension, to run on a CPU."""
     from basicsr.ops.fused_act import fused_act
 
     class Extension:
@@ -116,8 +120,10 @@ def helper_files(official_stack: None, tmp_path_factory: pytest.TempPathFactory)
 
 
 @pytest.fixture
-def helpers_in_cache(helper_files: dict[str, Path], own_cache: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The test's cache folder with random detector and parser, and a table that takes them for the published."""
+def helpers_in_cache(
+    helper_files: dict[str, Path], own_cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> Path:
+    """A cache folder with random detector and parser, and a table that accepts them."""
     put_in_cache(helper_files, own_cache, monkeypatch)
     return own_cache
 
@@ -150,10 +156,12 @@ def no_sockets(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
 
 
 def spread(pictures_rgb: torch.Tensor) -> tuple[float, float]:
-    """Standard deviation of values, and mean absolute difference between the first picture and the second."""
+    """Standard deviation, and mean absolute difference between the first two images."""
     return float(pictures_rgb.std()), float((pictures_rgb[0] - pictures_rgb[1]).abs().mean())
 
 
 def to_bgr(picture_rgb: torch.Tensor) -> np.ndarray:
     """float (3, H, W) RGB 0..1 to uint8 (H, W, 3) BGR."""
-    return np.ascontiguousarray((picture_rgb * 255).round().byte().permute(1, 2, 0).numpy()[..., ::-1])
+    return np.ascontiguousarray(
+        (picture_rgb * 255).round().byte().permute(1, 2, 0).numpy()[..., ::-1]
+    )

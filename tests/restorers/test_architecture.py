@@ -25,7 +25,9 @@ SMALL = {**GEOMETRY, "out_size": 32, "num_style_feat": 64, "num_mlp": 2, "narrow
 
 
 def meta(arch: str, multiplier: int) -> dict[str, torch.Tensor]:
-    return {key: torch.empty(shape, device="meta") for key, shape in shapes(arch, multiplier).items()}
+    return {
+        key: torch.empty(shape, device="meta") for key, shape in shapes(arch, multiplier).items()
+    }
 
 
 @pytest.mark.parametrize("multiplier", [1, 2])
@@ -88,7 +90,9 @@ def test_the_option_that_fits_is_said(held, wanted, hint):
 
 
 def test_both_options_are_said_where_the_file_does_not_tell(official_stack):
-    with pytest.raises(CheckpointError, match="arch: bilinear or arch: original .*channel_multiplier: 1") as caught:
+    with pytest.raises(
+        CheckpointError, match="arch: bilinear or arch: original .*channel_multiplier: 1"
+    ) as caught:
         check_architecture(meta("bilinear", 1), "clean", 2)
     assert "arch bilinear or original, channel_multiplier 1" in caught.value.actual
 
@@ -102,7 +106,9 @@ def test_either_option_is_taken_where_the_file_does_not_tell(official_stack, arc
 def test_fill_counts_what_is_wrong():
     network = torch.nn.Linear(3, 2)
     with pytest.raises(CheckpointError) as caught:
-        load_tensors(network, {"weight": torch.zeros(2, 4), "other": torch.zeros(1)}, None, "a layer")
+        load_tensors(
+            network, {"weight": torch.zeros(2, 4), "other": torch.zeros(1)}, None, "a layer"
+        )
     text = str(caught.value)
     assert "1 missing (such as 'bias')" in text
     assert "1 too many (such as 'other')" in text
@@ -111,7 +117,12 @@ def test_fill_counts_what_is_wrong():
 
 def test_fill_takes_half_precision():
     network = torch.nn.Linear(3, 2)
-    load_tensors(network, {"weight": torch.ones(2, 3).half(), "bias": torch.zeros(2).bfloat16()}, None, "a layer")
+    load_tensors(
+        network,
+        {"weight": torch.ones(2, 3).half(), "bias": torch.zeros(2).bfloat16()},
+        None,
+        "a layer",
+    )
     assert network.weight.dtype == torch.float32
     assert network.weight.sum() == 6
 

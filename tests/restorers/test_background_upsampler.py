@@ -1,4 +1,4 @@
-"""Real-ESRGAN for the background: RealESRGANer's bits, without its prints, its stale tiles and its memory."""
+"""Real-ESRGAN for the background: RealESRGANer's bits, without its prints and stale tiles."""
 
 from __future__ import annotations
 
@@ -65,7 +65,9 @@ def files(tmp_path_factory):
 @pytest.fixture
 def small(files):
     """small(factor=2, tile=32) -> an upsampler around a small network."""
-    return lambda factor=2, tile=32: BackgroundUpsampler(files[factor], tile=tile, trust_unpinned=True)
+    return lambda factor=2, tile=32: BackgroundUpsampler(
+        files[factor], tile=tile, trust_unpinned=True
+    )
 
 
 def picture(height: int, width: int) -> np.ndarray:
@@ -79,7 +81,13 @@ def plainly(path, factor, sizes, tile, picture_bgr, scale) -> np.ndarray:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # torch's, about torch.load
         official = module.RealESRGANer(
-            factor, str(path), model=net, tile=tile, pre_pad=0, half=False, device=torch.device("cpu")
+            factor,
+            str(path),
+            model=net,
+            tile=tile,
+            pre_pad=0,
+            half=False,
+            device=torch.device("cpu"),
         )
     return official.enhance(picture_bgr, outscale=scale)[0]
 
@@ -92,7 +100,11 @@ def test_every_bit_is_realesrganers(files, small, capfd, factor, tile, scale):
     expected = plainly(files[factor], factor, SMALL, tile, given, scale)
     assert ("Tile" in capfd.readouterr().out) == (tile > 0)
     found = small(factor, tile).enlarge(given, scale)
-    assert found.shape == (45 * scale, 71 * scale, 3) and found.dtype == np.uint8 and found.flags.c_contiguous
+    assert (
+        found.shape == (45 * scale, 71 * scale, 3)
+        and found.dtype == np.uint8
+        and found.flags.c_contiguous
+    )
     assert np.array_equal(found, expected) and found.std((0, 1)).min() > 15
     assert capfd.readouterr() == ("", "")
 
@@ -105,12 +117,15 @@ def test_the_published_size_of_network(tmp_path):
     upsampler = BackgroundUpsampler(path, trust_unpinned=True)
     assert upsampler.factor == 2 and len(upsampler._upsampler.model.body) == 23
     found = upsampler.enlarge(given, 2)
-    assert np.array_equal(found, plainly(path, 2, PLUS, 400, given, 2)) and found.std((0, 1)).min() > 15
+    assert (
+        np.array_equal(found, plainly(path, 2, PLUS, 400, given, 2))
+        and found.std((0, 1)).min() > 15
+    )
     assert torch.load.__module__ == "torch.serialization"
 
 
 def test_half_is_near_float(files, small):
-    """What a GPU computes with ``half``, on the CPU: float16 goes through the network, 8 bits come out."""
+    """``half`` on the CPU: float16 in the network, 8 bits in the result."""
     upsampler, given = small(), picture(40, 60)
     expected = upsampler.enlarge(given, 2)
     state_dict = torch.load(files[2], weights_only=True)["params_ema"]
@@ -154,7 +169,9 @@ def test_any_memory_layout_the_same_bits_and_nothing_is_changed(small):
 def test_tiles_cover_a_line_once_and_see_their_surroundings():
     for length in (1, 31, 32, 33, 64, 100):
         spans = list(_spans(length, 32, 10))
-        assert [pixel for span in spans for pixel in range(span.start, span.end)] == list(range(length))
+        assert [pixel for span in spans for pixel in range(span.start, span.end)] == list(
+            range(length)
+        )
         assert all(span.first == max(0, span.start - 10) for span in spans)
         assert all(span.last == min(length, span.end + 10) for span in spans)
     assert [(span.start, span.end) for span in _spans(100, 0, 10)] == [(0, 100)]
@@ -239,7 +256,9 @@ def test_impossible_options(files, options):
 
 
 def test_a_missing_weight_is_said_before_any_work():
-    with pytest.raises(MissingWeightError, match="musetalk-enhance weights fetch RealESRGAN_x2plus"):
+    with pytest.raises(
+        MissingWeightError, match="musetalk-enhance weights fetch RealESRGAN_x2plus"
+    ):
         BackgroundUpsampler()
 
 
@@ -262,7 +281,9 @@ def test_another_network_is_refused(tmp_path, change):
     elif change == "cut":
         del state_dict["conv_last.weight"]
     else:
-        state_dict = {key: value for key, value in state_dict.items() if not key.startswith("body.")}
+        state_dict = {
+            key: value for key, value in state_dict.items() if not key.startswith("body.")
+        }
     save_file(state_dict, tmp_path / "other.safetensors")
     with pytest.raises(CheckpointError, match="RealESRGAN_x2plus") as caught:
         BackgroundUpsampler(tmp_path / "other.safetensors")

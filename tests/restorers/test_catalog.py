@@ -47,7 +47,14 @@ def choose(**options):
 
 
 def test_names():
-    assert catalog.model_names() == ["lite", "gfpgan-1.4", "gfpgan-1.3", "gfpgan-1.2", "restoreformer", "codeformer"]
+    assert catalog.model_names() == [
+        "lite",
+        "gfpgan-1.4",
+        "gfpgan-1.3",
+        "gfpgan-1.2",
+        "restoreformer",
+        "codeformer",
+    ]
     assert catalog.model_names("GFPGAN*") == ["gfpgan-1.4", "gfpgan-1.3", "gfpgan-1.2"]
 
 
@@ -82,7 +89,9 @@ def test_auto_without_gfpgan_is_lite_and_warns_once(caplog):
 
 
 def test_auto_takes_the_best_gfpgan_in_the_cache(monkeypatch):
-    monkeypatch.setattr(weights, "find", lambda name: "there" if name in ("gfpgan-1.3", "gfpgan-1.2") else None)
+    monkeypatch.setattr(
+        weights, "find", lambda name: "there" if name in ("gfpgan-1.3", "gfpgan-1.2") else None
+    )
     monkeypatch.setattr(weights, "require", lambda name, **_: name)
     choice = choose()
     assert choice.model.info.name == "gfpgan-1.3" and choice.weight == "GFPGANv1.3"
@@ -92,7 +101,12 @@ def test_a_missing_weight_names_file_hash_command_and_folder(own_cache):
     with pytest.raises(MissingWeightError) as caught:
         choose(model="gfpgan-1.4")
     entry = weights.WEIGHTS.get("GFPGANv1.4")
-    for word in (entry.file, entry.sha256, "musetalk-enhance weights fetch GFPGANv1.4", str(own_cache)):
+    for word in (
+        entry.file,
+        entry.sha256,
+        "musetalk-enhance weights fetch GFPGANv1.4",
+        str(own_cache),
+    ):
         assert word in str(caught.value)
     with pytest.raises(MissingWeightError):
         choose(engine="official")
@@ -167,7 +181,9 @@ def test_plugin_is_listed_unimported_and_runs(plugin, rng):
     assert np.array_equal(enhancer(frames), frames)
 
 
-@pytest.mark.parametrize("value", ["no_such_module_at_all:X", "json:dumps", "tests.conftest:RECORD"])
+@pytest.mark.parametrize(
+    "value", ["no_such_module_at_all:X", "json:dumps", "tests.conftest:RECORD"]
+)
 def test_broken_plugin_is_reported_and_breaks_nothing_else(plugin, value, capsys):
     from musetalk_enhance.cli import main
 
@@ -185,7 +201,9 @@ def test_options_of_a_gfpgan_checkpoint_are_refused_where_there_is_none(tmp_path
     path = tmp_path / "mine.safetensors"
     path.write_bytes(ASSET.read_bytes())
     for model in ({"model": "lite"}, {"model_path": str(path)}, {"model": "auto"}):
-        with pytest.raises(ConfigError, match="model_path" if model == {"model": "auto"} else "lite"):
+        with pytest.raises(
+            ConfigError, match="model_path" if model == {"model": "auto"} else "lite"
+        ):
             choose(**model, **options)
 
 
@@ -213,7 +231,9 @@ def test_a_host_s_default_device_is_not_where_networks_are_built(rng, backend):
 def test_the_gpu_is_the_one_that_is_current_when_it_is_loaded(monkeypatch):
     monkeypatch.setattr(torch.cuda, "current_device", lambda: 1)
     choice = catalog.choose(EnhancerSettings(enabled=True, model="lite"))
-    devices = [str(choice._request(torch.device(name)).device) for name in ("cuda", "cuda:0", "cpu")]
+    devices = [
+        str(choice._request(torch.device(name)).device) for name in ("cuda", "cuda:0", "cpu")
+    ]
     assert devices == ["cuda:1", "cuda:0", "cpu"]
 
 

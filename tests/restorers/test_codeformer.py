@@ -1,4 +1,4 @@
-"""CodeFormer against its network called directly, on a full-size random checkpoint in the official layout."""
+"""CodeFormer against its network called directly, with a full-size random checkpoint."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from musetalk_enhance import weights
-from musetalk_enhance.backends import exporting
+from musetalk_enhance.backends import onnx_export
 from musetalk_enhance.config.settings import EnhancerSettings
 from musetalk_enhance.errors import CheckpointError, ConfigError, MissingDependencyError
 from musetalk_enhance.restorers import architecture, catalog, codeformer
@@ -29,7 +29,7 @@ def empty_network() -> torch.nn.Module:
 
 
 def random_codeformer(seed: int = 0) -> dict[str, torch.Tensor]:
-    """Weights that keep the variance of what passes through about 1, so that different codes win."""
+    """Weights that keep the variance of activations near 1, so that different codes win."""
     generator = torch.Generator().manual_seed(seed)
     state = {}
     for key, meta in empty_network().state_dict().items():
@@ -41,7 +41,10 @@ def random_codeformer(seed: int = 0) -> dict[str, torch.Tensor]:
         elif key != "position_emb" and "embedding" not in key:
             tensor = tensor / math.sqrt(math.prod(meta.shape[1:]))
         state[key] = tensor
-    last = max((key for key in state if key.startswith("generator")), key=lambda key: int(key.split(".")[2]))
+    last = max(
+        (key for key in state if key.startswith("generator")),
+        key=lambda key: int(key.split(".")[2]),
+    )
     state[f"{last.rsplit('.', 1)[0]}.weight"] *= 0.4  # mostly within -1..1
     return state
 
@@ -62,9 +65,9 @@ def network() -> torch.nn.Module:
 
 
 @pytest.mark.slow
-@pytest.mark.long  # tests/jobs/test_codeformer_job.py compares with the published network in every run
+@pytest.mark.long  # tests/jobs/test_codeformer_job.py has a shorter comparison
 def test_it_is_the_published_network(path, load, faces, network):
-    """A batch of three equals the network called on each face alone, with the default fidelity and with 0."""
+    """A batch of three equals the network on each face, with the default fidelity and 0."""
     restorer = load(CodeFormerRestorer, path, arch="CodeFormer", **TORCH)
     ours = restorer.restore(faces)
     with torch.no_grad():
@@ -76,7 +79,9 @@ def test_it_is_the_published_network(path, load, faces, network):
     assert std > 0.05 and difference > 0.05
     assert error < 1e-5
     assert float((ours[1:2] - alone).abs().max()) < 1e-5
-    plain = load(CodeFormerRestorer, path, arch="CodeFormer", fidelity=0, **TORCH).restore(faces[:1])
+    plain = load(CodeFormerRestorer, path, arch="CodeFormer", fidelity=0, **TORCH).restore(
+        faces[:1]
+    )
     with torch.no_grad():
         theirs = network(faces[:1] * 2 - 1, weight=0.0)[0]
     assert float((plain - (theirs + 1) / 2).abs().max()) < 1e-5
@@ -86,11 +91,13 @@ def test_it_is_the_published_network(path, load, faces, network):
 @pytest.mark.slow
 @pytest.mark.long
 def test_it_exports_for_any_batch(path, tmp_path):
-    choice = catalog.choose(EnhancerSettings(model=str(path), arch="CodeFormer", fidelity=0.7, trust_unpinned=True))
+    choice = catalog.choose(
+        EnhancerSettings(model=str(path), arch="CodeFormer", fidelity=0.7, trust_unpinned=True)
+    )
     spec = choice.network()
-    found = exporting.export(spec, tmp_path / "codeformer.onnx")
-    print(f"CodeFormer: the exported graph differs by {found:.1e}")
-    assert spec.name == "codeformer" and found < exporting.MOST_DIFFERENCE
+    error = onnx_export.export(spec, tmp_path / "codeformer.onnx")
+    print(f"CodeFormer: the exported graph differs by {error:.1e}")
+    assert spec.name == "codeformer" and error < onnx_export.MAX_DIFFERENCE
 
 
 def test_codes_are_what_the_published_multiplication_finds():
@@ -126,7 +133,10 @@ def test_another_network_is_refused_in_words(load, tmp_path):
 
 def test_missing_tensors_are_counted(load, tmp_path):
     path = tmp_path / "cut.pth"
-    kept = {"position_emb": torch.zeros(256, 512), "idx_pred_layer.1.weight": torch.zeros(1024, 512)}
+    kept = {
+        "position_emb": torch.zeros(256, 512),
+        "idx_pred_layer.1.weight": torch.zeros(1024, 512),
+    }
     torch.save({"params_ema": kept}, path)
     with pytest.raises(CheckpointError, match=r"2 tensors: \d+ missing"):
         load(CodeFormerRestorer, path, arch="CodeFormer")
@@ -150,7 +160,9 @@ def test_only_codeformer_has_fidelity(options, monkeypatch):
     monkeypatch.setattr(weights, "require", lambda name, **_: name)
     with pytest.raises(ConfigError, match="fidelity"):
         catalog.choose(EnhancerSettings(**{"fidelity": 0.9, **options}))
-    assert catalog.choose(EnhancerSettings(model="codeformer", fidelity=0.9)).settings.fidelity == 0.9
+    assert (
+        catalog.choose(EnhancerSettings(model="codeformer", fidelity=0.9)).settings.fidelity == 0.9
+    )
 
 
 @pytest.mark.parametrize(

@@ -36,13 +36,16 @@ def agree(name: str, ours: torch.Tensor, theirs: torch.Tensor) -> None:
 def run_official(network: torch.nn.Module, faces: torch.Tensor) -> torch.Tensor:
     """The official network face by face, noise from its buffers."""
     with torch.no_grad():
-        outs = [network(face[None] * 2 - 1, return_rgb=False, randomize_noise=False)[0] for face in faces]
+        outs = [
+            network(face[None] * 2 - 1, return_rgb=False, randomize_noise=False)[0]
+            for face in faces
+        ]
     return (torch.cat(outs) + 1) / 2
 
 
 @pytest.mark.slow
 def test_clean_is_gfpganer(official_stack, helpers_in_cache, checkpoint, load, faces, no_sockets):
-    """A batch of three equals GFPGANer's network on each alone, and GFPGANer's pictures to the 8-bit step."""
+    """A batch of three equals GFPGANer's network on each face, and its 8-bit images."""
     path = checkpoint("clean")
     state_dict = weights.open_file(path, trust_unpinned=True).state_dict()
     gfpganer = stack.build_gfpganer(path, state_dict, device=CPU)
@@ -54,7 +57,10 @@ def test_clean_is_gfpganer(official_stack, helpers_in_cache, checkpoint, load, f
     _, restored, pasted = gfpganer.enhance(picture_bgr, has_aligned=True)
     assert pasted is None
     steps = np.abs(restored[0].astype(int) - to_bgr(ours[1].clamp(0, 1)).astype(int))
-    print(f"GFPGANer.enhance(has_aligned=True): {np.mean(steps > 0):.1e} of the bytes differ, by {steps.max()}")
+    print(
+        f"GFPGANer.enhance(has_aligned=True): {np.mean(steps > 0):.1e} of the bytes differ, "
+        f"by {steps.max()}"
+    )
     assert steps.max() <= 1  # rounding of values that lie on a half
     assert np.mean(steps > 0) < 1e-3
 
@@ -72,7 +78,7 @@ def test_clean_with_multiplier_1(official_stack, checkpoint, load, faces):
 
 @pytest.mark.slow
 def test_original_is_gfpganv1(plain_fused_act, checkpoint, load, faces):
-    """One of a batch of two, against upstream's layers, which get the CUDA extension's one function from the test."""
+    """One of a batch of two, against upstream's layers with the test's own CUDA extension."""
     from gfpgan.archs.gfpganv1_arch import GFPGANv1
 
     path = checkpoint("original", 1)
@@ -140,7 +146,9 @@ def test_no_weight_at_all():
 @pytest.mark.slow
 def test_original_without_the_package(official_stack, checkpoint, load, monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "gfpgan.archs.gfpganv1_arch", None)
-    with pytest.raises(MissingDependencyError, match=r"arch: original needs.*musetalk_enhance\[gfpgan\]"):
+    with pytest.raises(
+        MissingDependencyError, match=r"arch: original needs.*musetalk_enhance\[gfpgan\]"
+    ):
         load(GFPGANRestorer, checkpoint("original", 1), arch="original", channel_multiplier=1)
 
 

@@ -1,4 +1,4 @@
-"""The embedded model over `Ops` is the operator it was trained as; lower is the same pixels from fewer rows."""
+"""The embedded model over `Ops` is its operator; ``lower`` gives the same pixels."""
 
 from __future__ import annotations
 
@@ -30,7 +30,9 @@ def expected(faces) -> torch.Tensor:
 
 
 def spec(region: str):
-    return LiteRestorer.network(LoadRequest(LiteRestorer.info, EnhancerSettings(enabled=True, region=region), CPU))
+    return LiteRestorer.network(
+        LoadRequest(LiteRestorer.info, EnhancerSettings(enabled=True, region=region), CPU)
+    )
 
 
 @pytest.mark.parametrize("region", ["full", "lower"])
@@ -40,7 +42,9 @@ def test_it_is_the_operator(faces, expected, region):
     restored = module(faces)
     assert restored.shape == expected.shape
     assert float((restored - expected)[:, :, start:].abs().max()) < 1e-5
-    assert torch.equal(restored[:, :, :start], restored[:, :, start : start + 1].expand(-1, -1, start, -1))
+    assert torch.equal(
+        restored[:, :, :start], restored[:, :, start : start + 1].expand(-1, -1, start, -1)
+    )
     backend = NcnnBackend(spec(region))
     assert float((backend.run(faces) - expected)[:, :, start:].abs().max()) < 1e-4
     backend.close()

@@ -1,4 +1,4 @@
-"""The official stack behind its one door, and ``engine: official`` through every stage without published weights."""
+"""The official stack behind its one door, and ``engine: official`` with random weights."""
 
 from __future__ import annotations
 
@@ -37,13 +37,15 @@ LANDMARKS = [125.0, 150.0, 195.0, 150.0, 160.0, 190.0, 132.0, 222.0, 188.0, 222.
 
 @pytest.fixture(scope="module")
 def restorer(helper_files, checkpoint, tmp_path_factory):
-    """GFPGANer with random networks: GFPGAN clean of multiplier 1, RetinaFace-R50, ParseNet; upscale 2."""
+    """GFPGANer with random networks: GFPGAN clean, multiplier 1, RetinaFace-R50, ParseNet."""
     with pytest.MonkeyPatch.context() as patch:
         folder = tmp_path_factory.mktemp("cache")
         patch.setenv("MUSETALK_ENHANCE_CACHE", str(folder))
         put_in_cache(helper_files, folder, patch)
         weight = weights.open_file(checkpoint("clean", 1), trust_unpinned=True)
-        settings = EnhancerSettings(enabled=True, engine="official", channel_multiplier=1, upscale=2)
+        settings = EnhancerSettings(
+            enabled=True, engine="official", channel_multiplier=1, upscale=2
+        )
         yield OfficialRestorer(LoadRequest(INFO, settings, CPU, weight))
 
 
@@ -61,14 +63,16 @@ def face_found(restorer, monkeypatch):
 
 @pytest.mark.slow
 def test_every_stage_runs(restorer, face_found, no_sockets):
-    """Aligned, restored, parsed and pasted: the face changes, the corners are the enlarged picture, in colour."""
+    """Aligned, restored, parsed, pasted: the face changes, the corners are only enlarged."""
     picture = pictures(1, SIDE)
     restored = restorer.restore(picture)
     assert restored.shape == (1, 3, 2 * SIDE, 2 * SIDE)
     assert restored.dtype == torch.float32
     assert 0 <= restored.min() < restored.max() <= 1
 
-    enlarged = cv2.resize(to_bgr(picture[0]), (2 * SIDE, 2 * SIDE), interpolation=cv2.INTER_LANCZOS4)
+    enlarged = cv2.resize(
+        to_bgr(picture[0]), (2 * SIDE, 2 * SIDE), interpolation=cv2.INTER_LANCZOS4
+    )
     change = np.abs(to_bgr(restored[0]).astype(int) - enlarged.astype(int))
     assert change[:20, :20].max() == 0
     assert change[-20:, -20:].max() == 0
@@ -85,7 +89,9 @@ def test_no_face_is_said(restorer, no_sockets):
 
 
 @pytest.mark.slow
-def test_a_failing_network_is_not_taken_for_a_restored_face(restorer, face_found, monkeypatch, capsys):
+def test_a_failing_network_is_not_taken_for_a_restored_face(
+    restorer, face_found, monkeypatch, capsys
+):
     """GFPGANer itself prints such an error and pastes the unrestored face."""
 
     def fail(*_):
@@ -105,7 +111,9 @@ def test_one_picture_at_a_time(restorer):
 
 @pytest.mark.slow
 def test_moving_takes_every_network_along(helpers_in_cache, checkpoint, load):
-    restorer = load(OfficialRestorer, checkpoint("clean", 1), engine="official", channel_multiplier=1)
+    restorer = load(
+        OfficialRestorer, checkpoint("clean", 1), engine="official", channel_multiplier=1
+    )
     helper = restorer.gfpganer.face_helper
     restorer.to(torch.device("meta"))
     networks = (restorer.gfpganer.gfpgan, helper.face_det, helper.face_parse)
@@ -115,7 +123,9 @@ def test_moving_takes_every_network_along(helpers_in_cache, checkpoint, load):
 
 
 @pytest.mark.slow
-def test_bilinear_runs_though_gfpganer_hands_it_an_unknown_argument(helpers_in_cache, checkpoint, load):
+def test_bilinear_runs_though_gfpganer_hands_it_an_unknown_argument(
+    helpers_in_cache, checkpoint, load
+):
     restorer = load(OfficialRestorer, checkpoint("bilinear"), engine="official", arch="bilinear")
     crop = to_bgr(pictures(1)[0])
     _, restored, _ = restorer.gfpganer.enhance(crop, has_aligned=True)
@@ -123,7 +133,9 @@ def test_bilinear_runs_though_gfpganer_hands_it_an_unknown_argument(helpers_in_c
 
 
 @pytest.mark.slow
-def test_missing_helpers_are_named_before_anything_is_built(official_stack, checkpoint, load, no_sockets):
+def test_missing_helpers_are_named_before_anything_is_built(
+    official_stack, checkpoint, load, no_sockets
+):
     with pytest.raises(MissingWeightError, match="RetinaFace-R50") as caught:
         load(OfficialRestorer, checkpoint("clean", 1), engine="official", channel_multiplier=1)
     assert caught.value.name == stack.HELPERS[0]
@@ -198,7 +210,9 @@ def test_downloads_are_refused(official_stack, no_sockets):
 
     with stack._no_downloads({"known.pth": Path("/cache/known.pth")}):
         load = facexlib.detection.load_file_from_url
-        assert load("https://example.org/a/known.pth", model_dir="x") == str(Path("/cache/known.pth"))
+        assert load("https://example.org/a/known.pth", model_dir="x") == str(
+            Path("/cache/known.pth")
+        )
         with pytest.raises(RestorerError, match="blocked"):
             load(url="https://example.org/a/other.pth")
 
@@ -206,7 +220,9 @@ def test_downloads_are_refused(official_stack, no_sockets):
 @pytest.mark.parametrize("name", ["gfpgan.utils", "no_such_package_at_all"])
 def test_a_missing_package_is_named_with_its_command(monkeypatch, name):
     monkeypatch.setitem(sys.modules, name, None)
-    with pytest.raises(MissingDependencyError, match=r"pip install 'musetalk_enhance\[gfpgan\]'") as caught:
+    with pytest.raises(
+        MissingDependencyError, match=r"pip install 'musetalk_enhance\[gfpgan\]'"
+    ) as caught:
         stack.import_official(name)
     assert caught.value.package == name.split(".")[0]
 
@@ -230,7 +246,8 @@ assert find_spec(stack._ALIAS) or stack._ALIAS not in sys.modules
 
 
 @pytest.mark.parametrize(
-    ("up", "down", "pad"), [(1, 1, (2, 2)), (1, 1, (1, 1)), (2, 1, (2, 1)), (1, 2, (1, 1)), (1, 1, (-1, 2))]
+    ("up", "down", "pad"),
+    [(1, 1, (2, 2)), (1, 1, (1, 1)), (2, 1, (2, 1)), (1, 2, (1, 1)), (1, 1, (-1, 2))],
 )
 def test_upfirdn_is_basicsrs(official_stack, up, down, pad):
     from basicsr.ops.upfirdn2d import upfirdn2d

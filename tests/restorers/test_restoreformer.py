@@ -27,7 +27,9 @@ def test_it_is_the_official_restoreformer(official_stack, checkpoint, load, face
         theirs = (network(faces[1:2] * 2 - 1)[0] + 1) / 2
     std, difference = spread(ours)
     error = float((ours[1] - theirs[0]).abs().max())
-    print(f"RestoreFormer: max difference {error:.2e}, std {std:.3f}, between faces {difference:.3f}")
+    print(
+        f"RestoreFormer: max difference {error:.2e}, std {std:.3f}, between faces {difference:.3f}"
+    )
     assert std > 0.05
     assert difference > 0.05
     assert error < 1e-4
@@ -48,7 +50,10 @@ def test_a_foreign_checkpoint(load, tmp_path):
 
 def test_missing_tensors_are_counted(load, tmp_path):
     path = tmp_path / "cut.pth"
-    kept = {"quant_conv.weight": torch.zeros(256, 256, 1, 1), "encoder.down.0.block.0.norm1.weight": torch.zeros(64)}
+    kept = {
+        "quant_conv.weight": torch.zeros(256, 256, 1, 1),
+        "encoder.down.0.block.0.norm1.weight": torch.zeros(64),
+    }
     torch.save({"params_ema": kept}, path)
     with pytest.raises(CheckpointError, match=r"2 tensors: \d+ missing"):
         load(RestoreFormerRestorer, path)

@@ -50,7 +50,9 @@ def test_commit_and_discard_by_hand(tmp_path):
 
 
 def test_names_of_temporary_files(tmp_path):
-    short, named = (temporary_path(tmp_path / "a.mp4", keep_extension=keep) for keep in (False, True))
+    short, named = (
+        temporary_path(tmp_path / "a.mp4", keep_extension=keep) for keep in (False, True)
+    )
     assert re.fullmatch(r"\.[0-9a-f]{32}\.part", short.name)
     assert re.fullmatch(r"\.[0-9a-f]{32}\.part\.mp4", named.name)
     assert temporary_path(tmp_path / "a.mp4") != short

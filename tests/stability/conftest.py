@@ -15,7 +15,8 @@ __all__ = ["soften", "to_faces", "to_frames"]
 
 @pytest.fixture(scope="session")
 def decoder_soft(shared: Path):
-    """``decoder_soft(faces, blend, noise, generator)``: what a real, tiny latent decoder leaves of faces."""
+    """``decoder_soft(faces, blend, noise, generator)``: what a real, tiny latent decoder leaves of
+    faces."""
     path = shared / "tools" / "tiny_autoencoder.py"
     if not path.exists():
         pytest.skip(f"no {path.name} in the data folder")

@@ -33,7 +33,9 @@ def test_a_gradient_of_light_is_taken_off(make_enhancer, soft):
 def test_detail_stays(make_enhancer, soft):
     stripes = 0.05 * (torch.arange(512) // 4 % 2 * 2 - 1).float().view(1, 1, 1, 512)
     given = to_frames(soft[:1])
-    out, plain = (make_enhancer(lambda batch: batch + stripes, color_match=on)(given) for on in (True, False))
+    out, plain = (
+        make_enhancer(lambda batch: batch + stripes, color_match=on)(given) for on in (True, False)
+    )
     assert np.abs(out.astype(int) - plain).mean() < 0.5
 
 
@@ -41,13 +43,16 @@ def test_the_mean_of_a_sharpened_face_stays(make_enhancer, take, soft):
     given = to_frames(soft)
     truth = iter(take.split(1))
     out = make_enhancer(
-        lambda batch: next(truth).repeat_interleave(2, 2).repeat_interleave(2, 3) * 1.1, batch_size=1, **ONLY
+        lambda batch: next(truth).repeat_interleave(2, 2).repeat_interleave(2, 3) * 1.1,
+        batch_size=1,
+        **ONLY,
     )(given)
     assert np.abs(out.mean((1, 2)) - given.mean((1, 2))).max() < 1
 
 
 def test_rows_alone_come_out_as_in_the_whole_face(soft):
-    """What is computed only from the upper edge of the region down is the same as with zeros above it."""
+    """What is computed only from the upper edge of the region down is the same as with zeros above
+    it."""
     residual = (soft[:2] - soft[2:4]) * 0.5
     mask = region_mask("lower", (256, 256))
     whole = without_tint(residual, mask)[:, :, 112:]

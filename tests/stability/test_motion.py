@@ -8,7 +8,12 @@ import pytest
 import torch
 
 from musetalk_enhance.pipeline.scene_cuts import scene_cuts, thumbnails
-from musetalk_enhance.pipeline.stability.motion import LONGEST, SHORTEST, MotionEstimator, working_size
+from musetalk_enhance.pipeline.stability.motion import (
+    LONGEST,
+    SHORTEST,
+    MotionEstimator,
+    working_size,
+)
 from musetalk_enhance.pipeline.stability.temporal import _moved, _sampled
 from tests.stability.conftest import to_frames
 
@@ -61,7 +66,10 @@ def test_another_scene_is_a_cut_and_a_talking_head_is_none(pictures):
 
 
 def test_a_cut_is_told_against_the_frame_before_the_batch(pictures):
-    faces = torch.from_numpy(np.stack([pictures[5], 255 - pictures[5]])).permute(0, 3, 1, 2).float() / 255
+    faces = (
+        torch.from_numpy(np.stack([pictures[5], 255 - pictures[5]])).permute(0, 3, 1, 2).float()
+        / 255
+    )
     small = thumbnails(faces)
     assert scene_cuts(small[:1], small[1:]).tolist() == [True]
     assert scene_cuts(small[:1], small[:1]).tolist() == [False]
@@ -69,19 +77,26 @@ def test_a_cut_is_told_against_the_frame_before_the_batch(pictures):
 
 def test_flat_frames_are_no_cut_of_each_other():
     black = np.zeros((64, 64, 3), np.uint8)
-    assert cuts_of(black, black + 1, black) == [False, False, False] and cuts_of(black, black + 200) == [False, True]
+    assert cuts_of(black, black + 1, black) == [False, False, False] and cuts_of(
+        black, black + 200
+    ) == [False, True]
 
 
 @pytest.mark.parametrize("size", [(16, 16), (64, 64), (256, 256), (512, 300), (60, 900)])
 def test_working_size(size):
     height, width = working_size(*size)
-    assert min(height, width) >= min(SHORTEST, min(size)) and (max(size) <= LONGEST or min(height, width) >= SHORTEST)
+    assert min(height, width) >= min(SHORTEST, min(size)) and (
+        max(size) <= LONGEST or min(height, width) >= SHORTEST
+    )
     assert height / width == pytest.approx(size[0] / size[1], rel=0.05)
 
 
-@pytest.mark.parametrize("size", [(16, 8192), (2500, 17), (30, 900), (65, 300), (256, 100), (2100, 2100)])
+@pytest.mark.parametrize(
+    "size", [(16, 8192), (2500, 17), (30, 900), (65, 300), (256, 100), (2100, 2100)]
+)
 def test_no_strip_is_too_long(size):
-    """Enlarged like other small faces, a strip of 16x8192 pixels would be wider than OpenCV can handle."""
+    """Enlarged like other small faces, a strip of 16x8192 pixels would be wider than OpenCV can
+    handle."""
     height, width = working_size(*size)
     assert height * width <= LONGEST**2 and min(height, width) >= SHORTEST
     picture = np.random.default_rng(1).integers(0, 256, (height // 8, width // 8, 3), np.uint8)
@@ -100,9 +115,13 @@ def test_moved_fetches_what_the_flow_points_at():
     flow = np.zeros((48, 64, 2), np.float32)
     flow[..., 0], flow[..., 1] = 5, -3
     inner = (slice(None), slice(None), slice(8, -8), slice(8, -8))
-    assert torch.allclose(moved(picture, flow)[inner], torch.roll(picture, (3, -5), (2, 3))[inner], atol=1e-4)
+    assert torch.allclose(
+        moved(picture, flow)[inner], torch.roll(picture, (3, -5), (2, 3))[inner], atol=1e-4
+    )
     small = np.ascontiguousarray(flow[::2, ::2] / 2)
-    assert torch.allclose(moved(picture, small), moved(picture, flow), atol=1e-4), "a flow of half the size"
+    assert torch.allclose(moved(picture, small), moved(picture, flow), atol=1e-4), (
+        "a flow of half the size"
+    )
 
 
 def test_moved_rows_are_those_of_the_whole():
@@ -117,12 +136,17 @@ def test_moved_rows_are_those_of_the_whole():
 def test_moved_is_the_same_on_the_cpu_as_elsewhere(scale):
     """OpenCV does it on the CPU, torch on a GPU."""
     rng = torch.Generator().manual_seed(2)
-    picture = torch.nn.functional.interpolate(torch.rand(1, 3, 16, 16, generator=rng), (128, 128), mode="bicubic")
+    picture = torch.nn.functional.interpolate(
+        torch.rand(1, 3, 16, 16, generator=rng), (128, 128), mode="bicubic"
+    )
     small = torch.randn(1, 2, 8, 8, generator=rng) * 3
     flow = torch.nn.functional.interpolate(small, (128 // scale, 128 // scale), mode="bicubic")
     on_cpu = moved(picture, flow[0].permute(1, 2, 0).contiguous().numpy())
     elsewhere = _sampled(picture, flow)
-    assert torch.allclose(on_cpu, elsewhere, atol=0.01) and float((on_cpu - elsewhere).abs().mean()) < 0.001
+    assert (
+        torch.allclose(on_cpu, elsewhere, atol=0.01)
+        and float((on_cpu - elsewhere).abs().mean()) < 0.001
+    )
 
 
 def test_the_same_frames_give_the_same_bits_wherever_they_lie_in_memory(pictures):

@@ -1,4 +1,5 @@
-"""Sharp faces are left alone, soft ones are not, whatever their softness, contrast, light or noise."""
+"""Sharp faces are left alone, soft ones are not, whatever their softness, contrast, light or
+noise."""
 
 from __future__ import annotations
 
@@ -24,7 +25,8 @@ def meter() -> SharpnessMeter:
 
 @pytest.fixture(scope="module")
 def crisp() -> torch.Tensor:
-    """Two faces of a photograph, at 256 px and mirrored, with all the detail that their size can hold."""
+    """Two faces of a photograph, at 256 px and mirrored, with all the detail that their size can
+    hold."""
     skimage_data = pytest.importorskip("skimage.data")
     face = np.ascontiguousarray(skimage_data.astronaut()[20:230, 130:320])  # a little grain
     image = cv2.resize(face, (128, 144), interpolation=cv2.INTER_AREA)
@@ -39,15 +41,22 @@ def resized(faces: torch.Tensor, share: float) -> torch.Tensor:
 
 
 def test_resized_faces_measure_less_the_smaller_they_were(meter, crisp):
-    measured = [float(meter.measure(resized(crisp, share)).mean()) for share in (1, 0.75, 0.6, 0.5, 0.375, 0.3)]
-    assert all(before > after - 0.01 for before, after in zip(measured[:-1], measured[1:], strict=True))
+    measured = [
+        float(meter.measure(resized(crisp, share)).mean())
+        for share in (1, 0.75, 0.6, 0.5, 0.375, 0.3)
+    ]
+    assert all(
+        before > after - 0.01 for before, after in zip(measured[:-1], measured[1:], strict=True)
+    )
     assert measured[0] > SHARP > SOFT > measured[3]
 
 
 def test_decoded_faces_measure_less_the_softer_they_are(meter, crisp, decoder_soft):
     blends = (0.1, 0.25, 0.35, 0.5)
     measured = [float(meter.measure(decoder_soft(crisp, blend)).mean()) for blend in blends]
-    assert all(before > after - 0.01 for before, after in zip(measured[:-1], measured[1:], strict=True))
+    assert all(
+        before > after - 0.01 for before, after in zip(measured[:-1], measured[1:], strict=True)
+    )
     assert max(measured) < float(meter.measure(crisp).mean())
     assert measured[1] < SHARP and measured[3] < SOFT
 

@@ -1,4 +1,5 @@
-"""Held still: flicker goes, sharpness stays, nothing is dragged along, and a still frame is still."""
+"""Held still: flicker goes, sharpness stays, nothing is dragged along, and a still frame is
+still."""
 
 from __future__ import annotations
 
@@ -8,14 +9,20 @@ import torch
 
 from musetalk_enhance.pipeline.compose import Compositor
 from musetalk_enhance.pipeline.stability.motion import MotionEstimator
-from musetalk_enhance.pipeline.stability.temporal import _moved, _steady_on_cpu, _steady_on_gpu, steady
+from musetalk_enhance.pipeline.stability.temporal import (
+    _moved,
+    _steady_on_cpu,
+    _steady_on_gpu,
+    steady,
+)
 from tests.stability.conftest import to_faces, to_frames
 
 PLAIN = {"color_match": False, "guard": False, "sharpness_gate": False}
 
 
 class Flickering:
-    """Sharpens, by another amount and with another grain in every frame: a restorer that decides anew."""
+    """Sharpens, by another amount and with another grain in every frame: a restorer that decides
+    anew."""
 
     def __init__(self, sharp: torch.Tensor, amount: float = 0.5) -> None:
         self.sharp, self.amount, self.calls = sharp, amount, 0
@@ -23,7 +30,9 @@ class Flickering:
 
     def __call__(self, batch: torch.Tensor) -> torch.Tensor:
         first, self.calls = self.calls, self.calls + len(batch)
-        truth = self.sharp[first : first + len(batch)].repeat_interleave(2, 2).repeat_interleave(2, 3)
+        truth = (
+            self.sharp[first : first + len(batch)].repeat_interleave(2, 2).repeat_interleave(2, 3)
+        )
         share = 1 + self.amount * (2 * torch.rand(len(batch), 1, 1, 1, generator=self.random) - 1)
         grain = 0.02 * torch.randn(len(batch), 1, 64, 64, generator=self.random)
         grain = torch.nn.functional.interpolate(grain, size=batch.shape[2:], mode="bicubic")
@@ -33,7 +42,11 @@ class Flickering:
 def energy(frames: np.ndarray) -> float:
     import cv2
 
-    return float(np.mean([cv2.Laplacian(cv2.cvtColor(f, cv2.COLOR_BGR2GRAY), cv2.CV_64F).var() for f in frames]))
+    return float(
+        np.mean(
+            [cv2.Laplacian(cv2.cvtColor(f, cv2.COLOR_BGR2GRAY), cv2.CV_64F).var() for f in frames]
+        )
+    )
 
 
 def flicker(frames: np.ndarray, given: np.ndarray) -> float:
@@ -67,14 +80,21 @@ def test_flicker_goes_and_sharpness_stays(make_enhancer, take, given):
 
 
 def test_half_of_it_is_half(make_enhancer, take, given):
-    runs = [make_enhancer(Flickering(take), stability=share, **PLAIN)(given) for share in (0, 0.5, 1)]
+    runs = [
+        make_enhancer(Flickering(take), stability=share, **PLAIN)(given) for share in (0, 0.5, 1)
+    ]
     still = [flicker(run, given) for run in runs]
     assert still[0] > 1.2 * still[1] > 1.2 * still[2]
 
 
 def test_batches_do_not_matter(make_enhancer, take, given):
-    sharpen = lambda batch: (batch + 0.5 * (batch - torch.nn.functional.avg_pool2d(batch, 9, 1, 4))).clamp(0, 1)  # noqa: E731
-    whole, single = (make_enhancer(sharpen, stability=1, batch_size=size, **PLAIN) for size in (8, 1))
+    def sharpen(batch):
+        smooth = torch.nn.functional.avg_pool2d(batch, 9, 1, 4)
+        return (batch + 0.5 * (batch - smooth)).clamp(0, 1)
+
+    whole, single = (
+        make_enhancer(sharpen, stability=1, batch_size=size, **PLAIN) for size in (8, 1)
+    )
     together = whole(given[:12])
     realtime = np.concatenate([single(given[:5]), single(given[5:6]), single(given[6:12])])
     assert np.abs(together.astype(int) - realtime).max() <= 1
@@ -82,7 +102,9 @@ def test_batches_do_not_matter(make_enhancer, take, given):
 
 def test_a_frame_never_depends_on_the_next(make_enhancer, take, given):
     sharpen = lambda batch: 2 * batch - torch.nn.functional.avg_pool2d(batch, 9, 1, 4)  # noqa: E731
-    one = make_enhancer(sharpen, stability=1, guard=True, color_match=True, batch_size=8)(given[:10])
+    one = make_enhancer(sharpen, stability=1, guard=True, color_match=True, batch_size=8)(
+        given[:10]
+    )
     other = make_enhancer(sharpen, stability=1, guard=True, color_match=True, batch_size=8)
     changed = given[:16].copy()
     changed[10:] = 255 - changed[10:]
@@ -136,7 +158,8 @@ def test_two_streams_know_nothing_of_each_other(make_enhancer, take, given):
 
 
 def test_lips_that_move_are_not_dragged(make_enhancer, take, given):
-    """With a perfect restorer holding still can only spoil: the mouth must stay as open as it is."""
+    """With a perfect restorer holding still can only spoil: the mouth must stay as open as it
+    is."""
     from musetalk_enhance.faces.meter import FaceMeter
 
     out = make_enhancer(Flickering(take, 0.0), stability=1, **PLAIN)(given)
@@ -168,7 +191,9 @@ def test_a_batch_that_failed_leaves_the_stream_as_it_was(make_enhancer, take, gi
 @pytest.mark.parametrize("first_row", [0, 112])
 def test_the_cpu_and_a_gpu_compute_the_same(given, take, first_row):
     """The code for a GPU runs on the CPU too."""
-    residual = (take[:6] - to_faces(given[:6]))[:, :, first_row:] * torch.linspace(0.5, 1.5, 6).view(-1, 1, 1, 1)
+    residual = (take[:6] - to_faces(given[:6]))[:, :, first_row:] * torch.linspace(
+        0.5, 1.5, 6
+    ).view(-1, 1, 1, 1)
     support = torch.ones(1, 1, 256 - first_row, 256)
     support[..., :40] = 0
     rows = (first_row / 256, 1.0)
@@ -182,7 +207,8 @@ def test_the_cpu_and_a_gpu_compute_the_same(given, take, first_row):
 
 
 def test_a_stream_goes_on_where_the_network_moved_to(given, take):
-    """What is remembered follows the faces to another device and back; here one that every machine has."""
+    """What is remembered follows the faces to another device and back; here one that every machine
+    has."""
     residual = take[:2] - to_faces(given[:2])
     motions = motions_of(given[:3])
     _, state = steady(residual, motions[:2], None, 1.0, 0, 256)

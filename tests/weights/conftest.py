@@ -37,7 +37,9 @@ def add(monkeypatch: pytest.MonkeyPatch) -> Callable[..., WeightEntry]:
     """Add an entry to a table of the test's own, which takes the place of the real one."""
     monkeypatch.setattr(table, "WEIGHTS", Registry[WeightEntry]("weight"))
 
-    def add(*urls: str, name: str = "Tiny", file: str = "tiny.pth", data: bytes = DATA) -> WeightEntry:
+    def add(
+        *urls: str, name: str = "Tiny", file: str = "tiny.pth", data: bytes = DATA
+    ) -> WeightEntry:
         digest = hashlib.sha256(data).hexdigest()
         entry = WeightEntry(name, file, urls, len(data), digest, "MIT", ("here", "there"), "a test")
         table.WEIGHTS.add(name, entry, aliases=(file,))

@@ -46,7 +46,9 @@ def test_platforms(
     assert cache_dir() == Path(expected.format(home=tmp_path))
 
 
-def test_an_empty_variable_is_none_and_a_tilde_is_home(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_an_empty_variable_is_none_and_a_tilde_is_home(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setenv(cache.CACHE_ENV, "~/here")
     assert cache_dir() == tmp_path / "here"
@@ -66,7 +68,9 @@ def test_no_home_is_a_typed_error(monkeypatch: pytest.MonkeyPatch) -> None:
         cache_dir()
 
 
-@pytest.mark.parametrize(("text", "offline"), [("1", True), ("True", True), ("0", False), ("", False)])
+@pytest.mark.parametrize(
+    ("text", "offline"), [("1", True), ("True", True), ("0", False), ("", False)]
+)
 def test_offline_by_environment(text: str, offline: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(cache.OFFLINE_ENV, text)
     assert cache.is_offline() is offline
@@ -88,7 +92,9 @@ def test_find_looks_at_the_size_alone(add: Callable[..., WeightEntry], cache_fol
     assert find("tiny") is None
 
 
-def test_require_hands_out_a_checked_weight(add: Callable[..., WeightEntry], cache_folder: Path) -> None:
+def test_require_hands_out_a_checked_weight(
+    add: Callable[..., WeightEntry], cache_folder: Path
+) -> None:
     entry = add()
     path = put(cache_folder, DATA)
     weight = require("tiny")
@@ -101,7 +107,12 @@ def test_a_missing_weight_names_file_hash_command_and_folder(
     entry = add("http://127.0.0.1:9/never-asked")
     with pytest.raises(MissingWeightError) as caught:
         require("tiny")
-    for word in ("tiny.pth", entry.sha256, "musetalk-enhance weights fetch Tiny", str(cache_folder)):
+    for word in (
+        "tiny.pth",
+        entry.sha256,
+        "musetalk-enhance weights fetch Tiny",
+        str(cache_folder),
+    ):
         assert word in str(caught.value)
     assert isinstance(caught.value, FileNotFoundError)
     assert caught.value.folder == cache_folder
@@ -125,18 +136,24 @@ def test_offline_wins_over_download(
 def test_a_truncated_weight(add: Callable[..., WeightEntry], cache_folder: Path) -> None:
     add()
     put(cache_folder, DATA[:1000])
-    with pytest.raises(CorruptWeightError, match=r"truncated: has 1000 bytes.*102400.*weights fetch Tiny"):
+    with pytest.raises(
+        CorruptWeightError, match=r"truncated: has 1000 bytes.*102400.*weights fetch Tiny"
+    ):
         require("tiny")
 
 
-def test_a_weight_of_the_right_size_with_another_hash(add: Callable[..., WeightEntry], cache_folder: Path) -> None:
+def test_a_weight_of_the_right_size_with_another_hash(
+    add: Callable[..., WeightEntry], cache_folder: Path
+) -> None:
     entry = add()
     put(cache_folder, DATA[::-1])
     with pytest.raises(CorruptWeightError, match=f"has sha256 (?!{entry.sha256}).*{entry.sha256}"):
         require("tiny")
 
 
-def test_a_file_that_changes_is_hashed_again(add: Callable[..., WeightEntry], cache_folder: Path) -> None:
+def test_a_file_that_changes_is_hashed_again(
+    add: Callable[..., WeightEntry], cache_folder: Path
+) -> None:
     add()
     path = put(cache_folder, DATA)
     require("tiny")
@@ -177,7 +194,9 @@ def test_verify(add: Callable[..., WeightEntry], cache_folder: Path) -> None:
         verify(["nobody"])
 
 
-def test_a_folder_in_the_place_of_a_weight_is_no_weight(add: Callable[..., WeightEntry], cache_folder: Path) -> None:
+def test_a_folder_in_the_place_of_a_weight_is_no_weight(
+    add: Callable[..., WeightEntry], cache_folder: Path
+) -> None:
     add()
     (cache_folder / "tiny.pth").mkdir(parents=True)
     assert find("tiny") is None
@@ -196,7 +215,9 @@ def test_a_cache_path_that_is_a_file_or_below_one(
     assert find("tiny") is None
     with pytest.raises(MissingWeightError):
         require("tiny")
-    with pytest.raises(CacheError, match=r"cannot create the cache folder.*MUSETALK_ENHANCE_CACHE") as caught:
+    with pytest.raises(
+        CacheError, match=r"cannot create the cache folder.*MUSETALK_ENHANCE_CACHE"
+    ) as caught:
         fetch("tiny")
     assert isinstance(caught.value, OSError)
     assert "a file is in the place of a folder" in str(caught.value)

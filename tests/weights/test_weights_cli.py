@@ -11,7 +11,13 @@ import pytest
 from weights_server import DATA, OTHER, Server
 
 from musetalk_enhance.cli import weights as cli
-from musetalk_enhance.errors import CacheError, CheckpointError, ConfigError, DownloadError, MissingWeightError
+from musetalk_enhance.errors import (
+    CacheError,
+    CheckpointError,
+    ConfigError,
+    DownloadError,
+    MissingWeightError,
+)
 from musetalk_enhance.weights import WeightEntry, cache
 
 Add = Callable[..., WeightEntry]
@@ -35,7 +41,9 @@ def test_list_shows_the_real_table(capsys: pytest.CaptureFixture[str], cache_fol
         assert word in out
 
 
-def test_list_knows_what_is_there(add: Add, capsys: pytest.CaptureFixture[str], cache_folder: Path) -> None:
+def test_list_knows_what_is_there(
+    add: Add, capsys: pytest.CaptureFixture[str], cache_folder: Path
+) -> None:
     for name in ("Good", "Short", "Gone"):
         add(name=name, file=f"{name}.pth", data=DATA + name.encode())
     put(cache_folder, DATA + b"Good", "Good.pth")
@@ -64,7 +72,9 @@ def test_path(add: Add, capsys: pytest.CaptureFixture[str], cache_folder: Path) 
     assert capsys.readouterr().err == ""
 
 
-def test_fetch(server: Server, add: Add, capsys: pytest.CaptureFixture[str], cache_folder: Path) -> None:
+def test_fetch(
+    server: Server, add: Add, capsys: pytest.CaptureFixture[str], cache_folder: Path
+) -> None:
     add(server.add("/tiny.pth", DATA))
     assert run("fetch", "tiny", "--quiet") == 0
     out, err = capsys.readouterr()
@@ -79,7 +89,18 @@ def test_fetch(server: Server, add: Add, capsys: pytest.CaptureFixture[str], cac
 def test_fetch_from_a_mirror(server: Server, add: Add) -> None:
     add()
     server.add("/m/tiny.pth", DATA)
-    assert run("fetch", "tiny", "--quiet", "--mirror", f"{server.base}/none", "--mirror", f"{server.base}/m") == 0
+    assert (
+        run(
+            "fetch",
+            "tiny",
+            "--quiet",
+            "--mirror",
+            f"{server.base}/none",
+            "--mirror",
+            f"{server.base}/m",
+        )
+        == 0
+    )
 
 
 def test_fetch_offline(server: Server, add: Add) -> None:
@@ -89,7 +110,9 @@ def test_fetch_offline(server: Server, add: Add) -> None:
     assert server.log == []
 
 
-def test_fetch_all_goes_on_after_a_failure(server: Server, add: Add, capsys: pytest.CaptureFixture[str]) -> None:
+def test_fetch_all_goes_on_after_a_failure(
+    server: Server, add: Add, capsys: pytest.CaptureFixture[str]
+) -> None:
     add(server.add("/a.pth", OTHER), name="A", file="a.pth")
     add(server.add("/b.pth", DATA), name="B", file="b.pth")
     add(server.base + "/c.pth", name="C", file="c.pth", data=DATA + b"c")
@@ -113,7 +136,9 @@ def test_fetch_stops_at_a_cache_that_cannot_be_written(
 def test_unknown_names_are_refused_before_anything_is_fetched(server: Server, add: Add) -> None:
     add(server.add("/tiny.pth", DATA))
     for words in (("fetch", "tiny", "tinny"), ("path", "tinny"), ("verify", "tinny")):
-        with pytest.raises(ConfigError, match=r"invalid value 'tinny'; expected one of Tiny.*Did you mean 'tiny'"):
+        with pytest.raises(
+            ConfigError, match=r"invalid value 'tinny'; expected one of Tiny.*Did you mean 'tiny'"
+        ):
             run(*words)
     assert server.log == []
 
@@ -135,7 +160,9 @@ def test_verify(add: Add, capsys: pytest.CaptureFixture[str], cache_folder: Path
     assert [row["status"] for row in rows] == ["ok", "corrupt"]
 
 
-def test_import(add: Add, tmp_path: Path, capsys: pytest.CaptureFixture[str], cache_folder: Path) -> None:
+def test_import(
+    add: Add, tmp_path: Path, capsys: pytest.CaptureFixture[str], cache_folder: Path
+) -> None:
     add()
     (tmp_path / "x.pth").write_bytes(DATA)
     assert run("import", str(tmp_path / "x.pth")) == 0

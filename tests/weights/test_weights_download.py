@@ -44,14 +44,18 @@ def test_require_downloads_only_when_told(server: Server, add: Add) -> None:
     assert require("tiny", download=True).path.read_bytes() == DATA
 
 
-def test_a_broken_file_in_the_cache_is_replaced(server: Server, add: Add, cache_folder: Path) -> None:
+def test_a_broken_file_in_the_cache_is_replaced(
+    server: Server, add: Add, cache_folder: Path
+) -> None:
     add(server.add("/tiny.pth", DATA))
     cache_folder.mkdir()
     (cache_folder / "tiny.pth").write_bytes(OTHER)
     assert require("tiny", download=True).path.read_bytes() == DATA
 
 
-def test_force_downloads_again_from_the_first_byte(server: Server, add: Add, cache_folder: Path) -> None:
+def test_force_downloads_again_from_the_first_byte(
+    server: Server, add: Add, cache_folder: Path
+) -> None:
     add(server.add("/tiny.pth", DATA))
     quiet()
     (cache_folder / "tiny.pth.part").write_bytes(DATA[:500])
@@ -76,11 +80,15 @@ def test_a_server_that_dies_is_asked_for_the_rest(server: Server, add: Add) -> N
     assert server.sent == len(DATA)
 
 
-def test_a_server_that_dies_for_good_leaves_the_part_for_the_next_address(server: Server, add: Add) -> None:
+def test_a_server_that_dies_for_good_leaves_the_part_for_the_next_address(
+    server: Server, add: Add
+) -> None:
     dying = Resource(DATA, die_after=[50_000] + [0] * 20)
     add(server.add("/dying.pth", dying), server.add("/tiny.pth", DATA))
     assert quiet().read_bytes() == DATA
-    assert [request.path for request in server.log] == ["/dying.pth"] * (download.RETRIES + 1) + ["/tiny.pth"]
+    assert [request.path for request in server.log] == ["/dying.pth"] * (download.RETRIES + 1) + [
+        "/tiny.pth"
+    ]
     assert server.log[-1].range == "bytes=50000-"
     assert server.sent == len(DATA)
 
@@ -110,7 +118,9 @@ def test_a_server_without_length(server: Server, add: Add) -> None:
     assert quiet().read_bytes() == DATA
 
 
-def test_a_part_longer_than_the_file_is_thrown_away(server: Server, add: Add, cache_folder: Path) -> None:
+def test_a_part_longer_than_the_file_is_thrown_away(
+    server: Server, add: Add, cache_folder: Path
+) -> None:
     add(server.add("/tiny.pth", DATA))
     cache_folder.mkdir()
     (cache_folder / "tiny.pth.part").write_bytes(DATA + b"more")
@@ -136,7 +146,9 @@ def test_a_part_with_wrong_bytes_is_found_out_and_the_server_not_blamed(
     assert [request.range for request in server.log] == ["bytes=60000-", None]
 
 
-def test_a_mirror_with_another_file_is_left_and_named(server: Server, add: Add, cache_folder: Path) -> None:
+def test_a_mirror_with_another_file_is_left_and_named(
+    server: Server, add: Add, cache_folder: Path
+) -> None:
     add(server.add("/real/tiny.pth", DATA))
     server.add("/bad/tiny.pth", OTHER)
     assert quiet(mirrors=[f"{server.base}/bad/"]).read_bytes() == DATA
@@ -157,12 +169,16 @@ def test_when_nobody_has_it_every_address_is_named_with_its_reason(
         server.add("/wrong.pth", OTHER),
         server.base + "/gone.pth",
         server.add("/page", Resource(b"<html>Sign in</html>", kind="text/html")),
-        server.add("/chunked-page", Resource(b"<html>!</html>", kind="text/html", say_length=False)),
+        server.add(
+            "/chunked-page", Resource(b"<html>!</html>", kind="text/html", say_length=False)
+        ),
         server.add("/short.pth", DATA[:100]),
         server.add("/long.pth", Resource(DATA + b"!", say_length=False)),
         server.add("/busy.pth", Resource(b"", status=503)),
         server.add("/zipped.pth", Resource(DATA, headers={"Content-Encoding": "gzip"})),
-        server.add("/ftp.pth", Resource(b"", status=302, headers={"Location": "ftp://127.0.0.1/tiny.pth"})),
+        server.add(
+            "/ftp.pth", Resource(b"", status=302, headers={"Location": "ftp://127.0.0.1/tiny.pth"})
+        ),
         closed,
     ]
     entry = add(*urls)
@@ -212,7 +228,9 @@ def test_an_error_page_does_not_cost_the_part(server: Server, add: Add, cache_fo
     assert (cache_folder / "tiny.pth.part").read_bytes() == DATA[:60_000]
 
 
-def test_a_shorter_file_on_the_server_does_not_cost_the_part(server: Server, add: Add, cache_folder: Path) -> None:
+def test_a_shorter_file_on_the_server_does_not_cost_the_part(
+    server: Server, add: Add, cache_folder: Path
+) -> None:
     add(server.add("/short.pth", DATA[:100]), server.add("/tiny.pth", DATA))
     cache_folder.mkdir()
     (cache_folder / "tiny.pth.part").write_bytes(DATA[:60_000])
@@ -224,7 +242,9 @@ def test_a_shorter_file_on_the_server_does_not_cost_the_part(server: Server, add
     ]
 
 
-def test_a_busy_server_is_asked_again(server: Server, add: Add, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_busy_server_is_asked_again(
+    server: Server, add: Add, monkeypatch: pytest.MonkeyPatch
+) -> None:
     resource = Resource(DATA, status=503)
     add(server.add("/tiny.pth", resource))
     pauses: list[float] = []
@@ -239,7 +259,9 @@ def test_a_busy_server_is_asked_again(server: Server, add: Add, monkeypatch: pyt
     assert pauses == [1.0]
 
 
-def test_a_server_that_stalls_times_out(server: Server, add: Add, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_server_that_stalls_times_out(
+    server: Server, add: Add, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(transport, "TIMEOUT_S", 0.2)
     stalled = Resource(DATA, hold_after=40_000)
     add(server.add("/stalled.pth", stalled), server.add("/tiny.pth", DATA))
@@ -272,10 +294,14 @@ def test_mirrors_of_argument_and_environment_in_order(
     ]
 
 
-@pytest.mark.parametrize("mirror", ["file:///tmp", "ftp://host/x", "host/x", "http://", "http://[::1"])
+@pytest.mark.parametrize(
+    "mirror", ["file:///tmp", "ftp://host/x", "host/x", "http://", "http://[::1"]
+)
 def test_a_mirror_that_is_no_web_address(mirror: str, server: Server, add: Add) -> None:
     add(server.add("/tiny.pth", DATA))
-    with pytest.raises(ConfigError, match=r"mirror: invalid value .* expected the http:// or https://"):
+    with pytest.raises(
+        ConfigError, match=r"mirror: invalid value .* expected the http:// or https://"
+    ):
         quiet(mirrors=[mirror])
     assert server.log == []
 
@@ -315,12 +341,16 @@ def test_too_little_room_is_said_before_the_download(
     add(server.add("/tiny.pth", DATA))
     usage = shutil.disk_usage("/")._replace(free=1000)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
-    with pytest.raises(CacheError, match=r"the disk is full: tiny.pth needs 0.1 MB more, 0.0 MB are free"):
+    with pytest.raises(
+        CacheError, match=r"the disk is full: tiny.pth needs 0.1 MB more, 0.0 MB are free"
+    ):
         quiet()
     assert server.log == []
 
 
-def test_a_folder_in_the_place_of_the_part_or_the_file(server: Server, add: Add, cache_folder: Path) -> None:
+def test_a_folder_in_the_place_of_the_part_or_the_file(
+    server: Server, add: Add, cache_folder: Path
+) -> None:
     add(server.add("/tiny.pth", DATA))
     (cache_folder / "tiny.pth").mkdir(parents=True)
     with pytest.raises(CacheError, match="cannot put the download into the cache"):

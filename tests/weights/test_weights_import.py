@@ -11,14 +11,21 @@ from pathlib import Path
 import pytest
 from weights_server import DATA, OTHER
 
-from musetalk_enhance.errors import CacheError, CheckpointError, CorruptWeightError, MissingWeightError
+from musetalk_enhance.errors import (
+    CacheError,
+    CheckpointError,
+    CorruptWeightError,
+    MissingWeightError,
+)
 from musetalk_enhance.weights import WeightEntry, cache, import_file, require
 from musetalk_enhance.weights.importer import entry_by_file_name
 
 Add = Callable[..., WeightEntry]
 
 
-def test_a_file_is_known_by_its_bytes_under_any_name(add: Add, tmp_path: Path, cache_folder: Path) -> None:
+def test_a_file_is_known_by_its_bytes_under_any_name(
+    add: Add, tmp_path: Path, cache_folder: Path
+) -> None:
     add()
     source = tmp_path / "holiday.zip"
     source.write_bytes(DATA)
@@ -46,7 +53,9 @@ def test_a_file_that_lies_in_the_cache_stays(copy: bool, add: Add, cache_folder:
     assert path.read_bytes() == DATA
 
 
-def test_a_broken_file_in_the_cache_is_replaced(add: Add, tmp_path: Path, cache_folder: Path) -> None:
+def test_a_broken_file_in_the_cache_is_replaced(
+    add: Add, tmp_path: Path, cache_folder: Path
+) -> None:
     add()
     cache_folder.mkdir()
     (cache_folder / "tiny.pth").write_bytes(OTHER)
@@ -54,12 +63,15 @@ def test_a_broken_file_in_the_cache_is_replaced(add: Add, tmp_path: Path, cache_
     assert import_file(tmp_path / "good").read_bytes() == DATA
 
 
-def test_an_unknown_file_is_told_what_is_known(add: Add, tmp_path: Path, cache_folder: Path) -> None:
+def test_an_unknown_file_is_told_what_is_known(
+    add: Add, tmp_path: Path, cache_folder: Path
+) -> None:
     entry = add()
     path = tmp_path / "mine.pth"
     path.write_bytes(OTHER)
     words = (
-        rf"102400 bytes with sha256 (?!{entry.sha256}).*not a published weight.*one of Tiny \(sha256 {entry.sha256}\)"
+        rf"102400 bytes with sha256 (?!{entry.sha256}).*not a published weight.*"
+        rf"one of Tiny \(sha256 {entry.sha256}\)"
     )
     with pytest.raises(CheckpointError, match=words):
         import_file(path)
@@ -70,13 +82,21 @@ def test_an_unknown_file_is_told_what_is_known(add: Add, tmp_path: Path, cache_f
 def test_a_bad_copy_is_told_what_its_name_promises(name: str, add: Add, tmp_path: Path) -> None:
     add()
     (tmp_path / name).write_bytes(DATA[:-1])
-    words = r"by its name this is Tiny \(102400 bytes, sha256 .*but it has 102399 bytes.*weights fetch Tiny"
+    words = (
+        r"by its name this is Tiny \(102400 bytes, sha256 .*but it has 102399 bytes.*"
+        r"weights fetch Tiny"
+    )
     with pytest.raises(CorruptWeightError, match=words):
         import_file(tmp_path / name)
 
 
 def test_names_that_users_have() -> None:
-    for name in ("GFPGANv1.4.pth", "GFPGANv1.4 (1).pth", "gfpgan-1.4.pth", "GFPGANv1.4.pth.crdownload"):
+    for name in (
+        "GFPGANv1.4.pth",
+        "GFPGANv1.4 (1).pth",
+        "gfpgan-1.4.pth",
+        "GFPGANv1.4.pth.crdownload",
+    ):
         entry = entry_by_file_name(Path(name))
         assert entry is not None and entry.name == "GFPGANv1.4"
     assert entry_by_file_name(Path("mine.pth")) is None
@@ -96,7 +116,9 @@ def test_paths_that_are_no_file(tmp_path: Path) -> None:
         import_file(tmp_path)
 
 
-def test_a_cache_that_cannot_be_written(add: Add, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_cache_that_cannot_be_written(
+    add: Add, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     add()
     source = tmp_path / "file"
     source.write_bytes(DATA)
@@ -129,7 +151,9 @@ def test_a_copy_that_fails_leaves_nothing(
     assert source.read_bytes() == DATA
 
 
-def test_threads_may_import_the_same_file(add: Add, tmp_path: Path, cache_folder: Path, monkeypatch) -> None:
+def test_threads_may_import_the_same_file(
+    add: Add, tmp_path: Path, cache_folder: Path, monkeypatch
+) -> None:
     add()
     source = tmp_path / "x.pth"
     source.write_bytes(DATA)

@@ -77,8 +77,12 @@ def test_safetensors_needs_no_word_of_trust(tmp_path: Path) -> None:
         lambda inner, other: {"params": inner},
         lambda inner, other: {"state_dict": inner, "epoch": 3, "name": "x"},
         lambda inner, other: {"params_ema": inner, "state_dict": other},
-        lambda inner, other: collections.OrderedDict((f"module.{key}", value) for key, value in inner.items()),
-        lambda inner, other: {"params_ema": {f"module.{key}": value for key, value in inner.items()}},
+        lambda inner, other: collections.OrderedDict(
+            (f"module.{key}", value) for key, value in inner.items()
+        ),
+        lambda inner, other: {
+            "params_ema": {f"module.{key}": value for key, value in inner.items()}
+        },
     ],
     ids=["bare", "params_ema", "params", "state_dict", "ema before all", "module.", "both"],
 )
@@ -115,10 +119,13 @@ def test_a_malicious_pickle_is_not_executed(kind: str, suffix: str, tmp_path: Pa
     else:
         saved(path, tree, _use_new_zipfile_serialization=kind == "zip")
     weight = opened(path)
-    with pytest.raises(CheckpointError, match=r"more than tensors, which is not executed.*mkdir.*safetensors"):
+    with pytest.raises(
+        CheckpointError, match=r"more than tensors, which is not executed.*mkdir.*safetensors"
+    ):
         weight.state_dict()
     assert not trace.exists()
-    with contextlib.suppress(RuntimeError, pickle.UnpicklingError):  # what torch says when it has run it
+    # what torch says when it has run it
+    with contextlib.suppress(RuntimeError, pickle.UnpicklingError):
         torch.load(path, weights_only=False)
     assert trace.exists(), "the trap is real: an unguarded torch.load runs it"
 
@@ -142,10 +149,14 @@ def test_torchscript_is_refused(suffix: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize("share", [0.02, 0.5, 0.99])
 @pytest.mark.parametrize("zipped", [True, False])
 def test_a_truncated_checkpoint(share: float, zipped: bool, tmp_path: Path) -> None:
-    path = saved(tmp_path / "net.pth", {"a": torch.randn(100, 100)}, _use_new_zipfile_serialization=zipped)
+    path = saved(
+        tmp_path / "net.pth", {"a": torch.randn(100, 100)}, _use_new_zipfile_serialization=zipped
+    )
     data = path.read_bytes()
     path.write_bytes(data[: int(len(data) * share)])
-    with pytest.raises(CorruptWeightError, match=r"net.pth: cannot be read as a torch checkpoint .*truncated"):
+    with pytest.raises(
+        CorruptWeightError, match=r"net.pth: cannot be read as a torch checkpoint .*truncated"
+    ):
         opened(path).state_dict()
 
 
@@ -153,7 +164,9 @@ def test_a_truncated_safetensors(tmp_path: Path) -> None:
     path = tmp_path / "net.safetensors"
     save_file(tensors(), path)
     path.write_bytes(path.read_bytes()[:-10])
-    with pytest.raises(CorruptWeightError, match=r"cannot be read as a .safetensors file .*truncated"):
+    with pytest.raises(
+        CorruptWeightError, match=r"cannot be read as a .safetensors file .*truncated"
+    ):
         open_file(path).state_dict()
 
 
@@ -205,7 +218,9 @@ def test_a_file_that_changes_after_the_check_is_not_opened(tmp_path: Path) -> No
         weight.state_dict()
 
 
-def test_torchs_own_switch_for_safe_loading_is_respected(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_torchs_own_switch_for_safe_loading_is_respected(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("TORCH_FORCE_WEIGHTS_ONLY_LOAD", "1")
     path = saved(tmp_path / "net.pth", tensors())
     assert_same(opened(path).state_dict(), tensors())
@@ -253,11 +268,15 @@ def test_paths_that_are_no_file(tmp_path: Path) -> None:
         open_file(tmp_path / "gone.pth")
     assert isinstance(caught.value, FileNotFoundError)
     assert caught.value.folder == tmp_path
-    with pytest.raises(CheckpointError, match=r"holds a folder; expected a weight file \(.safetensors, .onnx"):
+    with pytest.raises(
+        CheckpointError, match=r"holds a folder; expected a weight file \(.safetensors, .onnx"
+    ):
         open_file(tmp_path)
 
 
-@pytest.mark.parametrize(("name", "words"), [("net.bin", "a .bin file"), ("net", "a file without an extension")])
+@pytest.mark.parametrize(
+    ("name", "words"), [("net.bin", "a .bin file"), ("net", "a file without an extension")]
+)
 def test_wrong_suffixes(name: str, words: str, tmp_path: Path) -> None:
     (tmp_path / name).write_bytes(b"x")
     with pytest.raises(CheckpointError, match=words):
@@ -273,7 +292,9 @@ def test_wrong_suffixes(name: str, words: str, tmp_path: Path) -> None:
         (b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 9\n", "git lfs pull"),
     ],
 )
-def test_files_that_are_no_weight_at_all(data: bytes, words: str, suffix: str, tmp_path: Path) -> None:
+def test_files_that_are_no_weight_at_all(
+    data: bytes, words: str, suffix: str, tmp_path: Path
+) -> None:
     path = tmp_path / f"net{suffix}"
     path.write_bytes(data)
     with pytest.raises(CorruptWeightError, match=words):

@@ -22,7 +22,10 @@ def test_threads_take_turns_and_download_once(server: Server, add: Add) -> None:
     resource = Resource(DATA, hold_after=10_000)
     add(server.add("/tiny.pth", resource))
     paths: list[Path] = []
-    threads = [threading.Thread(target=lambda: paths.append(fetch("tiny", progress=False))) for _ in range(3)]
+    threads = [
+        threading.Thread(target=lambda: paths.append(fetch("tiny", progress=False)))
+        for _ in range(3)
+    ]
     for thread in threads:
         thread.start()
     wait_for(lambda: server.sent == 10_000)
@@ -40,7 +43,8 @@ from musetalk_enhance.runtime.registry import Registry
 from musetalk_enhance.weights import WeightEntry, fetch, table
 url, size, sha256 = sys.argv[1:]
 table.WEIGHTS = Registry("weight")
-table.WEIGHTS.add("tiny", WeightEntry("tiny", "tiny.pth", (url,), int(size), sha256, "MIT", (), "a test"))
+entry = WeightEntry("tiny", "tiny.pth", (url,), int(size), sha256, "MIT", (), "a test")
+table.WEIGHTS.add("tiny", entry)
 print(fetch("tiny", progress=False))
 """
 
@@ -78,7 +82,9 @@ def test_two_processes_download_once(server: Server, add: Add, cache_folder: Pat
     assert server.sent == len(DATA)
 
 
-def test_ctrl_c_leaves_the_part_and_the_next_run_goes_on(server: Server, add: Add, cache_folder: Path) -> None:
+def test_ctrl_c_leaves_the_part_and_the_next_run_goes_on(
+    server: Server, add: Add, cache_folder: Path
+) -> None:
     resource = Resource(DATA, hold_after=40_000)
     entry = add(server.add("/tiny.pth", resource))
     part = cache_folder / "tiny.pth.part"

@@ -47,7 +47,8 @@ def test_every_entry_is_complete(entry: WeightEntry) -> None:
 def test_commercial_use_is_what_the_license_says() -> None:
     assert [entry.name for entry in WEIGHTS if not entry.commercial] == ["CodeFormer", "ParseNet"]
     for entry in WEIGHTS:
-        restriction = re.search(r"\(non-commercial\)|CC-BY-NC", entry.license)  # of the whole, not of some parts
+        # of the whole, not of some parts
+        restriction = re.search(r"\(non-commercial\)|CC-BY-NC", entry.license)
         assert entry.commercial == (restriction is None), entry.name
 
 
@@ -85,7 +86,9 @@ def test_spellings(spelling: str, name: str) -> None:
 
 
 def test_an_unknown_name_lists_what_there_is_and_suggests() -> None:
-    with pytest.raises(ConfigError, match=r"weight: invalid value 'GFPGANv1.5'.*RestoreFormer.*Did you mean"):
+    with pytest.raises(
+        ConfigError, match=r"weight: invalid value 'GFPGANv1.5'.*RestoreFormer.*Did you mean"
+    ):
         weights.find("GFPGANv1.5")
 
 
@@ -109,7 +112,8 @@ def refuse(event, details):
 
 sys.addaudithook(refuse)
 import musetalk_enhance.weights
-print([name for name in ("torch", "safetensors", "spandrel", "tqdm", "numpy", "filelock") if name in sys.modules])
+heavy = ("torch", "safetensors", "spandrel", "tqdm", "numpy", "filelock")
+print([name for name in heavy if name in sys.modules])
 """
     root = Path(__file__).resolve().parents[2]
     done = subprocess.run(

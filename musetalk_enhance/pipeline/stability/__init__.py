@@ -1,1 +1,1 @@
-"""What keeps a restored face still, true and in its colours from one frame to the next."""
+"""What keeps a restored face still, true and in its colors from one frame to the next."""

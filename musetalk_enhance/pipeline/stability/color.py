@@ -22,7 +22,8 @@ def without_tint(residual: torch.Tensor, support: torch.Tensor | None) -> torch.
 
     Args:
         residual: restored minus given, in the rows that may change, float32 (N, 3, R, W).
-        support: (N or 1, 1, R, W), 0..1, where the face may change; what lies outside has no influence. None:
+        support: (N or 1, 1, R, W), 0..1, where the face may change; what lies outside has no
+            influence. None:
             everywhere.
 
     Returns:
@@ -53,16 +54,18 @@ def low_frequencies(values: torch.Tensor, support: torch.Tensor | None = None) -
 def _blurred(cells: torch.Tensor) -> torch.Tensor:
     from torch.nn.functional import conv2d
 
-    taps = cells.new_tensor(_taps())
-    reach = len(_taps()) // 2
+    taps = _taps(cells.device)
+    reach = len(taps) // 2
     flat = cells.reshape(-1, 1, *cells.shape[2:])
     flat = conv2d(flat, taps.view(1, 1, 1, -1), padding=(0, reach))
     flat = conv2d(flat, taps.view(1, 1, -1, 1), padding=(reach, 0))
     return flat.view(cells.shape)
 
 
-@lru_cache(maxsize=1)
-def _taps() -> tuple[float, ...]:
+@lru_cache(maxsize=4)
+def _taps(device: torch.device) -> torch.Tensor:
+    import torch
+
     reach = round(3 * SPREAD)
     taps = [exp(-0.5 * (step / SPREAD) ** 2) for step in range(-reach, reach + 1)]
-    return tuple(tap / sum(taps) for tap in taps)
+    return torch.tensor([tap / sum(taps) for tap in taps], dtype=torch.float32, device=device)

@@ -1,9 +1,10 @@
-"""What must not change: how far the mouth and the eyes are open, and who it is. Where a restorer moves them beyond
-a limit, less of it is used.
+"""What must not change: how far the mouth and the eyes are open, and who it is. Where a restorer
+moves them beyond a limit, less of it is used.
 
-The limits are set on two kinds of softness, because a latent decoder moves what is measured more than a resize does:
-with a face that was resized to 96 px and with one decoded at a blend of 0.35 and noise of 0.1 (docs/stability.md),
-the sharp original itself keeps its full strength, and planted failures do not.
+The limits are set on two kinds of softness, because a latent decoder moves what is measured more
+than a resize does: with a face that was resized to 96 px and with one decoded at a blend of 0.35
+and noise of 0.1 (docs/stability.md), the sharp original itself keeps its full strength, and planted
+failures do not.
 """
 
 from __future__ import annotations
@@ -12,41 +13,46 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import numpy as np
+from numpy.typing import NDArray
+
 from ...faces.meter import FaceMeter
 from ...frames.resize import resize
 
 if TYPE_CHECKING:
     import torch
 
-    from ...faces.meter import FaceMeasurement
+Floats = NDArray[np.float32]
 
 REASONS = ("mouth", "eyes", "identity")
 MOUTH_LIMIT, EYES_LIMIT = 0.04, 0.06
-"""What the openings may change, in units of `FaceMeasurement`. Between a soft face and the sharp original they change
-by 0.017 and 0.010 (resized to 96 px), 0.076 and 0.034 (decoder, blend 0.5) at most; a mouth that is painted shut
-changes by 0.03 to 0.4. So the mouth's opening alone does not decide, see `MOUTH_STRUCTURE`."""
+"""What the openings may change, in units of `FaceMeasurement`. Between a soft face and the sharp
+original they change by 0.017 and 0.010 (resized to 96 px), 0.076 and 0.034 (decoder, blend 0.5) at
+most; a mouth that is painted shut changes by 0.03 to 0.4. So the mouth's opening alone does not
+decide, see `MOUTH_STRUCTURE`."""
 SHIFT_LIMIT = 0.03
-"""What the eyes or the corners of the mouth may shift, as a share of the distance from the eyes to the mouth: 3 to 4
-pixels of 256. For the eyes soft and sharp differ by 0.009 (96 px) and 0.046 (decoder, 0.5) at most, typically 0.013;
-eyes that are shifted by 5 pixels by 0.045 to 0.065."""
+"""What the eyes or the corners of the mouth may shift, as a share of the distance from the eyes to
+the mouth: 3 to 4 pixels of 256. For the eyes soft and sharp differ by 0.009 (96 px) and 0.046
+(decoder, 0.5) at most, typically 0.013; eyes that are shifted by 5 pixels by 0.045 to 0.065."""
 EYES_NONE_LEFT = 1.67
 """Multiple of their limits at which eyes leave no strength; 2 for the mouth."""
 MOUTH_STRUCTURE = (0.65, 0.95)
-"""Coarse structure of the mouth that may change, see `structure_change`: below the first, landmarks that say that the
-mouth has moved are wrong, because smeared teeth mislead them; above the second, they are believed."""
+"""Coarse structure of the mouth that may change, see `structure_change`: below the first, landmarks
+that say that the mouth has moved are wrong, because smeared teeth mislead them; above the second,
+they are believed."""
 MOUTH_CHANGED = (0.85, 1.15)
-"""The same whatever the landmarks say: full strength below, none above. Soft and sharp differ at the mouth by 0.14
-(96 px), 0.64 (decoder, 0.35) and 0.93 (0.5) at most; lips closed by a tenth of the eye-to-mouth distance by 0.9 to
-1.9, teeth painted on by 2.8 and more."""
+"""The same whatever the landmarks say: full strength below, none above. Soft and sharp differ at
+the mouth by 0.14 (96 px), 0.64 (decoder, 0.35) and 0.93 (0.5) at most; lips closed by a tenth of
+the eye-to-mouth distance by 0.9 to 1.9, teeth painted on by 2.8 and more."""
 IDENTITY_LIMIT, IDENTITY_NONE_LEFT = 0.75, 1.5
-"""The same anywhere in the face. Soft and sharp differ by 0.26 (96 px), 0.68 (decoder, 0.35) and 0.93 (0.5) at most,
-another face by 4 and more."""
+"""The same anywhere in the face. Soft and sharp differ by 0.26 (96 px), 0.68 (decoder, 0.35) and
+0.93 (0.5) at most, another face by 4 and more."""
 RECOVERY = 0.1
-"""Strength is lowered at once, because the frame at hand must be right, and given back by this much a frame."""
+"""Share of the strength that returns each frame; it falls at once, to correct the frame at hand."""
 CONFIDENT = 0.8
-"""The gauge must be this confident that it looks at a face, in both pictures."""
+"""Minimum confidence of the face meter in both images."""
 LEAST_SIDE = 48
-"""Faces smaller than this, in pixels, show the gauge nothing: the guard leaves them alone."""
+"""Faces smaller than this, in pixels, are too small for the face meter; the guard ignores them."""
 MEASURED_SIDE, STRUCTURE_SIDE = 128, 64
 _WINDOW, _STEP = 7, 2
 _MOUTH_REACH = (0.6, 0.4)  # across and down, in units of the eye-to-mouth distance
@@ -58,8 +64,8 @@ class GuardResult:
 
     Attributes:
         weights: how much of the restorer each frame may have, 0..1.
-        reasons: which of `REASONS` lowered it most; ``"recovery"`` where only a frame before did; None where
-            nothing did.
+        reasons: which of `REASONS` lowered it most; ``"recovery"`` where only a frame before did;
+            None where nothing did.
         allowed: per frame what mouth, eyes and identity would allow, each by itself, 0..1.
     """
 
@@ -69,7 +75,7 @@ class GuardResult:
 
 
 class Guard:
-    """Compares what was given with what would be handed back."""
+    """Compares the input with the result."""
 
     def __init__(self, device: torch.device) -> None:
         """Args:
@@ -97,13 +103,15 @@ class Guard:
             residual: what would be added to them from `first_row` down, (N, 3, R, W).
             first_row: of the rows that may change.
             weight: of the frame before the first, 1.0 at the beginning of a stream.
-            cuts: whether a scene begins with a frame: the previous one is no reason to hold it back. Empty: none
-                does.
+            cuts: whether a scene begins with a frame: the previous one is no reason to hold it
+                back. Empty: none does.
         """
         originals = resize(faces, (MEASURED_SIDE, MEASURED_SIDE))
         restored = _restored(originals, residual, first_row, int(faces.shape[2]))
         side = min(faces.shape[2:])
-        allowed = strength_allowed(self.meter, originals, restored).tolist() if side >= LEAST_SIDE else []
+        allowed = (
+            strength_allowed(self.meter, originals, restored).tolist() if side >= LEAST_SIDE else []
+        )
         weights: list[float] = []
         reasons: list[str | None] = []
         for index in range(len(faces)):
@@ -111,59 +119,65 @@ class Guard:
             limit, previous = min(row), 1.0 if cuts and cuts[index] else weight
             weight = min(limit, round(previous + RECOVERY, 6))
             weights.append(weight)
-            reasons.append(REASONS[row.index(limit)] if limit < 1 else "recovery" if weight < 1 else None)
+            reasons.append(
+                REASONS[row.index(limit)] if limit < 1 else "recovery" if weight < 1 else None
+            )
         return GuardResult(weights, reasons, [(row[0], row[1], row[2]) for row in allowed])
 
 
-def _restored(faces: torch.Tensor, residual: torch.Tensor, first_row: int, height: int) -> torch.Tensor:
-    """What would be handed back, at the size that is measured: resizing is linear, so the residual is resized."""
+def _restored(
+    faces: torch.Tensor, residual: torch.Tensor, first_row: int, height: int
+) -> torch.Tensor:
+    """The result at the measured size: resizing is linear, so only the residual is resized."""
     start = round(first_row * MEASURED_SIDE / height)
     restored = faces.clone()
     restored[:, :, start:] += resize(residual, (MEASURED_SIDE - start, MEASURED_SIDE))
     return restored.clamp_(0, 1)
 
 
-def strength_allowed(meter: FaceMeter, originals: torch.Tensor, restored: torch.Tensor) -> torch.Tensor:
-    """Strength that mouth, eyes and identity of each face leave, each by itself; float32 (N, 3), 0..1.
+def strength_allowed(meter: FaceMeter, originals: torch.Tensor, restored: torch.Tensor) -> Floats:
+    """Strength that mouth, eyes and identity of each face leave, each by itself.
 
     Args:
         meter: on the device of the faces.
         originals: float32 (N, 3, `MEASURED_SIDE`, `MEASURED_SIDE`), RGB, 0..1.
         restored: the same form.
+
+    Returns:
+        float32 (N, 3), 0..1.
     """
     import torch
 
     count = len(originals)
-    measured = meter.measure(torch.cat([originals, restored]))
+    measured = meter.measure(torch.cat([originals, restored])).numpy()
+    change = structure_change(originals, restored).cpu().numpy()
     landmarks, moved = measured.landmarks[:count], measured.landmarks[count:]
-    faces = (measured.confidence > CONFIDENT).float()
-    confident = faces[:count] * faces[count:]
-    length = (landmarks[:, 3:].mean(1) - landmarks[:, :2].mean(1)).norm(dim=1).clamp(min=1)
-    shift = (moved - landmarks).norm(dim=2) / length[:, None] / SHIFT_LIMIT
-    mouth = (measured.mouth[count:] - measured.mouth[:count]).abs() / MOUTH_LIMIT
-    mouth = torch.maximum(mouth, shift[:, 3:].amax(1)) * confident
-    eyes = (measured.eyes[count:] - measured.eyes[:count]).abs().amax(1) / EYES_LIMIT
-    eyes = torch.maximum(eyes, shift[:, :2].amax(1)) * confident
+    faces = measured.confidence > CONFIDENT
+    confident = faces[:count] & faces[count:]
+    mouths = landmarks[:, 3:].mean(1)
+    length = np.maximum(np.linalg.norm(mouths - landmarks[:, :2].mean(1), axis=1), 1)
+    shift = np.linalg.norm(moved - landmarks, axis=2) / length[:, None] / SHIFT_LIMIT
+    mouth = np.abs(measured.mouth[count:] - measured.mouth[:count]) / MOUTH_LIMIT
+    mouth = np.maximum(mouth, shift[:, 3:].max(1)) * confident
+    eyes = np.abs(measured.eyes[count:] - measured.eyes[:count]).max(1) / EYES_LIMIT
+    eyes = np.maximum(eyes, shift[:, :2].max(1)) * confident
 
-    change = structure_change(originals, restored)
-    at_mouth = _greatest_at_mouth(change, measured, count) * faces[:count]
-    believed = torch.maximum(_ramp(mouth, 1, 2), _ramp(at_mouth, *MOUTH_STRUCTURE))
-    return torch.stack(
-        [
-            torch.minimum(believed, _ramp(at_mouth, *MOUTH_CHANGED)),
-            _ramp(eyes, 1, EYES_NONE_LEFT),
-            _ramp(change.flatten(1).amax(1), IDENTITY_LIMIT, IDENTITY_NONE_LEFT),
-        ],
-        dim=1,
-    )
+    at_mouth = _greatest_at_mouth(change, mouths, length) * faces[:count]
+    believed = np.maximum(_ramp(mouth, 1, 2), _ramp(at_mouth, *MOUTH_STRUCTURE))
+    allowed = [
+        np.minimum(believed, _ramp(at_mouth, *MOUTH_CHANGED)),
+        _ramp(eyes, 1, EYES_NONE_LEFT),
+        _ramp(change.max((1, 2)), IDENTITY_LIMIT, IDENTITY_NONE_LEFT),
+    ]
+    return np.stack(allowed, axis=1).astype(np.float32)
 
 
 def structure_change(originals: torch.Tensor, restored: torch.Tensor) -> torch.Tensor:
     """How much the coarse structure of a face has changed, window by window; float32 (N, 29, 29).
 
-    Both are shrunk to 64 pixels, where a soft face has all it ever had and a restored one must have the same. In
-    windows of 7 pixels, 2 apart, the root mean square of the difference is set against the contrast of what was
-    given. A brightness that moves as a whole counts too.
+    Both are shrunk to 64 pixels, where a soft face has all it ever had and a restored one must have
+    the same. In windows of 7 pixels, 2 apart, the root mean square of the difference is set against
+    the contrast of what was given. A brightness that moves as a whole counts too.
 
     Args:
         originals: float32 (N, 3, H, W), 0..1.
@@ -172,28 +186,34 @@ def structure_change(originals: torch.Tensor, restored: torch.Tensor) -> torch.T
     from torch.nn.functional import avg_pool2d
 
     size = (STRUCTURE_SIDE, STRUCTURE_SIDE)
-    gray, restored_gray = (resize(each, size).mean(1, keepdim=True) for each in (originals, restored))
+    gray, restored_gray = (
+        resize(each, size).mean(1, keepdim=True) for each in (originals, restored)
+    )
     change = avg_pool2d((restored_gray - gray).square(), _WINDOW, _STEP).sqrt()
     mean = avg_pool2d(gray, _WINDOW, _STEP)
     contrast = (avg_pool2d(gray.square(), _WINDOW, _STEP) - mean.square()).clamp(min=0).sqrt()
     return (change / (contrast + 0.03))[:, 0]
 
 
-def _greatest_at_mouth(change: torch.Tensor, measured: FaceMeasurement, count: int) -> torch.Tensor:
-    """The largest change in the windows around the mouth of the first `count` measured faces, (N,)."""
-    import torch
+def _greatest_at_mouth(change: Floats, mouths: Floats, length: Floats) -> Floats:
+    """The largest change in the windows around the mouth.
 
-    landmarks = measured.landmarks[:count] * (STRUCTURE_SIDE / MEASURED_SIDE)
-    mouth = landmarks[:, 3:].mean(1)
-    length = (mouth - landmarks[:, :2].mean(1)).norm(dim=1).clamp(min=1)
-    middles = _WINDOW / 2 + _STEP * torch.arange(change.shape[1], device=change.device, dtype=change.dtype)
-    offsets = (middles[None, None] - mouth[..., None]).abs() / length[:, None, None]
-    inside = (offsets[:, 1] < _MOUTH_REACH[1])[:, :, None] & (offsets[:, 0] < _MOUTH_REACH[0])[:, None]
-    greatest: torch.Tensor = (change * inside).flatten(1).amax(1)
-    return greatest
+    Args:
+        change: of each face, (N, 29, 29).
+        mouths: their middles, (N, 2), in pixels of `MEASURED_SIDE`.
+        length: from the eyes to the mouth, (N,), in the same pixels.
+
+    Returns:
+        float32 (N,).
+    """
+    scale = MEASURED_SIDE / STRUCTURE_SIDE
+    middles = scale * (_WINDOW / 2 + _STEP * np.arange(change.shape[1]))
+    offsets = np.abs(middles[None, None] - mouths[..., None]) / length[:, None, None]
+    rows, columns = offsets[:, 1] < _MOUTH_REACH[1], offsets[:, 0] < _MOUTH_REACH[0]
+    inside = rows[:, :, None] & columns[:, None]
+    return np.asarray((change * inside).max((1, 2)), np.float32)
 
 
-def _ramp(values: torch.Tensor, full: float, none: float) -> torch.Tensor:
+def _ramp(values: Floats, full: float, none: float) -> Floats:
     """1 up to `full`, 0 from `none` on."""
-    weights: torch.Tensor = ((none - values) / (none - full)).clamp(0, 1)
-    return weights
+    return np.asarray(np.clip((none - values) / (none - full), 0, 1), np.float32)

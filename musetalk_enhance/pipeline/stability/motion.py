@@ -1,7 +1,8 @@
 """How a face moved between two frames of a stream, measured on the host's own frames.
 
-OpenCV's DIS optical flow (Kroeger et al., "Fast Optical Flow using Dense Inverse Search", ECCV 2016) does the work,
-on the CPU: a GPU that is busy with the network is not asked, and need not be waited for.
+OpenCV's DIS optical flow (Kroeger et al., "Fast Optical Flow using Dense Inverse Search", ECCV
+2016) does the work, on the CPU: a GPU that is busy with the network is not asked, and need not be
+waited for.
 """
 
 from __future__ import annotations
@@ -18,13 +19,15 @@ Image = NDArray[np.uint8]
 Floats = NDArray[np.float32]
 
 LONGEST, SHORTEST = 256, 64
-"""Sides between which the motion is looked at, in pixels: a larger face is shrunk, a smaller one enlarged."""
+"""Range of the side at which motion is measured, in pixels; other faces are resized."""
 LIPS_FROM, LIPS_FULL = 1.0, 3.0
-"""Pixels of 256 in a frame by which something moves otherwise than the head: below the first it is held still in
-full, above the second not at all. Lips that speak move so; a head that turns does not."""
+"""Pixels of 256 in a frame by which something moves otherwise than the head: below the first it is
+held still in full, above the second not at all. Lips that speak move so; a head that turns does
+not."""
 _GRID, _CELL = 16, 4
 _ROUNDS = 4
-_STRIP = LONGEST**2 // SHORTEST  # what is narrower than one to sixteen is squeezed to that: no face is
+# what is narrower than one to sixteen is squeezed to that: no face is
+_STRIP = LONGEST**2 // SHORTEST
 
 
 @dataclass(frozen=True)
@@ -32,10 +35,12 @@ class Motion:
     """From one frame to the one before it.
 
     Attributes:
-        flow: float32 (h, w, 2), x and y: what is at a pixel now was at that pixel plus this, in pixels.
-        error: float32 (h, w, 3), RGB, 0..1: this frame minus the one before, moved: what the flow cannot explain.
-        rigid: float32 (h / 4, w / 4), 0..1: 1 where the face moves as the head does, 0 where lips or lids go their
-            own way.
+        flow: float32 (h, w, 2), x and y: what is at a pixel now was at that pixel plus this, in
+            pixels.
+        error: float32 (h, w, 3), RGB, 0..1: this frame minus the one before, moved: what the flow
+            cannot explain.
+        rigid: float32 (h / 4, w / 4), 0..1: 1 where the face moves as the head does, 0 where lips
+            or lids go their own way.
     """
 
     flow: Floats
@@ -44,19 +49,20 @@ class Motion:
 
 
 def working_size(height: int, width: int) -> tuple[int, int]:
-    """Height and width at which the motion of a face of (height, width) pixels is looked at."""
+    """Height and width at which the motion of a (height, width) face is measured."""
     scale = min(1.0, LONGEST / max(height, width))
     scale = max(scale, SHORTEST / min(height, width))
     return min(_STRIP, round(height * scale)), min(_STRIP, round(width * scale))
 
 
 class MotionEstimator:
-    """Estimates the motion between frames, by one thread at a time: OpenCV's flow keeps its buffers."""
+    """Estimates motion between frames; not thread-safe, because OpenCV's flow keeps buffers."""
 
     def __init__(self) -> None:
-        """DIS between its presets "fast" and "medium": pixels of half size, one round of refinement.
+        """DIS between its presets "fast" and "medium": half resolution, one refinement.
 
-        On soft crops of talking heads a second round costs a quarter of the time, and explains no more of them.
+        On soft crops of talking heads a second round costs a quarter of the time, and explains no
+        more of them.
         """
         self._flow: Any = cv2.DISOpticalFlow.create(cv2.DISOPTICAL_FLOW_PRESET_FAST)
         self._flow.setFinestScale(1)
@@ -64,12 +70,14 @@ class MotionEstimator:
         self._flow.setVariationalRefinementIterations(1)
 
     def between(self, previous: Image, current: Image) -> Motion:
-        """The motion from `previous` to `current`, both uint8 (h, w, 3), RGB, of one size, 64 pixels at least."""
+        """Motion from `previous` to `current`: uint8 (h, w, 3), RGB, one size, at least 64 px."""
         grays = [cv2.cvtColor(image, cv2.COLOR_RGB2GRAY) for image in (current, previous)]
         flow = np.asarray(self._flow.calc(*grays, None), np.float32)
         columns, rows = pixels(*flow.shape[:2])
         places = columns + flow[..., 0], rows + flow[..., 1]
-        moved = cv2.remap(previous.astype(np.float32), *places, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
+        moved = cv2.remap(
+            previous.astype(np.float32), *places, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE
+        )
         error = current - moved
         error *= np.float32(1 / 255)
         return Motion(flow, error, _rigid(flow))
@@ -77,8 +85,10 @@ class MotionEstimator:
 
 @lru_cache(maxsize=8)
 def pixels(height: int, width: int) -> tuple[Floats, Floats]:
-    """Column and row of every pixel, each float32 (height, width); read-only, because they are cached."""
-    columns, rows = np.meshgrid(np.arange(width, dtype=np.float32), np.arange(height, dtype=np.float32))
+    """Column and row of every pixel, each float32 (height, width); read-only, cached."""
+    columns, rows = np.meshgrid(
+        np.arange(width, dtype=np.float32), np.arange(height, dtype=np.float32)
+    )
     columns.flags.writeable = rows.flags.writeable = False
     return columns, rows
 
@@ -86,8 +96,8 @@ def pixels(height: int, width: int) -> tuple[Floats, Floats]:
 def _rigid(flow: Floats) -> Floats:
     """Where the flow follows the one affine motion that most of the picture agrees on, 0..1.
 
-    The fit is by least squares, reweighted: Holland and Welsch, "Robust regression using iteratively reweighted
-    least-squares", 1977, with Cauchy's weights.
+    The fit is by least squares, reweighted: Holland and Welsch, "Robust regression using
+    iteratively reweighted least-squares", 1977, with Cauchy's weights.
     """
     height, width = flow.shape[0] // _CELL, flow.shape[1] // _CELL
     unit = np.float32(256 / max(flow.shape))
@@ -103,14 +113,16 @@ def _rigid(flow: Floats) -> Floats:
     # not cv2.magnitude: with OpenCV 5 its last bit depends on where the array lies in memory
     deviation = np.sqrt(np.square(difference[..., 0]) + np.square(difference[..., 1]))
     deviation = cv2.GaussianBlur(deviation, (0, 0), max(0.5, 4 / _CELL / float(unit)))
-    return np.asarray(1 - np.clip((deviation - LIPS_FROM) / (LIPS_FULL - LIPS_FROM), 0, 1), np.float32)
+    return np.asarray(
+        1 - np.clip((deviation - LIPS_FROM) / (LIPS_FULL - LIPS_FROM), 0, 1), np.float32
+    )
 
 
 def _weighted_fit(places: Any, values: Any, weights: Any) -> Any:
     """The affine map (3, 2) of places (n, 3) to values (n, 2) by weighted least squares.
 
-    In plain sums over rows: what BLAS returns depends on threads and on where arrays lie in memory, and the same
-    frames must give the same bytes.
+    In plain sums over rows: what BLAS returns depends on threads and on where arrays lie in memory,
+    and the same frames must give the same bytes.
     """
     weighted = places * np.square(weights)
     normal = (weighted[:, :, None] * places[:, None, :]).sum(0)

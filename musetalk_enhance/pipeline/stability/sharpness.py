@@ -1,8 +1,9 @@
 """How sharp a face is, so that one that needs nothing is left alone.
 
-A small embedded network estimates which share of the finest detail is true. A ratio of energies cannot: a latent
-decoder smears teeth and pores and leaves edges and a texture of its own, so that energy *rises* with that softness.
-``assets/sharpness.md`` says how well the network does on resizing, blur, decoders and compression.
+A small embedded network estimates which share of the finest detail is true. A ratio of energies
+cannot: a latent decoder smears teeth and pores and leaves edges and a texture of its own, so that
+energy *rises* with that softness. ``assets/sharpness.md`` says how well the network does on
+resizing, blur, decoders and compression.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ _LEAST_SIDE = 32
 
 
 class SharpnessNetwork(nn.Module):
-    """Gray faces (N, 1, H, W), 0..1, H and W multiples of `CELL`, to logits (N, 1, H / 8, W / 8)."""
+    """Gray faces (N, 1, H, W), 0..1, sides multiples of `CELL`, to logits (N, 1, H/8, W/8)."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -78,7 +79,8 @@ class SharpnessMeter:
             faces: float32 (N, 3, H, W), 0..1, any order of channels.
 
         Returns:
-            float32 (N,), 0 (soft) to 1 (sharp); 0 for a face without structure or smaller than 32 pixels.
+            float32 (N,), 0 (soft) to 1 (sharp); 0 for a face without structure or smaller than 32
+            pixels.
         """
         height, width = (int(side) // CELL * CELL for side in faces.shape[2:])
         if min(height, width) < _LEAST_SIDE:
@@ -92,7 +94,7 @@ class SharpnessMeter:
 
 
 def cell_weights(gray: Tensor) -> Tensor:
-    """How much structure a cell has that softness leaves alone, (N, 1, H, W) to (N, 1, H / 8, W / 8).
+    """Structure of a cell that softness leaves alone, (N, 1, H, W) to (N, 1, H/8, W/8).
 
     The root mean square of the Laplacian at a quarter of the size.
     """
@@ -109,5 +111,6 @@ def needed(sharpness: Tensor) -> Tensor:
 def _laplacian(gray: Tensor) -> Tensor:
     """With the border repeated, so that the size stays."""
     wide = functional.pad(gray, (1, 1, 1, 1), mode="replicate")
-    beside = wide[..., 1:-1, :-2] + wide[..., 1:-1, 2:]  # plain sums: a convolution of one channel is slow on a CPU
+    # plain sums: a convolution of one channel is slow on a CPU
+    beside = wide[..., 1:-1, :-2] + wide[..., 1:-1, 2:]
     return wide[..., :-2, 1:-1] + wide[..., 2:, 1:-1] + beside - 4 * gray

@@ -1,13 +1,14 @@
 """Restored detail kept steady over time, as far as the host's own frames are steady.
 
-A restorer decides anew in every frame what to add, so its detail flickers where the host's frames hardly change.
-Here the detail of the previous frame is moved with the face and mixed into this frame's, just so much that what is
-added changes no more than a share of what the host's frames themselves change. Where lips move the frames change
-much, and nothing is kept; on still skin they hardly change, and nearly everything is. The idea of judging a video
-by what is left after motion compensation is Lai et al., "Learning Blind Video Temporal Consistency", ECCV 2018.
+A restorer adds different detail to every frame, so it flickers where the host's frames
+hardly change. Here the detail of the previous frame is moved with the face and mixed into this
+frame's, just so much that what is added changes no more than a share of what the host's frames
+themselves change. Where lips move the frames change much, and nothing is kept; on still skin they
+hardly change, and nearly everything is. The idea of judging a video by what is left after motion
+compensation is Lai et al., "Learning Blind Video Temporal Consistency", ECCV 2018.
 
-On the CPU the work is done with OpenCV and numpy, frame by frame in few passes; on a GPU with torch, without waiting
-for it. Both compute the same (`tests/pipeline/stability/test_temporal.py`).
+On the CPU the work is done with OpenCV and numpy, frame by frame in few passes; on a GPU with
+torch, without waiting for it. Both compute the same (`tests/pipeline/stability/test_temporal.py`).
 """
 
 from __future__ import annotations
@@ -30,17 +31,17 @@ if TYPE_CHECKING:
 Floats = NDArray[np.float32]
 
 TARGET = 1.015
-"""What the restored video may change from frame to frame, motion-compensated, as a multiple of what the host's
-does. The share below is steered to it."""
+"""What the restored video may change from frame to frame, motion-compensated, as a multiple of what
+the host's does. The share below is steered to it."""
 FIRST_SHARE, LOWEST_SHARE, HIGHEST_SHARE = 0.12, 0.02, 1.5
 STEERING, MEMORY = 3.0, 0.8
 """How strongly the share follows the measured ratio, and how slowly that ratio forgets."""
 MOST = 0.93
-"""Most of the previous detail that is kept: what is wrong fades within a second, however still the frames."""
+"""Largest share of the previous detail: an error fades within a second, however still the face."""
 QUIET = 0.2 / 255
 """A change of the host's frames that is always allowed for: the rounding to 8 bits."""
 REVIVED = 1.05
-"""Mixing blurs; detail is given back the strength that the restorer gave it, by at most this factor."""
+"""Largest factor that restores detail's strength after mixing, which blurs."""
 _CELL = 4
 _THIRDS = np.full(3, 1 / 3, np.float32)
 _FLOOR = 1e-6  # of energies, so that nothing is divided by nothing
@@ -51,9 +52,10 @@ class TemporalState:
     """What a stream remembers of its restored detail.
 
     Attributes:
-        residual: what was added to the previous frame, in the rows that may change: float32 (R, S, 3) array on the
-            CPU, (1, 3, R, S) tensor on a GPU.
-        share: what the detail may change, as a share of the frames' own change; a float, or a scalar tensor.
+        residual: what was added to the previous frame, in the rows that may change: float32 (R, S,
+            3) array on the CPU, (1, 3, R, S) tensor on a GPU.
+        share: what the detail may change, as a share of the frames' own change; a float, or a
+            scalar tensor.
         changes: forgetful sums of how much the restored and the host's video changed, (2,).
     """
 
@@ -70,7 +72,9 @@ class TemporalState:
             if not tensor:
                 return self
             rows = self.residual[0].permute(1, 2, 0).cpu().contiguous().numpy()
-            return TemporalState(rows, float(self.share), tuple(float(value) for value in self.changes))
+            return TemporalState(
+                rows, float(self.share), tuple(float(value) for value in self.changes)
+            )
         if tensor and self.residual.device == device:
             return self
         rows = self.residual if tensor else torch.from_numpy(self.residual).permute(2, 0, 1)[None]
@@ -88,10 +92,11 @@ def steady(
     height: int,
     support: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, TemporalState]:
-    """What is added to frames that follow one another, kept steady; and what to remember for the next.
+    """Steady residuals of consecutive frames, and the state for the next ones.
 
     Args:
-        residual: what the restorer would add to each frame, in the rows that may change: float32 (N, 3, R, S).
+        residual: what the restorer would add to each frame, in the rows that may change: float32
+            (N, 3, R, S).
         motions: from each frame to the one before it; None where nothing of that may be used.
         state: what was remembered of the frame before the first; None where there is nothing.
         amount: 0..1, how much of the keeping is done.
@@ -144,24 +149,37 @@ def _steady_on_cpu(
         difference = moved - current
         allowed = state.share * (np.sqrt(_energy(error, coarse_wh)) + np.float32(QUIET))
         differs = np.sqrt(_energy(difference, coarse_wh)) + np.float32(1e-6)
-        share_kept = np.clip(1 - allowed / differs, 0, MOST) * cv2.resize(rigid, coarse_wh) * np.float32(amount)
-        result = current + difference * cv2.resize(share_kept.astype(np.float32), size_wh)[..., None]
+        share_kept = (
+            np.clip(1 - allowed / differs, 0, MOST)
+            * cv2.resize(rigid, coarse_wh)
+            * np.float32(amount)
+        )
+        result = (
+            current + difference * cv2.resize(share_kept.astype(np.float32), size_wh)[..., None]
+        )
         strength = (_energy(current, coarse_wh) + _FLOOR) / (_energy(result, coarse_wh) + _FLOOR)
         revival = np.clip(np.sqrt(strength), 1, REVIVED).astype(np.float32)
         result *= cv2.resize(revival, size_wh)[..., None]
-        small = cv2.resize(result - moved, (error.shape[1], error.shape[0]), interpolation=cv2.INTER_AREA)
+        # single pixels, not means: detail finer than the motion's pixels changes too
+        small = cv2.resize(
+            result - moved, (error.shape[1], error.shape[0]), interpolation=cv2.INTER_NEAREST
+        )
         both = np.stack([np.abs(error + small).sum(2), np.abs(error).sum(2)])
         if masks is not None:
             mask = masks[index % len(masks)]
             both *= cv2.resize(mask, (error.shape[1], error.shape[0]), interpolation=cv2.INTER_AREA)
         sums = both.mean((1, 2), dtype=np.float64) / 3
-        changes = tuple(MEMORY * old + float(new) for old, new in zip(state.changes, sums, strict=True))
+        changes = tuple(
+            MEMORY * old + float(new) for old, new in zip(state.changes, sums, strict=True)
+        )
         ratio = min(2.0, (changes[0] + _FLOOR) / (changes[1] + _FLOOR))
         share = state.share * exp(STEERING * (TARGET - ratio))
         frames[index] = result
         state = TemporalState(result, min(HIGHEST_SHARE, max(LOWEST_SHARE, share)), changes)
     assert state is not None
-    return torch.from_numpy(frames).permute(0, 3, 1, 2).contiguous(), replace(state, residual=state.residual.copy())
+    return torch.from_numpy(frames).permute(0, 3, 1, 2).contiguous(), replace(
+        state, residual=state.residual.copy()
+    )
 
 
 def _energy(values: Floats, coarse_wh: tuple[int, int]) -> Floats:
@@ -171,11 +189,14 @@ def _energy(values: Floats, coarse_wh: tuple[int, int]) -> Floats:
     squares: Any = np.einsum("ijk,ijk->ij", values, values)
     cells = cv2.resize(squares, coarse_wh, interpolation=cv2.INTER_AREA)
     # not cv2.blur: its running sums may end below 0
-    return np.asarray(cv2.sepFilter2D(cells, -1, _THIRDS, _THIRDS, borderType=cv2.BORDER_REFLECT_101) / 3, np.float32)
+    return np.asarray(
+        cv2.sepFilter2D(cells, -1, _THIRDS, _THIRDS, borderType=cv2.BORDER_REFLECT_101) / 3,
+        np.float32,
+    )
 
 
 def _moved(residual: Floats, flow: Floats, rows: tuple[float, float]) -> Floats:
-    """The previous residual (R, S, 3), moved by a flow (h, w, 2) of the whole face; cubic, its border repeated."""
+    """The previous residual (R, S, 3) warped by a flow (h, w, 2) of the whole face; cubic."""
     import cv2
 
     from .motion import pixels
@@ -218,9 +239,17 @@ def _steady_on_gpu(
             difference = moved - current
             allowed = state.share * (_mean_square(error, coarse).sqrt() + QUIET)
             differs = _mean_square(difference, coarse).sqrt() + 1e-6
-            share_kept = (1 - allowed / differs).clamp(0, MOST) * resize(rigid, coarse, enlarge="bilinear") * amount
-            result = torch.addcmul(current, resize(share_kept, size, enlarge="bilinear"), difference)
-            strength = (_mean_square(current, coarse) + _FLOOR) / (_mean_square(result, coarse) + _FLOOR)
+            share_kept = (
+                (1 - allowed / differs).clamp(0, MOST)
+                * resize(rigid, coarse, enlarge="bilinear")
+                * amount
+            )
+            result = torch.addcmul(
+                current, resize(share_kept, size, enlarge="bilinear"), difference
+            )
+            strength = (_mean_square(current, coarse) + _FLOOR) / (
+                _mean_square(result, coarse) + _FLOOR
+            )
             result = result * resize(strength.sqrt().clamp(1, REVIVED), size, enlarge="bilinear")
             mask = None if support is None else support[index % len(support)][None]
             share, changes = _steered(state, error, result - moved, mask)
@@ -262,11 +291,13 @@ def _mean_square(values: torch.Tensor, coarse: tuple[int, int]) -> torch.Tensor:
 def _steered(
     state: TemporalState, error: torch.Tensor, change: torch.Tensor, support: torch.Tensor | None
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """A share that brings the restored video's change nearer to `TARGET` times the host's; and the new sums."""
+    """A share that steers the restored video's change to `TARGET` times the host's; new sums."""
     import torch
+    from torch.nn.functional import interpolate
 
     small = (error.shape[2], error.shape[3])
-    both = torch.cat([(error + resize(change, small)).abs().sum(1), error.abs().sum(1)])
+    picked = interpolate(change, size=small, mode="nearest")
+    both = torch.cat([(error + picked).abs().sum(1), error.abs().sum(1)])
     if support is not None:
         both = both * resize((support > 0).float(), small)[:, 0]
     changes = MEMORY * state.changes + both.mean((1, 2)) / 3
@@ -284,7 +315,9 @@ def _sampled(residual: torch.Tensor, flow: torch.Tensor) -> torch.Tensor:
     scale = flow.new_tensor([2 / flow.shape[3], 2 / flow.shape[2]]).view(1, 2, 1, 1)
     steps = resize(flow * scale, (height, width), enlarge="bilinear").permute(0, 2, 3, 1)
     x = (torch.arange(width, device=residual.device, dtype=residual.dtype) + 0.5) * (2 / width) - 1
-    y = (torch.arange(height, device=residual.device, dtype=residual.dtype) + 0.5) * (2 / height) - 1
+    y = (torch.arange(height, device=residual.device, dtype=residual.dtype) + 0.5) * (
+        2 / height
+    ) - 1
     places = torch.stack(torch.meshgrid(x, y, indexing="xy"), dim=-1)[None]
     return grid_sample(
         residual, places + steps, mode="bicubic", padding_mode="border", align_corners=False

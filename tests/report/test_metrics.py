@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 
 from musetalk_enhance.errors import ConfigError, FrameError, MissingDependencyError
-from musetalk_enhance.metrics import (
+from musetalk_enhance.report.metrics import (
     Motion,
     changed_region,
+    color_change,
     color_drift,
-    colour_change,
     correlation,
     flicker_energy,
     gradient_energy,
@@ -50,7 +50,8 @@ def test_psnr_of_equal_pictures_is_infinite(rng):
 def test_laplacian_energy_of_a_single_bright_pixel():
     grey = np.zeros((10, 10), np.uint8)
     grey[5, 5] = 1
-    # The default kernel leaves -4 in the middle and 1 at its four neighbours: mean 0, mean square 20 / 100.
+    # The default kernel leaves -4 in the middle and 1 at its four neighbours: mean 0, mean square
+    # 20 / 100.
     assert laplacian_energy(grey) == pytest.approx(0.2)
 
 
@@ -108,8 +109,11 @@ def test_similarity():
     assert similarity(image, blurred) < 0.99
     assert similarity(image, 255 - image) < 0
     assert similarity_map(image, blurred, 40).shape == (32, 40)
-    noisy = np.clip(image + np.random.default_rng(0).normal(0, 20, image.shape), 0, 255).astype(np.uint8)
-    assert similarity(image, noisy, 16) > similarity(image, noisy) + 0.2  # low frequencies do not see it
+    noisy = np.clip(image + np.random.default_rng(0).normal(0, 20, image.shape), 0, 255).astype(
+        np.uint8
+    )
+    # low frequencies do not see it
+    assert similarity(image, noisy, 16) > similarity(image, noisy) + 0.2
     with pytest.raises(FrameError, match="11 pixels"):
         similarity(image, image, 8)
 
@@ -122,16 +126,16 @@ def test_similarity_needs_scikit_image(monkeypatch):
         similarity(texture(), texture())
 
 
-def test_colour_change_by_place():
+def test_color_change_by_place():
     grey, brighter = flat(119, (32, 32)), flat(119, (32, 32))
     brighter[:16] = 122
-    found = colour_change(grey, brighter, 4)
+    found = color_change(grey, brighter, 4)
     assert found.shape == (4, 4) and found[2:].max() == 0
     # L* of sRGB 119 and 122 is 50.03 and 51.21; near L* = 50 CIEDE2000's weight of lightness is 1.
     assert found[:2] == pytest.approx(np.full((2, 4), 1.18), abs=0.03)
-    assert colour_change(grey, cv2.resize(grey, (64, 64))).max() == 0
+    assert color_change(grey, cv2.resize(grey, (64, 64))).max() == 0
     with pytest.raises(FrameError):
-        colour_change(grey[..., 0], grey[..., 0])
+        color_change(grey[..., 0], grey[..., 0])
 
 
 def test_changed_region_is_one_part_without_holes():
@@ -156,7 +160,8 @@ def test_seam_step_of_a_hard_edge_and_a_feathered_one():
     assert seam_step(before, hard, region) == pytest.approx(6, abs=0.5)
     inside = np.zeros((96, 96), bool)
     inside[30:70, 20:70] = True
-    assert seam_step(before, soft, inside) < 4  # what is inside lies 0 to 3 levels higher, without an edge
+    # what is inside lies 0 to 3 levels higher, without an edge
+    assert seam_step(before, soft, inside) < 4
     assert seam_step(before, before, region) == 0
     assert seam_step(before, hard, np.zeros((96, 96), bool)) == 0
     with pytest.raises(FrameError, match="region"):
@@ -171,7 +176,9 @@ def test_a_crop_that_is_restored_up_to_its_edge_is_held_against_what_lies_outsid
 
 def test_detail_is_no_step(rng):
     before = flat(128, (96, 96))
-    after = np.clip(128 + np.rint(rng.normal(0, 4, (96, 96, 1))), 0, 255).astype(np.uint8).repeat(3, 2)
+    after = (
+        np.clip(128 + np.rint(rng.normal(0, 4, (96, 96, 1))), 0, 255).astype(np.uint8).repeat(3, 2)
+    )
     region = np.zeros((96, 96), bool)
     region[30:66, 30:66] = True
     assert seam_step(before, after, region) < 1.6
@@ -180,7 +187,11 @@ def test_detail_is_no_step(rng):
 def test_a_static_clip_has_no_warping_error():
     image = texture()
     motion = Motion.between(image, image)
-    assert warping_error(image, image, motion) == 0 and motion.speed.max() < 0.01 and motion.seen.mean() > 0.99
+    assert (
+        warping_error(image, image, motion) == 0
+        and motion.speed.max() < 0.01
+        and motion.visible.mean() > 0.99
+    )
 
 
 def test_a_clip_that_moves_by_the_known_flow_has_next_to_none():
@@ -188,7 +199,8 @@ def test_a_clip_that_moves_by_the_known_flow_has_next_to_none():
     flow = np.zeros((64, 80, 2), np.float32)
     flow[..., 0] = 3
     motion = Motion(flow, -flow)
-    assert not motion.seen[:, -3:].any() and motion.seen[:, :-3].all()  # what left the picture is not held against it
+    # what left the picture is not held against it
+    assert not motion.visible[:, -3:].any() and motion.visible[:, :-3].all()
     assert warping_error(here, there, motion) < 0.2
     still = Motion(0 * flow, 0 * flow)
     by_hand = np.mean((here.astype(float) - there) ** 2)
@@ -207,7 +219,7 @@ def test_a_flow_that_does_not_come_back_is_occluded():
     back = flow.copy()
     back[:10, :, 0] = 5
     motion = Motion(flow, back)
-    assert not motion.seen[:10].any() and motion.seen[10:].all()
+    assert not motion.visible[:10].any() and motion.visible[10:].all()
     nothing = Motion(flow, np.full_like(flow, 5))
     assert math.isnan(warping_error(texture((20, 20)), texture((20, 20)), nothing))
 
@@ -229,13 +241,18 @@ def sine(hertz, amplitude, fps=25.0, count=50, phase=0.3) -> np.ndarray:
 
 def test_flicker_energy_of_a_planted_sine():
     assert flicker_energy(sine(8, 4), 25) == pytest.approx(np.full((2, 3), 8), rel=0.02)  # A² / 2
-    assert flicker_energy(sine(8, 4, fps=50, count=64), 50) == pytest.approx(np.full((2, 3), 8), rel=0.02)
+    assert flicker_energy(sine(8, 4, fps=50, count=64), 50) == pytest.approx(
+        np.full((2, 3), 8), rel=0.02
+    )
     assert flicker_energy(sine(2, 4), 25).max() < 1e-3  # slower than 5 Hz
     assert flicker_energy(sine(0, 0), 25).max() < 1e-6
 
 
 def test_flicker_energy_of_alternating_frames_and_of_noise(rng):
-    alternating = np.full((16, 1, 1), 50, np.float32) + 3 * (-1.0) ** np.arange(16, dtype=np.float32)[:, None, None]
+    alternating = (
+        np.full((16, 1, 1), 50, np.float32)
+        + 3 * (-1.0) ** np.arange(16, dtype=np.float32)[:, None, None]
+    )
     assert flicker_energy(alternating, 25)[0, 0] == pytest.approx(9, rel=0.02)
     noise = rng.normal(0, 2, (64, 30, 30)).astype(np.float32)
     share = np.mean(np.fft.rfftfreq(64, 1 / 25)[1:] > 5)  # white: as much energy at every frequency

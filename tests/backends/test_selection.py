@@ -1,4 +1,4 @@
-"""The way that was asked for runs, or an error says why not; auto measures once and remembers."""
+"""The requested execution runs, or an error says why not; auto measures once and stores it."""
 
 from __future__ import annotations
 
@@ -11,21 +11,19 @@ import sys
 import pytest
 import torch
 
-from musetalk_enhance.backends import FakeBackend, choosing, open_backend, tuning
-from musetalk_enhance.backends.choosing import Way, possible_ways
-from musetalk_enhance.backends.forms import choose_forms
-from musetalk_enhance.backends.ops import FORMS, Modulated
-from musetalk_enhance.config.settings import EnhancerSettings
+from musetalk_enhance.backends import (
+    BackendOptions,
+    FakeBackend,
+    open_backend,
+    selection,
+    tuning,
+)
+from musetalk_enhance.backends.selection import Execution, possible_executions
 from musetalk_enhance.errors import ConfigError, MissingDependencyError, RestorerError
 from tests.backends.conftest import CPU, TinyNetwork, spec_of
-from tests.backends.test_ops import layer
 from tests.conftest import ROOT
 
 CUDA = torch.device("cuda:0")
-
-
-def settings(**options) -> EnhancerSettings:
-    return EnhancerSettings(enabled=True, **options)
 
 
 @pytest.fixture
@@ -39,7 +37,7 @@ def measuring(monkeypatch):
 
 
 def ways(device=CPU, **options) -> list[str]:
-    return [str(way) for way in possible_ways(settings(**options), device)]
+    return [str(way) for way in possible_executions(BackendOptions(**options), device)]
 
 
 def test_what_auto_leaves_open(no_bf16):
@@ -53,9 +51,9 @@ def test_what_auto_leaves_open(no_bf16):
 
 
 def test_bf16_is_measured_where_the_processor_has_it(monkeypatch):
-    monkeypatch.setattr(tuning, "cpu_name", lambda: "a processor avx512_bf16")
+    monkeypatch.setattr(tuning, "cpu_name", lambda: "a processor avx512_bf16 avx512f")
     assert "openvino bf16" in ways() and "ncnn bf16" in ways()
-    assert ways(dtype="fp32") == ["ncnn fp32", "openvino fp32", "onnx fp32", "torch fp32"]
+    assert ways(dtype="fp32") == ["openvino fp32", "ncnn fp32", "onnx fp32", "torch fp32"]
 
 
 @pytest.mark.parametrize(
@@ -69,55 +67,58 @@ def test_bf16_is_measured_where_the_processor_has_it(monkeypatch):
 )
 def test_contradictions_are_refused(device, options, key):
     with pytest.raises(ConfigError) as caught:
-        possible_ways(settings(**options), device)
+        possible_executions(BackendOptions(**options), device)
     assert caught.value.key == key
 
 
 def test_measured_once_then_remembered(tiny, measuring, no_bf16, caplog, monkeypatch):
     caplog.set_level("INFO")
-    first = open_backend(tiny, settings(), CPU)
-    assert "measuring once" in caplog.text and "runs with" in caplog.text
+    first = open_backend(tiny, BackendOptions(), CPU)
+    assert "measuring once how" in caplog.text and "runs with" in caplog.text
     entry = next(iter(json.loads(tuning.path().read_text()).values()))
     assert set(entry["ms"]) >= {"ncnn fp32", "torch fp32"} and min(entry["ms"].values()) > 0
     assert str(first) == min(entry["ms"], key=entry["ms"].get)
-    monkeypatch.setattr(choosing, "measure", lambda *_: pytest.fail("measured again"))
-    assert str(open_backend(tiny, settings(), CPU)) == str(first)
+    monkeypatch.setattr(selection, "measure", lambda *_: pytest.fail("measured again"))
+    assert str(open_backend(tiny, BackendOptions(), CPU)) == str(first)
 
 
 def test_what_was_remembered_decides(tiny, measuring, no_bf16):
     key = tuning.key_of(f"{tiny.key} auto auto auto", CPU)
     for fastest in ("torch fp32", "ncnn fp32"):
         tuning.remember(key, {"ms": {"torch fp32": 5.0, "ncnn fp32": 5.0} | {fastest: 1.0}})
-        assert str(open_backend(tiny, settings(), CPU)) == fastest
+        assert str(open_backend(tiny, BackendOptions(), CPU)) == fastest
 
 
 def test_a_remembered_way_that_is_gone_gives_way_to_the_next(tiny, measuring, no_bf16, monkeypatch):
-    tuning.remember(tuning.key_of(f"{tiny.key} auto auto auto", CPU), {"ms": {"ncnn fp32": 1.0, "torch fp32": 2.0}})
-    real = choosing.open_way
+    tuning.remember(
+        tuning.key_of(f"{tiny.key} auto auto auto", CPU),
+        {"ms": {"ncnn fp32": 1.0, "torch fp32": 2.0}},
+    )
+    real = selection.open_execution
 
     def without_ncnn(way, *rest, **more):
         if way.backend == "ncnn":
             raise MissingDependencyError("ncnn", "ncnn", "a test")
         return real(way, *rest, **more)
 
-    monkeypatch.setattr(choosing, "open_way", without_ncnn)
-    assert str(open_backend(tiny, settings(), CPU)) == "torch fp32"
+    monkeypatch.setattr(selection, "open_execution", without_ncnn)
+    assert str(open_backend(tiny, BackendOptions(), CPU)) == "torch fp32"
     with pytest.raises(MissingDependencyError):
-        open_backend(tiny, settings(backend="ncnn"), CPU)
+        open_backend(tiny, BackendOptions(backend="ncnn"), CPU)
 
 
 def test_nothing_works_is_the_first_ones_error(tiny, measuring, no_bf16, monkeypatch):
     def none(way, *_, **__):
         raise RestorerError(f"no {way}")
 
-    monkeypatch.setattr(choosing, "open_way", none)
+    monkeypatch.setattr(selection, "open_execution", none)
     with pytest.raises(RestorerError, match="no ncnn fp32"):
-        open_backend(tiny, settings(), CPU)
+        open_backend(tiny, BackendOptions(), CPU)
     assert not tuning.path().exists()
 
 
 def test_reduced_precision_comes_with_its_check(tiny, batch):
-    backend = open_backend(tiny, settings(backend="torch", dtype="bf16"), CPU)
+    backend = open_backend(tiny, BackendOptions(backend="torch", dtype="bf16"), CPU)
     assert (str(backend), backend.fallbacks) == ("torch bf16", 0)
     assert backend.run(batch).shape == (3, 3, 32, 32)
 
@@ -130,33 +131,14 @@ class Overflowing(TinyNetwork):
 
 
 def test_fp16_that_overflows_falls_back_to_bf16(batch):
-    backend = open_backend(spec_of(Overflowing()), settings(backend="torch", dtype="fp16"), CPU)
+    backend = open_backend(
+        spec_of(Overflowing()), BackendOptions(backend="torch", dtype="fp16"), CPU
+    )
     restored = backend.run(batch)
-    assert str(backend) == "torch bf16" and backend.fallbacks == 1  # or has no fp16 at all: the same
+    assert (
+        str(backend) == "torch bf16" and backend.fallbacks == 1
+    )  # or has no fp16 at all: the same
     assert torch.isfinite(restored).all()
-
-
-class OneStyle(torch.nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.layer = layer()
-
-    def compute(self, ops, faces):
-        return ops.modulated(faces.repeat(1, 2, 1, 1)[:, :4], faces.mean((2, 3))[:, [0, 1, 2, 0, 1]], self.layer)
-
-    forward = None
-
-
-def test_forms_are_measured_and_remembered(measuring):
-    spec = spec_of(OneStyle(), side=8)
-    choose_forms(spec, CPU)
-    entry = json.loads(tuning.path().read_text())
-    (found,) = [value["forms"] for value in entry.values()]
-    assert len(found) == 1 and found[0] in FORMS and spec.module.layer.form == found[0]
-    other = next(form for form in FORMS if form != found[0])
-    tuning.remember(tuning.key_of(f"{spec.key} forms", CPU), {"forms": [other]})
-    choose_forms(spec, CPU)
-    assert spec.module.layer.form == other
 
 
 def test_a_damaged_memory_is_a_new_measurement(tiny, measuring, no_bf16):
@@ -164,7 +146,7 @@ def test_a_damaged_memory_is_a_new_measurement(tiny, measuring, no_bf16):
     for text in ("{", "[]", '{"a": 1}'):
         tuning.path().write_text(text)
         assert tuning.remembered("a") is None
-    open_backend(tiny, settings(), CPU)
+    open_backend(tiny, BackendOptions(), CPU)
     assert json.loads(tuning.path().read_text())
     tuning.forget()
     assert not tuning.path().exists()
@@ -185,96 +167,83 @@ def test_keys_differ_where_speed_may(monkeypatch):
 
 
 def test_the_line_for_a_person():
-    assert choosing.picked_text("lite", {"torch fp32": 80.2, "ncnn fp32": 30.4}) == (
-        "lite runs with ncnn fp32: 30 ms a face (torch fp32 80)"
+    assert selection.summary("lite", {"torch fp32": 80.2, "ncnn fp32": 30.4}) == (
+        "lite runs with ncnn fp32: 30 ms per face (torch fp32 80)"
     )
-    assert Way("ncnn", "fp32") == Way("ncnn", "fp32")
-    assert isinstance(layer(), Modulated)
+    assert Execution("ncnn", "fp32") == Execution("ncnn", "fp32")
 
 
 def test_what_runs_on_the_cpu_only_is_no_way_elsewhere():
     for device in (CUDA, torch.device("mps")):
-        assert not [way for dtype in ("fp32", "bf16") for way in ways(device, dtype=dtype) if "ncnn" in way]
+        names = [name for dtype in ("fp32", "bf16") for name in ways(device, dtype=dtype)]
+        assert not [name for name in names if "ncnn" in name]
 
 
 def failing(monkeypatch, errors):
-    """`open_way`, but what it opens fails with ``errors[str(way)]`` when it runs; every backend opened is noted."""
+    """Make running an execution fail with ``errors[str(execution)]``; returns all backends."""
     opened = []
-    real = choosing.open_way
+    real = selection.open_execution
 
-    def opening(way, *rest, **more):
-        backend = FakeBackend(lambda batch: batch) if str(way) in errors else real(way, *rest, **more)
-        if str(way) in errors:
+    def opening(way, *rest):
+        def run(_):
+            raise errors[str(way)]
 
-            def run(_):
-                raise errors[str(way)]
-
-            backend.run = run
+        backend = FakeBackend(run) if str(way) in errors else real(way, *rest)
         opened.append(backend)
         return backend
 
-    monkeypatch.setattr(choosing, "open_way", opening)
+    monkeypatch.setattr(selection, "open_execution", opening)
     return opened
 
 
-def test_an_operation_that_is_missing_costs_a_way_not_the_model(tiny, measuring, no_bf16, monkeypatch):
+def test_an_operation_that_is_missing_costs_a_way_not_the_model(
+    tiny, measuring, no_bf16, monkeypatch
+):
     """Before torch 2.1, CUDA enlarges nothing in bf16; MuseTalk pins 2.0.1."""
     error = RuntimeError("\"upsample_bilinear2d_out_frame\" not implemented for 'BFloat16'")
     failing(monkeypatch, {"ncnn fp32": error})
-    assert str(open_backend(tiny, settings(), CPU)) != "ncnn fp32"
+    assert str(open_backend(tiny, BackendOptions(), CPU)) != "ncnn fp32"
     (entry,) = json.loads(tuning.path().read_text()).values()
     assert "ncnn fp32" not in entry["ms"] and "torch fp32" in entry["ms"]
 
 
-@pytest.mark.parametrize("error", [torch.cuda.OutOfMemoryError("CUDA out of memory"), MemoryError()])
-def test_without_memory_to_measure_the_first_way_is_taken(tiny, measuring, no_bf16, monkeypatch, caplog, error):
+@pytest.mark.parametrize(
+    "error", [torch.cuda.OutOfMemoryError("CUDA out of memory"), MemoryError()]
+)
+def test_without_memory_to_measure_the_first_way_is_taken(
+    tiny, measuring, no_bf16, monkeypatch, caplog, error
+):
     opened = failing(monkeypatch, {"onnx fp32": error})
-    monkeypatch.setattr(choosing, "possible_ways", lambda *_: [Way("torch", "fp32"), Way("onnx", "fp32")])
-    assert str(open_backend(tiny, settings(), CPU)) == "torch fp32"
-    assert "no memory to measure" in caplog.text and not tuning.path().exists()
-    assert opened[0].module is None and opened[1].closed  # what was opened for measuring is given back
+    executions = [Execution("torch", "fp32"), Execution("onnx", "fp32")]
+    monkeypatch.setattr(selection, "possible_executions", lambda *_: executions)
+    assert str(open_backend(tiny, BackendOptions(), CPU)) == "torch fp32"
+    assert "out of memory while measuring" in caplog.text and not tuning.path().exists()
+    assert opened[0].module is None and opened[1].closed, "what was opened for measuring is closed"
 
 
-def test_a_type_without_instructions_is_measured_only_where_nothing_else_runs(tiny, measuring, no_bf16, monkeypatch):
+def test_a_type_without_instructions_is_measured_only_where_nothing_else_runs(
+    tiny, measuring, no_bf16, monkeypatch
+):
     failing(monkeypatch, {"torch bf16": AssertionError("minutes pass")})
-    assert str(open_backend(tiny, settings(dtype="bf16"), CPU)) == "ncnn bf16"
+    assert str(open_backend(tiny, BackendOptions(dtype="bf16"), CPU)) == "ncnn bf16"
 
 
 def test_memory_mode_measures_one_face(tiny, monkeypatch):
     faces = []
-    monkeypatch.setattr(choosing, "open_way", lambda *_, **__: FakeBackend())
-    monkeypatch.setattr(choosing, "_timed", lambda _, batch, __: faces.append(len(batch)) or 1.0)
+    monkeypatch.setattr(selection, "open_execution", lambda *_, **__: FakeBackend())
+    monkeypatch.setattr(selection, "_timed", lambda _, batch, __: faces.append(len(batch)) or 1.0)
     for mode in ("memory", "batch"):
-        choosing.measure(tiny, settings(mode=mode), torch.device("meta"), [Way("torch", "fp32")])
+        executions = [Execution("torch", "fp32")]
+        selection.measure(tiny, BackendOptions(mode=mode), torch.device("meta"), executions)
     assert set(faces[: len(faces) // 2]) == {1} and set(faces[len(faces) // 2 :]) == {8}
 
 
 @pytest.mark.parametrize("ms", [None, {}, {"torch fp32": None}, {"torch fp32": "quick"}, [1]])
 def test_spoilt_figures_are_a_new_measurement(tiny, measuring, no_bf16, ms):
     tuning.remember(tuning.key_of(f"{tiny.key} auto auto auto", CPU), {"ms": ms})
-    open_backend(tiny, settings(), CPU)
+    open_backend(tiny, BackendOptions(), CPU)
     (entry,) = json.loads(tuning.path().read_text()).values()
     assert "torch fp32" in entry["ms"] and min(entry["ms"].values()) > 0
-
-
-@pytest.mark.parametrize("forms", [None, 3, ["curly"], [None], ["scale", "scale"]])
-def test_spoilt_forms_are_measured_again(measuring, forms):
-    spec = spec_of(OneStyle(), side=8)
-    tuning.remember(tuning.key_of(f"{spec.key} forms", CPU), {"forms": forms})
-    choose_forms(spec, CPU)
-    assert spec.module.layer.form in FORMS
-
-
-def test_forms_that_do_not_fit_in_memory_stay_as_they_are(measuring, monkeypatch):
-    from musetalk_enhance.backends import forms
-
-    def full(*_):
-        raise torch.cuda.OutOfMemoryError("CUDA out of memory")
-
-    monkeypatch.setattr(forms, "_measured_forms", full)
-    spec = spec_of(OneStyle(), side=8)
-    choose_forms(spec, CPU)
-    assert spec.module.layer.form == FORMS[0] and not tuning.path().exists()
 
 
 def test_a_disk_that_is_full_leaves_no_file_behind(monkeypatch):
@@ -284,7 +253,7 @@ def test_a_disk_that_is_full_leaves_no_file_behind(monkeypatch):
     def full(*_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(tuning.os, "replace", full)
+    monkeypatch.setattr(os, "replace", full)
     tuning.remember("b", {"ms": {}})
     assert sorted(tuning.path().parent.iterdir()) == before and tuning.remembered("a")
 
@@ -304,12 +273,12 @@ class Clock:
         self.most_open = 0
         self._open: list[FakeBackend] = []
         self._runs: dict[int, int] = {}
-        monkeypatch.setattr(choosing, "open_way", self.open_way)
-        monkeypatch.setattr(choosing, "_timed", self.timed)
-        ways = [Way(*name.split()) for name in self.seconds]
-        monkeypatch.setattr(choosing, "possible_ways", lambda *_: ways)
+        monkeypatch.setattr(selection, "open_execution", self.open_execution)
+        monkeypatch.setattr(selection, "_timed", self.timed)
+        ways = [Execution(*name.split()) for name in self.seconds]
+        monkeypatch.setattr(selection, "possible_executions", lambda *_: ways)
 
-    def open_way(self, way, *_):
+    def open_execution(self, way, *_):
         backend = FakeBackend()
         backend.name, backend.dtype = way.backend, way.dtype
         self.opened.append(str(way))
@@ -346,32 +315,32 @@ def test_a_reduced_precision_is_taken_when_it_wins_clearly_twice(
     caplog.set_level("INFO")
     clock = Clock(monkeypatch, ncnn_fp32=[1.0], torch_fp32=[1.2], ncnn_bf16=bf16)
     for _ in range(3):
-        backend = open_backend(tiny, settings(), CPU)
+        backend = open_backend(tiny, BackendOptions(), CPU)
         assert str(backend) == choice
         backend.close()
     assert entry_of()["chosen"] == choice and clock.most_open == 1
     measured = ["ncnn fp32", "torch fp32", "ncnn bf16"] + ["ncnn fp32", "ncnn bf16"] * (looks - 1)
     assert clock.opened == measured + [choice] * 3
-    assert "runs with" in caplog.text and "chosen on this machine before" in caplog.text
+    assert "runs with" in caplog.text and "selected earlier on this machine" in caplog.text
 
 
 def test_the_first_run_of_a_way_does_not_count(tiny, measuring, monkeypatch):
     """Each way's first run takes a minute; with that counted, all would be as slow."""
     Clock(monkeypatch, ncnn_fp32=[3.0], onnx_fp32=[2.0], torch_fp32=[1.0])
-    assert str(open_backend(tiny, settings(), CPU)) == "torch fp32"
+    assert str(open_backend(tiny, BackendOptions(), CPU)) == "torch fp32"
     assert entry_of()["ms"] == {"ncnn fp32": 3000.0, "onnx fp32": 2000.0, "torch fp32": 1000.0}
 
 
 def test_the_choice_is_kept_before_the_backend_is_opened(tiny, measuring, monkeypatch):
     clock = Clock(monkeypatch, ncnn_fp32=[1.0], torch_fp32=[2.0])
-    plain, kept = clock.open_way, []
+    plain, kept = clock.open_execution, []
 
     def noting(way, *rest):
         kept.append(tuning.path().exists())
         return plain(way, *rest)
 
-    monkeypatch.setattr(choosing, "open_way", noting)
-    open_backend(tiny, settings(), CPU)
+    monkeypatch.setattr(selection, "open_execution", noting)
+    open_backend(tiny, BackendOptions(), CPU)
     assert kept == [False, False, True]
 
 
@@ -381,9 +350,9 @@ def test_where_nothing_can_be_kept_every_run_takes_the_same(
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("MUSETALK_ENHANCE_CACHE", str(tmp_path / "file" / "below"))
     clock = Clock(monkeypatch, onnx_fp32=[1.0], torch_fp32=[0.1, 5.0], torch_bf16=[0.01])
-    choosing._warn_of_a_fixed_choice.cache_clear()
+    selection._warn_of_fixed_order.cache_clear()
     for _ in range(3):
-        assert str(open_backend(tiny, settings(), CPU)) == "onnx fp32"
+        assert str(open_backend(tiny, BackendOptions(), CPU)) == "onnx fp32"
     assert clock.opened == ["onnx fp32"] * 3, "nothing is measured for nothing"
     assert caplog.text.count("nothing is measured") == 1 and "MUSETALK_ENHANCE_CACHE" in caplog.text
     assert str(tuning.path()) in caplog.text
@@ -394,17 +363,15 @@ def test_a_disk_that_fills_up_leaves_the_usual_choice(tiny, measuring, monkeypat
         raise OSError(28, "No space left on device")
 
     Clock(monkeypatch, onnx_fp32=[1.0], torch_fp32=[0.1])
-    monkeypatch.setattr(tuning.os, "replace", full)
-    choosing._warn_of_a_fixed_choice.cache_clear()
-    assert str(open_backend(tiny, settings(), CPU)) == "onnx fp32"
+    monkeypatch.setattr(os, "replace", full)
+    selection._warn_of_fixed_order.cache_clear()
+    assert str(open_backend(tiny, BackendOptions(), CPU)) == "onnx fp32"
     assert "No space left on device" in caplog.text
-    assert choosing.tune(tiny, settings(), CPU) == {"onnx fp32": 1000.0, "torch fp32": 100.0}
-    assert "decides nothing" in caplog.text
+    assert selection.tune(tiny, BackendOptions(), CPU) == {"onnx fp32": 1000.0, "torch fp32": 100.0}
+    assert "has no effect" in caplog.text
 
 
-def test_a_process_that_never_ends_is_not_waited_for_forever(
-    tiny, measuring, monkeypatch, caplog
-):
+def test_a_process_that_never_ends_is_not_waited_for_forever(tiny, measuring, monkeypatch, caplog):
     from filelock import FileLock
 
     caplog.set_level("INFO")
@@ -412,9 +379,9 @@ def test_a_process_that_never_ends_is_not_waited_for_forever(
     monkeypatch.setattr(tuning, "PATIENCE", 0.2)
     key = tuning.key_of(f"{tiny.key} auto auto auto", CPU)
     with FileLock(str(tuning.path().with_name(f".tuning-{key}.lock"))):
-        assert str(open_backend(tiny, settings(), CPU)) == "onnx fp32"
-    assert "another process is measuring" in caplog.text
-    assert str(open_backend(tiny, settings(), CPU)) == "torch fp32"
+        assert str(open_backend(tiny, BackendOptions(), CPU)) == "onnx fp32"
+    assert "another process that measures" in caplog.text
+    assert str(open_backend(tiny, BackendOptions(), CPU)) == "torch fp32"
 
 
 NOISY = """
@@ -423,14 +390,13 @@ import time
 
 import torch
 
-from musetalk_enhance.backends import FakeBackend, choosing
-from musetalk_enhance.backends.choosing import Way
-from musetalk_enhance.config.settings import EnhancerSettings
+from musetalk_enhance.backends import BackendOptions, FakeBackend, selection
+from musetalk_enhance.backends.selection import Execution
 from tests.backends.conftest import TinyNetwork, spec_of
 
 favorite, pause = sys.argv[1], float(sys.argv[2])
 
-def open_way(way, *_):
+def open_execution(way, *_):
     backend = FakeBackend()
     backend.name, backend.dtype = way.backend, way.dtype
     return backend
@@ -440,10 +406,11 @@ def timed(backend, *_):
     time.sleep(pause)
     return 1.0 if str(backend) == favorite else 2.0
 
-ways = [Way("ncnn", "fp32"), Way("onnx", "fp32"), Way("torch", "fp32")]
-choosing.open_way, choosing._timed, choosing.possible_ways = open_way, timed, lambda *_: ways
-settings = EnhancerSettings(enabled=True)
-print(choosing.open_backend(spec_of(TinyNetwork()), settings, torch.device("cpu")), flush=True)
+executions = [Execution(name, "fp32") for name in ("ncnn", "onnx", "torch")]
+selection.open_execution, selection._timed = open_execution, timed
+selection.possible_executions = lambda *_: executions
+spec = spec_of(TinyNetwork())
+print(selection.open_backend(spec, BackendOptions(), torch.device("cpu")), flush=True)
 """
 
 
@@ -469,36 +436,36 @@ def test_a_run_killed_while_it_measures_leaves_no_choice_and_no_lock(tiny, measu
     assert not tuning.path().exists()
     monkeypatch.setattr(tuning, "PATIENCE", 0.0)
     Clock(monkeypatch, onnx_fp32=[1.0], torch_fp32=[0.1])
-    assert str(open_backend(tiny, settings(), CPU)) == "torch fp32"
+    assert str(open_backend(tiny, BackendOptions(), CPU)) == "torch fp32"
     assert entry_of()["chosen"] == "torch fp32"
 
 
 def test_a_graph_is_traced_once_for_measuring_and_running(tiny, measuring, no_bf16, monkeypatch):
-    from musetalk_enhance.backends import exporting
+    from musetalk_enhance.backends import onnx_export
 
-    plain, traced = exporting._write, []
+    plain, traced = onnx_export.trace, []
 
     def counted(*arguments):
         traced.append(len(arguments))
         return plain(*arguments)
 
-    monkeypatch.setattr(exporting, "_write", counted)
+    monkeypatch.setattr(onnx_export, "trace", counted)
     seconds = {"onnx": 1.0, "ncnn": 2.0, "openvino": 2.0, "torch": 2.0}
-    monkeypatch.setattr(choosing, "_timed", lambda backend, *_: seconds[backend.name])
-    assert open_backend(tiny, settings(), CPU).name == "onnx" and len(traced) == 1
+    monkeypatch.setattr(selection, "_timed", lambda backend, *_: seconds[backend.name])
+    assert open_backend(tiny, BackendOptions(), CPU).name == "onnx" and len(traced) == 1
 
 
 @pytest.mark.parametrize("choice", [None, 3, "ncnn bf16", "none fp32"])
 def test_a_choice_that_cannot_be_read_is_the_fastest_fp32(tiny, measuring, no_bf16, choice):
     entry = {"ms": {"ncnn fp32": 2.0, "torch fp32": 1.5, "torch bf16": 1.0}, "chosen": choice}
     tuning.remember(tuning.key_of(f"{tiny.key} auto auto auto", CPU), entry)
-    assert str(open_backend(tiny, settings(), CPU)) == "torch fp32"
+    assert str(open_backend(tiny, BackendOptions(), CPU)) == "torch fp32"
 
 
 def test_a_gpu_without_bf16_takes_fp16_first(monkeypatch):
-    monkeypatch.setattr(choosing, "_capability", lambda _: (7, 5))
+    monkeypatch.setattr(selection, "_capability", lambda _: (7, 5))
     assert ways(CUDA) == ["torch fp16", "torch bf16", "torch fp32", "onnx fp32"]
-    monkeypatch.setattr(choosing, "_capability", lambda _: (8, 6))
+    monkeypatch.setattr(selection, "_capability", lambda _: (8, 6))
     assert ways(CUDA) == ["torch bf16", "torch fp16", "torch fp32", "onnx fp32"]
 
 
@@ -511,8 +478,8 @@ def test_a_second_look_that_fails_is_no_second_win(tiny, measuring, monkeypatch)
             raise RestorerError("the driver is gone")
         return plain(backend, *rest)
 
-    monkeypatch.setattr(choosing, "_timed", failing_later)
-    assert str(open_backend(tiny, settings(), CPU)) == "ncnn fp32"
+    monkeypatch.setattr(selection, "_timed", failing_later)
+    assert str(open_backend(tiny, BackendOptions(), CPU)) == "ncnn fp32"
     assert entry_of()["ms"] == {"ncnn fp32": 1000.0, "ncnn bf16": 500.0}
 
 
@@ -525,8 +492,8 @@ def test_a_way_that_failed_is_given_back_before_the_next_is_opened(tiny, measuri
             raise RestorerError("not on this processor")
         return plain(backend, *rest)
 
-    monkeypatch.setattr(choosing, "_timed", failing_once)
-    open_backend(tiny, settings(), CPU)
+    monkeypatch.setattr(selection, "_timed", failing_once)
+    open_backend(tiny, BackendOptions(), CPU)
     assert clock.most_open == 1 and set(entry_of()["ms"]) == {"onnx fp32", "torch fp32"}
 
 
@@ -536,54 +503,12 @@ def test_memory_is_looked_at_before_anything_is_opened(
 ):
     """The kernel ends a process that takes more: no error would be raised."""
     weights = sum(tensor.nbytes for tensor in tiny.module.buffers())
-    monkeypatch.setattr(choosing.memory, "free_bytes", lambda _: free * choosing.NEEDED * weights)
+    monkeypatch.setattr(selection.memory, "free_bytes", lambda _: free * selection.NEEDED * weights)
     clock = Clock(monkeypatch, ncnn_fp32=[1.0], torch_fp32=[2.0], ncnn_bf16=[2.0])
-    assert str(open_backend(tiny, settings(), CPU)) == choice
-    assert ("too little memory" in caplog.text) == (free < 1) == (not tuning.path().exists())
+    assert str(open_backend(tiny, BackendOptions(), CPU)) == choice
+    assert (
+        ("too little memory is free" in caplog.text) == (free < 1) == (not tuning.path().exists())
+    )
     assert clock.opened[-1] == choice and len(clock.opened) == (1 if free < 1 else 4)
     tuning.remember(tuning.key_of(f"{tiny.key} auto auto auto", CPU), {"ms": {"ncnn fp32": 1.0}})
-    assert str(open_backend(tiny, settings(), CPU)) == "ncnn fp32", "it was measured before"
-
-
-def test_a_form_must_be_clearly_faster(measuring, monkeypatch):
-    """Every form takes one tick; without a margin the noise of a clock would choose."""
-    from musetalk_enhance.backends import forms
-
-    ticks = iter(range(1000))
-    monkeypatch.setattr(forms._TimingOps, "_now", lambda self: next(ticks))
-    spec = spec_of(OneStyle(), side=8)
-    choose_forms(spec, CPU)
-    assert spec.module.layer.form == FORMS[0]
-    times = iter([0.0, 1.0, 0.0, 0.95, 0.0, 0.98])  # start and end of each form
-    monkeypatch.setattr(forms._TimingOps, "_now", lambda self: next(times))
-    tuning.forget()
-    choose_forms(spec, CPU)
-    assert spec.module.layer.form == FORMS[0]
-    times = iter([0.0, 1.0, 0.0, 0.95, 0.0, 0.5])
-    monkeypatch.setattr(forms._TimingOps, "_now", lambda self: next(times))
-    tuning.forget()
-    choose_forms(spec, CPU)
-    assert spec.module.layer.form == FORMS[2]
-
-
-def test_forms_that_cannot_be_kept_are_not_measured(measuring, monkeypatch, tmp_path):
-    from musetalk_enhance.backends import forms
-
-    (tmp_path / "file").write_text("")
-    monkeypatch.setenv("MUSETALK_ENHANCE_CACHE", str(tmp_path / "file" / "below"))
-    monkeypatch.setattr(forms, "_measured_forms", lambda *_: pytest.fail("measured"))
-    spec = spec_of(OneStyle(), side=8)
-    choose_forms(spec, CPU)
-    assert spec.module.layer.form == FORMS[0]
-
-
-@pytest.mark.parametrize("enabled", ["on", "off"])
-def test_forms_of_an_earlier_run_are_repeated(monkeypatch, enabled):
-    monkeypatch.setenv(tuning.SWITCH, enabled)
-    spec = spec_of(OneStyle(), side=8)
-    tuning.remember(tuning.key_of(f"{spec.key} forms", CPU), {"forms": [FORMS[1]]})
-    backend = open_backend(spec, settings(backend="torch", dtype="fp32"), CPU, [FORMS[2]])
-    assert spec.module.layer.form == FORMS[2] and backend.forms == (FORMS[2],)
-    reduced = open_backend(spec, settings(backend="torch", dtype="bf16"), CPU, [FORMS[2]])
-    assert reduced.forms == (FORMS[2],)
-    assert FakeBackend().forms == ()
+    assert str(open_backend(tiny, BackendOptions(), CPU)) == "ncnn fp32", "it was measured before"

@@ -1,4 +1,4 @@
-"""Modules that answer with one tensor, which is all that a backend takes."""
+"""Networks that return several tensors, wrapped for a backend, which takes one."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from torch import nn
 
 
 class FirstOutput(nn.Module):
-    """A network whose ``forward`` takes options or returns several things; the first one is the picture.
+    """Calls a network with fixed options and returns its first output, the image.
 
     Args:
-        network: the module that is called.
-        options: what it is called with, besides the faces.
+        network: the module to call.
+        options: its arguments besides the faces.
     """
 
     def __init__(self, network: nn.Module, **options: Any) -> None:
@@ -21,6 +21,6 @@ class FirstOutput(nn.Module):
         self.network, self.options = network.eval().requires_grad_(False), options
 
     def forward(self, faces_rgb: torch.Tensor) -> torch.Tensor:
-        """Faces (N, C, H, W) to the first thing that the network returns."""
+        """Faces (N, C, H, W) to the network's first output."""
         restored: torch.Tensor = self.network(faces_rgb, **self.options)[0]
         return restored

@@ -39,7 +39,7 @@ def section_of(cfg: Any) -> dict[str, Any] | None:
 
 
 def plain(cfg: Any) -> dict[str, Any]:
-    """`cfg` (mapping, OmegaConf node, path of a YAML file, None) as a plain dict, interpolations resolved."""
+    """`cfg` (mapping, OmegaConf node, YAML path or None) as a plain dict, interpolated."""
     from omegaconf import OmegaConf
 
     if cfg is None:
@@ -80,13 +80,17 @@ def alone(cfg: Any) -> dict[str, Any]:
     """
     section = plain(cfg)
     names = {option.name for option in options()}
-    if not names & set(section) and any(isinstance(value, (dict, list)) for value in section.values()):
+    if not names & set(section) and any(
+        isinstance(value, (dict, list)) for value in section.values()
+    ):
         allowed = f"a configuration with a section {SECTION}:, or the options themselves"
         raise ConfigError("configuration", ", ".join(section), allowed)
     return section
 
 
-def merge(section: Mapping[str, Any] | None, flags: Mapping[str, Any] | None = None) -> EnhancerSettings:
+def merge(
+    section: Mapping[str, Any] | None, flags: Mapping[str, Any] | None = None
+) -> EnhancerSettings:
     """Settings from defaults, a YAML section and flags, the later ones winning.
 
     Raises:
@@ -104,7 +108,9 @@ def merge(section: Mapping[str, Any] | None, flags: Mapping[str, Any] | None = N
             key = f"{prefix}{name}" if prefix else flag_of(name)
             values[name] = checked(known_options[name], value, key)
         layers.append(values)
-    objects = {name: layer.pop(name) for layer in layers for name in ("bg_upsampler",) if name in layer}
+    objects = {
+        name: layer.pop(name) for layer in layers for name in ("bg_upsampler",) if name in layer
+    }
     merged = OmegaConf.to_container(OmegaConf.merge(*(OmegaConf.create(layer) for layer in layers)))
     assert isinstance(merged, dict)
     return EnhancerSettings(**{str(k): v for k, v in merged.items()}, **objects)

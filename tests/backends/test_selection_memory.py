@@ -17,7 +17,7 @@ from pathlib import Path
 
 import torch
 
-from musetalk_enhance.backends import open_backend
+from musetalk_enhance.backends import BackendOptions, open_backend
 from musetalk_enhance.restorers.catalog import choose
 from musetalk_enhance.config.settings import EnhancerSettings
 
@@ -26,7 +26,7 @@ settings = EnhancerSettings(
     enabled=True, model_path=path, trust_unpinned=True, device="cpu", backend=backend, dtype=dtype
 )
 spec = choose(settings).network()
-opened = open_backend(spec, settings, torch.device("cpu"))
+opened = open_backend(spec, BackendOptions.of(settings), torch.device("cpu"))
 opened.run(torch.zeros(1, *spec.input_shape))
 status = Path("/proc/self/status").read_text().splitlines()
 facts = dict(line.split(":", 1) for line in status)
