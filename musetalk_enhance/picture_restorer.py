@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from .errors import ConfigError, EnhanceError, FrameError
 from .faces.detect import Face, FaceDetector, WholeImage
-from .faces.paste import FaceCrop, Paste, crop_face, paste_faces
+from .faces.paste import FaceCrop, Paste, crop_face, paste_faces, without_added_color
 from .pipeline.engine import Request
 from .pipeline.outcome import Outcome, Status
 
@@ -230,7 +230,8 @@ class PictureRestorer:
             height, width = item.image.shape[:2]
             face = _judged(FaceNote((0.0, 0.0, float(width), float(height)), 1.0), outcome)
             item.notes = [face]
-            item.whole = frame if face.state == RESTORED else self._enlarged(item.image)
+            restored = without_added_color(item.image, frame) if face.state == RESTORED else None
+            item.whole = self._enlarged(item.image) if restored is None else restored
 
     def _enhanced(self, frames: Any) -> tuple[Any, list[Outcome]]:
         """Run frames through the network, each as a still image; returns frames and outcomes."""
@@ -283,7 +284,9 @@ class PictureRestorer:
             note = _judged(item.notes[index], outcome)
             try:
                 if note.state == RESTORED:  # one by one: a mask must not depend on its neighbours
-                    item.pastes[index] = Paste(item.crops[index], face, self._mask(face))
+                    crop = item.crops[index]
+                    colored = without_added_color(crop.aligned, face)
+                    item.pastes[index] = Paste(crop, colored, self._mask(face))
             except EnhanceError as error:
                 if self._enhancer.settings.on_error == "raise":
                     raise
@@ -318,7 +321,8 @@ class PictureRestorer:
         if self._background is None:
             return None
         try:
-            return np.ascontiguousarray(self._background.enlarge(item.image, self._upscale))
+            large = self._background.enlarge(item.image, self._upscale)
+            return np.ascontiguousarray(without_added_color(item.image, large))
         except EnhanceError as error:
             self._failed(item, "the background upsampler", error)
         item.pastes.clear()

@@ -457,3 +457,26 @@ def test_old_names_work_for_one_release(make):
         (image,) = restorer.lay(items)
     with pytest.warns(DeprecationWarning, match="RestoredImage"):
         assert picture_restorer.RestoredPicture is type(image)
+
+
+def painting(faces: torch.Tensor) -> torch.Tensor:
+    """Reddens whatever it sees."""
+    return faces + torch.tensor([80.0, 0.0, 20.0])[:, None, None] / 255
+
+
+@pytest.mark.parametrize("whole", [True, False])
+def test_no_color_is_added_where_there_is_none(make, rng, whole):
+    side = 300
+    gray = cv2.resize(rng.integers(40, 160, (9, 9, 1), np.uint8), (side, side))
+    image = np.repeat(gray[..., None], 3, axis=2)
+    image[5, 5] = (10, 20, 200)  # a single pixel of color is dirt
+    options = {"enhancer": {"output_size": "upscale", "upscale": 1}} if whole else {}
+    detector = WholeImage() if whole else Given(h300=[face(0, 0, side)])
+    one = make(detector, painting, **options).restore([image])[0]
+    assert one.restored == 1
+    inside = one.bgr[20:-20, 20:-20].astype(int)
+    assert np.ptp(inside, axis=2).max() == 0 and inside.mean() - image[20:-20, 20:-20].mean() > 10
+    tinted = image.copy()
+    tinted[..., 0] += 20
+    one = make(detector, painting, **options).restore([tinted])[0]
+    assert np.ptp(one.bgr[20:-20, 20:-20].astype(int) - tinted[20:-20, 20:-20], axis=2).min() > 40

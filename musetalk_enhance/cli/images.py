@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import logging
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -88,6 +89,8 @@ def _print(result: ImagesResult | SampleResult, args: argparse.Namespace) -> Non
     for message in dict.fromkeys(errors):
         logger.warning("%s", message)
     for one in results:
+        _warn_of_losses(one)
+    for one in results:
         faces, strength = one.stats["faces"], one.stats["settings"]["strength"]
         warning = left_alone_warning(faces["found"], faces["left"], faces, strength)
         if warning is not None:
@@ -105,6 +108,22 @@ def _print(result: ImagesResult | SampleResult, args: argparse.Namespace) -> Non
         print(f"wrote {result.sheet}")
 
 
+def _warn_of_losses(result: ImagesResult) -> None:
+    """One warning on what the results do not hold, and one on images that were skipped."""
+    losses, skipped = result.stats["losses"], result.stats["skipped"]
+    parts = [f"{words} ({_named(names)})" for words, names in losses.items()]
+    if parts:
+        logger.warning("%s: the results do not hold: %s", result.output, "; ".join(parts))
+    if skipped:
+        text = "skipped, because their formats are not read"
+        logger.warning("%s: %s", text, _named(skipped))
+
+
+def _named(names: Sequence[str]) -> str:
+    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+    return ", ".join(names[:3]) + more
+
+
 def summary(result: ImagesResult) -> str:
     """One line on the result, for a terminal."""
     images, faces, model = (result.stats[name] for name in ("pictures", "faces", "model_that_ran"))
@@ -120,7 +139,9 @@ def summary(result: ImagesResult) -> str:
         text += f"; left alone: {left}"
     text += f"; {counted(images['without_restored_face'], 'image')} without a restored face"
     if failed:
-        text += f"; {failed} could not be read or restored"
+        text += f"; {failed} could not be read, restored or written"
+    if images["skipped"]:
+        text += f"; {images['skipped']} of other formats skipped"
     text += f"; {result.seconds:.1f} s"
     if result.resumed:
         text += f", {counted(result.resumed, 'image')} restored by an earlier run"

@@ -29,6 +29,9 @@ Box = tuple[int, int, int, int]
 
 FEATHER = 32
 """Width, in pixels of the 512 px template, over which a face fades out at the template's border."""
+COLORLESS, MAX_COLORED = 3, 0.001
+"""Largest difference of two channels in 1/255, and share of pixels over it, of a colorless face:
+rounding in a video's YUV makes up to 3, single pixels come from compression."""
 _MARGIN = 4  # pixels around the region that is sampled, for the support of a bicubic
 
 
@@ -76,6 +79,26 @@ class Paste:
     crop: FaceCrop
     restored: Image
     mask: Mask | None = None
+
+
+def without_added_color(source_bgr: Image, restored_bgr: Image) -> Image:
+    """`restored_bgr`; only its luminance where the source has no color.
+
+    A network trained on color paints lips and skin into a black and white photograph.
+
+    Args:
+        source_bgr: BGR uint8 (H, W, 3), what was restored.
+        restored_bgr: BGR uint8 (h, w, 3).
+    """
+    import cv2
+
+    blue, green, red = source_bgr[..., 0], source_bgr[..., 1], source_bgr[..., 2]
+    high, low = np.maximum(np.maximum(blue, green), red), np.minimum(np.minimum(blue, green), red)
+    colored = np.count_nonzero(high - low > COLORLESS)
+    if colored > MAX_COLORED * high.size:
+        return restored_bgr
+    gray = cv2.cvtColor(restored_bgr, cv2.COLOR_BGR2GRAY)
+    return np.asarray(cv2.cvtColor(gray, cv2.COLOR_GRAY2BGR), np.uint8)
 
 
 def crop_face(image_bgr: Image, landmarks: Any, side: int = TEMPLATE_SIDE) -> FaceCrop:

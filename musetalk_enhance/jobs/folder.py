@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from ..errors import ConfigError, MediaError
-from ..media import IMAGE_EXTENSIONS, image_size
+from ..media import IMAGE_EXTENSIONS, image_size, readable_extensions
+from ..media.image import UNREADABLE_EXTENSIONS
 from .manifest import FOLDER
 
 logger = logging.getLogger("musetalk_enhance")
@@ -32,7 +33,10 @@ class ResultNames:
 
 
 def list_images(
-    source: Path, skip: Sequence[Path] = (), troubles: list[tuple[str, str]] | None = None
+    source: Path,
+    skip: Sequence[Path] = (),
+    troubles: list[tuple[str, str]] | None = None,
+    skipped: list[str] | None = None,
 ) -> list[str]:
     """List the images below a folder, as sorted paths relative to it with ``/``; or the one image
     named.
@@ -40,7 +44,8 @@ def list_images(
     Images are recognized by their extension. Names that start with a dot are skipped, and so is
     everything in `skip`. Links to folders outside are followed, each once, except to where results
     are written. Folders that hold the results of other runs are skipped too. Subfolders that cannot
-    be read are added to `troubles`, with the reason.
+    be read are added to `troubles`, with the reason, and images of formats that are not read to
+    `skipped`.
 
     Raises:
         MediaError: `source` is missing or cannot be read.
@@ -48,14 +53,12 @@ def list_images(
             is the folder itself; or the folder is where results are written, so that the next run
             would read them as inputs.
     """
+    extensions = readable_extensions()
+    listed = ", ".join(sorted(extensions))
     if source.is_file():
-        if source.suffix.lower() in IMAGE_EXTENSIONS:
+        if source.suffix.lower() in extensions:
             return [source.name]
-        raise ConfigError(
-            "INPUT_DIR",
-            str(source),
-            f"a folder, or a file of {', '.join(sorted(IMAGE_EXTENSIONS))}",
-        )
+        raise ConfigError("INPUT_DIR", str(source), f"a folder, or a file of {listed}")
     if not source.is_dir():
         raise MediaError(source, "does not exist")
     excluded = {path.resolve() for path in skip}
@@ -65,6 +68,7 @@ def list_images(
             "--output-dir", str(skip[0]), "a subfolder of the input folder, or a folder outside it"
         )
     names: list[str] = []
+    others: list[str] = [] if skipped is None else skipped
     unreadable: list[tuple[str, str]] = [] if troubles is None else troubles
     linked: set[Path] = set()
     walk = os.walk(source, onerror=lambda error: _note(error, source, unreadable), followlinks=True)
@@ -77,14 +81,15 @@ def list_images(
             name for name in folders if _is_new(folder_path / name, source, excluded, linked)
         ]
         for name in files:
-            if not name.startswith(".") and Path(name).suffix.lower() in IMAGE_EXTENSIONS:
-                names.append((folder_path / name).relative_to(source).as_posix())
+            extension = Path(name).suffix.lower()
+            if name.startswith(".") or extension not in (*extensions, *UNREADABLE_EXTENSIONS):
+                continue
+            path = (folder_path / name).relative_to(source).as_posix()
+            (names if extension in extensions else others).append(path)
+    others.sort()
     if not names:
-        raise ConfigError(
-            "INPUT_DIR",
-            str(source),
-            f"a folder with images ({', '.join(sorted(IMAGE_EXTENSIONS))})",
-        )
+        what = f" (of {', '.join(others[:3])} the format is not read)" if others else ""
+        raise ConfigError("INPUT_DIR", str(source), f"a folder with images ({listed}){what}")
     return sorted(names)
 
 
@@ -141,15 +146,18 @@ def root_folder(source: Path) -> Path:
 def result_names(pictures: Iterable[str], format: str) -> dict[str, ResultNames]:
     """Name the results of each image.
 
-    Names and subfolders are kept. Where two results would collide (``a.jpg`` and ``a.png`` as
-    ``png``, or their comparisons), the whole input name comes before the new extension:
-    ``a.jpg.png``.
+    Names and subfolders are kept. Formats that are read but not written become PNG. Where two
+    results would collide (``a.jpg`` and ``a.png`` as ``png``, or their comparisons), the whole
+    input name comes before the new extension: ``a.jpg.png``.
     """
     listed = list(pictures)
-    restored = {name: name for name in listed}
-    if (
-        format != "keep"
-    ):  # names that are kept are apart already, also where only capitals tell them apart
+    if format == "keep":  # kept names are apart already, also where only capitals tell them apart
+        restored = {
+            name: name for name in listed if Path(name).suffix.lower() in IMAGE_EXTENSIONS
+        }
+        others = [name for name in listed if name not in restored]
+        restored |= _unique_names(others, _SUFFIX["png"], restored)
+    else:
         restored = _unique_names(listed, _SUFFIX[format])
     compared = _unique_names(listed, "_compare.jpg")
     return {
@@ -158,11 +166,13 @@ def result_names(pictures: Iterable[str], format: str) -> dict[str, ResultNames]
     }
 
 
-def _unique_names(names: Sequence[str], extension: str) -> dict[str, str]:
+def _unique_names(
+    names: Sequence[str], extension: str, taken: Iterable[str] = ()
+) -> dict[str, str]:
     """Replace the extension of each name; names that collide, ignoring case, get longer."""
     short = {name: f"{PurePosixPath(name).with_suffix('')}{extension}" for name in names}
-    uses = Counter(path.lower() for path in short.values())
-    used = {path.lower() for path in short.values() if uses[path.lower()] == 1}
+    uses = Counter(path.lower() for path in (*short.values(), *taken))
+    used = {path for path, count in uses.items() if count == 1} | {path.lower() for path in taken}
     unique = {}
     for name in names:
         path = short[name]

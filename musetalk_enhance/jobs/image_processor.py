@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import FrameError, MediaError
-from ..media.image import StillImage, decode_image, encode_image
+from ..media.image import StillImage, decode_image, encode_image, losses_in
 from ..picture_restorer import Item, RestoredImage
 from ..runtime.files import open_regular, write_bytes
 from .folder import ResultNames
@@ -180,11 +180,20 @@ class WriteUnit:
             unit,
             {name: sha for item in state["items"] for name, sha in item["outputs"].items()},
         )
-        for name, data in files.items():
-            make_folder((self.output / name).parent)
-            write_bytes(self.output / name, data)
+        for item in state["items"]:
+            self._write(item, files)
         write_state(self.output, state)
         return state
+
+    def _write(self, item: dict[str, Any], files: dict[str, bytes]) -> None:
+        """Write the files of an image; one that cannot be written fails, the others go on."""
+        for name in list(item["outputs"]):
+            try:
+                make_folder((self.output / name).parent)
+                write_bytes(self.output / name, files[name])
+            except MediaError as error:
+                del item["outputs"][name]
+                item |= {"state": FAILED, "error": str(error)}
 
     def _recorded(self, item: ProcessedImage, files: dict[str, bytes]) -> dict[str, Any]:
         """The record of an image; the files to be written are added to `files`."""
@@ -195,6 +204,7 @@ class WriteUnit:
             "input_sha256": read.sha256,
             "outputs": {},
             "faces": [],
+            "losses": [],
         }
         if restored is None or read.image is None:
             record |= {"state": UNREADABLE, "error": read.error}
@@ -207,9 +217,10 @@ class WriteUnit:
             record["error"] = restored.error
             try:
                 image_files = self._files(read, restored)
-            except (
-                FrameError
-            ) as error:  # larger than its format can be: of this picture alone, the others go on
+                if not self._is_copied(read, restored):
+                    suffix = Path(self.names[read.name].restored).suffix
+                    record["losses"] = losses_in(read.image, suffix)
+            except FrameError as error:  # larger than its format can be; the others go on
                 image_files = {}
                 record |= {
                     "state": FAILED,
@@ -230,19 +241,27 @@ class WriteUnit:
             files[names.comparison] = self._compared(read, restored)
         return files
 
+    def _is_copied(self, read: SourceImage, restored: RestoredImage) -> bool:
+        """Whether the result is the input byte for byte: nothing changed."""
+        assert read.image is not None
+        result = self.names[read.name].restored
+        same_format = Path(result).suffix.lower() == Path(read.name).suffix.lower()
+        same_size = restored.bgr.shape == read.image.bgr.shape
+        is_plain = same_format and same_size and self.settings.bg_upsampler == "none"
+        return is_plain and not restored.restored
+
     def _encoded(self, read: SourceImage, restored: RestoredImage, name: str) -> bytes:
         """The file; the input bytes if nothing changed."""
         assert read.image is not None
-        same_format = Path(name).suffix.lower() == Path(read.name).suffix.lower()
-        if same_format and not restored.restored and restored.bgr.shape == read.image.bgr.shape:
-            if self.settings.bg_upsampler == "none":
-                return read.data
+        if self._is_copied(read, restored):
+            return read.data
         image = read.image.replace_pixels(restored.bgr)
         return encode_image(image, Path(name).suffix, quality=self.settings.quality)
 
     def _compared(self, read: SourceImage, restored: RestoredImage) -> bytes:
-        from ..media.contact_sheet import side_by_side
+        from ..media.contact_sheet import comparison_sheet
 
         assert read.image is not None
-        sheet = side_by_side([read.image.bgr, restored.bgr], ["before", "after"])
+        boxes = [face.box_xyxy for face in restored.faces if face.state == RESTORED]
+        sheet = comparison_sheet(read.image.bgr, restored.bgr, boxes)
         return encode_image(StillImage(sheet), ".jpg", quality=self.settings.quality)

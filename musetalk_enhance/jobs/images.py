@@ -96,9 +96,11 @@ def restore_images(
     settings, source, output = settings or ImageSettings(), Path(source), Path(output)
     start = time.perf_counter()
     troubles: list[tuple[str, str]] = []
-    listed = (
-        list(pictures) if pictures is not None else folders.list_images(source, [output], troubles)
-    )
+    skipped: list[str] = []
+    if pictures is None:
+        listed = folders.list_images(source, [output], troubles, skipped)
+    else:
+        listed = list(pictures)
     root = folders.root_folder(source)
     portable_settings = settings.absolute()
     with locked(output), contextlib.closing(engine or LocalEngine()) as runner:
@@ -126,7 +128,7 @@ def restore_images(
         count = _ProgressCounter(progress, listed, plan.valid)
         resumed = count.done
         runner.run(job, count)
-        stats = image_stats(settings, run_info, count.states, listed, sorted(troubles))
+        stats = image_stats(settings, run_info, count.states, listed, sorted(troubles), skipped)
         write_json(output / STATS, stats)
         return ImagesResult(output, stats, time.perf_counter() - start, resumed)
 
@@ -178,6 +180,14 @@ def _planned(
     unit_names = {name for unit in manifest.units for name in unit["items"]}
     names = folders.result_names(sorted({*listed, *unit_names}), settings.format)
     folders.check_no_overwrite(root, output, names)
+    if not settings.overwrite:
+        earlier = {name for unit in previous.units for name in unit["items"]} if previous else set()
+        known = manifest.recorded()
+        for name in earlier & set(names):
+            known |= {names[name].restored, names[name].comparison}
+        results = [names[name].restored for name in listed]
+        results += [names[name].comparison for name in listed if settings.save_comparison]
+        _check_foreign(output, [name for name in results if name not in known])
     new = [name for name in listed if name not in unit_names]
     first = 1 + max((unit["id"] for unit in manifest.units), default=-1)
     for index, items in enumerate(folders.split_into_units(root, new, settings.upscale)):
@@ -197,6 +207,19 @@ def _planned(
             manifest.undo(unit, keep=set(unit["items"]) - listed_names)
             todo.append(unit)
     return _Plan(names, todo, valid)
+
+
+def _check_foreign(output: Path, names: Sequence[str]) -> None:
+    """Refuse to replace files that this command has not written.
+
+    Raises:
+        ConfigError: there are some.
+    """
+    foreign = [name for name in names if (output / name).is_file()]
+    if foreign:
+        more = f" and {len(foreign) - 1} more" if len(foreign) > 1 else ""
+        allowed = f"a folder without {foreign[0]}{more}, which this command has not written"
+        raise ConfigError("--output-dir", str(output), f"{allowed}; --overwrite replaces such files")
 
 
 def _check_source(previous: Manifest | None, output: Path, root: Path) -> None:

@@ -216,6 +216,11 @@ class Manifest:
         discard(self.folder, _read_state(self.folder, path), keep)
         path.unlink(missing_ok=True)
 
+    def recorded(self) -> set[str]:
+        """Results of all units of earlier runs, finished or not, whatever became of them."""
+        states = [_read_state(self.folder, path) for path in self.place.glob("units/*.json")]
+        return {name for state in states if state is not None for name in outputs_of(state)}
+
     def forget(self) -> None:
         """Delete the results of all other units of earlier runs, as far as they are unchanged."""
         units = {state_path(self.folder, unit): unit for unit in self.units}

@@ -165,8 +165,11 @@ def load(settings: FaceSettings, *, pinned: RunInfo | None = None) -> LoadedMode
             passed_over.append([name, _reason(error)])
             errors.append(error)
         else:
+            is_asked = settings.model != "auto" or settings.fidelity is not None
             _warn_of_fallback(
-                passed_over, name, settings.fidelity is not None and loaded.fidelity is None
+                [pair for pair in passed_over if is_asked or pair[0] != "codeformer"],
+                name,
+                settings.fidelity is not None and loaded.fidelity is None,
             )
             return loaded
     raise _with_fallback_errors(errors[0], passed_over[1:]) from errors[0]

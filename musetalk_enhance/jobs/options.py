@@ -35,6 +35,7 @@ _NOT_DECISIVE = {
         "mode",
         "memory_budget",
         "commercial",
+        "overwrite",
         "download",
         "trust_unpinned",
     ),
@@ -134,6 +135,11 @@ class FaceSettings:
     mode: str = borrowed("mode")
     batch_size: str | int = borrowed("batch_size")
     memory_budget: str | int | float = borrowed("memory_budget")
+    overwrite: bool = schema.option(
+        False,
+        "Replace existing files of the output that this command has not written.",
+        schema.switch(),
+    )
     download: bool = borrowed("download", help="Fetch missing weights before the job starts.")
     trust_unpinned: bool = borrowed("trust_unpinned")
 

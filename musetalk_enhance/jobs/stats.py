@@ -51,6 +51,11 @@ def is_image_state(state: State) -> bool:
         return False
     if not all(isinstance(item.get("faces"), list) and "input_sha256" in item for item in items):
         return False
+    losses = [item.get("losses", []) for item in items]
+    if not all(isinstance(words, list) for words in losses):
+        return False
+    if not all(isinstance(each, str) for words in losses for each in words):
+        return False
     faces = [face for item in items for face in item["faces"]]
     if not all(isinstance(face, dict) and "strength" in face for face in faces):
         return False
@@ -74,6 +79,7 @@ def image_stats(
     states: Iterable[State],
     listed: Sequence[str],
     troubles: Sequence[tuple[str, str]] = (),
+    skipped: Sequence[str] = (),
 ) -> dict[str, Any]:
     """The statistics of a folder, as plain values.
 
@@ -86,6 +92,7 @@ def image_stats(
         states: of all units.
         listed: the images that are in the folder now.
         troubles: subfolders that cannot be read, with the reason.
+        skipped: images in the folder whose format is not read.
     """
     names = set(listed)
     items = sorted(
@@ -103,6 +110,7 @@ def image_stats(
             "failed": state_counts[FAILED],
             "unreadable": state_counts[UNREADABLE],
             "unreadable_folders": len(troubles),
+            "skipped": len(skipped),
         },
         "faces": {
             "found": sum(faces.values()),
@@ -110,9 +118,20 @@ def image_stats(
             "left": {state: count for state, count in sorted(faces.items()) if state != "restored"},
             **_restoration([face for item in items for face in item["faces"]]),
         },
+        "skipped": list(skipped),
+        "losses": _losses(items),
         "errors": [{"name": name, "error": error} for name, error in [*troubles, *errors]],
         "items": [{name: value for name, value in item.items() if name != "ms"} for item in items],
     }
+
+
+def _losses(items: Sequence[Mapping[str, Any]]) -> dict[str, list[str]]:
+    """What the results do not hold of their inputs: in words, to the names of the images."""
+    losses: dict[str, list[str]] = {}
+    for item in items:
+        for words in item.get("losses", ()):
+            losses.setdefault(words, []).append(item["name"])
+    return dict(sorted(losses.items()))
 
 
 def _restoration(faces: Sequence[Mapping[str, Any]]) -> dict[str, Any]:

@@ -130,6 +130,8 @@ def restore_video(
     if source.resolve() == output.resolve():
         raise ConfigError("OUT", str(output), "another file than IN")
     _check_names(output)
+    if not settings.overwrite:
+        _check_foreign(output)
     index = index_video(source, start, end, strict=settings.strict)
     losses = check_output(index, source, output)
     if losses:
@@ -241,6 +243,18 @@ def _check_names(output: Path) -> None:
             raise MediaError(output, f"{what} ({getattr(error, 'strerror', error)})") from error
     if sidecar_path(output).is_dir():
         raise MediaError(sidecar_path(output), "is a folder; the JSON file goes there")
+
+
+def _check_foreign(output: Path) -> None:
+    """Refuse to replace a file that this command has not written; ours has a JSON file beside it.
+
+    Raises:
+        ConfigError: there is one.
+    """
+    is_ours = "settings_sha256" in _job(read_head(sidecar_path(output)))
+    if output.is_file() and not is_ours and Manifest.load(parts_folder(output)) is None:
+        allowed = "a path without a file that this command has not written; --overwrite replaces it"
+        raise ConfigError("OUT", str(output), allowed)
 
 
 def _warn_of_damage(output: Path, index: VideoIndex, damage: list[list[Any]]) -> None:

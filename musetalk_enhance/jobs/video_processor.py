@@ -22,7 +22,14 @@ import numpy as np
 from ..errors import FrameError
 from ..faces.align import TEMPLATE_SIDE
 from ..faces.detect import FFHQ_512, Face, FaceDetector
-from ..faces.paste import FaceCrop, Image, Paste, crop_face, paste_faces
+from ..faces.paste import (
+    FaceCrop,
+    Image,
+    Paste,
+    crop_face,
+    paste_faces,
+    without_added_color,
+)
 from ..faces.tracks import FaceTracker, TrackedFace
 from ..media import DecodedFrame, SegmentWriter, VideoIndex, read_segment
 from ..pipeline.engine import Request
@@ -225,7 +232,8 @@ class _Faces:
             ):
                 frame.outcomes[track] = outcome
                 if outcome.restored:
-                    frame.pastes[track] = Paste(frame.crops[track], face)
+                    crop = frame.crops[track]
+                    frame.pastes[track] = Paste(crop, without_added_color(crop.aligned, face))
 
     def _crop(self, frame: _FrameFaces, face: TrackedFace) -> bool:
         """Crop a face; False, with an outcome, if it cannot be aligned or is no longer there."""

@@ -1,7 +1,7 @@
 """Images and videos: decoding, encoding, frame-exact copies, contact sheets. No ffmpeg binary.
 
-- Images: `decode_image` and `encode_image` keep alpha, ICC profile and EXIF; `read_image` and
-  `write_image` do not.
+- Images: `decode_image` and `encode_image` keep alpha, ICC profile, EXIF and other metadata;
+  `read_image` and `write_image` do not.
 - Videos: `read_frames` and `VideoWriter`, for a video that is written from nothing.
 - Frame-exact copies of a video: `index_video` lists its frames, `read_segment` reads some of them,
   `SegmentWriter` writes them to a file, and `concat_segments` joins such files with the video's own
@@ -19,6 +19,8 @@ from .image import (
     decode_image,
     encode_image,
     image_size,
+    losses_in,
+    readable_extensions,
 )
 from .image_file import read_image, write_image
 from .index import AudioStream, VideoIndex, index_video
@@ -45,9 +47,11 @@ __all__ = [
     "exact_fps",
     "image_size",
     "index_video",
+    "losses_in",
     "probe",
     "read_frames",
     "read_image",
     "read_segment",
+    "readable_extensions",
     "write_image",
 ]

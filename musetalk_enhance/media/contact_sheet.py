@@ -22,6 +22,8 @@ LINE_GAP = 12
 """Pixels between two lines of a contact sheet, so that a caption belongs to the image below it."""
 MIN_CELL = 96
 """Least width of a cell in pixels, so that a few words fit above the smallest image."""
+MAX_FACES = 12
+"""Most faces at full size on a comparison."""
 MAX_HEIGHT = 12000
 """Largest height of a contact sheet, in pixels."""
 
@@ -62,6 +64,48 @@ def side_by_side(images: Sequence[Image], labels: Sequence[str], *, max_side: in
         resized = resize_image(image, (width, height))
         cells.append(_cell(resized, label, max(MIN_CELL, width), band))
     return _row(cells)
+
+
+def comparison_sheet(
+    before: Image, after: Image, boxes_xyxy: Sequence[Sequence[float]] = ()
+) -> Image:
+    """An image before and after, and below it the faces at full size, where the row is reduced.
+
+    Args:
+        before: BGR uint8 ``(H, W, 3)``.
+        after: BGR uint8 ``(h, w, 3)``, of the same shape or larger.
+        boxes_xyxy: faces, in pixels of `before`; the first `MAX_FACES` are shown, with a margin.
+
+    Returns:
+        BGR uint8 ``(height, width, 3)``.
+
+    Raises:
+        FrameError: an image of another shape or dtype.
+    """
+    rows = [side_by_side([before, after], ["before", "after"])]
+    if rows[0].shape[0] < after.shape[0]:
+        scale = after.shape[1] / before.shape[1], after.shape[0] / before.shape[0]
+        boxes = [_with_margin(box, before.shape) for box in boxes_xyxy[:MAX_FACES]]
+        for number, box in enumerate(boxes):
+            left, top, right, bottom = box
+            x1, x2 = (round(side * scale[0]) for side in (left, right))
+            y1, y2 = (round(side * scale[1]) for side in (top, bottom))
+            faces = [before[top:bottom, left:right], after[y1:y2, x1:x2]]
+            labels = [f"face {number + 1} before", "after"]
+            room = 2 * max(x2 - x1, y2 - y1, MIN_CELL) + GAP + MAX_CAPTION
+            rows.append(side_by_side(faces, labels, max_side=max(256, room)))
+    width = max(row.shape[1] for row in rows)
+    return _stack([_row([row], width) for row in rows])
+
+
+def _with_margin(box: Sequence[float], shape: tuple[int, ...]) -> tuple[int, int, int, int]:
+    """A face's box with a third of its size around it, within the image; never empty."""
+    x1, y1, x2, y2 = box
+    margin = max(x2 - x1, y2 - y1) / 3
+    left, top = max(0, int(x1 - margin)), max(0, int(y1 - margin))
+    left, top = min(left, shape[1] - 1), min(top, shape[0] - 1)
+    right, bottom = min(shape[1], math.ceil(x2 + margin)), min(shape[0], math.ceil(y2 + margin))
+    return left, top, max(left + 1, right), max(top + 1, bottom)
 
 
 def contact_sheet(

@@ -1,4 +1,4 @@
-"""Still images between bytes and pixels, with their alpha, ICC profile and EXIF.
+"""Still images between bytes and pixels, with their alpha, ICC profile, EXIF and other metadata.
 
 Pixels are BGR uint8 ``(H, W, 3)``, upright. Pillow's settings are not changed, and its warnings do
 not reach the caller.
@@ -29,6 +29,8 @@ from .exif import (
     reset_orientation,
     rotate_upright,
 )
+from .metadata import JPEG_SEGMENT, Metadata, png_chunks, read_metadata, with_jpeg_segments
+from .metadata import losses as metadata_losses
 from .png import encode_png
 
 if TYPE_CHECKING:
@@ -40,9 +42,19 @@ IMAGE_EXTENSIONS = tuple(_FORMATS)
 """File extensions, in lower case, that `encode_image` writes and that are read from a folder."""
 
 _READABLE = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF")
+# Read where Pillow can, and written as PNG: Pillow's name, its feature, extensions.
+_OPTIONAL = (
+    ("AVIF", "avif", (".avif",)),
+    ("JPEG2000", "jpg_2000", (".jp2", ".j2k", ".jpx", ".jpf")),
+)
+UNREADABLE_EXTENSIONS = tuple(
+    ".heic .heif .hif .jxl .dng .cr2 .cr3 .nef .arw .orf .rw2 .raf .raw .psd .psb .tga .exr .hdr "
+    ".ppm .pgm .pbm .pnm .dds .ico .svg .eps .ai .xcf .qoi .jxr .fits .pcx".split()
+)
+"""File extensions, in lower case, of images that are not read: they are counted and named."""
+_TIFF_XMP = 700
 # Largest side in pixels: libjpeg's JPEG_MAX_DIMENSION, WEBP_MAX_DIMENSION.
 _LARGEST_SIDE = {"JPEG": 65500, "WEBP": 16383}
-_JPEG_SEGMENT = 65533
 
 
 @dataclass(frozen=True, eq=False)
@@ -53,13 +65,14 @@ class StillImage:
         bgr: uint8 ``(H, W, 3)``, upright, C-contiguous.
         alpha: uint8 ``(H, W)``, 0 transparent to 255 opaque; None where the source has none.
         format: of the source: ``"JPEG"``, ``"PNG"``, ``"WEBP"``, ``"BMP"``, ``"TIFF"`` or
-            ``"GIF"``.
-        icc: the color profile; None without one, and where it was for CMYK.
+            ``"GIF"``, ``"AVIF"`` or ``"JPEG2000"``.
+        icc: the color profile; None without one, and where it was for CMYK or Lab.
         exif: the block as in a JPEG, with ``b"Exif\\0\\0"`` first and its orientation set to 1
             (upright); None without one.
         gray: the source has no colors; it is encoded without colors again.
         subsampling: of a JPEG source's colors: 0 is 4:4:4, 1 is 4:2:2, 2 is 4:2:0; None for others.
         lossless: the source is a lossless WebP.
+        metadata: XMP, resolution, comments and text.
 
     Raises:
         FrameError: `bgr` or `alpha` has another shape or dtype.
@@ -73,6 +86,7 @@ class StillImage:
     gray: bool = False
     subsampling: int | None = None
     lossless: bool = False
+    metadata: Metadata = Metadata()
 
     def __post_init__(self) -> None:
         check_bgr(self.bgr)
@@ -104,9 +118,10 @@ class StillImage:
 def decode_image(data: bytes, name: PathLike) -> StillImage:
     """An image from the bytes of a JPEG, PNG, WebP, BMP, TIFF or GIF file.
 
-    The format is taken from the bytes, not from the name. The image is rotated upright by its EXIF.
-    Palettes, CMYK and single bits become 8-bit RGB; a color profile for CMYK is dropped. Colors of
-    transparent pixels are kept. EXIF that cannot be parsed is dropped.
+    AVIF and JPEG 2000 are read where Pillow can. The format is taken from the bytes, not from the
+    name. The image is rotated upright by its EXIF. Palettes and single bits become 8-bit RGB, CMYK
+    becomes sRGB through its color profile. Colors of transparent pixels are kept. EXIF that cannot
+    be parsed is dropped. What is dropped is in `Metadata.dropped`.
 
     Args:
         data: the whole file.
@@ -114,19 +129,27 @@ def decode_image(data: bytes, name: PathLike) -> StillImage:
 
     Raises:
         MediaError: not such an image, truncated or damaged; over 8 bits per channel; several
-            frames; more pixels than Pillow's limit (twice ``PIL.Image.MAX_IMAGE_PIXELS``).
+            frames; CMYK without a valid profile; more pixels than Pillow's limit (twice
+            ``PIL.Image.MAX_IMAGE_PIXELS``).
     """
     if not data:
         raise MediaError(name, "is empty")
     with _media_errors(name):
+        _refuse_deep_avif(data, name)
         image = _open(BytesIO(data))
         _refuse_lossy(image, name)
         subsampling = _subsampling(image)
         # Pillow parses the EXIF of a TIFF while it loads.
         with ignored_warnings() if image.format == "TIFF" else contextlib.nullcontext():
             image.load()
-            exif, orientation = reset_orientation(read_exif(image))
-        bgr, alpha = _pixels(image)
+            block = read_exif(image)
+            exif, orientation = reset_orientation(block)
+        metadata = read_metadata(image, data)
+        dropped = ["EXIF that cannot be parsed"] if block and exif is None else []
+        if image.mode == "CMYK":
+            dropped.append("the colors of CMYK, which become sRGB")
+        metadata = replace(metadata, dropped=(*dropped, *metadata.dropped))
+        bgr, alpha = _pixels(_as_srgb(image, name) if image.mode == "CMYK" else image)
         if orientation >= 5 and subsampling == 1:
             subsampling = 0  # a rotated 4:2:2: halving the other axis as well would lose color
         return StillImage(
@@ -138,6 +161,7 @@ def decode_image(data: bytes, name: PathLike) -> StillImage:
             image.mode in ("1", "L", "LA"),
             subsampling,
             image.format == "WEBP" and _is_lossless_webp(data),
+            metadata,
         )
 
 
@@ -164,10 +188,10 @@ def encode_image(image: StillImage, extension: str, *, quality: int = 95) -> byt
     """The bytes of an image file; the same image gives the same bytes.
 
     PNG and TIFF are lossless, and so is WebP where the source was a lossless WebP. ICC profile,
-    EXIF and alpha are kept where the format supports them: BMP has none of the three, JPEG no alpha
-    and no EXIF over 64 KB. Where alpha is lost, the image is composited over white. A lossless WebP
-    keeps the colors of transparent pixels from Pillow 9.4 on. Gray images are written with one
-    channel (three in a WebP).
+    EXIF, alpha and other metadata are kept where the format supports them, see `losses_in`. Where
+    alpha is lost, the image is composited over white. A lossless WebP keeps the colors of
+    transparent pixels from Pillow 9.4 on. Gray images are written with one channel (three in a
+    WebP).
 
     Args:
         image: what to write.
@@ -193,8 +217,62 @@ def encode_image(image: StillImage, extension: str, *, quality: int = 95) -> byt
     if icc and icc[16:20] == b"GRAY" and pixels.ndim == 3 and pixels.shape[2] > 2:
         icc = None
     if format_name == "PNG":
-        return encode_png(pixels, icc, image.exif)
-    return _encode_with_pillow(pixels, format_name, _options(image, format_name, icc, quality))
+        return encode_png(pixels, icc, image.exif, png_chunks(image.metadata))
+    options = _options(image, format_name, icc, quality)
+    data = _encode_with_pillow(pixels, format_name, options, image.metadata.xmp)
+    return with_jpeg_segments(data, image.metadata) if format_name == "JPEG" else data
+
+
+def losses_in(image: StillImage, extension: str) -> list[str]:
+    """What a file with this extension will not hold of an image, in words.
+
+    Args:
+        image: as `decode_image` returned it.
+        extension: one of `IMAGE_EXTENSIONS`, in any case.
+    """
+    name = _FORMATS[extension.lower()]
+    exif_fits = name != "BMP" and not (name == "JPEG" and len(image.exif or b"") > JPEG_SEGMENT)
+    lost = {
+        "transparency": image.alpha is not None and name in ("JPEG", "BMP"),
+        "the color profile": bool(image.icc) and name == "BMP",
+        "EXIF": bool(image.exif) and not exif_fits,
+    }
+    return [words for words, is_lost in lost.items() if is_lost] + metadata_losses(
+        image.metadata, name
+    )
+
+
+def readable_extensions() -> tuple[str, ...]:
+    """File extensions, in lower case, that are read from a folder with this Pillow."""
+    others = (extension for _, _, extensions in _optional_formats() for extension in extensions)
+    return (*IMAGE_EXTENSIONS, ".gif", *others)
+
+
+def _optional_formats() -> list[tuple[str, str, tuple[str, ...]]]:
+    from PIL import features
+
+    known = {**features.modules, **features.codecs}
+    return [each for each in _OPTIONAL if each[1] in known and features.check(each[1])]
+
+
+def _as_srgb(image: Any, name: PathLike) -> Any:
+    """A CMYK image in sRGB, through its color profile."""
+    advice = "Convert it to RGB first"
+    try:
+        from PIL import ImageCms
+    except ImportError as error:
+        what = f"is CMYK, which needs a Pillow with LittleCMS ({error}). {advice}"
+        raise MediaError(name, what) from error
+    icc = image.info.get("icc_profile")
+    if not icc:
+        raise MediaError(name, f"is CMYK without a color profile. {advice}")
+    try:
+        source = ImageCms.ImageCmsProfile(BytesIO(icc))
+        target = ImageCms.createProfile("sRGB")
+        return ImageCms.profileToProfile(image, source, target, outputMode="RGB")
+    except (ImageCms.PyCMSError, OSError, ValueError) as error:
+        what = f"is CMYK with a color profile that cannot be used ({error}). {advice}"
+        raise MediaError(name, what) from error
 
 
 @contextlib.contextmanager
@@ -210,7 +288,7 @@ def _media_errors(name: PathLike) -> Iterator[None]:
     except FileNotFoundError as error:
         raise MediaError(name, "does not exist") from error
     except UnidentifiedImageError as error:
-        formats = ", ".join(_READABLE)
+        formats = ", ".join((*_READABLE, *(each for each, _, _ in _optional_formats())))
         raise MediaError(name, f"is not a readable image ({formats})") from error
     except DecompressionBombError as error:
         raise MediaError(name, f"has too many pixels to be opened safely ({error})") from error
@@ -227,7 +305,9 @@ def _open(stream: Any) -> ImageFile:
     from PIL import Image as PillowImage
 
     with ignored_warnings():
-        image: Any = PillowImage.open(stream, formats=_READABLE)
+        formats = (*_READABLE, *(name for name, _, _ in _optional_formats()))
+        PillowImage.init()  # else only the common formats are registered
+        image: Any = PillowImage.open(stream, formats=formats)
         getattr(image, "n_frames", 1)  # counting may warn; Pillow caches the number
     return image  # type: ignore[no-any-return]
 
@@ -250,8 +330,20 @@ def _refuse_lossy(image: ImageFile, name: PathLike) -> None:
     elif image.mode[0] == "I" or re.search(";16[BLNS]", raw):  # "BGR;16" is a whole pixel of a BMP
         bits = 16
     if bits:
-        what = f"has {bits} bits per channel; only 8 are supported. Save it with 8 bits per channel"
-        raise MediaError(name, what)
+        _refuse_bits(bits, name)
+
+
+def _refuse_bits(bits: int, name: PathLike) -> None:
+    what = f"has {bits} bits per channel; only 8 are supported. Save it with 8 bits per channel"
+    raise MediaError(name, what)
+
+
+def _refuse_deep_avif(data: bytes, name: PathLike) -> None:
+    """Refuse an AVIF of over 8 bits, by its box ``pixi`` (ISO/IEC 23008-12, section 6.5.6)."""
+    at = data.find(b"pixi", 0, 2**16)
+    bits = data[at + 9 : at + 10] if at >= 0 and data[4:12] in (b"ftypavif", b"ftypavis") else b""
+    if bits and bits[0] > 8:
+        _refuse_bits(bits[0], name)
 
 
 def _subsampling(image: ImageFile) -> int | None:
@@ -320,33 +412,42 @@ def _options(
 ) -> dict[str, Any]:
     """Keyword arguments for Pillow's encoder of a format."""
     metadata: dict[str, Any] = {"icc_profile": icc} if icc else {}
-    exif = image.exif
+    exif, dpi = image.exif, image.metadata.dpi
+    if dpi and format_name in ("JPEG", "BMP", "TIFF"):
+        metadata["dpi"] = dpi
     if format_name == "JPEG":
-        if exif and len(exif) <= _JPEG_SEGMENT:
+        if exif and len(exif) <= JPEG_SEGMENT:
             metadata["exif"] = exif
         return {**metadata, "quality": quality, "subsampling": image.subsampling or 0}
     if format_name == "WEBP":
         if exif:
             metadata["exif"] = exif.removeprefix(HEADER)
+        if image.metadata.xmp:
+            metadata["xmp"] = image.metadata.xmp
         # A 512x512 photograph: 21 ms, 79 ms at method 4; lossless 27 ms, 360 ms by default.
         lossy = {"quality": quality, "method": 2}
         lossless = {"lossless": True, "quality": 0, "method": 0}
         return {**metadata, **(lossless if image.lossless else lossy), "exact": True}
     if format_name == "TIFF":
         return {**metadata, "exif": exif} if exif else metadata
-    return {}
+    metadata.pop("icc_profile", None)  # of a BMP
+    return metadata
 
 
-def _encode_with_pillow(pixels: Image, format_name: str, options: dict[str, Any]) -> bytes:
+def _encode_with_pillow(
+    pixels: Image, format_name: str, options: dict[str, Any], xmp: bytes | None
+) -> bytes:
     """Encode with Pillow; a TIFF is written without EXIF that cannot be parsed."""
     from PIL import Image as PillowImage
 
     stream = BytesIO()
-    if format_name == "TIFF" and "exif" in options:
+    if format_name == "TIFF" and ("exif" in options or xmp):
         with ignored_warnings(), contextlib.suppress(Exception):  # any class, as in `_media_errors`
             exif = PillowImage.Exif()
-            exif.load(options.pop("exif"))
+            exif.load(options.pop("exif", b""))
             exif = remove_storage_tags(exif)
+            if xmp:
+                exif[_TIFF_XMP] = xmp
             PillowImage.fromarray(pixels).save(stream, format_name, exif=exif, **options)
             return stream.getvalue()
         stream = BytesIO()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import struct
 import zlib
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -11,7 +12,12 @@ from .arrays import Image
 from .exif import HEADER
 
 
-def encode_png(pixels: Image, icc: bytes | None = None, exif: bytes | None = None) -> bytes:
+def encode_png(
+    pixels: Image,
+    icc: bytes | None = None,
+    exif: bytes | None = None,
+    others: Sequence[tuple[bytes, bytes]] = (),
+) -> bytes:
     """Encode a PNG whose rows are all differences to the row above (filter 2 of the specification).
 
     A 512x512 photograph: 9 ms and 295 kB; Pillow's level 1 takes 23 ms for 295 kB, OpenCV 10 ms for
@@ -22,6 +28,7 @@ def encode_png(pixels: Image, icc: bytes | None = None, exif: bytes | None = Non
             ``(H, W, 4)`` RGBA.
         icc: a color profile.
         exif: an EXIF block, with or without its header.
+        others: further chunks, kind and body, before the pixels.
     """
     height, width = pixels.shape[:2]
     rows = pixels.reshape(height, -1)
@@ -35,6 +42,7 @@ def encode_png(pixels: Image, icc: bytes | None = None, exif: bytes | None = Non
         chunks.append((b"iCCP", b"ICC Profile\0\0" + zlib.compress(icc)))
     if exif:
         chunks.append((b"eXIf", exif.removeprefix(HEADER)))
+    chunks += others
     chunks += [(b"IDAT", zlib.compress(lines.data, 1)), (b"IEND", b"")]
     return b"\x89PNG\r\n\x1a\n" + b"".join(
         struct.pack(">I", len(body))

@@ -115,7 +115,7 @@ def test_unreadable_pictures_are_exit_code_3(network, folders, capsys):  # noqa:
         printed = capsys.readouterr()
         assert (
             "deep.png: has 16 bits per channel" in printed.err
-            and "1 could not be read or restored" in printed.out
+            and "1 could not be read, restored or written" in printed.out
         )
     assert "restored/a.png" in files(folders[1]) and "restored/deep.png" not in files(folders[1])
     assert whole(folders, "--quiet", "--num-samples", "5") == 3

@@ -86,6 +86,18 @@ def test_gfpgan_takes_over_where_the_weight_is_missing(available, model, caplog)
     )
 
 
+def test_codeformer_is_mentioned_only_where_it_was_asked_for(available, caplog):
+    available(["GFPGANv1.4"])
+    caplog.set_level(logging.WARNING, "musetalk_enhance")
+    assert record_of(load(PLAIN)).name == "gfpgan-1.4" and caplog.text == ""
+
+
+def test_lite_as_the_last_names_gfpgan_alone(available, caplog):
+    caplog.set_level(logging.WARNING, "musetalk_enhance")
+    assert record_of(load(PLAIN)).name == "lite"
+    assert "gfpgan-1.4 cannot be loaded" in caplog.text and "codeformer" not in caplog.text
+
+
 def test_an_older_gfpgan_takes_over_where_the_newer_is_missing(available):
     available(["GFPGANv1.3"])
     found = load(PLAIN)

@@ -655,3 +655,13 @@ def test_names_that_fit_nowhere_are_refused_before_the_work(clip, settings, tmp_
     with pytest.raises(MediaError, match="folder.mp4: is a folder"):
         restore_video(clip, tmp_path / "folder.mp4", settings)
     assert not list(tmp_path.glob(".*"))
+
+
+def test_a_file_that_is_not_ours_is_not_replaced(clip, settings, tmp_path):
+    (tmp_path / "out.mp4").write_text("mine")
+    with pytest.raises(ConfigError, match="out.mp4.*--overwrite"):
+        restore_video(clip, tmp_path / "out.mp4", settings, end=0.1)
+    assert [path.name for path in tmp_path.iterdir()] == ["out.mp4"]
+    assert (tmp_path / "out.mp4").read_text() == "mine"
+    restore_video(clip, tmp_path / "out.mp4", settings.replace(overwrite=True), end=0.1)
+    assert restore_video(clip, tmp_path / "out.mp4", settings, end=0.1).resumed == 3

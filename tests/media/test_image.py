@@ -22,6 +22,7 @@ from musetalk_enhance.media.image import (
     decode_image,
     encode_image,
     image_size,
+    losses_in,
 )
 
 pytestmark = pytest.mark.filterwarnings("error")
@@ -322,16 +323,55 @@ def test_one_colour_told_transparent():
     assert got.gray and got.bgr[0, :, 0].tolist() == [7, 9] and got.alpha[0].tolist() == [0, 255]
 
 
-@pytest.mark.parametrize("kind", ["JPEG", "TIFF"])
-def test_cmyk_becomes_rgb_without_its_profile(kind):
+def cmyk_profile() -> bytes:
+    """An ICC profile for CMYK by ICC.1:2001-04: a table (lut8) of two points a channel to Lab.
+
+    Lightness falls with the sum of the inks, a and b with cyan, magenta and yellow.
+    """
+    nodes = np.indices((2, 2, 2, 2)).reshape(4, -1).T.astype(float)
+    c, m, y, k = nodes.T
+    light = 100 * (1 - k) * (1 - 0.25 * (c + m + y))
+    a, b = (1 - k) * (60 * m - 40 * c), (1 - k) * (70 * y - 40 * c)
+    lab = np.stack((light * 2.55, a + 128, b + 128), 1).round().clip(0, 255).astype(np.uint8)
+    ramp = bytes(range(256))
+    matrix = struct.pack(">9i", *(1 << 16 if at % 4 == 0 else 0 for at in range(9)))
+    table = b"mft1" + bytes(4) + bytes((4, 3, 2, 0)) + matrix + 4 * ramp + lab.tobytes() + 3 * ramp
+    text = b"desc" + bytes(4) + struct.pack(">I", 5) + b"inks\0" + bytes(78)
+    white = b"XYZ " + bytes(4) + struct.pack(">3i", 63190, 65536, 54061)
+    parts = {b"desc": text, b"wtpt": white, b"A2B0": table}
+    parts = {tag: body + bytes(-len(body) % 4) for tag, body in parts.items()}
+    at, listed = 128 + 4 + 12 * len(parts), struct.pack(">I", len(parts))
+    for tag, body in parts.items():
+        listed += tag + struct.pack(">II", at, len(body))
+        at += len(body)
+    d50 = struct.pack(">3i", 63190, 65536, 54061)
+    head = struct.pack(">I4sI4s4s4s", at, bytes(4), 0x02400000, b"prtr", b"CMYK", b"Lab ")
+    head += bytes(12) + b"acsp" + bytes(28) + d50 + bytes(48)
+    return head + listed + b"".join(parts.values())
+
+
+def inks() -> Image.Image:
     cmyk = np.zeros((16, 24, 4), np.uint8)
     cmyk[:, 8:16, 1], cmyk[:, 16:, 3] = 255, 128  # white, magenta, half black
-    image = Image.frombytes("CMYK", (24, 16), cmyk.tobytes())
+    return Image.frombytes("CMYK", (24, 16), cmyk.tobytes())
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "TIFF"])
+def test_cmyk_becomes_srgb_through_its_profile(kind):
     options = {"quality": 100, "subsampling": 0} if kind == "JPEG" else {}
-    got = read(file(image, kind, icc_profile=ICC.replace(b"RGB ", b"CMYK"), **options))
+    got = read(file(inks(), kind, icc_profile=cmyk_profile(), **options))
     assert got.icc is None and not got.gray and got.alpha is None
-    for column, color in ((3, (255, 255, 255)), (12, (255, 0, 255)), (20, (127, 127, 127))):
-        assert np.abs(got.bgr[:, column].astype(int) - color).max() <= 3
+    assert "the colors of CMYK, which become sRGB" in losses_in(got, ".jpg")
+    # Lab (75, 60, 0) in sRGB by the formulas of CIE 15 and IEC 61966-2-1 is (255, 134, 187),
+    # clipped in red; L 50 is gray 119. The naive formula has (255, 0, 255) and 127.
+    for column, color in ((3, (255, 255, 255)), (12, (187, 134, 255)), (20, (119, 119, 119))):
+        assert np.abs(got.bgr[:, column].astype(int) - color).max() <= 12, column
+
+
+@pytest.mark.parametrize("icc", [None, b"no profile", ICC.replace(b"RGB ", b"CMYK")])
+def test_cmyk_without_a_profile_is_refused_by_name(icc):
+    with pytest.raises(MediaError, match="picture: is CMYK with.*Convert it to RGB first"):
+        read(file(inks(), "TIFF", **({"icc_profile": icc} if icc else {})))
 
 
 def test_lab_becomes_rgb_without_its_profile():
