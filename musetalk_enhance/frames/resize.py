@@ -52,21 +52,44 @@ def resize(faces: torch.Tensor, size_hw: tuple[int, int], enlarge: str = "bicubi
             return pooled(faces, size_hw)
         return interpolate(faces, size=size_hw, mode="bicubic", align_corners=False, antialias=True)
     antialias = target_h < height or target_w < width
+    if not antialias and _on_cpu(faces):
+        return _enlarged_on_cpu(faces, size_hw, enlarge)
     mode = "bicubic" if antialias else enlarge
     return interpolate(faces, size=size_hw, mode=mode, align_corners=False, antialias=antialias)
 
 
 def pooled(values: torch.Tensor, cells: tuple[int, int]) -> torch.Tensor:
     """Means of (N, C, H, W) over a grid of (rows, columns); fast where the grid divides it."""
-    import torch
     from torch.nn.functional import adaptive_avg_pool2d, avg_pool2d
 
     rows, columns = cells
     if values.shape[2] % rows or values.shape[3] % columns:
         return adaptive_avg_pool2d(values, cells)
-    if values.device.type == "cpu" and values.dtype == torch.float32 and not values.requires_grad:
+    if _on_cpu(values):
         return _pooled_on_cpu(values, cells)
     return avg_pool2d(values, (values.shape[2] // rows, values.shape[3] // columns))
+
+
+def _on_cpu(values: torch.Tensor) -> bool:
+    """Whether OpenCV may do the work: it takes a tenth of torch's time for the same values."""
+    plain = values.device.type == "cpu" and str(values.dtype) == "torch.float32"
+    return plain and not values.requires_grad and values.numel() > 0
+
+
+def _enlarged_on_cpu(
+    faces: torch.Tensor, size_hw: tuple[int, int], enlarge: str
+) -> torch.Tensor:
+    import cv2
+    import torch
+
+    number, channels, height, width = faces.shape
+    result = torch.empty((number, channels, *size_hw), dtype=torch.float32)
+    planes = faces.numpy().reshape(-1, height, width)
+    kernel = cv2.INTER_CUBIC if enlarge == "bicubic" else cv2.INTER_LINEAR
+    enlarged = result.numpy().reshape(-1, *size_hw)
+    for source, target in zip(planes, enlarged, strict=True):
+        cv2.resize(np.ascontiguousarray(source), size_hw[::-1], dst=target, interpolation=kernel)
+    return result
 
 
 def _pooled_on_cpu(values: torch.Tensor, cells: tuple[int, int]) -> torch.Tensor:
@@ -74,9 +97,7 @@ def _pooled_on_cpu(values: torch.Tensor, cells: tuple[int, int]) -> torch.Tensor
     import cv2
     import torch
 
-    number, channels, height, width = values.shape
-    if not values.numel():
-        return values.new_empty(number, channels, *cells)
+    number, channels, _, width = values.shape
     planes = values.contiguous().numpy().reshape(-1, width)
     size_wh = (cells[1], number * channels * cells[0])
     means = np.asarray(cv2.resize(planes, size_wh, interpolation=cv2.INTER_AREA), np.float32)

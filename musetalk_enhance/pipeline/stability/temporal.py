@@ -43,7 +43,7 @@ QUIET = 0.2 / 255
 REVIVED = 1.05
 """Largest factor that restores detail's strength after mixing, which blurs."""
 _CELL = 4
-_THIRDS = np.full(3, 1 / 3, np.float32)
+_THIRDS, _ONES = np.full(3, 1 / 3, np.float32), np.ones((1, 3), np.float32)
 _FLOOR = 1e-6  # of energies, so that nothing is divided by nothing
 
 
@@ -134,7 +134,6 @@ def _steady_on_cpu(
 
     frames = residual.permute(0, 2, 3, 1).contiguous().numpy()
     masks = None if support is None else (support[:, 0] > 0).float().numpy()
-    size_wh = (frames.shape[2], frames.shape[1])
     for index, motion in enumerate(motions):
         current = frames[index]
         if state is None or state.residual.shape != current.shape:
@@ -154,16 +153,16 @@ def _steady_on_cpu(
             * cv2.resize(rigid, coarse_wh)
             * np.float32(amount)
         )
-        result = (
-            current + difference * cv2.resize(share_kept.astype(np.float32), size_wh)[..., None]
-        )
+        result = current + _scaled(difference, share_kept.astype(np.float32))
         strength = (_energy(current, coarse_wh) + _FLOOR) / (_energy(result, coarse_wh) + _FLOOR)
         revival = np.clip(np.sqrt(strength), 1, REVIVED).astype(np.float32)
-        result *= cv2.resize(revival, size_wh)[..., None]
+        result = _scaled(result, revival)
         # single pixels, not means: detail finer than the motion's pixels changes too
-        small = cv2.resize(
-            result - moved, (error.shape[1], error.shape[0]), interpolation=cv2.INTER_NEAREST
+        error_wh = (error.shape[1], error.shape[0])
+        pixels_now, pixels_before = (
+            cv2.resize(each, error_wh, interpolation=cv2.INTER_NEAREST) for each in (result, moved)
         )
+        small = pixels_now - pixels_before
         both = np.stack([np.abs(error + small).sum(2), np.abs(error).sum(2)])
         if masks is not None:
             mask = masks[index % len(masks)]
@@ -182,11 +181,19 @@ def _steady_on_cpu(
     )
 
 
+def _scaled(values: Floats, weights: Floats) -> Floats:
+    """values (R, S, 3) by weights on a coarser grid."""
+    import cv2
+
+    enlarged = cv2.resize(weights, (values.shape[1], values.shape[0]))
+    return np.asarray(cv2.multiply(values, cv2.merge([enlarged] * 3)), np.float32)
+
+
 def _energy(values: Floats, coarse_wh: tuple[int, int]) -> Floats:
     """Mean square over the channels, on a coarse grid, over about twelve pixels of 256; (h, w)."""
     import cv2
 
-    squares: Any = np.einsum("ijk,ijk->ij", values, values)
+    squares: Any = cv2.transform(cv2.multiply(values, values), _ONES)
     cells = cv2.resize(squares, coarse_wh, interpolation=cv2.INTER_AREA)
     # not cv2.blur: its running sums may end below 0
     return np.asarray(
