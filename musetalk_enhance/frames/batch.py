@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import FrameError
+from ..runtime.threads import for_each
 
 if TYPE_CHECKING:
     import torch
@@ -587,9 +588,12 @@ def _to_uint8(faces_rgb: torch.Tensor, color: str) -> NDArray[np.uint8]:
     number, _, height, width = faces_rgb.shape
     result = np.empty((number, height, width, 3), np.uint8)
     order = (2, 1, 0) if color == "bgr" else (0, 1, 2)
-    for face, out in zip(faces_rgb.numpy(), result, strict=True):
+
+    def convert(face: Any, out: Any) -> None:
         levels = [np.multiply(face[channel], np.float32(255)) for channel in order]
         cv2.merge([add(plane, 0, dtype=cv2.CV_8U) for plane in levels], dst=out)
+
+    for_each(convert, faces_rgb.numpy(), result)
     return result
 
 

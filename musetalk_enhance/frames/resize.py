@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..errors import FrameError
+from ..runtime.threads import for_each
 from .batch import is_tensor
 
 if TYPE_CHECKING:
@@ -87,8 +88,11 @@ def _enlarged_on_cpu(
     planes = faces.numpy().reshape(-1, height, width)
     kernel = cv2.INTER_CUBIC if enlarge == "bicubic" else cv2.INTER_LINEAR
     enlarged = result.numpy().reshape(-1, *size_hw)
-    for source, target in zip(planes, enlarged, strict=True):
+
+    def enlarge_plane(source: Any, target: Any) -> None:
         cv2.resize(np.ascontiguousarray(source), size_hw[::-1], dst=target, interpolation=kernel)
+
+    for_each(enlarge_plane, planes, enlarged)
     return result
 
 
@@ -149,9 +153,8 @@ def mean_change(
     import torch
 
     if restored.device.type == "cpu":
-        pairs = zip(faces.numpy(), restored.numpy(), strict=True)
-        changes = np.array([_total_change_on_cpu(*pair) for pair in pairs], np.float32)
-        total = torch.from_numpy(changes)
+        changes = for_each(_total_change_on_cpu, faces.numpy(), restored.numpy())
+        total = torch.from_numpy(np.array(changes, np.float32))
     else:
         levels = restored.clamp(0, 1).mul_(255).round_()
         levels.sub_(faces.clamp(0, 1).mul_(255).round_())

@@ -132,14 +132,15 @@ def _steady_on_cpu(
     import cv2
     import torch
 
-    frames = residual.permute(0, 2, 3, 1).contiguous().numpy()
-    masks = None if support is None else (support[:, 0] > 0).float().numpy()
+    planes = residual.contiguous().numpy()
+    results = np.empty_like(planes)
+    masks = None if support is None else (support[:, 0] > 0).numpy().astype(np.uint8)
     for index, motion in enumerate(motions):
-        current = frames[index]
+        current = cv2.merge(list(planes[index]))
         if state is None or state.residual.shape != current.shape:
-            state = TemporalState(current)
-            continue
+            state, motion = TemporalState(current), None
         if motion is None:
+            results[index] = planes[index]
             state = replace(state, residual=current)
             continue
         error, rigid = _kept_rows(motion.error, rows), _kept_rows(motion.rigid, rows)
@@ -163,22 +164,18 @@ def _steady_on_cpu(
             cv2.resize(each, error_wh, interpolation=cv2.INTER_NEAREST) for each in (result, moved)
         )
         small = pixels_now - pixels_before
-        both = np.stack([np.abs(error + small).sum(2), np.abs(error).sum(2)])
+        mask = None
         if masks is not None:
-            mask = masks[index % len(masks)]
-            both *= cv2.resize(mask, (error.shape[1], error.shape[0]), interpolation=cv2.INTER_AREA)
-        sums = both.mean((1, 2), dtype=np.float64) / 3
-        changes = tuple(
-            MEMORY * old + float(new) for old, new in zip(state.changes, sums, strict=True)
-        )
+            mask = cv2.resize(masks[index % len(masks)], error_wh, interpolation=cv2.INTER_NEAREST)
+        sums = [cv2.norm(each, cv2.NORM_L1, mask) / error.size for each in (error + small, error)]
+        changes = tuple(MEMORY * old + new for old, new in zip(state.changes, sums, strict=True))
         ratio = min(2.0, (changes[0] + _FLOOR) / (changes[1] + _FLOOR))
         share = state.share * exp(STEERING * (TARGET - ratio))
-        frames[index] = result
+        for channel in range(3):
+            cv2.extractChannel(result, channel, dst=results[index, channel])
         state = TemporalState(result, min(HIGHEST_SHARE, max(LOWEST_SHARE, share)), changes)
     assert state is not None
-    return torch.from_numpy(frames).permute(0, 3, 1, 2).contiguous(), replace(
-        state, residual=state.residual.copy()
-    )
+    return torch.from_numpy(results), state
 
 
 def _scaled(values: Floats, weights: Floats) -> Floats:
@@ -209,13 +206,16 @@ def _moved(residual: Floats, flow: Floats, rows: tuple[float, float]) -> Floats:
     from .motion import pixels
 
     height, width = residual.shape[:2]
-    field = _kept_rows(flow, rows)
-    scale = np.array([width / field.shape[1], height / field.shape[0]], np.float32)
+    field: Any = _kept_rows(flow, rows)
+    scale = width / field.shape[1], height / field.shape[0]
     if field.shape[:2] != (height, width):
-        field = cv2.resize(field, (width, height)) * scale
-    columns, lines = pixels(height, width)
-    places = columns + field[..., 0], lines + field[..., 1]
-    moved = cv2.remap(residual, *places, cv2.INTER_CUBIC, borderMode=cv2.BORDER_REPLICATE)
+        field = cv2.resize(field, (width, height))
+    places: Any = cv2.split(field)
+    for place, grid, factor in zip(places, pixels(height, width), scale, strict=True):
+        place *= np.float32(factor)
+        place += grid
+    x, y = places
+    moved = cv2.remap(residual, x, y, cv2.INTER_CUBIC, borderMode=cv2.BORDER_REPLICATE)
     return np.asarray(moved, np.float32)
 
 
@@ -306,7 +306,7 @@ def _steered(
     picked = interpolate(change, size=small, mode="nearest")
     both = torch.cat([(error + picked).abs().sum(1), error.abs().sum(1)])
     if support is not None:
-        both = both * resize((support > 0).float(), small)[:, 0]
+        both = both * interpolate((support > 0).float(), size=small, mode="nearest")[:, 0]
     changes = MEMORY * state.changes + both.mean((1, 2)) / 3
     ratio = ((changes[0] + _FLOOR) / (changes[1] + _FLOOR)).clamp(max=2)
     share = (state.share * (STEERING * (TARGET - ratio)).exp()).clamp(LOWEST_SHARE, HIGHEST_SHARE)
