@@ -219,7 +219,8 @@ def _check_foreign(output: Path, names: Sequence[str]) -> None:
     if foreign:
         more = f" and {len(foreign) - 1} more" if len(foreign) > 1 else ""
         allowed = f"a folder without {foreign[0]}{more}, which this command has not written"
-        raise ConfigError("--output-dir", str(output), f"{allowed}; --overwrite replaces such files")
+        allowed += "; --overwrite replaces such files"
+        raise ConfigError("--output-dir", str(output), allowed)
 
 
 def _check_source(previous: Manifest | None, output: Path, root: Path) -> None:

@@ -1,4 +1,4 @@
-"""What an image file says beside its pixels, color profile and EXIF: XMP, resolution, comments, text.
+"""Metadata of an image file beside color profile and EXIF: XMP, resolution, comments, text.
 
 Formats: JFIF 1.02 and ISO/IEC 10918-1 annex B (JPEG segments), PNG 1.2 section 4, RFC 9649 (WebP).
 """
