@@ -7,7 +7,6 @@ import json
 import os
 import subprocess
 import sys
-import tempfile
 import time
 from importlib.util import find_spec
 from pathlib import Path
@@ -143,6 +142,7 @@ def _benchmark(device: torch.device, deadline: float) -> dict[str, Any]:
     from scripts.benchmarks.measure import Rounds, measure
     from scripts.benchmarks.rows import roof, rows_of
     from scripts.benchmarks.subject import Subject, random_subject
+    from scripts.benchmarks.suite import work_folder
 
     cpu = device.type == "cpu"
     dtypes, batches = ["bf16", "fp16", "fp32"], [1, 2, 4, 8, 16, 32, 64]
@@ -151,10 +151,10 @@ def _benchmark(device: torch.device, deadline: float) -> dict[str, Any]:
     rounds = Rounds(1 if cpu else 3, 1, device)
     results: list[Measurement] = []
     left_out: list[str] = []
-    with tempfile.TemporaryDirectory() as folder:
-        gfpgan, lite = random_subject(Path(folder)), Subject("lite", {"model": "lite"})
+    with work_folder() as folder:
+        gfpgan, lite = random_subject(folder), Subject("lite", {"model": "lite"})
         base = roofline.probes(device)
-        base += reference.references(gfpgan, device, 1 if cpu else 4, (256, 256), Path(folder))
+        base += reference.references(gfpgan, device, 1 if cpu else 4, (256, 256), folder)
         results += measure([], rounds, base)
         for dtype in dtypes:
             for subject in (gfpgan, lite):
