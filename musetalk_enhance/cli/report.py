@@ -12,6 +12,10 @@ from typing import Any
 from ..errors import ConfigError
 
 HELP = "compare a clip with its restored version: metrics, plots, worst frames, and checks"
+EXAMPLES = (
+    "musetalk-enhance report host.mp4 restored.mp4",
+    "musetalk-enhance report host.mp4 restored.mp4 --reference original.mp4 --out out/report",
+)
 
 logger = logging.getLogger("musetalk_enhance")
 

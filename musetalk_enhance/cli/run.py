@@ -13,6 +13,10 @@ from ..config.settings import SECTION, options
 from ..errors import ConfigError
 
 HELP = "run MuseTalk's own script unmodified and restore its faces"
+EXAMPLES = (
+    "musetalk-enhance run scripts/inference.py --enable_gfpgan --inference_config task.yaml",
+    "musetalk-enhance run -m scripts.inference --enable_gfpgan --gfpgan_region lower",
+)
 
 REPORT = "--report"
 HOST_FPS = 25.0
@@ -165,4 +169,4 @@ def _run(
     return 0
 
 
-__all__ = ["HELP", "add_arguments", "run", "run_words", "split"]
+__all__ = ["EXAMPLES", "HELP", "add_arguments", "run", "run_words", "split"]

@@ -26,6 +26,12 @@ if TYPE_CHECKING:
     from ..jobs import VideoResult
 
 HELP = "restore the faces in a video and copy its audio; an interrupted run resumes"
+EXAMPLES = (
+    "musetalk-enhance video talk.mp4 restored.mp4",
+    "musetalk-enhance video talk.mp4 restored.mp4 --start 0:10 --end 0:20 --region mouth",
+)
+MAIN = ("model", "strength", "fidelity", "face_detector", "region", "device", "download")
+"""Options that stand first in the help."""
 
 _NUMBER = re.compile(r"[0-9]+(\.[0-9]*)?|\.[0-9]+", re.ASCII)
 logger = logging.getLogger("musetalk_enhance")
@@ -54,7 +60,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=Path,
         help="write report.json and report.html on the restored faces to this folder",
     )
-    add_options(parser, VideoSettings)
+    add_options(parser, VideoSettings, MAIN)
     add_execution_options(parser)
 
 
