@@ -16,6 +16,7 @@ from .job import (
     add_options,
     engine_from,
     left_alone_warning,
+    offer_detector,
     progress_bar,
     settings_from,
 )
@@ -77,6 +78,7 @@ def run(args: argparse.Namespace) -> int:
     settings = settings_from(args, ImageSettings)
     sweep = None if args.sweep is None else Sweep.parse(args.sweep)
     engine, paths = engine_from(args), (args.source, args.output_dir)
+    offer_detector(settings)
     with progress_bar("image", args.quiet) as progress:
         common: dict[str, Any] = {"engine": engine, "progress": progress}
         result: ImagesResult | SampleResult

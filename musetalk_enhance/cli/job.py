@@ -89,6 +89,28 @@ def settings_from(args: argparse.Namespace, settings: type[Settings]) -> Setting
     return settings(**values)
 
 
+def offer_detector(settings: FaceSettings) -> None:
+    """In a terminal, ask once whether to fetch a missing detector; elsewhere do nothing.
+
+    Raises:
+        WeightError: the download failed.
+    """
+    from .. import weights
+    from ..faces.detect import weight_of
+
+    name = weight_of(settings.face_detector)
+    if name is None or settings.detector_path is not None or settings.download:
+        return
+    if weights.find(name) is not None or not (sys.stdin.isatty() and sys.stderr.isatty()):
+        return
+    entry = weights.table.WEIGHTS.get(name)
+    question = f"{name}, {entry.size / 1e6:.1f} MB, {entry.license}: fetch now? [Y/n] "
+    print(question, end="", file=sys.stderr, flush=True)
+    answer = sys.stdin.readline()  # empty at the end of the input, where nobody answered
+    if answer and answer.strip().lower() in ("", "y", "yes"):
+        weights.fetch(name)
+
+
 def add_execution_options(parser: argparse.ArgumentParser) -> None:
     """Add the flags for the engine and the output."""
     group = parser.add_argument_group("execution and output")

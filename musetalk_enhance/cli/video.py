@@ -18,6 +18,7 @@ from .job import (
     add_options,
     engine_from,
     left_alone_warning,
+    offer_detector,
     progress_bar,
     settings_from,
 )
@@ -77,6 +78,7 @@ def run(args: argparse.Namespace) -> int:
         from ..report.builder import require_packages
 
         require_packages()
+    offer_detector(settings)
     try:
         with progress_bar("frame", args.quiet) as progress:
             result = restore_video(

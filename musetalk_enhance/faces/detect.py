@@ -366,6 +366,21 @@ DETECTORS.add_all(
 )
 
 
+def weight_of(name: str) -> str | None:
+    """Name of the published weight of a detector of `DETECTORS`; None for ``"none"``.
+
+    Raises:
+        ConfigError: an unknown name.
+    """
+    DETECTORS.get(name)
+    weights = {
+        "yunet": YuNet.weight_name,
+        "retinaface": RetinaFace.weight_names["resnet50"],
+        "retinaface-mobile": RetinaFace.weight_names["mobile0.25"],
+    }
+    return weights.get(DETECTORS.canonical(name) or name)
+
+
 def make_detector(
     name: str,
     path: str | Path | None = None,
