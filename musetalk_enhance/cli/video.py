@@ -102,7 +102,8 @@ def run(args: argparse.Namespace) -> int:
         if warning is not None:
             logger.warning("%s", warning)
     if args.report is not None:
-        _report(args, result)
+        is_yunet = settings.face_detector == "yunet"
+        _report(args, result, settings.detector_path if is_yunet else None)
     return UNREADABLE if result.errors else 0
 
 
@@ -130,7 +131,7 @@ def summary(result: VideoResult) -> str:
     return text
 
 
-def _report(args: argparse.Namespace, result: VideoResult) -> None:
+def _report(args: argparse.Namespace, result: VideoResult, yunet: str | None) -> None:
     """Write the report on the restored video and its input, cut to the same range."""
     from ..jobs.video import excerpt
     from ..report import compare
@@ -139,11 +140,10 @@ def _report(args: argparse.Namespace, result: VideoResult) -> None:
     notes, totals = read_sidecar(None, result.output)
     clip = args.source, result.output, args.start, args.end
     with excerpt(*clip, damaged=bool(totals.get("damage"))) as source:
-        detector_path = getattr(args, "job_detector_path", None)
         report = compare(
             source,
             result.output,
-            locate=find_locator(detector_path),
+            locate=find_locator(yunet),
             notes=notes,
             totals=totals,
             title=f"{args.source.name} → {args.output.name}",

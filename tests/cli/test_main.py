@@ -145,6 +145,16 @@ def test_typed_errors_are_one_line(capsys):
     )
 
 
+def test_gfpgan_is_the_newest_gfpgan(tmp_path, capsys):
+    words = ["images", str(tmp_path), "--output-dir", str(tmp_path / "out"), "--quiet"]
+    (tmp_path / "a.png").write_bytes(b"")
+    assert main([*words, "--face-detector", "none", "--model", "gfpgan"]) == 2
+    assert "musetalk-enhance weights fetch GFPGANv1.4" in capsys.readouterr().err
+    assert main([*words, "--face-detector", "none", "--model", "gfpgans"]) == 2
+    error = capsys.readouterr().err
+    assert "invalid value 'gfpgans'; expected auto, lite, gfpgan-1.4, gfpgan-1.3" in error
+
+
 def test_as_a_module():
     process = subprocess.run(
         [sys.executable, "-m", "musetalk_enhance", "--version"],
