@@ -38,7 +38,7 @@ ORDER = {
     "cuda": (("torch", "bf16"), ("torch", "fp16"), ("torch", "fp32"), ("onnx", "fp32")),
     "mps": (("torch", "fp32"),),
 }
-"""Executions worth measuring on a kind of device, and the order of trying where nothing is measured.
+"""Executions worth measuring on a kind of device, and their order if nothing is measured.
 On the CPUs measured (AVX2, and AVX-512 with bf16) ncnn was the fastest in fp32, for GFPGAN by two;
 OpenVINO in bf16, where the processor has that, took 0.5 to 0.9 of its time."""
 SAFER = {"fp16": ("bf16", "fp32"), "bf16": ("fp32",), "fp32": ()}
