@@ -39,11 +39,9 @@ class FaceEnhancer:
     that cannot be restored is returned unchanged and counted in `stats`, unless
     ``on_error="raise"``.
 
-    It is one engine, which holds the network, and one stream, which remembers the frames so far.
-    `stream` opens another stream over the same network: for another face, clip or user.
-
-    The network is loaded by the constructor, so that a missing weight is known before a long run
-    begins.
+    It is one engine, which holds the network, and one stream, which holds the state of a sequence
+    of frames. `stream` opens another one over the same network, for another face, clip or user. The
+    constructor loads the network, so that a missing weight is reported before a long run.
 
     >>> import numpy as np
     >>> enhancer = FaceEnhancer(model="lite", color="bgr")
@@ -51,48 +49,41 @@ class FaceEnhancer:
     (2, 256, 256, 3)
 
     Args:
-        model_path: path of a GFPGAN, RestoreFormer or CodeFormer checkpoint; None takes `model`.
-        upscale: size of the faces that `enhance_face` and its kin return, as a multiple of the
-            input's.
-        arch: network of the checkpoint: ``clean``, ``bilinear``, ``original``, ``RestoreFormer``,
-            ``CodeFormer``.
+        model_path: path of a GFPGAN, RestoreFormer or CodeFormer checkpoint; None uses `model`.
+        upscale: size of the faces from `enhance_face`, `enhance_batch` and
+            `enhance_batch_optimized`, as a multiple of the input's.
+        arch: of the checkpoint: ``clean | bilinear | original | RestoreFormer | CodeFormer``.
         channel_multiplier: width of the checkpoint's StyleGAN2 decoder, 1 or 2.
         bg_upsampler: background upsampler for ``engine="official"``.
-        device: ``"cpu"``, ``"cuda"``, ``"cuda:1"``, ``"mps"``, a `torch.device`; None takes the
-            best there is.
+        device: ``"cpu"``, ``"cuda"``, ``"cuda:1"``, ``"mps"``, a `torch.device`; None is auto.
         model: ``"auto"``, a name such as ``"gfpgan-1.4"`` or ``"lite"``, or a path.
         color: channel order of the frames, ``"bgr"`` (MuseTalk) or ``"rgb"``.
         value_range: of float frames: ``"auto"``, ``"0..1"``, ``"0..255"`` or ``"-1..1"``.
-        output_size: ``"same"``, ``"native"`` (what the network made), ``"upscale"``, or a side in
-            pixels.
+        output_size: ``"same"``, ``"native"`` (the network's), ``"upscale"``, or a side in pixels.
         strength: 0..1, blend of the restored face over the input.
         fidelity: 0..1, CodeFormer's ``w``; other models take only the default.
-        region: which part may change; ``"full"``, ``"lower"`` (all that MuseTalk keeps, and
-            quicker) or ``"mouth"``. Outside, the host's pixels come back bit for bit.
-        align: ``"none"``, or ``"ffhq"``: bring each face to the FFHQ template for the network, and
-            back.
-        landmarks: what measures them where the host gives none: ``"embedded"`` or ``"yunet"``.
-        stability: 0..1, how firmly detail is kept steady over time, or ``"auto"``.
-        color_match: whether low frequencies are locked to the input's, or ``"auto"``.
-        guard: whether a frame whose mouth, eyes or structure moved is restored less, or ``"auto"``.
-        sharpness_gate: whether a face that is sharp already is left alone, or ``"auto"``.
-        occluder: path of an ONNX occluder (``dfl_xseg.onnx``); what covers a face is not painted
-            over.
-        mode: ``"batch"`` for throughput, ``"memory"`` to stay within `memory_budget`. In both a
+        region: part that may change: ``"full"``, ``"lower"`` (all that MuseTalk keeps, and faster)
+            or ``"mouth"``. Outside it the host's pixels are returned bit for bit.
+        align: ``"none"``, or ``"ffhq"``: align each face to the FFHQ template and warp it back.
+        landmarks: detector if the host passes no landmarks: ``"embedded"`` or ``"yunet"``.
+        stability: 0..1, how strongly detail is kept steady over time, or ``"auto"``.
+        color_match: keep the input's colors at low frequencies, or ``"auto"``.
+        guard: lower the strength where mouth, eyes or structure moved, or ``"auto"``.
+        sharpness_gate: leave faces that are sharp already unchanged, or ``"auto"``.
+        occluder: path of an ONNX occlusion model (``dfl_xseg.onnx``).
+        mode: ``"batch"`` for throughput, ``"memory"`` to stay within `memory_budget`. In both, a
             batch that runs out of memory is halved and its frames are tried again.
         batch_size: faces in one run of the network, or ``"auto"``.
         memory_budget: bytes, ``"2GiB"``, a share of what is free (float), or ``"auto"``.
         cpu_fallback: in memory mode, finish on the CPU when not even one face fits.
         dtype: arithmetic, ``"auto"``, ``"fp32"``, ``"bf16"`` or ``"fp16"``.
-        backend: what executes the network, ``"auto"``, ``"torch"``, ``"onnx"``, ``"openvino"`` or
-            ``"ncnn"``.
+        backend: runtime, ``"auto"``, ``"torch"``, ``"onnx"``, ``"openvino"`` or ``"ncnn"``.
         provider: of ``backend="onnx"``: ``"auto"``, ``"cpu"``, ``"cuda"`` or ``"tensorrt"``.
-        allow_cpu: run on the CPU, with a warning, where the device or provider asked for is
-            unavailable.
+        allow_cpu: fall back to the CPU, with a warning, if the device is unavailable.
         engine: ``"native"`` or ``"official"`` (gfpgan.GFPGANer, face by face).
         on_error: ``"passthrough"`` or ``"raise"``.
-        download: fetch a missing weight now.
-        trust_unpinned: open a ``.pth`` that is not in the table of published weights.
+        download: download a missing weight.
+        trust_unpinned: load a ``.pth`` that is not in the table of published weights.
 
     Raises:
         ConfigError: an invalid value.
@@ -145,8 +136,7 @@ class FaceEnhancer:
     ) -> FaceEnhancer:
         """Create an enhancer from checked settings, or around the caller's own restorer.
 
-        With ``settings.enabled`` false nothing is loaded and every call hands its frames straight
-        back.
+        With ``settings.enabled`` false nothing is loaded and every call returns its frames.
         """
         enhancer = cls.__new__(cls)
         enhancer._start(settings, restorer)
@@ -165,9 +155,9 @@ class FaceEnhancer:
             ConfigError: an unknown key or an invalid value.
         """
         section = section_of(cfg)
-        return cls.from_settings(
-            merge({"enabled": True, **alone(cfg)} if section is None else section)
-        )
+        if section is None:
+            section = {"enabled": True, **alone(cfg)}
+        return cls.from_settings(merge(section))
 
     @classmethod
     def from_args(cls, args: argparse.Namespace, cfg: Any = None) -> FaceEnhancer:
@@ -212,13 +202,13 @@ class FaceEnhancer:
     @property
     def model_name(self) -> str:
         """Name of the model that runs; ``"none"`` when disabled or closed."""
-        return (
-            "none" if self._engine is None or self._engine.closed else self._engine.model.info.name
-        )
+        if self._engine is None or self._engine.closed:
+            return "none"
+        return self._engine.model.info.name
 
     @property
     def known_range(self) -> tuple[float, float] | None:
-        """Lowest and highest value of this stream's float frames, once they have shown it."""
+        """Lowest and highest value of this stream's float frames, once known."""
         return None if self._engine is None else self._stream.value_range
 
     @property
@@ -239,8 +229,7 @@ class FaceEnhancer:
     def backend(self) -> tuple[str, str] | None:
         """Backend and dtype that run the network, in the words of these options.
 
-        None where nothing is loaded, or where the restorer is more than a network (``engine:
-        official``).
+        None if nothing is loaded, or with ``engine: official``.
         """
         return self._engine.model.backend if self._engine is not None and self.loaded else None
 
@@ -259,12 +248,11 @@ class FaceEnhancer:
         """Another stream over the same network, with its own state and `stats`.
 
         Args:
-            hints: what is different of its frames: ``color``, ``value_range``, ``output_size``,
-                ``on_error``.
+            hints: options of its frames: ``color``, ``value_range``, ``output_size``, ``on_error``.
 
         Returns:
-            A stream that is called as the enhancer is, from any one thread at a time.
-            `Stream.close` frees its state; so does the garbage collector.
+            A stream that is called as the enhancer, by one thread at a time. `Stream.close` frees
+            its state; so does the garbage collector.
 
         Raises:
             ConfigError: an option that is not one of these, or an invalid value.
@@ -280,13 +268,12 @@ class FaceEnhancer:
         return stream
 
     def memory_plan(self) -> dict[str, int | None]:
-        """What the next batches are planned from.
+        """The plan of the next batches.
 
         Returns:
-            ``batch`` (faces in the next batch), ``planned`` (what it grows to), ``budget_bytes``
-            (None with ``mode="batch"``), ``fixed_bytes`` and ``bytes_per_face`` of a batch over the
-            loaded state, and ``measured`` (faces of the largest batch that was measured, 0: the
-            figures are the model's record).
+            ``batch`` (faces in the next batch), ``planned`` (its final size), ``budget_bytes``
+            (None with ``mode="batch"``), ``fixed_bytes`` and ``bytes_per_face`` in addition to the
+            loaded network, and ``measured`` (faces of the largest measured batch; 0: estimates).
 
         Raises:
             RestorerError: the enhancer is disabled or closed.
@@ -315,26 +302,23 @@ class FaceEnhancer:
         keys: Any = None,
         cuts: Any = None,
     ) -> Any:
-        """Restore a batch of frames; see the class for what may be given and what comes back.
+        """Restore a batch of frames; see the class for the containers.
 
         Args:
             frames: the next frames of the stream.
-            landmarks: of each frame, (N, 5, 2) or a sequence with None where they are not known: x
-                and y in pixels of the frame, left eye, right eye, nose, left and right corner of
-                the mouth as seen in the image.
-            occlusion: of each frame, (N, H, W) or a sequence with None, or one (H, W) for all: not
-                0 where something covers the face. It is never painted over.
-            keys: of each frame, something hashable that names it, such as the place in a looping
-                avatar: landmarks that were measured for a key are not measured again.
-            cuts: of each frame, whether another scene begins with it: nothing of the frame before
-                is used for it. Cuts that can be seen are found without it; true for every frame
-                makes each a still image.
+            landmarks: (N, 5, 2), or a sequence with None where unknown: x and y in pixels of left
+                eye, right eye, nose, left and right corner of the mouth as seen in the image.
+            occlusion: (N, H, W), a sequence with None, or one (H, W) for all: not 0 where something
+                covers the face, which stays unchanged.
+            keys: hashable names of the frames, such as the position in a looping avatar; landmarks
+                are detected once for each key.
+            cuts: whether each frame begins another scene, independent of the previous frame.
+                Visible cuts are detected anyway; all true makes every frame a still image.
 
         Raises:
-            FrameError: `frames` is no batch of frames at all; landmarks or keys are
-                invalid, or their number is not that of the frames; or, with
-                ``on_error="raise"``, a frame or a mask of what covers it is bad, or the batch is
-                empty.
+            FrameError: `frames` is not a batch of frames; landmarks or keys are invalid, or their
+                number is not that of the frames; or, with ``on_error="raise"``, a frame or its
+                occlusion mask is bad, or the batch is empty.
             RestorerError: with ``on_error="raise"``, the network failed.
         """
         return self._run(frames, self.settings.output_size, (landmarks, occlusion, keys, cuts))
@@ -352,27 +336,23 @@ class FaceEnhancer:
 
         Returns:
             The face at ``upscale`` times its size, same dtype, color order and range.
-            `resize_to_original` brings it back.
 
         Raises:
-            FrameError: `face` is neither an array nor a tensor; or what ``enhancer(frames)``
-                raises.
+            FrameError: `face` is neither an array nor a tensor; others as ``enhancer(frames)``.
         """
         if not is_frame(face):
-            raise FrameError(
-                "type", type(face).__name__, "one frame: an (H, W, 3) array or a (3, H, W) tensor"
-            )
+            expected = "one frame: an (H, W, 3) array or a (3, H, W) tensor"
+            raise FrameError("type", type(face).__name__, expected)
         return self._run([face], "upscale")[0]
 
     def enhance_batch(self, faces: Any) -> Any:
-        """Restore many frames; like `enhance_face`, in the container they came in."""
+        """Restore many frames as `enhance_face` does; returned in the same container."""
         return self._run(faces, "upscale")
 
     def enhance_batch_optimized(self, faces: Any, batch_size: int = 4) -> Any:
-        """Restore many frames, `batch_size` at a time, halving that where memory runs out."""
-        return self._run(
-            faces, "upscale", batch_size=self.settings.replace(batch_size=batch_size).batch_size
-        )
+        """Restore many frames, `batch_size` at a time; halved when memory runs out."""
+        size = self.settings.replace(batch_size=batch_size).batch_size
+        return self._run(faces, "upscale", batch_size=size)
 
     @staticmethod
     def resize_to_original(face: Any, size_wh: tuple[int, int]) -> Any:
@@ -391,17 +371,16 @@ class FaceEnhancer:
         return resize_image(face, size_wh)
 
     def reset(self) -> None:
-        """Forget what was learned of the stream; call it between clips."""
+        """Clear the state of the stream; call it between clips."""
         if self._engine is not None:
             self._stream.reset()
 
     def unload(self) -> None:
         """Free the network's memory; the next call loads it again, with the same settings.
 
-        Its weight is looked up and checked again then, and what was learned of its memory is
-        measured again. A restorer that was passed to `from_settings` cannot be loaded again, so it
-        is moved to the CPU and back; if it runs on the CPU already, it stays there, with a
-        warning. ``stats`` continues. Nothing happens when the network is not loaded.
+        Its weight is checked and its memory measured again then. A restorer that was passed to
+        `from_settings` cannot be loaded again, so it is moved to the CPU and back; if it runs on
+        the CPU already, it stays there, with a warning. ``stats`` continues.
 
         Raises:
             RestorerError: a restorer that was passed in cannot be moved; it stays where it is.
@@ -432,13 +411,12 @@ class FaceEnhancer:
         if self._engine is None:
             return frames
         size = batch_size if isinstance(batch_size, int) else None
-        return self._engine.restore([Request(self._stream, frames, hints, output_size, size)])[
-            0
-        ].frames
+        request = Request(self._stream, frames, hints, output_size, size)
+        return self._engine.restore([request])[0].frames
 
 
 GFPGANEnhancer = FaceEnhancer
-"""The name that users of the usual GFPGAN integration know."""
+"""The name in the usual GFPGAN integration."""
 
 
 @cache

@@ -39,7 +39,6 @@ def images_words(words: Sequence[str]) -> list[str]:
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     parser.add_argument("--input-dir", action="append", default=[])
     args, rest = parser.parse_known_args(hyphened(words))
-    # first: after `--guard` it would be taken for a value
     return ["images", *args.input_dir, *rest]
 
 

@@ -129,10 +129,12 @@ def settings_of(words: Sequence[str]) -> ImageSettings:
     """The settings that the words of ``images`` mean."""
     from musetalk_enhance.cli import images
     from musetalk_enhance.cli.job import settings_from
+    from musetalk_enhance.cli.parser import CommandParser
     from musetalk_enhance.jobs import ImageSettings
 
-    parser = argparse.ArgumentParser(prog="test_face_restoration.py", allow_abbrev=False)
+    parser = CommandParser(prog="test_face_restoration.py")
     images.add_arguments(parser)
+    parser.shorten_usage()
     args = parser.parse_args(words)
     if args.sweep is not None or args.engine != "local":
         parser.error(

@@ -60,6 +60,16 @@ def enhancer_around(
     return GFPGANEnhancer.from_settings(settings, FakeRestorer(request, function))
 
 
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Tests marked ``gpu``: MUSETALK_ENHANCE_GPU=1 fails them without a GPU, =cpu tries them."""
+    switch = os.environ.get("MUSETALK_ENHANCE_GPU", "")
+    if item.get_closest_marker("gpu") is None or switch == "cpu" or torch.cuda.is_available():
+        return
+    if switch:
+        pytest.fail(f"MUSETALK_ENHANCE_GPU={switch}, and torch has no GPU")
+    pytest.skip("no GPU")
+
+
 @pytest.fixture
 def make_enhancer():
     """make_enhancer(function=None, record=RECORD, **settings) -> an enhancer, see

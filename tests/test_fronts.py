@@ -73,10 +73,22 @@ def test_names_are_spelled_and_values_are_not():
 @pytest.mark.parametrize("words", [["--input-dir", "in_1"], ["--input_dir=in_1"], ["in_1"]])
 def test_the_folder_stands_first_however_it_is_given(words):
     assert face_restoration.images_words([*words, "--guard"]) == ["images", "in_1", "--guard"]
-    switch_first = face_restoration.images_words(["--guard", *words])
-    assert sorted(switch_first) == ["--guard", "images", "in_1"]
-    # a bare word after --guard is its value, as ever
-    assert words == ["in_1"] or switch_first[1] == "in_1"
+
+
+@pytest.mark.parametrize("words", [["--input-dir", "in_1"], ["--input_dir=in_1"], ["in_1"]])
+def test_a_switch_does_not_swallow_the_folder(words, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    code = face_restoration.main(["--output-dir", "out", "--save_comparison", *words, *LITE])
+    assert code == 2 and "musetalk-enhance: in_1: " in capsys.readouterr().err
+
+
+def test_no_script_swallows_a_folder_after_a_switch(capsys):
+    with pytest.raises(SystemExit, match="2"):
+        self_check.settings_of(["in_1", "--output-dir", "o", "--save-comparison", "in_2"])
+    assert "unrecognized arguments: in_2" in capsys.readouterr().err
+    with pytest.raises(SystemExit, match="2"):
+        download_gfpgan_models.parsed(["--force", "in_2"])
+    assert "unrecognized arguments: in_2" in capsys.readouterr().err
 
 
 def test_every_option_of_images_is_reached_with_underscores(capsys):

@@ -8,6 +8,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
+from ..frames.resize import resize
 from . import polyphase
 
 SLOPE = 0.2
@@ -212,6 +213,8 @@ class Ops:
         """Twice the size, bicubic (A = -0.75), pixel centers at half."""
         if torch.onnx.is_in_onnx_export():  # other runtimes are faster that way
             return polyphase.bicubic2(x)
+        if type(x) is torch.Tensor and not torch._C._get_tracing_state():
+            return resize(x, (2 * int(x.shape[2]), 2 * int(x.shape[3])))
         return functional.interpolate(x, scale_factor=2.0, mode="bicubic", align_corners=False)
 
     def rows_below(self, x: Any, first: int, keep: int) -> Any:

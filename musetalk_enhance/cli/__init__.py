@@ -6,7 +6,6 @@ could not be read or restored, 130 interrupted. ``run`` returns the host script'
 
 from __future__ import annotations
 
-import argparse
 import logging
 import sys
 from collections.abc import Iterator, Sequence
@@ -15,25 +14,33 @@ from importlib import import_module
 
 from .._version import __version__
 from ..errors import EnhanceError
+from .parser import CommandParser
 
 COMMANDS = ("run", "images", "video", "report", "models", "weights", "export", "bench")
-"""Subcommands: modules of this package with HELP, add_arguments(parser), run(args) -> exit code."""
+"""Subcommands: modules of this package with HELP, EXAMPLES (command lines), add_arguments(parser),
+and run(args) -> exit code."""
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+def _parser() -> CommandParser:
+    examples = (
+        "musetalk-enhance run scripts/inference.py --enable_gfpgan --inference_config task.yaml",
+        "musetalk-enhance COMMAND --help",
+    )
+    parser = CommandParser(
         prog="musetalk-enhance",
         description="Sharp, stable faces for talking-head pipelines.",
-        allow_abbrev=False,
+        examples=examples,
     )
     parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for name in COMMANDS:
         module = import_module(f".{name}", __name__)
         sub = commands.add_parser(
-            name, help=module.HELP, description=module.HELP, allow_abbrev=False
+            name, help=module.HELP, description=module.HELP, examples=module.EXAMPLES
         )
         module.add_arguments(sub)
+        if sub.usage is None:
+            sub.shorten_usage()
         sub.set_defaults(run=module.run)
     return parser
 
@@ -75,8 +82,10 @@ class _StderrHandler(logging.StreamHandler):  # type: ignore[type-arg]
 
 
 def _main(words: list[str]) -> int:
+    if words[:1] in ([], ["help"]):
+        words = [*words[1:], "--help"]
     try:
-        if words[:1] == ["run"] and words[1:] not in (["-h"], ["--help"]):
+        if words[:1] == ["run"] and words[1:] not in ([], ["-h"], ["--help"]):
             from .run import run_words  # argparse must not parse the script's own arguments
 
             return run_words(words[1:])

@@ -26,6 +26,10 @@ if TYPE_CHECKING:
     import torch
 
 HELP = "measure faces per second and memory by backend, dtype, region and batch, defaults on"
+EXAMPLES = (
+    "musetalk-enhance bench --model lite --quick",
+    "musetalk-enhance bench --model gfpgan-1.4 --backends torch,ncnn --batches 1,8",
+)
 SCHEMA = 2
 """Version of the JSON report."""
 JSON_FILE = "bench.json"

@@ -9,6 +9,10 @@ from ..config.schema import help_text
 from ..config.settings import options
 
 HELP = "write a model as an ONNX file and compare its output with torch"
+EXAMPLES = (
+    "musetalk-enhance export lite lite.onnx",
+    "musetalk-enhance export gfpgan-1.4 gfpgan.onnx --region lower",
+)
 
 MODEL_OPTIONS = ("arch", "channel_multiplier", "region", "fidelity")
 """Options of the enhancer that change the exported network; the flags have the same names."""

@@ -16,6 +16,7 @@ from .job import (
     add_options,
     engine_from,
     left_alone_warning,
+    offer_detector,
     progress_bar,
     settings_from,
 )
@@ -25,6 +26,16 @@ if TYPE_CHECKING:
     from ..jobs.samples import SampleResult
 
 HELP = "restore the faces in every image of a folder; an interrupted run resumes"
+EXAMPLES = (
+    "musetalk-enhance images photos --output-dir out --save-comparison",
+    "musetalk-enhance images photos --output-dir out --num-samples 10 --sweep strength=0.5,1",
+)
+
+MAIN = (
+    *("model", "strength", "fidelity", "face_detector", "upscale", "save_comparison", "device"),
+    "download",
+)
+"""Options that stand first in the help."""
 
 logger = logging.getLogger("musetalk_enhance")
 
@@ -39,20 +50,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--output-dir", metavar="OUT", type=Path, required=True, help="folder for the results"
     )
-    samples = parser.add_argument_group("samples")
-    samples.add_argument(
+    parser.add_argument(
         "--num-samples",
         type=int,
         metavar="N",
         help="restore only N images, spread over the folder, in OUT/samples",
     )
-    samples.add_argument(
+    parser.add_argument(
         "--sweep",
         metavar="OPTION=V,V,...",
         help="restore every image once per value, side by side in OUT/sweep; "
         "example: fidelity=0.5,0.7,0.9",
     )
-    add_options(parser, ImageSettings)
+    add_options(parser, ImageSettings, MAIN)
     add_execution_options(parser)
 
 
@@ -68,6 +78,7 @@ def run(args: argparse.Namespace) -> int:
     settings = settings_from(args, ImageSettings)
     sweep = None if args.sweep is None else Sweep.parse(args.sweep)
     engine, paths = engine_from(args), (args.source, args.output_dir)
+    offer_detector(settings)
     with progress_bar("image", args.quiet) as progress:
         common: dict[str, Any] = {"engine": engine, "progress": progress}
         result: ImagesResult | SampleResult

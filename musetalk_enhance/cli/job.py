@@ -5,13 +5,15 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from ..config.flags import grouped
 from ..config.schema import checked, help_text
 from ..errors import ConfigError
 from ..pipeline.stats import mostly_left_alone
+from .parser import Switch
 
 if TYPE_CHECKING:
     from ..jobs import FaceSettings
@@ -46,38 +48,31 @@ def left_alone_warning(
     )
 
 
-def add_options(parser: argparse.ArgumentParser, settings: type[FaceSettings]) -> None:
-    """Add a flag for every option of a job; an absent flag sets no attribute of the namespace."""
-    group = parser.add_argument_group("restoration options")
-    for option in dataclasses.fields(settings):
+def add_options(
+    parser: argparse.ArgumentParser, settings: type[FaceSettings], main: Sequence[str]
+) -> None:
+    """Add a flag for every option of a job; an absent flag sets no attribute of the namespace.
+
+    Args:
+        parser: of the command.
+        settings: the options.
+        main: names of those that stand first in the help; the others follow in groups.
+    """
+    fields = [option for option in dataclasses.fields(settings) if option.metadata["flag"]]
+    for option, group in grouped(parser, fields, main, parser):
         common: dict[str, Any] = {
             "dest": f"job_{option.name}",
             "default": argparse.SUPPRESS,
             "help": help_text(option),
         }
-        words = [flag(option.name)]
-        if not option.metadata["flag"]:
-            continue
         if option.metadata["allowed"].endswith("true | false"):
-            group.add_argument(*words, action=_Switch, metavar="true|false", **common)
+            check = option.metadata["check"]
+            metavar = option.metadata["allowed"].replace(" ", "")
+            group.add_argument(
+                flag(option.name), action=Switch, metavar=metavar, check=check, **common
+            )
         else:
-            group.add_argument(*words, metavar=option.name.upper(), **common)
-
-
-class _Switch(argparse.Action):
-    """A switch: ``--guard``, ``--guard true``, ``--guard=false`` or ``--no-guard``."""
-
-    def __init__(self, option_strings: list[str], dest: str, **common: Any) -> None:
-        names = [*option_strings, *(f"--no-{name[2:]}" for name in option_strings)]
-        super().__init__(names, dest, nargs="?", **common)
-
-    def __call__(
-        self, parser: Any, namespace: Any, values: Any, option_string: str | None = None
-    ) -> None:
-        negated = bool(option_string and option_string.startswith("--no-"))
-        if negated and values is not None:
-            parser.error(f"{option_string} takes no value, got {values!r}")
-        setattr(namespace, self.dest, "false" if negated else values or "true")
+            group.add_argument(flag(option.name), metavar=option.name.upper(), **common)
 
 
 def settings_from(args: argparse.Namespace, settings: type[Settings]) -> Settings:
@@ -92,6 +87,28 @@ def settings_from(args: argparse.Namespace, settings: type[Settings]) -> Setting
             value = getattr(args, f"job_{option.name}")
             values[option.name] = checked(option, value, flag(option.name))
     return settings(**values)
+
+
+def offer_detector(settings: FaceSettings) -> None:
+    """In a terminal, ask once whether to fetch a missing detector; elsewhere do nothing.
+
+    Raises:
+        WeightError: the download failed.
+    """
+    from .. import weights
+    from ..faces.detect import weight_of
+
+    name = weight_of(settings.face_detector)
+    if name is None or settings.detector_path is not None or settings.download:
+        return
+    if weights.find(name) is not None or not (sys.stdin.isatty() and sys.stderr.isatty()):
+        return
+    entry = weights.table.WEIGHTS.get(name)
+    question = f"{name}, {entry.size / 1e6:.1f} MB, {entry.license}: fetch now? [Y/n] "
+    print(question, end="", file=sys.stderr, flush=True)
+    answer = sys.stdin.readline()  # empty at the end of the input, where nobody answered
+    if answer and answer.strip().lower() in ("", "y", "yes"):
+        weights.fetch(name)
 
 
 def add_execution_options(parser: argparse.ArgumentParser) -> None:

@@ -7,6 +7,10 @@ import json
 from typing import Any
 
 HELP = "list the restorers, including plug-ins, and whether their weights are installed"
+EXAMPLES = (
+    "musetalk-enhance models",
+    "musetalk-enhance models 'gfpgan*' --json",
+)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -12,6 +12,10 @@ from typing import Any
 from ..errors import ConfigError
 
 HELP = "compare a clip with its restored version: metrics, plots, worst frames, and checks"
+EXAMPLES = (
+    "musetalk-enhance report host.mp4 restored.mp4",
+    "musetalk-enhance report host.mp4 restored.mp4 --reference original.mp4 --out out/report",
+)
 
 logger = logging.getLogger("musetalk_enhance")
 
@@ -87,14 +91,13 @@ def find_locator(path: str | Path | None = None) -> Any:
     """A YuNet face detector as `report.region.Locate`; None if its weight is not installed.
 
     Args:
-        path: the user's own weight of YuNet; a weight of another detector is ignored.
+        path: the user's own weight of YuNet; None uses the one in the cache.
     """
     from ..errors import MissingWeightError
     from ..faces.detect import make_detector
 
     try:
-        is_yunet = path is not None and str(path).endswith(".onnx")
-        detector = make_detector("yunet", path if is_yunet else None)
+        detector = make_detector("yunet", path)
     except MissingWeightError:
         return None
 

@@ -13,6 +13,10 @@ from ..config.settings import SECTION, options
 from ..errors import ConfigError
 
 HELP = "run MuseTalk's own script unmodified and restore its faces"
+EXAMPLES = (
+    "musetalk-enhance run scripts/inference.py --enable_gfpgan --inference_config task.yaml",
+    "musetalk-enhance run -m scripts.inference --enable_gfpgan --gfpgan_region lower",
+)
 
 REPORT = "--report"
 HOST_FPS = 25.0
@@ -24,11 +28,11 @@ logger = logging.getLogger("musetalk_enhance")
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add what ``run --help`` shows; `split` parses the arguments."""
     parser.usage = (
-        "musetalk-enhance run [--report FOLDER] SCRIPT --enable_gfpgan [--gfpgan_...] "
-        "[the script's own arguments]"
+        "musetalk-enhance run [--report FOLDER] (SCRIPT | -m MODULE) --enable_gfpgan "
+        "[--gfpgan_...] [the script's own arguments]"
     )
     parser.add_argument(
-        "script", metavar="SCRIPT", help="scripts/inference.py or scripts/realtime_inference.py"
+        "script", metavar="SCRIPT", help="scripts/inference.py or app.py; -m scripts.inference"
     )
     parser.add_argument(
         REPORT,
@@ -89,15 +93,13 @@ def run_words(words: Sequence[str]) -> int:
     """
     args, rest = split(words)
     folder, rest = split_report(rest)
-    if rest[:1] == ["-m"]:
-        module = rest[1] if len(rest) > 1 else "scripts.inference"
-        path = module.replace(".", "/") + ".py"
-        raise ConfigError("SCRIPT", f"-m {module}", f"the path of the script: {path}")
+    as_module = rest[:1] == ["-m"]
+    rest = rest[as_module:]
     if not rest or rest[0].startswith("-"):
-        raise ConfigError(
-            "SCRIPT", rest[0] if rest else "", "the host's script, followed by its arguments"
-        )
-    return _run(rest[0], rest[1:], args, folder)
+        kind = "name of the host's module" if as_module else "host's script, or -m and its module"
+        value = rest[0] if rest else "nothing"
+        raise ConfigError("SCRIPT", value, f"the {kind}, followed by its arguments")
+    return _run(rest[0], rest[1:], args, folder, as_module)
 
 
 def split_report(words: Sequence[str]) -> tuple[str | None, list[str]]:
@@ -112,7 +114,7 @@ def split_report(words: Sequence[str]) -> tuple[str | None, list[str]]:
     rest = list(words[1:])
     if not equals:
         folder, rest = (rest[0] if rest else ""), rest[1:]
-    if not folder or folder.endswith(".py"):
+    if not folder or folder.endswith(".py") or (folder.startswith("-") and not equals):
         raise ConfigError(REPORT, folder or "nothing", "a folder, before the script")
     return folder, rest
 
@@ -128,7 +130,11 @@ def _fps(arguments: Sequence[str]) -> float:
 
 
 def _run(
-    script: str, arguments: Sequence[str], args: argparse.Namespace, folder: str | None = None
+    script: str,
+    arguments: Sequence[str],
+    args: argparse.Namespace,
+    folder: str | None = None,
+    as_module: bool = False,
 ) -> int:
     from ..hosts.musetalk import run_script
 
@@ -139,7 +145,9 @@ def _run(
         recorder = Recorder(_fps(arguments), f"{script} {' '.join(arguments)}")
     try:
         watch = recorder.watch if recorder is not None else None
-        enhancer = run_script(script, arguments, given_flags(args), watch)
+        enhancer = run_script(
+            script, arguments, given_flags(args), watch, as_module=as_module
+        )
     except SystemExit as stop:
         if stop.code is None or isinstance(stop.code, int):
             return stop.code or 0
@@ -161,4 +169,4 @@ def _run(
     return 0
 
 
-__all__ = ["HELP", "add_arguments", "run", "run_words", "split"]
+__all__ = ["EXAMPLES", "HELP", "add_arguments", "run", "run_words", "split"]

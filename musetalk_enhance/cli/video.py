@@ -18,6 +18,7 @@ from .job import (
     add_options,
     engine_from,
     left_alone_warning,
+    offer_detector,
     progress_bar,
     settings_from,
 )
@@ -26,6 +27,12 @@ if TYPE_CHECKING:
     from ..jobs import VideoResult
 
 HELP = "restore the faces in a video and copy its audio; an interrupted run resumes"
+EXAMPLES = (
+    "musetalk-enhance video talk.mp4 restored.mp4",
+    "musetalk-enhance video talk.mp4 restored.mp4 --start 0:10 --end 0:20 --region mouth",
+)
+MAIN = ("model", "strength", "fidelity", "face_detector", "region", "device", "download")
+"""Options that stand first in the help."""
 
 _NUMBER = re.compile(r"[0-9]+(\.[0-9]*)?|\.[0-9]+", re.ASCII)
 logger = logging.getLogger("musetalk_enhance")
@@ -54,7 +61,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=Path,
         help="write report.json and report.html on the restored faces to this folder",
     )
-    add_options(parser, VideoSettings)
+    add_options(parser, VideoSettings, MAIN)
     add_execution_options(parser)
 
 
@@ -71,6 +78,7 @@ def run(args: argparse.Namespace) -> int:
         from ..report.builder import require_packages
 
         require_packages()
+    offer_detector(settings)
     try:
         with progress_bar("frame", args.quiet) as progress:
             result = restore_video(
@@ -94,7 +102,8 @@ def run(args: argparse.Namespace) -> int:
         if warning is not None:
             logger.warning("%s", warning)
     if args.report is not None:
-        _report(args, result)
+        is_yunet = settings.face_detector == "yunet"
+        _report(args, result, settings.detector_path if is_yunet else None)
     return UNREADABLE if result.errors else 0
 
 
@@ -122,7 +131,7 @@ def summary(result: VideoResult) -> str:
     return text
 
 
-def _report(args: argparse.Namespace, result: VideoResult) -> None:
+def _report(args: argparse.Namespace, result: VideoResult, yunet: str | None) -> None:
     """Write the report on the restored video and its input, cut to the same range."""
     from ..jobs.video import excerpt
     from ..report import compare
@@ -131,11 +140,10 @@ def _report(args: argparse.Namespace, result: VideoResult) -> None:
     notes, totals = read_sidecar(None, result.output)
     clip = args.source, result.output, args.start, args.end
     with excerpt(*clip, damaged=bool(totals.get("damage"))) as source:
-        detector_path = getattr(args, "job_detector_path", None)
         report = compare(
             source,
             result.output,
-            locate=find_locator(detector_path),
+            locate=find_locator(yunet),
             notes=notes,
             totals=totals,
             title=f"{args.source.name} → {args.output.name}",

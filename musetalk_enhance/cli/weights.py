@@ -11,6 +11,10 @@ from ..errors import CacheError, EnhanceError
 from ..weights import WeightEntry, cache_dir, fetch, find, import_file, table, verify
 
 HELP = "list, locate, fetch, verify and import weight files"
+EXAMPLES = (
+    "musetalk-enhance weights list",
+    "musetalk-enhance weights fetch YuNet GFPGANv1.4",
+)
 
 _ALL = "all"
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 from .schema import help_text
@@ -14,16 +16,72 @@ def flag_of(name: str) -> str:
     return f"--enable_{SECTION}" if name == "enabled" else f"--{SECTION}_{name}"
 
 
+GROUPS = {
+    "models": (
+        *("model", "model_path", "arch", "channel_multiplier", "engine", "commercial"),
+        *("download", "trust_unpinned"),
+    ),
+    "faces": (
+        *("face_detector", "detector_path", "detection_size", "min_face", "only_center_face"),
+        *("align", "landmarks"),
+    ),
+    "result": (
+        *("strength", "fidelity", "region", "face_mask", "bg_upsampler", "occluder", "stability"),
+        *("color_match", "guard", "sharpness_gate"),
+    ),
+    "frames and files": (
+        *("upscale", "output_size", "color", "value_range", "format", "quality", "crf", "preset"),
+        *("save_comparison", "segment", "strict", "on_error"),
+    ),
+    "device, speed and memory": (
+        *("device", "allow_cpu", "backend", "dtype", "provider", "mode", "batch_size"),
+        *("memory_budget", "cpu_fallback"),
+    ),
+}
+"""Groups of options in the help of commands, by title; one that stands in none comes last."""
+
+MAIN = (
+    *("enabled", "model", "strength", "fidelity", "region", "output_size", "stability", "device"),
+    *("mode", "download"),
+)
+"""The options of an enhancer that stand first in the help."""
+
+
+def grouped(
+    parser: argparse.ArgumentParser,
+    fields: Iterable[dataclasses.Field[Any]],
+    main: Sequence[str],
+    main_group: Any,
+    prefix: str = "",
+) -> Iterator[tuple[dataclasses.Field[Any], Any]]:
+    """Each of `fields` with the group of `parser` that its flag belongs to.
+
+    Args:
+        parser: gets the groups that are not empty.
+        fields: the options.
+        main: names of those in `main_group`, in this order.
+        main_group: the group, or the parser, that the main options are added to.
+        prefix: of the titles of the other groups.
+    """
+    rest = {option.name: option for option in fields}
+    yield from ((rest.pop(name), main_group) for name in main)
+    for title, names in (*GROUPS.items(), ("other options", tuple(rest))):
+        members = [rest.pop(name) for name in names if name in rest]
+        if members:
+            group = parser.add_argument_group(f"{prefix}{title}")
+            yield from ((option, group) for option in members)
+
+
 def add_gfpgan_arguments(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
     """Add ``--enable_gfpgan`` and a ``--gfpgan_<option>`` for every option to a host's own parser.
 
     A flag that is not given leaves no trace in the namespace, so that `GFPGANEnhancer.from_args`
     can let flags win over YAML and YAML over defaults. Returns `parser`.
     """
-    group = parser.add_argument_group("face restoration (musetalk_enhance)")
-    for option in options():
-        if not option.metadata["flag"]:
-            continue
+    title = "face restoration (musetalk_enhance)"
+    main = parser.add_argument_group(title)
+    fields = [option for option in options() if option.metadata["flag"]]
+    for option, group in grouped(parser, fields, MAIN, main, f"{title}: "):
         common: dict[str, Any] = {
             "dest": _dest(option.name),
             "default": argparse.SUPPRESS,

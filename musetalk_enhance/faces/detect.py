@@ -364,6 +364,41 @@ class RetinaFace(NetworkDetector):
         return np.asarray(rows, np.float64)
 
 
+class YOLOv5Face(NetworkDetector):
+    """YOLOv5-face through ONNX Runtime, on the CPU; the extra ``onnx`` installs it.
+
+    Args:
+        path: the user's own .onnx file; the table of weights has none (they are under GPL-3.0).
+        max_side: see `NetworkDetector`.
+        threshold: minimum score, 0..1.
+        min_face: see `NetworkDetector`.
+
+    Raises:
+        ConfigError: an invalid value, or no path.
+        MissingDependencyError: onnxruntime is not installed.
+        WeightError: the file is missing, corrupt, or another network's.
+    """
+
+    def __init__(
+        self,
+        path: str | Path | None,
+        *,
+        max_side: int | None = MAX_SIDE,
+        threshold: float = 0.5,
+        min_face: float = 0,
+    ) -> None:
+        super().__init__(max_side, threshold, min_face)
+        if path is None:
+            allowed = "the path of a YOLOv5-face .onnx file with face_detector: yolov5 (GPL-3.0)"
+            raise ConfigError("detector_path", None, allowed)
+        from .yolov5 import YOLOv5Graph
+
+        self._graph = YOLOv5Graph(path)
+
+    def _find(self, image_bgr: Image, threshold: float) -> NDArray[Any]:
+        return self._graph.run(image_bgr, threshold)
+
+
 DETECTORS: Registry[str] = Registry("face detector")
 """The detectors of `make_detector`, with one line about each."""
 DETECTORS.add_all(
@@ -372,9 +407,25 @@ DETECTORS.add_all(
         "retinaface": "RetinaFace ResNet-50 through facexlib: accurate, slow on a CPU "
         "(extra gfpgan)",
         "retinaface-mobile": "RetinaFace mobile0.25 through facexlib (extra gfpgan)",
+        "yolov5": "YOLOv5-face, the user's own ONNX file (extra onnx)",
         "none": "no detection: each image is one face crop",
     }
 )
+
+
+def weight_of(name: str) -> str | None:
+    """Name of the published weight of a detector of `DETECTORS`; None without one.
+
+    Raises:
+        ConfigError: an unknown name.
+    """
+    DETECTORS.get(name)
+    weights = {
+        "yunet": YuNet.weight_name,
+        "retinaface": RetinaFace.weight_names["resnet50"],
+        "retinaface-mobile": RetinaFace.weight_names["mobile0.25"],
+    }
+    return weights.get(DETECTORS.canonical(name) or name)
 
 
 def make_detector(
@@ -391,9 +442,10 @@ def make_detector(
     """Make a detector by name; its weight is checked and loaded now, before any work starts.
 
     Args:
-        name: ``"yunet"``, ``"retinaface"``, ``"retinaface-mobile"`` or ``"none"``, in any case.
-        path: a weight of the user's own instead of the published one.
-        device: where RetinaFace runs; YuNet runs on the CPU.
+        name: ``"yunet"``, ``"retinaface"``, ``"retinaface-mobile"``, ``"yolov5"`` or ``"none"``, in
+            any case.
+        path: a weight of the user's own instead of the published one; yolov5 has no published one.
+        device: where RetinaFace runs; the others run on the CPU.
         max_side: long side in pixels that images are reduced to, None for no limit; see
             `NetworkDetector`.
         threshold: minimum score, 0..1; None uses the detector's own.
@@ -404,7 +456,7 @@ def make_detector(
 
     Raises:
         ConfigError: an unknown name or an invalid value.
-        MissingDependencyError: facexlib is not installed.
+        MissingDependencyError: facexlib, or onnxruntime, is not installed.
         WeightError: the weight is missing (the message says how to fetch it), corrupt, untrusted,
             or another network's.
     """
@@ -417,6 +469,8 @@ def make_detector(
         options["threshold"] = threshold
     if name == "yunet":
         return YuNet(path, max_side=max_side, download=download, **options)
+    if name == "yolov5":
+        return YOLOv5Face(path, max_side=max_side, **options)
     return RetinaFace(
         "mobile0.25" if name == "retinaface-mobile" else "resnet50",
         path,

@@ -14,8 +14,10 @@ from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ..errors import FrameError
+from ..runtime.threads import for_each
 
 if TYPE_CHECKING:
     import torch
@@ -318,6 +320,8 @@ class FrameBatch:
 
         first = self.frames[index]
         low, high = self._range_of(first)
+        if faces_rgb.device.type == "cpu" and not is_tensor(first) and first.dtype == np.uint8:
+            return _to_uint8(faces_rgb, color)
         faces = faces_rgb.flip(1) if color == "bgr" else faces_rgb
         faces = faces.clamp(0, 1)
         if not _is_float(first):
@@ -574,6 +578,23 @@ def _guess_range(extents: list[tuple[float, float]]) -> tuple[float, float] | No
         return RANGES["-1..1"]
     best = max(votes, key=lambda name: (votes[name], name == "0..255"), default=None)
     return RANGES[best] if best else None
+
+
+def _to_uint8(faces_rgb: torch.Tensor, color: str) -> NDArray[np.uint8]:
+    """float32 (N, 3, H, W), RGB, 0..1 to uint8 (N, H, W, 3), rounded half to even."""
+    import cv2
+
+    add: Any = cv2.add
+    number, _, height, width = faces_rgb.shape
+    result = np.empty((number, height, width, 3), np.uint8)
+    order = (2, 1, 0) if color == "bgr" else (0, 1, 2)
+
+    def convert(face: Any, out: Any) -> None:
+        levels = [np.multiply(face[channel], np.float32(255)) for channel in order]
+        cv2.merge([add(plane, 0, dtype=cv2.CV_8U) for plane in levels], dst=out)
+
+    for_each(convert, faces_rgb.numpy(), result)
+    return result
 
 
 def _native(array: np.ndarray) -> np.ndarray:

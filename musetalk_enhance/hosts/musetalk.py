@@ -11,8 +11,10 @@ Neither a detector nor a parser runs here: MuseTalk computed the boxes of the fa
 from __future__ import annotations
 
 import importlib
+import importlib.util
 import logging
 import os
+import re
 import runpy
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -390,55 +392,112 @@ def run_script(
     arguments: Sequence[str],
     flags: dict[str, Any],
     on_load: Callable[[GFPGANEnhancer], None] | None = None,
+    *,
+    as_module: bool = False,
 ) -> GFPGANEnhancer:
     """Run a script of MuseTalk's, unmodified, with its faces restored.
 
     Args:
-        script: its path, for example ``scripts/inference.py``; the working directory is MuseTalk's
-            folder.
+        script: its path, for example ``scripts/inference.py``, or the name of its module, for
+            example ``scripts.inference``; the working directory is MuseTalk's folder.
         arguments: the script's own arguments.
         flags: our options, by name, that win over the YAML section.
         on_load: called with the enhancer before its first frame, for example to `observe` it.
+        as_module: `script` is a module's name, run as ``python -m`` runs it.
 
     Returns:
         The enhancer that ran, closed, with its counts in ``stats``.
 
     Raises:
         ConfigError: an option in `flags` or in the YAML section is wrong.
-        HostError: the script or MuseTalk's package is not there, or the script never decoded a
+        HostError: the script or MuseTalk's package does not exist, or the script never decoded a
             frame.
         SystemExit: the script ended itself with a code other than 0, or has shown its help.
     """
-    if not os.path.isfile(script):
-        raise HostError(
-            f"no script {script!r} in {os.getcwd()}; give MuseTalk's own, such as "
-            "scripts/inference.py"
-        )
     lazy = LazyEnhancer(flags, on_load)
-    config = _config_path(arguments)
-    # before the host loads gigabytes; a missing file is the host's own error to report
-    if config is not None and os.path.isfile(config):
-        lazy.configure(section_of(config))
-    else:
-        lazy.check()
     argv, path = sys.argv, list(sys.path)
     with ExitStack() as stack:
         stack.callback(lazy.close)
         stack.callback(setattr, sys, "argv", argv)
         stack.callback(sys.path.__setitem__, slice(None), path)
         sys.argv = [script, *arguments]
-        sys.path[:0] = [os.getcwd(), os.path.dirname(os.path.abspath(script))]
+        sys.path.insert(0, os.getcwd())
+        if not as_module:
+            sys.path.insert(1, os.path.dirname(os.path.abspath(script)))
+        _check_script(script, as_module)
+        config = _config_path(arguments)
+        # before the host loads gigabytes; a missing file is the host's own error to report
+        if config is not None and os.path.isfile(config):
+            lazy.configure(section_of(config))
+        else:
+            lazy.check()
+        is_help = bool({"-h", "--help"} & set(arguments))
+        if not is_help:
+            _warn_at_start(script, lazy.settings.enabled, config)
         stack.enter_context(_config_without_section(lazy))
         attachment = stack.enter_context(_attached(_vae_class(), lazy))
         stack.enter_context(_tasks_begin(attachment))
         try:
-            runpy.run_path(script, run_name="__main__")
+            if as_module:
+                runpy.run_module(script, run_name="__main__", alter_sys=True)
+            else:
+                runpy.run_path(script, run_name="__main__")
         except SystemExit as stop:
-            if stop.code not in (None, 0) or {"-h", "--help"} & set(arguments):
+            if stop.code not in (None, 0) or is_help:
                 raise
     if lazy.settings.enabled and not lazy.calls:
-        raise HostError(f"{script} ended without decoding a single frame; see its messages above")
+        message = f"{script} ended without decoding a single frame"
+        if "gradio" not in sys.modules:
+            raise HostError(f"{message}; see its messages above")
+        logger.warning("%s", message)  # a page that was opened and closed
     return lazy.enhancer or GFPGANEnhancer.from_settings(lazy.settings.replace(enabled=False))
+
+
+def _check_script(script: str, as_module: bool) -> None:
+    """Raise a HostError, before MuseTalk is imported, if there is no such script or module."""
+    if as_module:
+        try:
+            exists = importlib.util.find_spec(script) is not None
+        except (ImportError, ValueError):  # no such package; not a name
+            exists = False
+        if not exists:
+            raise HostError(
+                f"no module {script!r} in {os.getcwd()}; run this in MuseTalk's folder, with the "
+                "name of a module such as scripts.inference"
+            )
+    elif not os.path.isfile(script):
+        raise HostError(
+            f"no script {script!r} in {os.getcwd()}; expected MuseTalk's own, such as "
+            "scripts/inference.py"
+        )
+    elif script.endswith((".sh", ".bat")):
+        raise HostError(
+            f"{script} is a shell script; pass the Python script that it runs, and its arguments. "
+            "MuseTalk's inference.sh runs: python3 -m scripts.inference --inference_config ..."
+        )
+
+
+def _warn_at_start(script: str, enabled: bool, config: str | None) -> None:
+    """Warn about a run that restores nothing, or that cannot end, before it takes hours."""
+    if not enabled and config is not None:
+        logger.warning(
+            "nothing will be restored: add --%s, or enabled: true under %s: in %s",
+            f"enable_{SECTION}",
+            SECTION,
+            config,
+        )
+    elif not enabled:
+        logger.warning(
+            "nothing will be restored without --%s (or enabled: true under %s: in the YAML file "
+            "that the script reads by default)",
+            f"enable_{SECTION}",
+            SECTION,
+        )
+    if re.search(r"(^|[./\\])realtime_inference(\.py)?$", script) and not _has_gpu():
+        logger.warning(
+            "no GPU is available: MuseTalk's realtime_inference.py puts its last batch on cuda:0 "
+            "and does not end without one; use scripts/inference.py"
+        )
 
 
 __all__ = ["Attachment", "attach", "run_script"]

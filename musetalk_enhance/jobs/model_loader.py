@@ -12,7 +12,7 @@ import numpy as np
 from .. import weights
 from ..enhancer import GFPGANEnhancer
 from ..errors import ConfigError, MissingDependencyError, WeightError
-from ..faces.detect import FaceDetector, RetinaFace, WholeImage, YuNet, make_detector
+from ..faces.detect import FaceDetector, WholeImage, make_detector, weight_of
 from ..picture_restorer import PictureRestorer
 from ..pipeline.batch_planner import BatchPlanner
 from ..runtime.devices import pick_device
@@ -218,15 +218,12 @@ def load_detector(settings: FaceSettings, least_face: float = 0) -> FaceDetector
 
 def detector_digest(settings: FaceSettings) -> str | None:
     """sha256 of the detector's file; None if it has none."""
-    if settings.face_detector == "none":
-        return None
+    name = weight_of(settings.face_detector)
     if settings.detector_path is not None:
         return weights.open_file(
             settings.detector_path, trust_unpinned=settings.trust_unpinned
         ).sha256
-    names = {"yunet": YuNet.weight_name, "retinaface": RetinaFace.weight_names["resnet50"]}
-    name = names.get(settings.face_detector, RetinaFace.weight_names["mobile0.25"])
-    return weights.table.WEIGHTS.get(name).sha256
+    return None if name is None else weights.table.WEIGHTS.get(name).sha256
 
 
 def _open_parser(settings: ImageSettings, loaded: LoadedModel) -> Any:

@@ -66,6 +66,8 @@ def _optional(check: tuple[schema.Check, str], word: str) -> tuple[schema.Check,
     return check_or_none, f"{word} | {check[1]}"
 
 
+_DETECTORS = ("yunet", "retinaface", "retinaface-mobile", "yolov5")
+_DETECTOR_HELP = "Face detector. yolov5: your own YOLOv5-face ONNX file at detector_path."
 _GATE_HELP = "Leave a face alone that is as sharp as a photograph already. auto: the default."
 
 
@@ -97,8 +99,8 @@ class FaceSettings:
     )
     face_detector: str = schema.option(
         "yunet",
-        "Face detector. none: each image is one face crop.",
-        schema.choice("yunet", "retinaface", "retinaface-mobile", "none"),
+        f"{_DETECTOR_HELP} none: each image is one face crop.",
+        schema.choice(*_DETECTORS, "none"),
     )
     detector_path: str | None = schema.option(
         None,
@@ -258,9 +260,7 @@ class ImageSettings(FaceSettings):
 class VideoSettings(FaceSettings):
     """The options of `restore_video`; see `FaceSettings`."""
 
-    face_detector: str = schema.option(
-        "yunet", "Face detector.", schema.choice("yunet", "retinaface", "retinaface-mobile")
-    )
+    face_detector: str = schema.option("yunet", _DETECTOR_HELP, schema.choice(*_DETECTORS))
     detection_size: int = schema.option(
         640,
         "Long side, in pixels, to which a frame is reduced for the detector.",

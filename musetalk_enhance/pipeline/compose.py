@@ -147,9 +147,8 @@ class Compositor:
         if min(weights) <= 0:
             touched = _only(touched, [weight > 0 for weight in weights], residual)
         if first_row and tuple(batch.faces.shape[2:]) != batch.size_hw:
-            return Composed(
-                _whole(base, restored_rows, first_row), 0, None, state, outcomes, changes
-            )
+            base[:, :, first_row:] = restored_rows  # another size: `base` is our own
+            return Composed(base, 0, None, state, outcomes, changes)
         return Composed(restored_rows, first_row, touched, state, outcomes, changes)
 
     def _outcomes(
@@ -277,13 +276,6 @@ def _only(touched: torch.Tensor | None, some: list[bool], like: torch.Tensor) ->
 
     frames = torch.tensor(some, device=like.device).view(-1, 1, 1, 1)
     return frames if touched is None else touched & frames
-
-
-def _whole(base: torch.Tensor, rows: torch.Tensor, first_row: int) -> torch.Tensor:
-    """The whole faces, where only `rows` from `first_row` down have changed."""
-    base = base.clone()
-    base[:, :, first_row:] = rows
-    return base
 
 
 def _shrunk_mask(visibility: torch.Tensor, size_hw: tuple[int, int]) -> torch.Tensor:

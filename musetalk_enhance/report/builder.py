@@ -230,7 +230,11 @@ def require_packages() -> None:
     Raises:
         MissingDependencyError: one of them is not.
     """
-    modules = (("matplotlib", "matplotlib.figure"), ("scikit-image", "skimage.metrics"))
+    modules = (
+        ("jinja2", "jinja2"),
+        ("matplotlib", "matplotlib.figure"),
+        ("scikit-image", "skimage.metrics"),
+    )
     for package, module in modules:
         try:
             import_module(module)

@@ -30,8 +30,9 @@ class ModelInfo:
         landmark_template: the alignment it was trained for (``"ffhq_512"``), None for a host's own
             box.
         has_fidelity: whether it has CodeFormer's ``w``.
-        bytes_per_face: memory of one face's activations in fp32, for planning a batch; without the
-            weights.
+        bytes_per_face: peak memory of one face's activations in fp32, for planning a batch; without
+            the weights. Of the networks here: what torch held at once, 8 % or more added (GFPGAN
+            370 MiB, RestoreFormer 689, CodeFormer 561, lite 13).
         batch_limit: the most faces in one run, None without a limit.
         weight: its name in the table of weights (with URLs, size and sha256); None if the weight is
             embedded or the user's own.

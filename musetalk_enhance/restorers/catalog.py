@@ -123,7 +123,7 @@ for _name, _info in GFPGAN_VERSIONS.items():
     MODELS.add(
         _name,
         Model(_info, _lazy(".gfpgan", "GFPGANRestorer"), "clean"),
-        (_name.replace("gfpgan-", "GFPGANv"),),
+        (_name.replace("gfpgan-", "GFPGANv"), *(("gfpgan",) if _name == AUTO_ORDER[0] else ())),
     )
 MODELS.add(
     "restoreformer",

@@ -29,7 +29,7 @@ INFO = ModelInfo(
     license="S-Lab License 1.0 (non-commercial)",
     landmark_template="ffhq_512",
     has_fidelity=True,
-    bytes_per_face=768 * 2**20,
+    bytes_per_face=600 * 2**20,
     weight="CodeFormer",
     commercial=False,
 )

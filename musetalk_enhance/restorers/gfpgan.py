@@ -49,7 +49,7 @@ def _info(version: str, summary: str) -> ModelInfo:
         value_range=(-1.0, 1.0),
         license=LICENSE,
         landmark_template="ffhq_512",
-        bytes_per_face=768 * 2**20,
+        bytes_per_face=400 * 2**20,
         weight=f"GFPGANv{version}",
     )
 

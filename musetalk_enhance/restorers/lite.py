@@ -37,7 +37,7 @@ INFO = ModelInfo(
     output_size=2 * SIDE,
     value_range=(0.0, 1.0),
     license="Apache-2.0",
-    bytes_per_face=40 * 2**20,
+    bytes_per_face=24 * 2**20,
 )
 
 

@@ -16,7 +16,7 @@ INFO = ModelInfo(
     value_range=(-1.0, 1.0),
     license="Apache-2.0",
     landmark_template="ffhq_512",
-    bytes_per_face=768 * 2**20,
+    bytes_per_face=720 * 2**20,
     weight="RestoreFormer",
 )
 

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import shutil
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,6 +25,7 @@ if TYPE_CHECKING:
     import torch
 
 JSON_FILE, PLOT_FILE = "bench.json", "bench.png"
+_PREFIX, _LOCK = "musetalk-enhance-bench-", "in-use.lock"
 
 
 @dataclass(frozen=True)
@@ -85,9 +89,9 @@ def run(plan: Plan, log: Callable[[str], object] = print) -> dict[str, Any]:
     device = pick_device(plan.device)
     if device.type != "cuda":
         note("no GPU is used: the figures below are the CPU's")
-    with tempfile.TemporaryDirectory(prefix="musetalk-enhance-bench-") as folder:
-        subject = open_subject(plan.model, plan.random, Path(folder), note)
-        measurements = _measure(plan, subject, device, Path(folder), log)
+    with work_folder() as folder:
+        subject = open_subject(plan.model, plan.random, folder, note)
+        measurements = _measure(plan, subject, device, folder, log)
         rows = rows_of(measurements, _truth(measurements, subject, plan, log))
         content: dict[str, Any] = {
             "schema": report.SCHEMA,
@@ -101,6 +105,20 @@ def run(plan: Plan, log: Callable[[str], object] = print) -> dict[str, Any]:
         }
     _write(content, plan.out, note)
     return content
+
+
+@contextmanager
+def work_folder() -> Iterator[Path]:
+    """A temporary folder, for random weights of 350 MB; those of runs that were killed go first."""
+    from filelock import FileLock, Timeout
+
+    for folder in Path(tempfile.gettempdir()).glob(f"{_PREFIX}*"):
+        with contextlib.suppress(OSError, Timeout):
+            with FileLock(folder / _LOCK, timeout=0):  # a process that is killed releases its own
+                shutil.rmtree(folder)
+    with tempfile.TemporaryDirectory(prefix=_PREFIX, ignore_cleanup_errors=True) as name:
+        with FileLock(Path(name) / _LOCK):
+            yield Path(name)
 
 
 def _asked(plan: Plan) -> dict[str, Any]:

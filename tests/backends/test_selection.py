@@ -51,9 +51,9 @@ def test_what_auto_leaves_open(no_bf16):
 
 
 def test_bf16_is_measured_where_the_processor_has_it(monkeypatch):
-    monkeypatch.setattr(tuning, "cpu_name", lambda: "a processor avx512_bf16 avx512f")
+    monkeypatch.setattr(tuning, "cpu_name", lambda: "a processor avx512_bf16")
     assert "openvino bf16" in ways() and "ncnn bf16" in ways()
-    assert ways(dtype="fp32") == ["openvino fp32", "ncnn fp32", "onnx fp32", "torch fp32"]
+    assert ways(dtype="fp32") == ["ncnn fp32", "openvino fp32", "onnx fp32", "torch fp32"]
 
 
 @pytest.mark.parametrize(
@@ -467,6 +467,19 @@ def test_a_gpu_without_bf16_takes_fp16_first(monkeypatch):
     assert ways(CUDA) == ["torch fp16", "torch bf16", "torch fp32", "onnx fp32"]
     monkeypatch.setattr(selection, "_capability", lambda _: (8, 6))
     assert ways(CUDA) == ["torch bf16", "torch fp16", "torch fp32", "onnx fp32"]
+
+
+@pytest.mark.parametrize(("flags", "name"), [("avx2", "ncnn"), ("avx512_bf16", "openvino")])
+def test_where_torch_is_the_only_backend_a_faster_one_is_named(
+    tiny, monkeypatch, caplog, flags, name
+):
+    caplog.set_level("INFO")
+    monkeypatch.setattr(tuning, "cpu_name", lambda: f"a processor {flags}")
+    monkeypatch.setattr(selection, "find_spec", lambda _: None)
+    selection._suggest_a_runtime.cache_clear()
+    for _ in range(2):
+        open_backend(tiny, BackendOptions(dtype="fp32"), CPU)
+    assert caplog.text.count(f"pip install 'musetalk_enhance[{name}]'") == 1
 
 
 def test_a_second_look_that_fails_is_no_second_win(tiny, measuring, monkeypatch):

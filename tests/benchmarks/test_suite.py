@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
 import sys
+import tempfile
 from types import SimpleNamespace
 
 import numpy as np
@@ -13,6 +16,7 @@ from musetalk_enhance.errors import ConfigError, MissingWeightError, RestorerErr
 from scripts.benchmarks import candidates, roofline, suite
 from scripts.benchmarks.__main__ import build_parser, main, plan_of
 from scripts.benchmarks.subject import Subject, open_subject, pictures
+from tests.conftest import ROOT
 
 from .conftest import CPU
 
@@ -184,3 +188,21 @@ def test_a_path_is_never_a_name_in_the_report(tmp_path):
 
     subject = open_subject(str(ASSET), False, tmp_path, print)
     assert subject.name == "lite" and subject.arch is None
+
+
+def test_what_a_killed_run_left_is_removed_by_the_next(tmp_path, monkeypatch):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    code = (
+        "import os, signal\n"
+        "from scripts.benchmarks.suite import work_folder\n"
+        "with work_folder() as folder:\n"
+        "    (folder / 'weights').write_bytes(b'0')\n"
+        "    os.kill(os.getpid(), signal.SIGKILL)\n"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "TMPDIR": str(tmp_path)}
+    subprocess.run([sys.executable, "-c", code], env=environment)
+    (left,) = tmp_path.iterdir()
+    assert (left / "weights").exists()
+    with suite.work_folder() as running, suite.work_folder() as other:
+        assert set(tmp_path.iterdir()) == {running, other}, "a folder in use stays"
+    assert not list(tmp_path.iterdir())

@@ -9,7 +9,9 @@ import sys
 import pytest
 
 from musetalk_enhance import __version__
-from musetalk_enhance.cli import COMMANDS, main
+from musetalk_enhance.cli import COMMANDS, images, main
+from musetalk_enhance.cli.parser import CommandParser
+from musetalk_enhance.config.flags import GROUPS
 
 
 def test_version_and_help(capsys):
@@ -23,9 +25,104 @@ def test_version_and_help(capsys):
     assert "--gfpgan_strength" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("words", [[], ["fly"], ["weights"], ["models", "a", "b"]])
+@pytest.mark.parametrize("words", [["fly"], ["weights"], ["models", "a", "b"]])
 def test_wrong_calls_are_exit_code_2(words, capsys):
     assert main(words) == 2
+
+
+@pytest.mark.parametrize("words", [[], ["help"], ["help", "images"], ["help", "run"]])
+def test_help_in_other_words(words, capsys):
+    assert main(words) == 0
+    printed = capsys.readouterr().out
+    assert main([*words[1:], "--help"]) == 0
+    assert printed == capsys.readouterr().out and "examples:\n" in printed
+
+
+@pytest.mark.parametrize(
+    ("words", "missing"),
+    [
+        (["images"], "INPUT_DIR, --output-dir"),
+        (["images", "photos"], "--output-dir"),
+        (["video", "a.mp4"], "OUT"),
+        (["report"], "IN, OUT"),
+        (["run"], "SCRIPT"),
+        (["weights"], "COMMAND"),
+        (["weights", "fetch"], "NAME"),
+        (["export", "lite"], "OUT.onnx"),
+    ],
+)
+def test_a_missing_argument_is_three_lines(words, missing, capsys):
+    assert main(words) == 2
+    error, usage, hint = capsys.readouterr().err.splitlines()
+    assert error.endswith(f": the following arguments are required: {missing}")
+    command = f"musetalk-enhance {' '.join(word for word in words if word in _COMMAND_WORDS)}"
+    assert usage.startswith(f"usage: {command} ") and hint.startswith(f"`{command} --help`")
+
+
+_COMMAND_WORDS = {*COMMANDS, "fetch"}
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_begins_with_what_matters_and_ends_with_examples(command, capsys):
+    assert main([command, "--help"]) == 0
+    head, _, examples = capsys.readouterr().out.partition("examples:\n")
+    lines = [line.strip() for line in examples.strip().splitlines()]
+    assert len(lines) == 2
+    assert all(line.startswith(f"musetalk-enhance {command}") for line in lines)
+    if command in ("run", "images", "video"):
+        title = "face restoration (musetalk_enhance):" if command == "run" else "options:"
+        main_options = head.partition(f"\n{title}\n")[2].partition("\n\n")[0]
+        flags = [line.split()[0] for line in main_options.splitlines() if line.startswith("  --")]
+        assert 9 <= len(flags) <= 12
+        assert {flag.rpartition("gfpgan_")[2].strip("-,") for flag in flags} >= {
+            *("model", "strength", "fidelity", "device", "download")
+        }
+
+
+@pytest.mark.parametrize("command", ["run", "images", "video"])
+def test_every_option_stands_in_a_group(command, capsys):
+    assert main([command, "--help"]) == 0
+    printed = capsys.readouterr().out
+    assert "other options:" not in printed
+    assert all(f"{title}:\n" in printed for title in GROUPS)
+
+
+def _images(words):
+    parser = CommandParser(prog="x")
+    images.add_arguments(parser)
+    return parser.parse_args([*words, "--output-dir", "out"])
+
+
+@pytest.mark.parametrize(
+    ("words", "guard"),
+    [
+        (["--guard", "photos"], "true"),
+        (["--guard", "--no-download", "photos"], "true"),
+        (["--guard", "false", "photos"], "false"),
+        (["--guard", "AUTO", "photos"], "AUTO"),
+        (["--guard=off", "photos"], "off"),
+        (["--no-guard", "photos"], "false"),
+        (["photos", "--guard"], "true"),
+    ],
+)
+def test_a_switch_does_not_swallow_a_folder(words, guard):
+    args = _images(words)
+    assert (str(args.source), args.job_guard) == ("photos", guard)
+
+
+def test_words_after_two_dashes_are_no_switches():
+    parser = CommandParser(prog="x")
+    images.add_arguments(parser)
+    assert str(parser.parse_args(["--output-dir", "x", "--", "--guard"]).source) == "--guard"
+
+
+@pytest.mark.parametrize("value", ["true", "false"])
+def test_a_negated_switch_takes_no_value(value, capsys):
+    words = ["images", "photos", "--output-dir", "out", f"--no-download={value}"]
+    assert main(words) == 2
+    assert f"--no-download takes no value, got '{value}'" in capsys.readouterr().err
+    assert main(["images", "--help"]) == 0
+    assert "--download [true|false], --no-download\n" in capsys.readouterr().out
 
 
 def test_models(capsys):
@@ -46,6 +143,16 @@ def test_typed_errors_are_one_line(capsys):
         and "GFPGANv1.4" in error
         and "Traceback" not in error
     )
+
+
+def test_gfpgan_is_the_newest_gfpgan(tmp_path, capsys):
+    words = ["images", str(tmp_path), "--output-dir", str(tmp_path / "out"), "--quiet"]
+    (tmp_path / "a.png").write_bytes(b"")
+    assert main([*words, "--face-detector", "none", "--model", "gfpgan"]) == 2
+    assert "musetalk-enhance weights fetch GFPGANv1.4" in capsys.readouterr().err
+    assert main([*words, "--face-detector", "none", "--model", "gfpgans"]) == 2
+    error = capsys.readouterr().err
+    assert "invalid value 'gfpgans'; expected auto, lite, gfpgan-1.4, gfpgan-1.3" in error
 
 
 def test_as_a_module():

@@ -3,6 +3,7 @@ matters."""
 
 from __future__ import annotations
 
+import importlib
 import json
 import logging
 import sys
@@ -55,6 +56,22 @@ if args.fail:
     sys.exit(args.fail)
 """
 
+APP = """
+import json, sys
+import musetalk.models.vae
+class Page:
+    def __init__(self, vae):
+        self.vae = vae
+    def click(self):
+        return self.vae.decode_latents([0, 0])
+    def launch(self):
+        if "--idle" not in sys.argv:
+            shapes = [{"shape": self.click().shape} for _ in range(2)]
+            with open("seen.json", "w") as file:
+                json.dump({"seen": shapes, "argv": sys.argv, "name": __name__}, file)
+Page(musetalk.models.vae.VAE()).launch()
+"""
+
 
 @pytest.fixture
 def host(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
@@ -62,6 +79,9 @@ def host(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     for name, text in {
         "musetalk/models/vae.py": VAE,
         "scripts/inference.py": SCRIPT,
+        "scripts/__init__.py": "",
+        "inference.sh": "python3 -m scripts.inference",
+        "app.py": APP,
         "configs/default.yaml": "task_0:\n  video_path: a.mp4\n",
         "configs/on.yaml": "task_0:\n  video_path: a.mp4\n"
         "gfpgan:\n  enabled: true\n  model: lite\n  output_size: native\n",
@@ -72,15 +92,16 @@ def host(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text)
     monkeypatch.chdir(tmp_path)
-    for name in [
-        name for name in sys.modules if name == "musetalk" or name.startswith("musetalk.")
-    ]:
+    importlib.invalidate_caches()
+    for name in _host_modules():
         monkeypatch.delitem(sys.modules, name)
     yield tmp_path
-    for name in [
-        name for name in sys.modules if name == "musetalk" or name.startswith("musetalk.")
-    ]:
+    for name in _host_modules():
         del sys.modules[name]
+
+
+def _host_modules() -> list[str]:
+    return [name for name in sys.modules if name.split(".")[0] in ("musetalk", "scripts")]
 
 
 def run(*words: str) -> tuple[int, dict]:
@@ -131,6 +152,70 @@ def test_flags_win_over_yaml(host):
     assert seen["seen"][0]["shape"] == [2, 128, 128, 3]
 
 
+@pytest.mark.parametrize("after", [False, True])
+def test_a_module_runs_as_with_python_m(host, after):
+    flags = ["--enable_gfpgan", "--gfpgan_model", "lite", "--gfpgan_output_size", "native"]
+    script = ["-m", "scripts.inference", "--batch_size", "3"]
+    code, seen = run(*(script + flags if after else flags + script))
+    assert code == 0 and seen["name"] == "__main__"
+    # the file's path, as python -m has it
+    assert seen["argv"] == [str(host / "scripts/inference.py"), "--batch_size", "3"]
+    assert [row["shape"] for row in seen["seen"]] == [[3, 512, 512, 3]]
+
+
+def test_a_page_without_a_main_function(host):
+    flags = ["--enable_gfpgan", "--gfpgan_model", "lite", "--gfpgan_output_size", "native"]
+    code, seen = run("app.py", *flags, "--use_float16")
+    assert code == 0 and seen["argv"] == ["app.py", "--use_float16"]
+    assert [row["shape"] for row in seen["seen"]] == [[2, 512, 512, 3]] * 2
+
+
+def test_a_page_that_is_closed_unused_is_no_error(host, capsys, monkeypatch):
+    words = ["app.py", "--enable_gfpgan", "--gfpgan_model", "lite", "--idle"]
+    assert run(*words)[0] == 2, "a script that should have decoded frames"
+    monkeypatch.setitem(sys.modules, "gradio", SimpleNamespace())
+    assert run(*words)[0] == 0
+    assert "app.py ended without decoding a single frame" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        ([], "will be restored without --enable_gfpgan (or enabled: true under gfpgan:"),
+        (
+            ["--inference_config", "configs/off.yaml"],
+            "add --enable_gfpgan, or enabled: true under gfpgan: in configs/off.yaml",
+        ),
+        (["--inference_config", "configs/on.yaml"], None),
+        (["--enable_gfpgan", "--gfpgan_model", "lite"], None),
+        (["--help"], None),
+    ],
+)
+def test_a_run_that_will_restore_nothing_says_so_at_its_start(host, capsys, words, expected):
+    script = host / "scripts/inference.py"
+    script.write_text("import sys\nprint('host starts', file=sys.stderr)\n" + SCRIPT)
+    assert run("scripts/inference.py", *words)[0] == 0
+    at_start = capsys.readouterr().err.partition("host starts")[0]
+    assert ("nothing will" in at_start) == (expected is not None)
+    assert expected is None or expected in at_start
+
+
+@pytest.mark.parametrize("gpu", [False, True])
+@pytest.mark.parametrize(
+    ("words", "is_realtime"),
+    [
+        (["scripts/realtime_inference.py"], True),
+        (["-m", "scripts.realtime_inference"], True),
+        (["scripts/inference.py"], False),
+    ],
+)
+def test_realtime_without_a_gpu_is_warned_about(host, capsys, monkeypatch, words, is_realtime, gpu):
+    monkeypatch.setattr("musetalk_enhance.hosts.musetalk._has_gpu", lambda: gpu)
+    (host / "scripts/realtime_inference.py").write_text(SCRIPT)
+    assert run(*words, "--inference_config", "configs/off.yaml")[0] == 0
+    assert ("no GPU is available" in capsys.readouterr().err) == (is_realtime and not gpu)
+
+
 def test_off_means_as_if_we_were_not_there(host, capsys):
     code, seen = run("scripts/inference.py", "--inference_config", "configs/off.yaml")
     assert (
@@ -159,7 +244,12 @@ def test_off_means_as_if_we_were_not_there(host, capsys):
         ),
         (["scripts/none.py", "--enable_gfpgan"], "no script"),
         (["--enable_gfpgan"], "SCRIPT"),
-        (["-m", "scripts.inference", "--enable_gfpgan"], "scripts/inference.py"),
+        (["-m", "--enable_gfpgan"], "the name of the host's module"),
+        (["-m", "scripts.none", "--enable_gfpgan"], "no module 'scripts.none'"),
+        (["-m", "none.inference", "--enable_gfpgan"], "no module 'none.inference'"),
+        (["-m", "scripts/inference.py", "--enable_gfpgan"], "no module 'scripts/inference.py'"),
+        (["inference.sh", "v1.5", "normal", "--enable_gfpgan"], "python3 -m scripts.inference"),
+        (["--report", "-m", "scripts.inference"], "--report: invalid value '-m'"),
         (["scripts/inference.py", "--enable_gfpgan=true"], "ignored explicit argument 'true'"),
     ],
 )

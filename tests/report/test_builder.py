@@ -169,7 +169,8 @@ def test_frames_that_are_no_crops(rings, meter):
 
 
 @pytest.mark.parametrize(
-    ("module", "package"), [("matplotlib.figure", "matplotlib"), ("skimage.metrics", "scikit-im")]
+    ("module", "package"),
+    [("jinja2", "jinja2"), ("matplotlib.figure", "matplotlib"), ("skimage.metrics", "scikit-im")],
 )
 def test_a_missing_package_is_known_at_once(monkeypatch, module, package):
     monkeypatch.setitem(sys.modules, module, None)

@@ -8,7 +8,7 @@ hardly change, and nearly everything is. The idea of judging a video by what is 
 compensation is Lai et al., "Learning Blind Video Temporal Consistency", ECCV 2018.
 
 On the CPU the work is done with OpenCV and numpy, frame by frame in few passes; on a GPU with
-torch, without waiting for it. Both compute the same (`tests/pipeline/stability/test_temporal.py`).
+torch, without waiting for it. Both compute the same (`tests/stability/test_temporal.py`).
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ QUIET = 0.2 / 255
 REVIVED = 1.05
 """Largest factor that restores detail's strength after mixing, which blurs."""
 _CELL = 4
-_THIRDS = np.full(3, 1 / 3, np.float32)
+_THIRDS, _ONES = np.full(3, 1 / 3, np.float32), np.ones((1, 3), np.float32)
 _FLOOR = 1e-6  # of energies, so that nothing is divided by nothing
 
 
@@ -132,15 +132,15 @@ def _steady_on_cpu(
     import cv2
     import torch
 
-    frames = residual.permute(0, 2, 3, 1).contiguous().numpy()
-    masks = None if support is None else (support[:, 0] > 0).float().numpy()
-    size_wh = (frames.shape[2], frames.shape[1])
+    planes = residual.contiguous().numpy()
+    results = np.empty_like(planes)
+    masks = None if support is None else (support[:, 0] > 0).numpy().astype(np.uint8)
     for index, motion in enumerate(motions):
-        current = frames[index]
+        current = cv2.merge(list(planes[index]))
         if state is None or state.residual.shape != current.shape:
-            state = TemporalState(current)
-            continue
+            state, motion = TemporalState(current), None
         if motion is None:
+            results[index] = planes[index]
             state = replace(state, residual=current)
             continue
         error, rigid = _kept_rows(motion.error, rows), _kept_rows(motion.rigid, rows)
@@ -154,39 +154,43 @@ def _steady_on_cpu(
             * cv2.resize(rigid, coarse_wh)
             * np.float32(amount)
         )
-        result = (
-            current + difference * cv2.resize(share_kept.astype(np.float32), size_wh)[..., None]
-        )
+        result = current + _scaled(difference, share_kept.astype(np.float32))
         strength = (_energy(current, coarse_wh) + _FLOOR) / (_energy(result, coarse_wh) + _FLOOR)
         revival = np.clip(np.sqrt(strength), 1, REVIVED).astype(np.float32)
-        result *= cv2.resize(revival, size_wh)[..., None]
+        result = _scaled(result, revival)
         # single pixels, not means: detail finer than the motion's pixels changes too
-        small = cv2.resize(
-            result - moved, (error.shape[1], error.shape[0]), interpolation=cv2.INTER_NEAREST
+        error_wh = (error.shape[1], error.shape[0])
+        pixels_now, pixels_before = (
+            cv2.resize(each, error_wh, interpolation=cv2.INTER_NEAREST) for each in (result, moved)
         )
-        both = np.stack([np.abs(error + small).sum(2), np.abs(error).sum(2)])
+        small = pixels_now - pixels_before
+        mask = None
         if masks is not None:
-            mask = masks[index % len(masks)]
-            both *= cv2.resize(mask, (error.shape[1], error.shape[0]), interpolation=cv2.INTER_AREA)
-        sums = both.mean((1, 2), dtype=np.float64) / 3
-        changes = tuple(
-            MEMORY * old + float(new) for old, new in zip(state.changes, sums, strict=True)
-        )
+            mask = cv2.resize(masks[index % len(masks)], error_wh, interpolation=cv2.INTER_NEAREST)
+        sums = [cv2.norm(each, cv2.NORM_L1, mask) / error.size for each in (error + small, error)]
+        changes = tuple(MEMORY * old + new for old, new in zip(state.changes, sums, strict=True))
         ratio = min(2.0, (changes[0] + _FLOOR) / (changes[1] + _FLOOR))
         share = state.share * exp(STEERING * (TARGET - ratio))
-        frames[index] = result
+        for channel in range(3):
+            cv2.extractChannel(result, channel, dst=results[index, channel])
         state = TemporalState(result, min(HIGHEST_SHARE, max(LOWEST_SHARE, share)), changes)
     assert state is not None
-    return torch.from_numpy(frames).permute(0, 3, 1, 2).contiguous(), replace(
-        state, residual=state.residual.copy()
-    )
+    return torch.from_numpy(results), state
+
+
+def _scaled(values: Floats, weights: Floats) -> Floats:
+    """values (R, S, 3) by weights on a coarser grid."""
+    import cv2
+
+    enlarged = cv2.resize(weights, (values.shape[1], values.shape[0]))
+    return np.asarray(cv2.multiply(values, cv2.merge([enlarged] * 3)), np.float32)
 
 
 def _energy(values: Floats, coarse_wh: tuple[int, int]) -> Floats:
     """Mean square over the channels, on a coarse grid, over about twelve pixels of 256; (h, w)."""
     import cv2
 
-    squares: Any = np.einsum("ijk,ijk->ij", values, values)
+    squares: Any = cv2.transform(cv2.multiply(values, values), _ONES)
     cells = cv2.resize(squares, coarse_wh, interpolation=cv2.INTER_AREA)
     # not cv2.blur: its running sums may end below 0
     return np.asarray(
@@ -202,13 +206,16 @@ def _moved(residual: Floats, flow: Floats, rows: tuple[float, float]) -> Floats:
     from .motion import pixels
 
     height, width = residual.shape[:2]
-    field = _kept_rows(flow, rows)
-    scale = np.array([width / field.shape[1], height / field.shape[0]], np.float32)
+    field: Any = _kept_rows(flow, rows)
+    scale = width / field.shape[1], height / field.shape[0]
     if field.shape[:2] != (height, width):
-        field = cv2.resize(field, (width, height)) * scale
-    columns, lines = pixels(height, width)
-    places = columns + field[..., 0], lines + field[..., 1]
-    moved = cv2.remap(residual, *places, cv2.INTER_CUBIC, borderMode=cv2.BORDER_REPLICATE)
+        field = cv2.resize(field, (width, height))
+    places: Any = cv2.split(field)
+    for place, grid, factor in zip(places, pixels(height, width), scale, strict=True):
+        place *= np.float32(factor)
+        place += grid
+    x, y = places
+    moved = cv2.remap(residual, x, y, cv2.INTER_CUBIC, borderMode=cv2.BORDER_REPLICATE)
     return np.asarray(moved, np.float32)
 
 
@@ -299,7 +306,7 @@ def _steered(
     picked = interpolate(change, size=small, mode="nearest")
     both = torch.cat([(error + picked).abs().sum(1), error.abs().sum(1)])
     if support is not None:
-        both = both * resize((support > 0).float(), small)[:, 0]
+        both = both * interpolate((support > 0).float(), size=small, mode="nearest")[:, 0]
     changes = MEMORY * state.changes + both.mean((1, 2)) / 3
     ratio = ((changes[0] + _FLOOR) / (changes[1] + _FLOOR)).clamp(max=2)
     share = (state.share * (STEERING * (TARGET - ratio)).exp()).clamp(LOWEST_SHARE, HIGHEST_SHARE)
