@@ -22,7 +22,7 @@ from musetalk_enhance.jobs.image_processor import (
 )
 from musetalk_enhance.jobs.manifest import Manifest
 from musetalk_enhance.jobs.model_loader import PARSENET, REALESRGAN, load_image_models
-from musetalk_enhance.picture_restorer import FaceNote, RestoredImage
+from musetalk_enhance.jobs.image_restorer import FaceNote, RestoredImage
 from musetalk_enhance.restorers import background_upsampler
 
 from .conftest import ADDED, WHOLE, picture, put, read
