@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 import torch
 
-from musetalk_enhance.jobs import image_restorer
 from musetalk_enhance.errors import ConfigError, OutOfMemoryError, RestorerError
 from musetalk_enhance.faces.detect import FFHQ_512, Face, FaceDetector, WholeImage, YuNet
 from musetalk_enhance.faces.rotated import RotatedFaces
+from musetalk_enhance.jobs import image_restorer
 from musetalk_enhance.jobs.image_restorer import (
     NOT_ALIGNED,
     NOT_CENTER,
