@@ -38,10 +38,9 @@ ORDER = {
     "cuda": (("torch", "bf16"), ("torch", "fp16"), ("torch", "fp32"), ("onnx", "fp32")),
     "mps": (("torch", "fp32"),),
 }
-"""Executions worth measuring on a kind of device, in the order of trying where nothing is measured.
-
-On the CPUs measured (AVX2, and AVX-512 with bf16) ncnn was the fastest in fp32, with GFPGAN by 1.6
-to 2; OpenVINO in bf16, where the processor has it, took 0.5 to 1.1 of ncnn's time."""
+"""Executions worth measuring on a kind of device, and their order if nothing is measured.
+On the CPUs measured (AVX2, and AVX-512 with bf16) ncnn was the fastest in fp32, for GFPGAN by two;
+OpenVINO in bf16, where the processor has that, took 0.5 to 0.9 of its time."""
 SAFER = {"fp16": ("bf16", "fp32"), "bf16": ("fp32",), "fp32": ()}
 BF16_CAPABILITY = (8, 0)
 """CUDA compute capability from which there are instructions for bf16; torch emulates it below."""

@@ -24,11 +24,14 @@ class EnhancerRunner(Runner):
     Args:
         enhancer: closed by `close`.
         faces: how many, in one call.
+        frames: uint8 (faces, H, W, 3); None takes different ones of 256 px.
     """
 
-    def __init__(self, enhancer: GFPGANEnhancer, faces: int) -> None:
+    def __init__(
+        self, enhancer: GFPGANEnhancer, faces: int, frames: np.ndarray | None = None
+    ) -> None:
         self.enhancer, self.faces = enhancer, faces
-        self._frames = pictures(faces)
+        self._frames = pictures(faces) if frames is None else frames
 
     def run(self) -> np.ndarray:
         """One call with all faces; see `Runner.run`."""

@@ -23,7 +23,8 @@ UPRIGHT = (1 << 16, 0, 0, 0, 1 << 16, 0, 0, 0, 1 << 30)
 
 
 def picture(at: int, size_wh=(96, 64)) -> np.ndarray:
-    """BGR uint8: a gradient under a bright square that wanders, so that frames differ and B-frames pay off."""
+    """BGR uint8: a gradient under a bright square that wanders, so that frames differ and B-frames
+    pay off."""
     x, y = np.meshgrid(np.linspace(0, 1, size_wh[0]), np.linspace(0, 1, size_wh[1]))
     image = np.stack([40 + 150 * x, 60 + 120 * y, 200 - 100 * x * y], axis=-1)
     left, top = 3 * at % (size_wh[0] - 16), 2 * at % (size_wh[1] - 16)
@@ -45,7 +46,8 @@ def make_film(
     sound_codec: str = "aac",
     tags=None,
 ) -> Path:
-    """A film of `count` pictures; with `sound`, a tone that begins so many seconds after the container's 0."""
+    """A film of `count` pictures; with `sound`, a tone that begins so many seconds after the
+    container's 0."""
     with av.open(str(path), "w") as container:
         container.metadata.update(tags or {})
         stream = container.add_stream(codec, rate=fps)
@@ -75,22 +77,33 @@ def _tone(container, stream, start: float, seconds: Fraction) -> None:
         wave = np.sin(np.arange(at * side, (at + 1) * side) / 7.0)[None]
         floats = stream.codec_context.name in formats
         samples = wave.astype(np.float32) if floats else (wave * 9000).astype(np.int16)
-        frame = av.AudioFrame.from_ndarray(samples, format="fltp" if floats else "s16", layout="mono")
-        frame.rate, frame.pts, frame.time_base = rate, int(start * rate) + at * side, Fraction(1, rate)
+        frame = av.AudioFrame.from_ndarray(
+            samples, format="fltp" if floats else "s16", layout="mono"
+        )
+        frame.rate, frame.pts, frame.time_base = (
+            rate,
+            int(start * rate) + at * side,
+            Fraction(1, rate),
+        )
         container.mux(stream.encode(frame))
     container.mux(stream.encode(None))
 
 
 def copy_of(target, template):
-    """A stream of `target` for the packets of `template`; PyAV before 14 has it under another name."""
+    """A stream of `target` for the packets of `template`; PyAV before 14 has it under another
+    name."""
     if hasattr(target, "add_stream_from_template"):
         return target.add_stream_from_template(template, opaque=True)
     return target.add_stream(template=template)
 
 
 def remuxed(path: Path, out: Path, edit=None) -> Path:
-    """The same streams in another container, its list of packets first; `edit(packet, at)` gives new bytes."""
-    with av.open(str(path)) as source, av.open(str(out), "w", options={"movflags": "+faststart"}) as target:
+    """The same streams in another container, its list of packets first; `edit(packet, at)` gives
+    new bytes."""
+    with (
+        av.open(str(path)) as source,
+        av.open(str(out), "w", options={"movflags": "+faststart"}) as target,
+    ):
         streams = {each.index: copy_of(target, each) for each in source.streams}
         for at, packet in enumerate(source.demux()):
             if packet.size:
@@ -110,13 +123,18 @@ def turn(path: Path, matrix) -> Path:
     return path
 
 
-def copied(path: Path, out: Path, size: int = 10, crf: int = 0, change=None, start=None, end=None) -> Path:
-    """`path` through index, segments of `size` frames and join; `change(shot)` gives (bgr, box_xyxy)."""
+def copied(
+    path: Path, out: Path, size: int = 10, crf: int = 0, change=None, start=None, end=None
+) -> Path:
+    """`path` through index, segments of `size` frames and join; `change(shot)` gives (bgr,
+    box_xyxy)."""
     index = index_video(path, start, end)
     segments = []
     for first in range(0, len(index), size):
         segments.append(out.with_name(f"{out.stem}-{first:04}.mp4"))
-        with SegmentWriter(segments[-1], index, crf, "ultrafast" if crf == 0 else "medium") as writer:
+        with SegmentWriter(
+            segments[-1], index, crf, "ultrafast" if crf == 0 else "medium"
+        ) as writer:
             for shot in read_segment(path, index, first, min(first + size, len(index))):
                 writer.write(shot, *(change(shot) if change else ()))
     concat_segments(segments, index, path, out)
@@ -127,7 +145,10 @@ def copied(path: Path, out: Path, size: int = 10, crf: int = 0, change=None, sta
 
 def planes_of(frame) -> list[np.ndarray]:
     rows = [np.frombuffer(plane, np.uint8).reshape(-1, plane.line_size) for plane in frame.planes]
-    return [row[: plane.height, : plane.width].copy() for row, plane in zip(rows, frame.planes, strict=True)]
+    return [
+        row[: plane.height, : plane.width].copy()
+        for row, plane in zip(rows, frame.planes, strict=True)
+    ]
 
 
 def decoded(path: Path) -> list[list[np.ndarray]]:
@@ -153,7 +174,11 @@ def sound(path: Path) -> list[tuple[Fraction, bytes]]:
     """Time and bytes of every sound packet."""
     with av.open(str(path)) as container:
         stream = container.streams.audio[0]
-        return [(each.pts * stream.time_base, bytes(each)) for each in container.demux(stream) if each.size]
+        return [
+            (each.pts * stream.time_base, bytes(each))
+            for each in container.demux(stream)
+            if each.size
+        ]
 
 
 def open_files(folder: Path) -> list[str]:

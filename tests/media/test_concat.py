@@ -42,18 +42,44 @@ from tests.media.clips import (
 )
 
 ROOT = Path(__file__).resolve().parents[2]
-UNEVEN = [0, 7, 40, 41, 90, 200, 201, 203, 260, 300, 333, 334, 420, 500, 501, 502, 700, 710, 711, 900, 901, 1000]
+UNEVEN = [
+    0,
+    7,
+    40,
+    41,
+    90,
+    200,
+    201,
+    203,
+    260,
+    300,
+    333,
+    334,
+    420,
+    500,
+    501,
+    502,
+    700,
+    710,
+    711,
+    900,
+    901,
+    1000,
+]
 
 
 @pytest.mark.parametrize(
-    ("size", "suffix"), [(10, ".mp4"), (7, ".mp4"), (1, ".mp4"), (99, ".mp4"), (10, ".mov"), (10, ".mkv")]
+    ("size", "suffix"),
+    [(10, ".mp4"), (7, ".mp4"), (1, ".mp4"), (99, ".mp4"), (10, ".mov"), (10, ".mkv")],
 )
 def test_segments_make_the_film_that_one_piece_makes(tmp_path, size, suffix):
     path = make_film(tmp_path / "film.mp4", 34, options={"bf": "3"})
     out = copied(path, tmp_path / f"out{suffix}", size)
     assert same_planes(decoded(out), decoded(path))
     assert times(out) == times(path)
-    assert {file.name for file in tmp_path.iterdir()} == {"film.mp4", out.name} and not open_files(tmp_path)
+    assert {file.name for file in tmp_path.iterdir()} == {"film.mp4", out.name} and not open_files(
+        tmp_path
+    )
 
 
 def test_lossy_segments_with_b_frames_keep_order_and_times(tmp_path):
@@ -61,26 +87,34 @@ def test_lossy_segments_with_b_frames_keep_order_and_times(tmp_path):
     out = copied(path, tmp_path / "out.mp4", 20, crf=20)
     assert times(out) == times(path)
     for before, after in zip(decoded(path), decoded(out), strict=True):
-        assert np.abs(before[0].astype(int) - after[0]).mean() < 2  # the square moves 3 pixels a frame
+        # the square moves 3 pixels a frame
+        assert np.abs(before[0].astype(int) - after[0]).mean() < 2
     with av.open(str(out)) as container:
         stamps = [(each.dts, each.pts) for each in container.demux(video=0) if each.size]
     assert all(dts <= pts for dts, pts in stamps) and any(dts < pts for dts, pts in stamps)
     assert all(one[0] < two[0] for one, two in zip(stamps, stamps[1:], strict=False))
 
 
-@pytest.mark.parametrize("fps", [NTSC, Fraction(24000, 1001), Fraction(25), Fraction(60), Fraction(25, 2)])
+@pytest.mark.parametrize(
+    "fps", [NTSC, Fraction(24000, 1001), Fraction(25), Fraction(60), Fraction(25, 2)]
+)
 def test_rate_and_length_are_exact(tmp_path, fps):
     path = make_film(tmp_path / "film.mp4", 33, fps=fps)
     out = copied(path, tmp_path / "out.mp4")
     assert probe(out).fps == probe(path).fps == fps and probe(out).frames == 33
     assert probe(out).duration == pytest.approx(float(33 / fps), abs=1e-4)
-    assert index_video(out).pts == index_video(path).pts and index_video(out).time_base == index_video(path).time_base
+    assert (
+        index_video(out).pts == index_video(path).pts
+        and index_video(out).time_base == index_video(path).time_base
+    )
 
 
 @pytest.mark.parametrize("suffix", [".mp4", ".mkv"])
 @pytest.mark.parametrize("crf", [0, 18])
 def test_uneven_times_are_kept_exactly(tmp_path, suffix, crf):
-    path = make_film(tmp_path / f"film{suffix}", len(UNEVEN), pts=UNEVEN, time_base=Fraction(1, 1000))
+    path = make_film(
+        tmp_path / f"film{suffix}", len(UNEVEN), pts=UNEVEN, time_base=Fraction(1, 1000)
+    )
     assert times(path) == [Fraction(each, 1000) for each in UNEVEN]
     out = copied(path, tmp_path / f"out{suffix}", 9, crf)
     assert times(out) == times(path)
@@ -90,11 +124,15 @@ def test_uneven_times_are_kept_exactly(tmp_path, suffix, crf):
 
 @pytest.mark.parametrize("start", [0.0, 0.5])
 def test_sound_is_copied_bit_for_bit(tmp_path, start):
-    path = make_film(tmp_path / "film.mp4", 40, sound=start, tags={"title": "Übung", "comment": "two words"})
+    path = make_film(
+        tmp_path / "film.mp4", 40, sound=start, tags={"title": "Übung", "comment": "two words"}
+    )
     out = copied(path, tmp_path / "out.mp4", 16)
     assert len(sound(path)) > 20 and sound(out) == sound(path)  # times too
     with av.open(str(out)) as container:
-        assert container.metadata["title"] == "Übung" and container.metadata["comment"] == "two words"
+        assert (
+            container.metadata["title"] == "Übung" and container.metadata["comment"] == "two words"
+        )
         assert container.streams.audio[0].metadata["language"] == "deu"
         assert sum(1 for _ in container.decode(audio=0)) > 20
 
@@ -102,7 +140,11 @@ def test_sound_is_copied_bit_for_bit(tmp_path, start):
 def test_sound_that_starts_before_the_pictures(tmp_path):
     path = make_film(tmp_path / "film.mp4", 20, pts=list(range(10, 30)), sound=0.0)
     out = copied(path, tmp_path / "out.mp4")
-    assert times(out) == times(path) and times(out)[0] == Fraction(10, 25) and sound(out) == sound(path)
+    assert (
+        times(out) == times(path)
+        and times(out)[0] == Fraction(10, 25)
+        and sound(out) == sound(path)
+    )
 
 
 def test_a_transport_stream_begins_at_zero(tmp_path):
@@ -144,36 +186,53 @@ def test_rotation_survives(tmp_path, degrees, suffix):
 
 def test_rotation_needs_mp4_or_mov(tmp_path):
     path = turn(make_film(tmp_path / "film.mp4", 5), QUARTERS[90])
-    for action in (lambda out: check_output(index_video(path), path, out), lambda out: copied(path, out)):
+    for action in (
+        lambda out: check_output(index_video(path), path, out),
+        lambda out: copied(path, out),
+    ):
         with pytest.raises(MediaError, match="rotation by 90 degrees; choose .mp4"):
             action(tmp_path / "out.mkv")
 
 
 def test_colours_and_pixel_shape_survive(tmp_path):
-    colours = {"colorspace": "bt709", "color_primaries": "bt709", "color_trc": "bt709", "color_range": "pc"}
-    path = make_film(tmp_path / "film.mp4", 12, pix_fmt="yuvj420p", options={**colours, "aspect": "4:3"})
+    colours = {
+        "colorspace": "bt709",
+        "color_primaries": "bt709",
+        "color_trc": "bt709",
+        "color_range": "pc",
+    }
+    path = make_film(
+        tmp_path / "film.mp4", 12, pix_fmt="yuvj420p", options={**colours, "aspect": "4:3"}
+    )
     for suffix in (".mp4", ".mkv"):
         one, two = index_video(path), index_video(copied(path, tmp_path / f"out{suffix}"))
-        for name in "colorspace color_range color_primaries color_trc sample_aspect_ratio pix_fmt fps".split():
+        names = "colorspace color_range color_primaries color_trc sample_aspect_ratio pix_fmt fps"
+        for name in names.split():
             assert getattr(one, name) == getattr(two, name), name
 
 
 def test_sound_that_fits_nowhere_is_named(tmp_path):
     path = make_film(tmp_path / "film.avi", 25, sound=0.0, sound_codec="wmav2")
     for suffix in (".mp4", ".mov", ".mkv"):
-        with pytest.raises(MediaError, match=f"{suffix} cannot hold the source's wmav2 audio.*convert the audio"):
+        with pytest.raises(
+            MediaError, match=f"{suffix} cannot hold the source's wmav2 audio.*convert the audio"
+        ):
             check_output(index_video(path), path, tmp_path / f"out{suffix}")
 
 
 def test_sound_that_does_not_fit_is_named_before_the_work(tmp_path, codec="pcm_s16le"):
     path = make_film(tmp_path / "film.mkv", 25, sound=0.0, sound_codec=codec)
-    with pytest.raises(MediaError, match=f"mp4 cannot hold the source's {codec} audio.*choose .mkv"):
+    with pytest.raises(
+        MediaError, match=f"mp4 cannot hold the source's {codec} audio.*choose .mkv"
+    ):
         check_output(index_video(path), path, tmp_path / "out.mp4")
     with pytest.raises(MediaError, match=codec):
         copied(path, tmp_path / "out.mp4")
     assert not (tmp_path / "out.mp4").exists()
     check_output(index_video(path), path, tmp_path / "out.mkv")
-    assert [data for _, data in sound(copied(path, tmp_path / "out.mkv"))] == [data for _, data in sound(path)]
+    assert [data for _, data in sound(copied(path, tmp_path / "out.mkv"))] == [
+        data for _, data in sound(path)
+    ]
 
 
 @pytest.mark.parametrize("version", ["14.0.1", "14.1.0"])
@@ -188,7 +247,9 @@ def test_a_pyav_that_spoils_copies_is_named_before_the_work(tmp_path, monkeypatc
 def test_streams_are_copied_not_encoded():
     """Without ``opaque``, PyAV 14 takes the stream for an encoder's, and the film does not play."""
     asked = []
-    output = SimpleNamespace(add_stream_from_template=lambda template, **options: asked.append((template, options)))
+    output = SimpleNamespace(
+        add_stream_from_template=lambda template, **options: asked.append((template, options))
+    )
     concat._copy_stream(output, "stream")
     assert asked == [("stream", {"opaque": True})]
 
@@ -197,7 +258,11 @@ def test_the_sound_that_is_played_by_default_stays_so(tmp_path):
     path = make_film(tmp_path / "one.mkv", 25, sound=0.0)
     two = tmp_path / "two.mkv"
     with av.open(str(path)) as film, av.open(str(path)) as other, av.open(str(two), "w") as target:
-        pairs = [(film, film.streams.video[0]), (film, film.streams.audio[0]), (other, other.streams.audio[0])]
+        pairs = [
+            (film, film.streams.video[0]),
+            (film, film.streams.audio[0]),
+            (other, other.streams.audio[0]),
+        ]
         copies = [copy_of(target, each) for _, each in pairs]
         try:
             copies[1].disposition, copies[2].disposition = 0, 1
@@ -216,7 +281,9 @@ def test_the_sound_that_is_played_by_default_stays_so(tmp_path):
 @pytest.mark.parametrize("codec", ["flac", "libopus"])
 def test_sound_that_a_header_refuses_is_named_before_the_work(tmp_path, codec):
     path = make_film(tmp_path / "film.mkv", 25, sound=0.0, sound_codec=codec)
-    with pytest.raises(MediaError, match=f"cannot hold the source's {codec[-4:]} audio; choose .mkv"):
+    with pytest.raises(
+        MediaError, match=f"cannot hold the source's {codec[-4:]} audio; choose .mkv"
+    ):
         check_output(index_video(path), path, tmp_path / "out.mov")
     check_output(index_video(path), path, tmp_path / "out.mkv")
     assert [each.name for each in tmp_path.iterdir()] == ["film.mkv"]
@@ -252,7 +319,9 @@ def test_subtitles_go_along_where_they_can(tmp_path):
 def test_same_film_same_bytes(tmp_path, suffix):
     tags = {"creation_time": "2024-05-06T07:08:09.000000Z", "title": "take one"}
     path = make_film(tmp_path / "film.mp4", 25, sound=0.0, tags=tags)
-    one, two = (copied(path, tmp_path / f"{name}{suffix}", crf=18).read_bytes() for name in ("one", "two"))
+    one, two = (
+        copied(path, tmp_path / f"{name}{suffix}", crf=18).read_bytes() for name in ("one", "two")
+    )
     assert one == two
     code = (
         "import sys, pathlib; from tests.media.clips import copied; "
@@ -306,7 +375,9 @@ def test_a_failure_leaves_the_older_file(tmp_path, monkeypatch):
     monkeypatch.setattr("os.replace", refuse)
     with pytest.raises(MediaError, match="No space left"):
         concat_segments(made, index, path, out)
-    assert out.read_bytes() == b"older" and not list(tmp_path.glob(".*")) and not open_files(tmp_path)
+    assert (
+        out.read_bytes() == b"older" and not list(tmp_path.glob(".*")) and not open_files(tmp_path)
+    )
 
 
 @pytest.mark.parametrize("name", ["missing/out.mp4", "out.nonsense", "out.webm"])
@@ -329,7 +400,10 @@ def test_real_clips_come_back(tmp_path, shared, name):
     assert len(frames) == len(index) == len(index_video(out))
     for frame, back in zip(frames, decoded(out), strict=True):
         assert np.array_equal(
-            np.frombuffer(frame.planes[0], np.uint8).reshape(-1, frame.planes[0].line_size)[:, : frame.width], back[0]
+            np.frombuffer(frame.planes[0], np.uint8).reshape(-1, frame.planes[0].line_size)[
+                :, : frame.width
+            ],
+            back[0],
         )
     assert index_video(out).sample_aspect_ratio == index.sample_aspect_ratio
     assert hashlib.md5(b"".join(data for _, data in sound(out))).digest() in _runs(sound(path))
@@ -339,7 +413,11 @@ def _runs(packets):
     """Digests of every run of consecutive packets of about 2 s."""
     data = [each for _, each in packets]
     counts = range(80, 100)
-    return {hashlib.md5(b"".join(data[at : at + count])).digest() for at in range(len(data)) for count in counts}
+    return {
+        hashlib.md5(b"".join(data[at : at + count])).digest()
+        for at in range(len(data))
+        for count in counts
+    }
 
 
 def with_chapters(path: Path, out: Path, marks=((0, 400, "Über"), (400, 1000, "two"))) -> Path:
@@ -349,7 +427,13 @@ def with_chapters(path: Path, out: Path, marks=((0, 400, "Über"), (400, 1000, "
         tick = Fraction(1, 1000)
         target.set_chapters(
             [
-                {"id": at, "start": start, "end": end, "time_base": tick, "metadata": {"title": title}}
+                {
+                    "id": at,
+                    "start": start,
+                    "end": end,
+                    "time_base": tick,
+                    "metadata": {"title": title},
+                }
                 for at, (start, end, title) in enumerate(marks)
             ]
         )
@@ -360,7 +444,9 @@ def with_chapters(path: Path, out: Path, marks=((0, 400, "Über"), (400, 1000, "
     return out
 
 
-@pytest.mark.skipif(not hasattr(av.container.InputContainer, "chapters"), reason="this PyAV knows no chapters")
+@pytest.mark.skipif(
+    not hasattr(av.container.InputContainer, "chapters"), reason="this PyAV knows no chapters"
+)
 @pytest.mark.parametrize("suffix", [".mp4", ".mov", ".mkv"])
 @pytest.mark.parametrize(
     ("start", "end", "expected"),
@@ -375,24 +461,36 @@ def test_chapters_go_along(tmp_path, suffix, start, end, expected):
     out = copied(path, tmp_path / f"new{suffix}", start=start, end=end)
     with av.open(str(out)) as film:
         found = film.chapters()
-        assert [one.type for one in film.streams if one.type in ("video", "audio")] == ["video", "audio"]
+        assert [one.type for one in film.streams if one.type in ("video", "audio")] == [
+            "video",
+            "audio",
+        ]
     assert [one["metadata"]["title"] for one in found] == [title for title, *_ in expected]
     places = [[float(one[name] * one["time_base"]) for name in ("start", "end")] for one in found]
-    assert np.allclose(places, [place for _, *place in expected], atol=0.03), "sound ends a little later"
+    assert np.allclose(places, [place for _, *place in expected], atol=0.03), (
+        "sound ends a little later"
+    )
 
 
-@pytest.mark.skipif(not hasattr(av.container.InputContainer, "chapters"), reason="this PyAV knows no chapters")
+@pytest.mark.skipif(
+    not hasattr(av.container.InputContainer, "chapters"), reason="this PyAV knows no chapters"
+)
 @pytest.mark.parametrize("suffix", [".mp4", ".mkv"])
 def test_a_chapter_that_begins_late_stays_where_it_is(tmp_path, suffix):
     marks = ((500, 700, "one"), (700, 1000, "two"))
     path = with_chapters(make_film(tmp_path / "film.mp4", 25), tmp_path / "told.mkv", marks)
     with av.open(str(copied(path, tmp_path / f"new{suffix}"))) as film:
-        found = [(one["metadata"].get("title"), float(one["start"] * one["time_base"])) for one in film.chapters()]
+        found = [
+            (one["metadata"].get("title"), float(one["start"] * one["time_base"]))
+            for one in film.chapters()
+        ]
     assert [name for name, _ in found if name] == ["one", "two"]
     assert [place for name, place in found if name] == pytest.approx([0.5, 0.7], abs=0.03)
 
 
-@pytest.mark.skipif(not hasattr(av.container.InputContainer, "chapters"), reason="this PyAV knows no chapters")
+@pytest.mark.skipif(
+    not hasattr(av.container.InputContainer, "chapters"), reason="this PyAV knows no chapters"
+)
 def test_titles_that_are_not_utf8_are_read_as_latin_1(tmp_path):
     path = with_chapters(make_film(tmp_path / "film.mp4", 25), tmp_path / "told.mp4")
     path.write_bytes(path.read_bytes().replace("Über".encode(), b"\xdc\xffber"))

@@ -1,4 +1,5 @@
-"""Sheets: everything is there, nothing is cropped or enlarged without need, and the text can be read."""
+"""Sheets: everything is there, nothing is cropped or enlarged without need, and the text can be
+read."""
 
 from __future__ import annotations
 
@@ -7,7 +8,14 @@ import numpy as np
 import pytest
 
 from musetalk_enhance.errors import ConfigError, FrameError
-from musetalk_enhance.media.contact_sheet import GAP, LINE_GAP, MAX_HEIGHT, MIN_CELL, contact_sheet, side_by_side
+from musetalk_enhance.media.contact_sheet import (
+    GAP,
+    LINE_GAP,
+    MAX_HEIGHT,
+    MIN_CELL,
+    contact_sheet,
+    side_by_side,
+)
 
 PAPER = 24
 
@@ -41,7 +49,9 @@ def test_after_stays_as_it_is_and_before_is_enlarged_plainly(rng):
     band = sheet.shape[0] - 300
     assert sheet.shape == (300 + band, 800 + GAP, 3) and sheet.dtype == np.uint8
     assert np.array_equal(sheet[band:, 400 + GAP :], after)
-    assert np.array_equal(sheet[band:, :400], cv2.resize(before, (400, 300), interpolation=cv2.INTER_CUBIC))
+    assert np.array_equal(
+        sheet[band:, :400], cv2.resize(before, (400, 300), interpolation=cv2.INTER_CUBIC)
+    )
     assert (sheet[band:, 400 : 400 + GAP] == PAPER).all()
     assert ink(sheet[:band, :400]).size and ink(sheet[:band, 400 + GAP :]).size
     assert side_by_side([before, after], ["before", "after"]).tobytes() == sheet.tobytes()
@@ -68,7 +78,14 @@ def test_the_row_is_only_made_smaller_where_it_is_too_long(rng):
 
 
 @pytest.mark.parametrize(
-    "sizes", [[(1, 1)], [(1, 3000), (3000, 1)], [(5000, 2)], [(2, 5000)] * 3, [(2000, 2000)] + [(9, 2000)] * 12]
+    "sizes",
+    [
+        [(1, 1)],
+        [(1, 3000), (3000, 1)],
+        [(5000, 2)],
+        [(2, 5000)] * 3,
+        [(2000, 2000)] + [(9, 2000)] * 12,
+    ],
 )
 def test_extreme_shapes_stay_bounded(sizes):
     sheet = side_by_side([flat(*size) for size in sizes], ["some label"] * len(sizes))
@@ -95,7 +112,8 @@ def test_long_labels_are_cut_short_inside_their_cell(label, width):
     for part in (sheet[:band, :half], sheet[:band, half + GAP :]):
         columns = ink(part)
         assert columns.min() >= 2 and columns.max() < half - 2
-        assert columns.max() - columns.min() > 0.6 * half  # but as much is shown as there is room for
+        # but as much is shown as there is room for
+        assert columns.max() - columns.min() > 0.6 * half
     assert (sheet[:band, half : half + GAP] == PAPER).all()
 
 
@@ -103,14 +121,19 @@ def test_a_cut_label_ends_in_dots():
     cut = side_by_side([flat(MIN_CELL, 50)], ["abcdefgh" * 10])
     band = cut.shape[0] - 50
     for kept in range(1, 30):
-        if np.array_equal(side_by_side([flat(MIN_CELL, 50)], [("abcdefgh" * 10)[:kept] + "..."])[:band], cut[:band]):
+        if np.array_equal(
+            side_by_side([flat(MIN_CELL, 50)], [("abcdefgh" * 10)[:kept] + "..."])[:band],
+            cut[:band],
+        ):
             return
     pytest.fail("no beginning of the label with three dots looks like what was drawn")
 
 
 @pytest.mark.parametrize("label", ["", " \n\t ", "Zoë", "人物.png", "a\nb", "\x00"])
 def test_any_text_can_be_drawn(label):
-    plain = "".join(mark if mark.isascii() and mark.isprintable() else "?" for mark in " ".join(label.split()))
+    plain = "".join(
+        mark if mark.isascii() and mark.isprintable() else "?" for mark in " ".join(label.split())
+    )
     sheet, expected = (side_by_side([flat(200, 100)], [text]) for text in (label, plain))
     assert np.array_equal(sheet, expected)
     assert bool(ink(sheet[:-100]).size) is bool(plain)
@@ -128,7 +151,9 @@ def test_text_grows_with_the_picture_and_is_never_too_small():
 def test_a_contact_sheet_shows_every_picture_whole():
     colors = [(0, 0, 180), (0, 180, 0), (180, 0, 0), (180, 180, 0), (0, 180, 180)]
     sizes = [(400, 100), (2000, 500), (50, 300), (1, 1), (700, 10)]
-    page = contact_sheet([flat(*size, color) for size, color in zip(sizes, colors, strict=True)], list("abcde"))
+    page = contact_sheet(
+        [flat(*size, color) for size, color in zip(sizes, colors, strict=True)], list("abcde")
+    )
     found = boxes(page, colors)
     assert [box[2:] for box in found] == [(400, 100), (1600, 400), (50, 300), (1, 1), (700, 10)]
     assert [box[1] for box in found] == sorted(box[1] for box in found)
@@ -139,7 +164,9 @@ def test_a_contact_sheet_shows_every_picture_whole():
 
 def test_columns_are_in_reading_order():
     colors = [(0, 0, 180), (0, 180, 0), (180, 0, 0)]
-    page = contact_sheet([flat(300, 200, color) for color in colors], ["a", "b", "c"], width=604, columns=2)
+    page = contact_sheet(
+        [flat(300, 200, color) for color in colors], ["a", "b", "c"], width=604, columns=2
+    )
     first, second, third = boxes(page, colors)
     assert [first[2:], second[2:], third[2:]] == [(300, 200)] * 3
     assert (first[0], second[0], third[0]) == (0, 300 + GAP, 0) and first[1] == second[1]
@@ -169,7 +196,8 @@ def test_more_than_fits_gets_more_columns():
 def test_a_page_is_never_higher_than_the_limit(count, size):
     page = contact_sheet([flat(*size)] * count, ["a caption"] * count)
     assert page.shape[0] <= MAX_HEIGHT and page.shape[1] == 1600
-    assert (page[-1] == (0, 0, 180)).all(axis=1).any() or count == 700  # whose last line may hold a lower picture
+    # whose last line may hold a lower picture
+    assert (page[-1] == (0, 0, 180)).all(axis=1).any() or count == 700
 
 
 def test_only_the_high_ones_shrink():
@@ -194,7 +222,9 @@ def test_impossible_wishes_are_named(rng):
         side_by_side([one], ["a"], max_side=255)
     with pytest.raises(ConfigError, match="columns"):
         contact_sheet([one], ["a"], columns=0)
-    with pytest.raises(ConfigError, match="width: invalid value 195; .*196 pixels or more for 2 columns"):
+    with pytest.raises(
+        ConfigError, match="width: invalid value 195; .*196 pixels or more for 2 columns"
+    ):
         contact_sheet([one], ["a"], width=195, columns=2)
     with pytest.raises(FrameError, match="9000 images; expected fewer"):
         contact_sheet([one.repeat(4, 0)] * 9000, ["a"] * 9000)

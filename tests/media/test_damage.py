@@ -10,7 +10,16 @@ import pytest
 
 from musetalk_enhance.errors import MediaError
 from musetalk_enhance.media import index_video, read_segment
-from tests.media.clips import copied, copy_of, decoded, make_film, planes_of, remuxed, same_planes, times
+from tests.media.clips import (
+    copied,
+    copy_of,
+    decoded,
+    make_film,
+    planes_of,
+    remuxed,
+    same_planes,
+    times,
+)
 
 
 def kinds(path, first=0, stop=None):
@@ -73,7 +82,9 @@ def test_the_first_frames_are_replaced_by_the_next_that_is_whole(tmp_path):
     whole = make_film(tmp_path / "whole.mp4", 12, options={"g": "6", "bf": "0"})
     index = index_video(whole, strict=False)
     path = remuxed(
-        whole, tmp_path / "bad.mp4", lambda packet, at: bytes(packet.size) if at < 6 else bytes(packet)
+        whole,
+        tmp_path / "bad.mp4",
+        lambda packet, at: bytes(packet.size) if at < 6 else bytes(packet),
     )
     shots = list(read_segment(path, index, 0, 12))
     assert [shot.damage for shot in shots] == ["repeated"] * 6 + [None] * 6

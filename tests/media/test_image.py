@@ -1,4 +1,5 @@
-"""Still pictures: upright, exact where the format is, with all that belongs to them; what would lose is refused."""
+"""Still pictures: upright, exact where the format is, with all that belongs to them; what would
+lose is refused."""
 
 from __future__ import annotations
 
@@ -34,7 +35,9 @@ ICC = bytes(16) + b"RGB " + bytes(range(256)) * 300  # 77 kB: over one segment o
 def colours(width=24, height=16) -> np.ndarray:
     """RGB, no two corners alike, smooth enough for JPEG."""
     x, y = np.meshgrid(np.linspace(0, 1, width), np.linspace(0, 1, height))
-    return np.rint(np.stack([20 + 200 * x, 30 + 180 * y, 200 - 150 * x * y], axis=-1)).astype(np.uint8)
+    return np.rint(np.stack([20 + 200 * x, 30 + 180 * y, 200 - 150 * x * y], axis=-1)).astype(
+        np.uint8
+    )
 
 
 def file(image, kind="PNG", **options) -> bytes:
@@ -45,10 +48,13 @@ def file(image, kind="PNG", **options) -> bytes:
 
 
 def exif(orientation: int | None = None, order="<", kind=3) -> bytes:
-    """Camera, artist, a date in the sub-IFD and a maker's note that nobody can parse, laid out by hand."""
+    """Camera, artist, a date in the sub-IFD and a maker's note that nobody can parse, laid out by
+    hand."""
     entries = [(0x010F, 2, b"Camera\0")]
     if orientation is not None:
-        entries.append((0x0112, kind, struct.pack(order + ("H" if kind == 3 else "I"), orientation)))
+        entries.append(
+            (0x0112, kind, struct.pack(order + ("H" if kind == 3 else "I"), orientation))
+        )
     entries += [(0x013B, 2, b"A. Painter\0"), (0x8769, 4, None)]
     sub = [(0x9003, 2, b"2020:02:02 20:20:20\0"), (0x927C, 7, bytes(range(256)))]
     head = (b"II*\0" if order == "<" else b"MM\0*") + struct.pack(order + "I", 8)
@@ -56,7 +62,14 @@ def exif(orientation: int | None = None, order="<", kind=3) -> bytes:
     first, tail = ifd(entries, start, order)
     at = start + len(tail)
     second, rest = ifd(sub, at + 2 + 12 * len(sub) + 4, order)
-    return b"Exif\0\0" + head + first.replace(b"LINK", struct.pack(order + "I", at)) + tail + second + rest
+    return (
+        b"Exif\0\0"
+        + head
+        + first.replace(b"LINK", struct.pack(order + "I", at))
+        + tail
+        + second
+        + rest
+    )
 
 
 def ifd(entries, at, order) -> tuple[bytes, bytes]:
@@ -68,7 +81,10 @@ def ifd(entries, at, order) -> tuple[bytes, bytes]:
         elif len(value) <= 4:
             field = value.ljust(4, b"\0")
         else:
-            field, tail = struct.pack(order + "I", at + len(tail)), tail + value + b"\0" * (len(value) % 2)
+            field, tail = (
+                struct.pack(order + "I", at + len(tail)),
+                tail + value + b"\0" * (len(value) % 2),
+            )
         body += struct.pack(order + "HHI", tag, kind, count) + field
     return body + bytes(4), tail
 
@@ -92,7 +108,9 @@ def chunks(data: bytes) -> list[tuple[bytes, bytes]]:
     while at < len(data):
         (length,) = struct.unpack_from(">I", data, at)
         kind, body = data[at + 4 : at + 8], data[at + 8 : at + 8 + length]
-        assert data[at + 8 + length : at + 12 + length] == struct.pack(">I", zlib.crc32(kind + body))
+        assert data[at + 8 + length : at + 12 + length] == struct.pack(
+            ">I", zlib.crc32(kind + body)
+        )
         found.append((kind, body))
         at += 12 + length
     return found
@@ -280,7 +298,9 @@ def test_alpha_is_laid_over_white_where_the_format_has_none(suffix):
     got = read(encode_image(StillImage(bgr, alpha), suffix, quality=100))
     assert got.alpha is None
     for column, color in ((2, (255, 255, 255)), (12, (204, 204, 244)), (22, (0, 0, 200))):
-        assert np.abs(got.bgr[:, column].astype(int) - color).max() <= (2 if suffix == ".jpg" else 0)
+        assert np.abs(got.bgr[:, column].astype(int) - color).max() <= (
+            2 if suffix == ".jpg" else 0
+        )
 
 
 @pytest.mark.parametrize("mode", ["L", "1", "LA"])
@@ -375,11 +395,15 @@ def test_cmyk_without_a_profile_is_refused_by_name(icc):
 
 
 def test_lab_becomes_rgb_without_its_profile():
-    lab = file(Image.new("LAB", (4, 4), (255, 128, 128)), "TIFF", icc_profile=ICC.replace(b"RGB ", b"Lab "))
+    lab = file(
+        Image.new("LAB", (4, 4), (255, 128, 128)), "TIFF", icc_profile=ICC.replace(b"RGB ", b"Lab ")
+    )
     assert read(lab).bgr.min() >= 253 and read(lab).icc is None  # L 100, a and b 0: white
 
 
-@pytest.mark.parametrize(("sampling", "turn", "expected"), [(0, 1, 0), (1, 1, 1), (2, 1, 2), (1, 6, 0), (2, 6, 2)])
+@pytest.mark.parametrize(
+    ("sampling", "turn", "expected"), [(0, 1, 0), (1, 1, 1), (2, 1, 2), (1, 6, 0), (2, 6, 2)]
+)
 def test_subsampling_of_a_jpeg_is_kept(sampling, turn, expected):
     got = read(file(colours(), "JPEG", subsampling=sampling, exif=exif(turn)))
     assert (got.format, got.subsampling) == ("JPEG", expected)
@@ -404,7 +428,8 @@ def test_a_jpeg_with_a_preview_behind_it_is_a_jpeg(tmp_path):
 
 def test_webp_stays_without_loss_where_it_was():
     for lossless in (True, False):
-        for options in ({}, {"exif": exif(1)[6:], "icc_profile": ICC}):  # the simple and the extended layout
+        # the simple and the extended layout
+        for options in ({}, {"exif": exif(1)[6:], "icc_profile": ICC}):
             got = read(file(colours(), "WEBP", lossless=lossless, **options))
             assert got.lossless is lossless
             again = encode_image(got, ".webp")
@@ -428,13 +453,17 @@ def test_every_ending_takes_every_size_and_gives_the_same_bytes_again(tmp_path, 
 @pytest.mark.parametrize("grey", [True, False])
 @pytest.mark.parametrize("alpha", [True, False])
 def test_others_read_our_png(rng, grey, alpha):
-    bgr = rng.integers(0, 256, (13, 11, 1 if grey else 3), np.uint8).repeat(3 if grey else 1, axis=2)
+    bgr = rng.integers(0, 256, (13, 11, 1 if grey else 3), np.uint8).repeat(
+        3 if grey else 1, axis=2
+    )
     mask = rng.integers(0, 256, (13, 11), np.uint8) if alpha else None
     data = encode_image(StillImage(bgr, mask, icc=ICC, exif=exif(1), gray=grey), ".png")
     assert [kind for kind, _ in chunks(data)] == [b"IHDR", b"iCCP", b"eXIf", b"IDAT", b"IEND"]
     assert np.array_equal(cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR), bgr)
     if alpha:
-        assert np.array_equal(cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)[..., 3], mask)
+        assert np.array_equal(
+            cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)[..., 3], mask
+        )
 
 
 @pytest.mark.parametrize("shape", [(4, 4), (4, 4, 3), (4, 4, 4)])
@@ -471,16 +500,21 @@ def test_several_frames_are_refused(kind):
 
 @pytest.mark.parametrize("suffix", IMAGE_EXTENSIONS)
 def test_a_truncated_file_is_refused(rng, suffix):
-    data = encode_image(StillImage(rng.integers(0, 256, (64, 64, 3), np.uint8), exif=exif(1)), suffix)
+    data = encode_image(
+        StillImage(rng.integers(0, 256, (64, 64, 3), np.uint8), exif=exif(1)), suffix
+    )
     for share in (0.02, 0.3, 0.7, 0.9):
         with pytest.raises(MediaError, match="photo"):
             decode_image(data[: int(len(data) * share)], "photo" + suffix)
 
 
 def test_a_damaged_file_raises_nothing_else(rng):
-    """Bytes turned over at random: the picture comes or `MediaError`, never another error or a warning."""
+    """Bytes turned over at random: the picture comes or `MediaError`, never another error or a
+    warning."""
     for suffix in (".png", ".jpg", ".webp", ".bmp", ".tif"):
-        data = encode_image(StillImage(colours()[..., ::-1].copy(), icc=ICC[:300], exif=exif(6)), suffix)
+        data = encode_image(
+            StillImage(colours()[..., ::-1].copy(), icc=ICC[:300], exif=exif(6)), suffix
+        )
         for _ in range(60):
             broken = bytearray(data)
             for at in rng.integers(0, min(len(data), 600), 4):
@@ -492,7 +526,14 @@ def test_a_damaged_file_raises_nothing_else(rng):
 
 
 @pytest.mark.parametrize(
-    "data", [b"", b"<!DOCTYPE html><html></html>", b"\0" * 500, b"%!PS-Adobe-3.0 EPSF-3.0\n", b"P6 1 1 255 abc"]
+    "data",
+    [
+        b"",
+        b"<!DOCTYPE html><html></html>",
+        b"\0" * 500,
+        b"%!PS-Adobe-3.0 EPSF-3.0\n",
+        b"P6 1 1 255 abc",
+    ],
 )
 def test_what_is_no_picture_is_refused(tmp_path, data):
     (tmp_path / "page.jpg").write_bytes(data)
@@ -516,7 +557,8 @@ def test_a_decompression_bomb_is_refused(tmp_path):
 
 
 def test_a_large_picture_under_the_limit_gives_no_warning(tmp_path, monkeypatch):
-    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 300)  # 384 pixels: Pillow warns from here, refuses from 600
+    # 384 pixels: Pillow warns from here, refuses from 600
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 300)
     assert read(file(colours())).size_wh == size(tmp_path, file(colours())) == (24, 16)
 
 
@@ -546,11 +588,24 @@ def test_picture_size_reads_the_head_alone(tmp_path, rng):
 
 
 def test_replaced_pixels_keep_the_rest():
-    source = picture(alpha=colours()[..., 0].copy(), format="JPEG", icc=ICC, exif=exif(1), gray=True, subsampling=2)
+    source = picture(
+        alpha=colours()[..., 0].copy(),
+        format="JPEG",
+        icc=ICC,
+        exif=exif(1),
+        gray=True,
+        subsampling=2,
+    )
     double = cv2.resize(source.bgr, (48, 32))
     got = source.replace_pixels(double[:, ::-1])
     assert got.size_wh == (48, 32) and got.alpha.shape == (32, 48) and got.bgr.flags.c_contiguous
-    assert (got.format, got.icc, got.exif, got.gray, got.subsampling) == ("JPEG", ICC, exif(1), True, 2)
+    assert (got.format, got.icc, got.exif, got.gray, got.subsampling) == (
+        "JPEG",
+        ICC,
+        exif(1),
+        True,
+        2,
+    )
     assert np.abs(got.alpha[::2, ::2].astype(int) - source.alpha).max() <= 8  # 8 is a step across
     assert source.replace_pixels(source.bgr).alpha is source.alpha
     own = np.full((32, 48), 9, np.uint8)
@@ -588,4 +643,7 @@ def test_real_photographs_go_through(shared, tmp_path):
         assert image_size(path) == got.size_wh
         assert np.array_equal(read(encode_image(got, ".png")).bgr, got.bgr)
         again = read(encode_image(got, ".jpg"))
-        assert np.abs(again.bgr.astype(int) - got.bgr).mean() < 2 and again.subsampling == got.subsampling
+        assert (
+            np.abs(again.bgr.astype(int) - got.bgr).mean() < 2
+            and again.subsampling == got.subsampling
+        )

@@ -19,12 +19,24 @@ def test_a_film_is_listed_frame_by_frame(tmp_path):
     assert len(index) == 24 and index.complete and not index.counted
     assert [pts * index.time_base for pts in index.pts] == times(path)
     assert index.fps == NTSC and index.duration == 24 / NTSC
-    assert (index.width, index.height, index.source_wh, index.coded_wh) == (96, 64, (96, 64), (96, 64))
-    assert (index.pix_fmt, index.out_pix_fmt, index.bit_depth, index.codec) == ("yuv420p", "yuv420p", 8, "h264")
+    assert (index.width, index.height, index.source_wh, index.coded_wh) == (
+        96,
+        64,
+        (96, 64),
+        (96, 64),
+    )
+    assert (index.pix_fmt, index.out_pix_fmt, index.bit_depth, index.codec) == (
+        "yuv420p",
+        "yuv420p",
+        8,
+        "h264",
+    )
     assert (index.rotation, index.flipped, index.display_matrix or None) in [(0, False, None)]
     (tone,) = index.audio
     assert (tone.codec, tone.rate, tone.channels, tone.language) == ("aac", 16000, 1, "deu")
-    assert tone.start == pytest.approx(0.5, abs=0.1) and tone.duration == pytest.approx(24 / NTSC, abs=0.2)
+    assert tone.start == pytest.approx(0.5, abs=0.1) and tone.duration == pytest.approx(
+        24 / NTSC, abs=0.2
+    )
     assert pickle.loads(pickle.dumps(index)) == index
     assert not open_files(tmp_path)
 
@@ -33,7 +45,11 @@ def test_a_film_is_listed_frame_by_frame(tmp_path):
 def test_rotation_is_the_one_a_player_applies(tmp_path, degrees):
     path = turn(make_film(tmp_path / "film.mp4", 2), QUARTERS[degrees])
     index, info = index_video(path), probe(path)
-    assert index.rotation == degrees and index.display_matrix == QUARTERS[degrees] and not index.flipped
+    assert (
+        index.rotation == degrees
+        and index.display_matrix == QUARTERS[degrees]
+        and not index.flipped
+    )
     assert (index.width, index.height) == (info.width, info.height) and index.coded_wh == (96, 64)
 
 
@@ -43,7 +59,8 @@ def test_rotation_is_the_one_a_player_applies(tmp_path, degrees):
         (None, None, range(24)),
         (0.4, None, range(10, 24)),
         (None, 0.4, range(10)),
-        (0.1, 0.3, range(3, 8)),  # 0.1 s is between frames 2 and 3 of 25 a second, 0.3 s between 7 and 8
+        # 0.1 s is between frames 2 and 3 of 25 a second, 0.3 s between 7 and 8
+        (0.1, 0.3, range(3, 8)),
         (0.04, 0.08, range(1, 2)),
         (0.9, 99, range(23, 24)),
     ],
@@ -63,7 +80,13 @@ def test_a_written_tenth_is_a_tenth(tmp_path):
 
 @pytest.mark.parametrize(
     ("start", "end", "key"),
-    [(-1, None, "start"), (float("nan"), None, "start"), (None, float("inf"), "end"), (2, 1, "end"), (0, 0, "end")],
+    [
+        (-1, None, "start"),
+        (float("nan"), None, "start"),
+        (None, float("inf"), "end"),
+        (2, 1, "end"),
+        (0, 0, "end"),
+    ],
 )
 def test_impossible_times(tmp_path, start, end, key):
     with pytest.raises(ConfigError) as caught:
@@ -73,7 +96,13 @@ def test_impossible_times(tmp_path, start, end, key):
 
 @pytest.mark.parametrize(
     ("start", "end", "key"),
-    [(0.2, None, "start"), (5, 6, "start"), (0.17, None, "start"), (0.17, 0.19, "start"), (0.01, 0.02, "end")],
+    [
+        (0.2, None, "start"),
+        (5, 6, "start"),
+        (0.17, None, "start"),
+        (0.17, 0.19, "start"),
+        (0.01, 0.02, "end"),
+    ],
 )
 def test_a_stretch_without_a_frame(tmp_path, start, end, key):
     path = make_film(tmp_path / "film.mp4", 5)

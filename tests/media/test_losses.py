@@ -226,9 +226,7 @@ def test_the_timecode_is_kept_and_moved_with_the_start(tmp_path, source, target)
 
 
 def test_a_timecode_that_a_container_cannot_hold_is_named(tmp_path):
-    path = make_film(
-        tmp_path / "film.mkv", 6, fps=Fraction(7), tags={"timecode": "01:00:00:00"}
-    )
+    path = make_film(tmp_path / "film.mkv", 6, fps=Fraction(7), tags={"timecode": "01:00:00:00"})
     named = losses(path)
     out = copied(path, tmp_path / "out.mp4")
     with av.open(str(out)) as opened:

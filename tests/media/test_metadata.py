@@ -106,7 +106,9 @@ def test_chunks_of_a_png_are_copied_to_the_byte():
     source = decode_image(png(gamma, time), "picture")
     written = chunks(encode_image(source, ".png"))
     assert gamma in written and time in written
-    assert [kind for kind, _ in written].index(b"gAMA") < [kind for kind, _ in written].index(b"IDAT")
+    assert [kind for kind, _ in written].index(b"gAMA") < [kind for kind, _ in written].index(
+        b"IDAT"
+    )
 
 
 def test_unknown_parts_are_named():
@@ -154,7 +156,9 @@ def test_alpha_under_the_name_of_a_jpeg_is_named():
     assert losses_in(source, ".jpg") == ["transparency"] and losses_in(source, ".png") == []
 
 
-@pytest.mark.parametrize("data", [b"\xff\xd8", b"\xff\xd8\xff", b"\xff\xd8\xff\xe1", b"\x89PNG\r\n\x1a\n"])
+@pytest.mark.parametrize(
+    "data", [b"\xff\xd8", b"\xff\xd8\xff", b"\xff\xd8\xff\xe1", b"\x89PNG\r\n\x1a\n"]
+)
 def test_damaged_files_raise_nothing_else(data):
     with pytest.raises(MediaError):
         decode_image(data, "picture")

@@ -1,4 +1,5 @@
-"""Videos and pictures: exact rates, true colours, nothing lost, nothing half-written, nothing left open."""
+"""Videos and pictures: exact rates, true colours, nothing lost, nothing half-written, nothing left
+open."""
 
 from __future__ import annotations
 
@@ -74,7 +75,16 @@ def test_frames_come_back_in_order_and_contiguous(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "color", [(0, 0, 255), (0, 255, 0), (255, 0, 0), (40, 90, 200), (128, 128, 128), (255, 255, 255), (0, 0, 0)]
+    "color",
+    [
+        (0, 0, 255),
+        (0, 255, 0),
+        (255, 0, 0),
+        (40, 90, 200),
+        (128, 128, 128),
+        (255, 255, 255),
+        (0, 0, 0),
+    ],
 )
 def test_flat_colours_survive_within_one_step(tmp_path, color):
     frame = np.full((64, 96, 3), color, np.uint8)
@@ -86,7 +96,11 @@ def test_file_says_bt709_limited_and_holds_it(tmp_path):
     path = write(tmp_path / "red.mp4", [np.full((64, 96, 3), (0, 0, 255), np.uint8)] * 2)
     with av.open(str(path)) as container:
         frame = next(container.decode(video=0))
-        assert (frame.format.name, int(frame.colorspace), int(frame.color_range)) == ("yuv420p", 1, 1)
+        assert (frame.format.name, int(frame.colorspace), int(frame.color_range)) == (
+            "yuv420p",
+            1,
+            1,
+        )
         planes = frame.to_ndarray()
     # ITU-R BT.709: red is Y 0.2126, Cb -0.1146, Cr 0.5, scaled to 16..235 and 16..240.
     assert (planes[0, 0], planes[64, 0], planes[80, 0]) == (63, 102, 240)
@@ -95,7 +109,11 @@ def test_file_says_bt709_limited_and_holds_it(tmp_path):
 @pytest.mark.parametrize(
     ("space", "range_", "expected_yuv"),
     # Red by ITU-R BT.601 (Y 0.299, Cb -0.1687): full range, and limited range.
-    [("bt470bg", "pc", (76, 85, 255)), ("bt470bg", "tv", (81, 90, 240)), (None, None, (81, 90, 240))],
+    [
+        ("bt470bg", "pc", (76, 85, 255)),
+        ("bt470bg", "tv", (81, 90, 240)),
+        (None, None, (81, 90, 240)),
+    ],
 )
 def test_other_matrices_and_ranges_are_honoured(tmp_path, space, range_, expected_yuv):
     path = tmp_path / "red.mp4"
@@ -104,11 +122,15 @@ def test_other_matrices_and_ranges_are_honoured(tmp_path, space, range_, expecte
     with av.open(str(path), "w") as container:
         stream = container.add_stream("libx264", rate=25)
         stream.width, stream.height, stream.pix_fmt = 96, 64, "yuv420p"
-        stream.options = {"crf": "0", **({"colorspace": space, "color_range": range_} if space else {})}
+        stream.options = {
+            "crf": "0",
+            **({"colorspace": space, "color_range": range_} if space else {}),
+        }
         container.mux(stream.encode(av.VideoFrame.from_ndarray(planes, format="yuv420p")))
         container.mux(stream.encode(None))
     (frame,) = read_frames(path)
-    assert np.abs(frame.reshape(-1, 3).mean(axis=0) - (0, 0, 255)).max() <= 2.0  # yuv itself is rounded
+    # yuv itself is rounded
+    assert np.abs(frame.reshape(-1, 3).mean(axis=0) - (0, 0, 255)).max() <= 2.0
 
 
 def test_odd_sizes_are_padded_not_cut(tmp_path):
@@ -157,14 +179,22 @@ def test_the_name_appears_only_at_the_end(tmp_path):
 
 
 def test_writing_nothing_is_an_error_and_leaves_nothing(tmp_path):
-    with pytest.raises(MediaError, match="no frame was written"), VideoWriter(tmp_path / "clip.mp4", 25, (96, 64)):
+    with (
+        pytest.raises(MediaError, match="no frame was written"),
+        VideoWriter(tmp_path / "clip.mp4", 25, (96, 64)),
+    ):
         pass
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("frame", [gradient(0, (96, 62)), gradient().astype(np.float32), gradient()[..., 0]])
+@pytest.mark.parametrize(
+    "frame", [gradient(0, (96, 62)), gradient().astype(np.float32), gradient()[..., 0]]
+)
 def test_a_frame_that_does_not_fit_is_named(tmp_path, frame):
-    with pytest.raises(FrameError) as caught, VideoWriter(tmp_path / "clip.mp4", 25, (96, 64)) as writer:
+    with (
+        pytest.raises(FrameError) as caught,
+        VideoWriter(tmp_path / "clip.mp4", 25, (96, 64)) as writer,
+    ):
         writer.write(gradient())
         writer.write(frame)
     assert caught.value.index == 1
@@ -285,12 +315,16 @@ def test_pictures_survive_under_any_name(tmp_path):
 
 
 def test_alpha_grey_and_16_bits_become_bgr(tmp_path):
-    cv2.imwrite(str(tmp_path / "alpha.png"), np.dstack([gradient(), np.full((64, 96), 9, np.uint8)]))
+    cv2.imwrite(
+        str(tmp_path / "alpha.png"), np.dstack([gradient(), np.full((64, 96), 9, np.uint8)])
+    )
     cv2.imwrite(str(tmp_path / "deep.png"), gradient().astype(np.uint16) * 257)
     cv2.imwrite(str(tmp_path / "grey.png"), gradient()[..., 0])
     assert np.array_equal(read_image(tmp_path / "alpha.png"), gradient())
     assert np.array_equal(read_image(tmp_path / "deep.png"), gradient())
-    assert np.array_equal(read_image(tmp_path / "grey.png"), np.repeat(gradient()[..., :1], 3, axis=2))
+    assert np.array_equal(
+        read_image(tmp_path / "grey.png"), np.repeat(gradient()[..., :1], 3, axis=2)
+    )
 
 
 def test_pictures_that_fail_are_named(tmp_path):
@@ -335,7 +369,9 @@ def test_two_writers_of_one_process_may_write_the_same_file(tmp_path):
         with VideoWriter(path, 25, (96, 64)) as two:
             two.write(gradient())
         assert sum(1 for _ in read_frames(path)) == 1
-    assert sum(1 for _ in read_frames(path)) == 120 and [file.name for file in tmp_path.iterdir()] == ["clip.mp4"]
+    assert sum(1 for _ in read_frames(path)) == 120 and [
+        file.name for file in tmp_path.iterdir()
+    ] == ["clip.mp4"]
 
 
 class Mark(enum.Flag):
@@ -345,7 +381,9 @@ class Mark(enum.Flag):
     attached_pic = 1024
 
 
-@pytest.mark.parametrize(("marks", "expected"), [(Mark.default | Mark.attached_pic, 1025), (1, 1), (None, 0)])
+@pytest.mark.parametrize(
+    ("marks", "expected"), [(Mark.default | Mark.attached_pic, 1025), (1, 1), (None, 0)]
+)
 def test_what_a_stream_is_for_is_read_of_every_pyav(marks, expected):
     stream = SimpleNamespace() if marks is None else SimpleNamespace(disposition=marks)
     assert disposition(stream) == expected

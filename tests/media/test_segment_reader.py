@@ -9,7 +9,16 @@ import pytest
 
 from musetalk_enhance.errors import ConfigError, MediaError
 from musetalk_enhance.media import SegmentWriter, index_video, read_frames, read_segment
-from tests.media.clips import QUARTERS, decoded, make_film, open_files, planes_of, remuxed, same_planes, turn
+from tests.media.clips import (
+    QUARTERS,
+    decoded,
+    make_film,
+    open_files,
+    planes_of,
+    remuxed,
+    same_planes,
+    turn,
+)
 
 GROUPS = {
     "closed": {"g": "8", "bf": "3"},
@@ -35,18 +44,29 @@ def test_every_stretch_equals_playing_from_the_beginning(tmp_path, group, suffix
 
 @pytest.mark.parametrize(
     ("name", "codec"),
-    [("a.h264", "libx264"), ("b.avi", "mpeg4"), ("c.avi", "libx264"), ("d.webm", "libvpx"), ("e.ts", "mpeg2video")],
+    [
+        ("a.h264", "libx264"),
+        ("b.avi", "mpeg4"),
+        ("c.avi", "libx264"),
+        ("d.webm", "libvpx"),
+        ("e.ts", "mpeg2video"),
+    ],
 )
 def test_other_containers_too(tmp_path, name, codec):
     path = make_film(
-        tmp_path / name, 30, codec=codec, options={"g": "6", **({} if codec == "libvpx" else {"bf": "2"})}
+        tmp_path / name,
+        30,
+        codec=codec,
+        options={"g": "6", **({} if codec == "libvpx" else {"bf": "2"})},
     )
     assert index_video(path).counted == (name in ("a.h264", "b.avi", "c.avi"))
     index, played = index_video(path), decoded(path)
     for first, stop in [(0, 4), (11, 14), (29, 30)]:
         shots = list(read_segment(path, index, first, stop))
         assert [shot.index for shot in shots] == list(range(first, stop))
-        assert all(np.array_equal(planes_of(shot.frame)[0], played[shot.index][0]) for shot in shots)
+        assert all(
+            np.array_equal(planes_of(shot.frame)[0], played[shot.index][0]) for shot in shots
+        )
 
 
 @pytest.mark.parametrize("name", ["film.mp4", "film.h264"])
@@ -62,11 +82,17 @@ def mirrored(path):
 
 
 def test_pictures_are_those_of_read_frames_and_converted_once(tmp_path):
-    plain = make_film(tmp_path / "film.mp4", 4, options={"colorspace": "bt709", "color_range": "pc"})
+    plain = make_film(
+        tmp_path / "film.mp4", 4, options={"colorspace": "bt709", "color_range": "pc"}
+    )
     for path in (plain, turn(make_film(tmp_path / "turned.mp4", 4), QUARTERS[90])):
         shots = list(read_segment(path, index_video(path), 0, 4))
         for shot, frame in zip(shots, read_frames(path), strict=True):
-            assert np.array_equal(shot.bgr, frame) and shot.bgr.flags.c_contiguous and shot.bgr.dtype == np.uint8
+            assert (
+                np.array_equal(shot.bgr, frame)
+                and shot.bgr.flags.c_contiguous
+                and shot.bgr.dtype == np.uint8
+            )
             assert shot.bgr is shot.bgr
 
 
@@ -87,7 +113,8 @@ def test_frames_that_are_not_there(tmp_path, frames):
 
 
 def test_frames_go_as_soon_as_nobody_holds_them(tmp_path):
-    """Without Python's collector of garbage, which runs too seldom for pictures of a few megabytes."""
+    """Without Python's collector of garbage, which runs too seldom for pictures of a few
+    megabytes."""
     path = make_film(tmp_path / "film.mp4", 60)
     index = index_video(path)
 
@@ -117,7 +144,9 @@ def test_closing_early_closes_the_file(tmp_path):
 
 
 def test_a_file_that_was_cut_off_since_names_the_last_good_frame(tmp_path):
-    path = remuxed(make_film(tmp_path / "whole.mp4", 60, options={"g": "10"}), tmp_path / "film.mp4")
+    path = remuxed(
+        make_film(tmp_path / "whole.mp4", 60, options={"g": "10"}), tmp_path / "film.mp4"
+    )
     index, data, good = index_video(path), path.read_bytes(), []
     path.write_bytes(data[: len(data) * 6 // 10])
     with pytest.raises(MediaError, match="truncated or damaged after frame") as caught:

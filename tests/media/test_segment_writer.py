@@ -13,10 +13,25 @@ import numpy as np
 import pytest
 
 from musetalk_enhance.errors import ConfigError, FrameError, MediaError
-from musetalk_enhance.media import SegmentWriter, VideoWriter, index_video, read_frames, read_segment
+from musetalk_enhance.media import (
+    SegmentWriter,
+    VideoWriter,
+    index_video,
+    read_frames,
+    read_segment,
+)
 from musetalk_enhance.media.writer import X264_PARAMS
 from tests.conftest import ROOT
-from tests.media.clips import QUARTERS, decoded, make_film, open_files, picture, planes_of, same_planes, turn
+from tests.media.clips import (
+    QUARTERS,
+    decoded,
+    make_film,
+    open_files,
+    picture,
+    planes_of,
+    same_planes,
+    turn,
+)
 
 
 def rewrite(path, out, crf=0, change=None, **options):
@@ -30,7 +45,10 @@ def rewrite(path, out, crf=0, change=None, **options):
 
 COLOURS = {
     "plain": ("yuv420p", {}),
-    "601": ("yuv420p", {"colorspace": "smpte170m", "color_primaries": "smpte170m", "color_trc": "smpte170m"}),
+    "601": (
+        "yuv420p",
+        {"colorspace": "smpte170m", "color_primaries": "smpte170m", "color_trc": "smpte170m"},
+    ),
     "709": ("yuv420p", {"colorspace": "bt709", "color_primaries": "bt709", "color_trc": "bt709"}),
     "full": ("yuvj420p", {"colorspace": "bt709", "color_range": "pc"}),
     "full-601": ("yuv420p", {"colorspace": "bt470bg", "color_range": "pc"}),
@@ -66,14 +84,17 @@ def test_changed_pictures_keep_matrix_and_range(tmp_path, name):
     pix_fmt, options = COLOURS[name]
     path = make_film(tmp_path / "film.mp4", 3, pix_fmt=pix_fmt, options=options)
     patches = np.zeros((64, 96, 3), np.uint8)
-    for at, color in enumerate([(0, 0, 255), (0, 255, 0), (255, 0, 0), (40, 90, 200), (255, 255, 255), (0, 0, 0)]):
+    for at, color in enumerate(
+        [(0, 0, 255), (0, 255, 0), (255, 0, 0), (40, 90, 200), (255, 255, 255), (0, 0, 0)]
+    ):
         patches[:, at * 16 : at * 16 + 16] = color
     out = rewrite(path, tmp_path / "out.mp4", crf=0, change=lambda shot: (patches, None))
     assert facts(out) == facts(path)
     for back in read_frames(out):
         for at in range(6):
             inner = np.s_[4:60, at * 16 + 6 : at * 16 + 10]
-            assert np.abs(back[inner].astype(int) - patches[inner]).max() <= 3  # one step of Y, U or V is up to 2
+            # one step of Y, U or V is up to 2
+            assert np.abs(back[inner].astype(int) - patches[inner]).max() <= 3
 
 
 BOXES = [(10, 6, 40, 30), (11, 7, 40, 31), (-20, -5, 9, 9), (80, 50, 200, 200), (0, 0, 96, 64)]
@@ -98,7 +119,9 @@ def test_only_the_box_changes(tmp_path, pix_fmt, box):
         assert (before[0][inside] != after[0][inside]).mean() > 0.9
 
 
-@pytest.mark.parametrize("matrix", [*QUARTERS.values(), (-1 << 16, 0, 0, 0, 1 << 16, 0, 96 << 16, 0, 1 << 30)])
+@pytest.mark.parametrize(
+    "matrix", [*QUARTERS.values(), (-1 << 16, 0, 0, 0, 1 << 16, 0, 96 << 16, 0, 1 << 30)]
+)
 def test_boxes_of_turned_films_are_upright(tmp_path, matrix):
     path = turn(make_film(tmp_path / "film.mp4", 2), matrix)
     left, top, right, bottom = box = (8, 10, 38, 50)
@@ -123,13 +146,18 @@ def test_boxes_of_turned_films_are_upright(tmp_path, matrix):
 def test_a_lossy_copy_is_close(tmp_path, crf):
     path = make_film(tmp_path / "film.mp4", 12)
     out = rewrite(path, tmp_path / "out.mp4", crf)
-    error = [np.abs(a[0].astype(int) - b[0]).mean() for a, b in zip(decoded(path), decoded(out), strict=True)]
+    error = [
+        np.abs(a[0].astype(int) - b[0]).mean()
+        for a, b in zip(decoded(path), decoded(out), strict=True)
+    ]
     assert 0 < max(error) < (2 if crf == 18 else 4)
 
 
 @pytest.mark.parametrize("changed", [False, True])
 def test_odd_sizes_are_continued_not_cut(tmp_path, changed):
-    path = make_film(tmp_path / "film.webm", 3, (33, 17), codec="libvpx-vp9", options={"lossless": "1"})
+    path = make_film(
+        tmp_path / "film.webm", 3, (33, 17), codec="libvpx-vp9", options={"lossless": "1"}
+    )
     index = index_video(path)
     assert index.coded_wh == (34, 18) and (index.width, index.height) == (33, 17)
     assert index.losses == ("33 x 17 pixels, which become 34 x 18 because of the chroma",)
@@ -137,10 +165,18 @@ def test_odd_sizes_are_continued_not_cut(tmp_path, changed):
     out = rewrite(path, tmp_path / "out.mp4", change=change)
     for before, after in zip(decoded(path), decoded(out), strict=True):
         assert after[0].shape == (18, 34) and after[1].shape == (9, 17)
-        assert np.array_equal(after[0][:, 33], after[0][:, 32]) and np.array_equal(after[0][17], after[0][16])
-        assert changed or np.array_equal(after[0][:17, :33], before[0]) and np.array_equal(after[1], before[1])
+        assert np.array_equal(after[0][:, 33], after[0][:, 32]) and np.array_equal(
+            after[0][17], after[0][16]
+        )
+        assert (
+            changed
+            or np.array_equal(after[0][:17, :33], before[0])
+            and np.array_equal(after[1], before[1])
+        )
     if changed:
-        assert np.abs(next(read_frames(out))[:17, :33].astype(int) - picture(9, (33, 17))).mean() < 3
+        assert (
+            np.abs(next(read_frames(out))[:17, :33].astype(int) - picture(9, (33, 17))).mean() < 3
+        )
 
 
 @pytest.mark.parametrize("pix_fmt", ["yuv420p10le", "yuv422p10le"])
@@ -150,7 +186,9 @@ def test_ten_bits_are_rounded_to_eight(tmp_path, pix_fmt):
     assert facts(out)[0] == pix_fmt[:7]
     with av.open(str(path)) as container:
         for frame, after in zip(container.decode(video=0), decoded(out), strict=True):
-            ten = np.frombuffer(frame.planes[0], np.uint16).reshape(-1, frame.planes[0].line_size // 2)[:64, :96]
+            ten = np.frombuffer(frame.planes[0], np.uint16).reshape(
+                -1, frame.planes[0].line_size // 2
+            )[:64, :96]
             assert np.abs(ten / 4 - after[0]).max() <= 1
 
 
@@ -179,14 +217,17 @@ def test_a_segment_can_be_played_alone_and_counts_from_zero(tmp_path):
     with av.open(str(tmp_path / "part.mp4")) as container:
         frames = list(container.decode(video=0))
     assert frames[0].key_frame and len(frames) == 14
-    assert [frame.pts * frame.time_base for frame in frames] == [at * Fraction(1001, 30000) for at in range(14)]
+    assert [frame.pts * frame.time_base for frame in frames] == [
+        at * Fraction(1001, 30000) for at in range(14)
+    ]
 
 
 def test_same_frames_same_bytes(tmp_path):
     path = make_film(tmp_path / "film.mp4", 30)
     one, two = (rewrite(path, tmp_path / name, 18).read_bytes() for name in ("one.mp4", "two.mp4"))
     assert one == two
-    assert b"threads=4" in one and b"sliced_threads=0" in one and b"open_gop=0" in one  # x264's own account
+    # x264's own account
+    assert b"threads=4" in one and b"sliced_threads=0" in one and b"open_gop=0" in one
 
 
 TEXTURED = """
@@ -246,7 +287,9 @@ def test_preset_and_crf_reach_the_encoder(tmp_path):
     assert b"crf=23.0" in data and b"subme=8" in data
 
 
-@pytest.mark.parametrize(("options", "key"), [({"crf": 52}, "crf"), ({"preset": "quick"}, "preset")])
+@pytest.mark.parametrize(
+    ("options", "key"), [({"crf": 52}, "crf"), ({"preset": "quick"}, "preset")]
+)
 def test_impossible_options(tmp_path, options, key):
     index = index_video(make_film(tmp_path / "film.mp4", 2))
     with pytest.raises(ConfigError) as caught:
@@ -266,7 +309,10 @@ def test_what_does_not_fit_is_named_and_nothing_is_left(tmp_path):
         ((shots[2],), "order"),
     ]
     for arguments, reason in bad:
-        with pytest.raises(FrameError) as caught, SegmentWriter(tmp_path / "out.mp4", index) as writer:
+        with (
+            pytest.raises(FrameError) as caught,
+            SegmentWriter(tmp_path / "out.mp4", index) as writer,
+        ):
             writer.write(shots[0])
             writer.write(*arguments)
         assert caught.value.reason == reason and caught.value.index == arguments[0].index
@@ -282,7 +328,9 @@ def test_neither_shot_nor_picture_is_modified(tmp_path):
     with SegmentWriter(tmp_path / "out.mp4", index) as writer:
         for shot in shots:
             writer.write(shot, new)
-    assert same_planes([planes_of(shot.frame) for shot in shots], planes) and np.array_equal(new, kept)
+    assert same_planes([planes_of(shot.frame) for shot in shots], planes) and np.array_equal(
+        new, kept
+    )
 
 
 def test_stopping_early_leaves_an_older_file_alone(tmp_path):
@@ -294,10 +342,16 @@ def test_stopping_early_leaves_an_older_file_alone(tmp_path):
             writer.write(shot)
             if shot.index == 4:
                 raise KeyboardInterrupt
-    assert out.read_bytes() == older and {file.name for file in tmp_path.iterdir()} == {"film.mp4", "out.mp4"}
+    assert out.read_bytes() == older and {file.name for file in tmp_path.iterdir()} == {
+        "film.mp4",
+        "out.mp4",
+    }
     with pytest.raises(MediaError, match="closed"):
         writer.write(shot)
-    with pytest.raises(MediaError, match="no frame was written"), SegmentWriter(tmp_path / "new.mp4", index):
+    with (
+        pytest.raises(MediaError, match="no frame was written"),
+        SegmentWriter(tmp_path / "new.mp4", index),
+    ):
         pass
     with pytest.raises(MediaError, match="folder"):
         SegmentWriter(tmp_path / "missing" / "out.mp4", index)

@@ -8,7 +8,7 @@ hardly change, and nearly everything is. The idea of judging a video by what is 
 compensation is Lai et al., "Learning Blind Video Temporal Consistency", ECCV 2018.
 
 On the CPU the work is done with OpenCV and numpy, frame by frame in few passes; on a GPU with
-torch, without waiting for it. Both compute the same (`tests/pipeline/stability/test_temporal.py`).
+torch, without waiting for it. Both compute the same (`tests/stability/test_temporal.py`).
 """
 
 from __future__ import annotations
