@@ -106,6 +106,8 @@ def restore_images(
     with locked(output), contextlib.closing(engine or LocalEngine()) as runner:
         sweep_parts(output, (folders.RESTORED, folders.COMPARISONS))
         previous = Manifest.load(output)
+        if previous is not None and not all("items" in unit for unit in previous.units):
+            previous = None  # of something else than a folder of images
         _check_source(previous, output, root)
         pinned = RunInfo.of(previous.run_info) if previous is not None else None
         run_info = load_run_info(runner, ImageProcessorFactory(portable_settings, pinned))

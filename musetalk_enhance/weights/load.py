@@ -14,6 +14,7 @@ from .checkpoint import (
     check_header,
     describe_extension,
     read_state_dict,
+    refuse_external_data,
 )
 from .download import fetch
 from .importer import entry_by_file_name
@@ -109,7 +110,8 @@ def open_file(path: str | Path, *, trust_unpinned: bool = False) -> Weight:
 
     Raises:
         MissingWeightError: there is no file at `path`.
-        CheckpointError: it is a folder, or has none of the five extensions.
+        CheckpointError: it is a folder, has none of the five extensions, or is an ONNX graph
+            whose tensors are in a file outside its folder.
         CorruptWeightError: it is empty, a web page, a git-lfs pointer or a broken copy of a
             published weight, or cannot be read.
         UntrustedWeightError: a pickle of unknown hash, and `trust_unpinned` is False.
@@ -124,6 +126,8 @@ def open_file(path: str | Path, *, trust_unpinned: bool = False) -> Weight:
     if suffix not in (*PLAIN_SUFFIXES, *PICKLE_SUFFIXES):
         raise CheckpointError(path, describe_extension(path), expected)
     check_header(path)
+    if suffix == ".onnx":
+        refuse_external_data(path)
     digest = cache.sha256_of(path)
     entry = table.by_sha256(digest)
     if entry is None and suffix in PICKLE_SUFFIXES and not trust_unpinned:

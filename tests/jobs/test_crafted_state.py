@@ -149,6 +149,15 @@ def test_run_info_of_a_file_has_its_types():
         assert RunInfo.of({**plain, name: value}) is None, name
 
 
+def test_units_without_images_are_those_of_another_job(tmp_path, network):
+    put(tmp_path / "in", "a.png")
+    restore_images(tmp_path / "in", tmp_path / "out", WHOLE)
+    manifest = Manifest.load(tmp_path / "out")
+    del manifest.units[0]["items"]
+    manifest.write()
+    assert restore_images(tmp_path / "in", tmp_path / "out", WHOLE).errors == 0
+
+
 VALUES = [
     None, True, -1, 0, 10**30, 0.5, "", "x", "../victim.txt", "/etc/passwd", "\0", "\ud800",
     [], ["../../victim.png"], [["a"]], {}, {"restored/../../victim.txt": "0"}, [{}],

@@ -207,6 +207,41 @@ def test_an_onnx_graph_is_opened_but_has_no_state_dict(tmp_path: Path) -> None:
         open_file(path).state_dict()
 
 
+def graph_with_tensors_in(path: Path, name: str) -> Path:
+    onnx = pytest.importorskip("onnx")
+    tensor = onnx.helper.make_tensor("w", onnx.TensorProto.FLOAT, [1], [1.0])
+    tensor.ClearField("float_data")
+    tensor.data_location = onnx.TensorProto.EXTERNAL
+    tensor.external_data.add(key="location", value=name)
+    value = onnx.helper.make_tensor_value_info("w", onnx.TensorProto.FLOAT, [1])
+    graph = onnx.helper.make_graph([], "g", [], [value], [tensor])
+    path.write_bytes(onnx.helper.make_model(graph).SerializeToString())
+    return path
+
+
+OUTSIDE = ["../secret.bin", "/etc/hostname", "link/secret.bin", "x/" * 90 + "../" * 95]
+
+
+@pytest.mark.parametrize("name", OUTSIDE)
+def test_tensors_of_a_graph_outside_its_folder_are_refused(tmp_path: Path, name: str) -> None:
+    (tmp_path / "own").mkdir()
+    (tmp_path / "own" / "link").symlink_to(tmp_path)
+    with pytest.raises(CheckpointError, match="outside its own folder"):
+        open_file(graph_with_tensors_in(tmp_path / "own" / "net.onnx", name))
+
+
+@pytest.mark.parametrize("name", ["net.onnx.data", "sub/tensors.bin"])
+def test_tensors_beside_a_graph_are_accepted(tmp_path: Path, name: str) -> None:
+    assert open_file(graph_with_tensors_in(tmp_path / "net.onnx", name)).entry is None
+
+
+def test_half_a_name_at_the_end_of_a_graph_raises_nothing_else(tmp_path: Path) -> None:
+    for tail in (b"", b"\x85", b"\x05ab", b"\xff\xff"):
+        path = tmp_path / "net.onnx"
+        path.write_bytes(b"\x0a\x08location\x12" + tail)
+        open_file(path)
+
+
 def test_a_file_that_changes_after_the_check_is_not_opened(tmp_path: Path) -> None:
     path = saved(tmp_path / "net.pth", tensors())
     weight = opened(path)
