@@ -84,7 +84,7 @@ def _enlarged_on_cpu(
     import torch
 
     number, channels, height, width = faces.shape
-    result = torch.empty((number, channels, *size_hw), dtype=torch.float32)
+    result = torch.empty((number, channels, *size_hw), dtype=torch.float32, device="cpu")
     planes = faces.numpy().reshape(-1, height, width)
     kernel = cv2.INTER_CUBIC if enlarge == "bicubic" else cv2.INTER_LINEAR
     enlarged = result.numpy().reshape(-1, *size_hw)

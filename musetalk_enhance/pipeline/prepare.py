@@ -152,7 +152,7 @@ class Preparer:
             else:
                 sharpness = FORGETTING * sharpness + (1 - FORGETTING) * value
             averages.append(sharpness)
-        return needed(torch.tensor(averages)).tolist(), averages
+        return needed(torch.tensor(averages, device="cpu")).tolist(), averages
 
     def _motion_images(self, faces: torch.Tensor) -> list[NDArray[np.uint8]]:
         if not self.settings.stability_amount:
