@@ -69,11 +69,13 @@ class Face:
         landmarks: float32 (5, 2), x, y in pixels: left eye, right eye, nose, left and right mouth
             corner; left and right in the image of an upright face.
         score: the detector's confidence, 0..1.
+        aligned: False where the landmarks cannot be those of a face; see `rotated.RotatedFaces`.
     """
 
     box_xyxy: NDArray[np.float64]
     landmarks: NDArray[np.float32]
     score: float
+    aligned: bool = True
 
     @property
     def size_wh(self) -> tuple[float, float]:
@@ -165,6 +167,15 @@ class NetworkDetector(FaceDetector):
             return faces or bordered
         small = [face for face in faces if not any(_contains(one, face) for one in large)]
         return _sorted([*large, *small])
+
+    def detect_once(self, image_bgr: Image, threshold: float) -> list[Face]:
+        """The faces of a small image in one pass at its own size, see `detect`.
+
+        Args:
+            image_bgr: BGR uint8 (H, W, 3), contiguous.
+            threshold: minimum score, 0..1.
+        """
+        return self._pass(image_bgr, max(image_bgr.shape[:2]), 0, threshold)
 
     @abstractmethod
     def _find(self, image_bgr: Image, threshold: float) -> NDArray[Any]:

@@ -136,6 +136,9 @@ def restore_video(
     losses = check_output(index, source, output)
     if losses:
         logger.warning("%s will not hold of %s: %s", output, source, "; ".join(losses))
+    if index.interlaced:
+        first = {"tff": "top", "bff": "bottom"}[index.interlaced]
+        logger.info("%s: interlaced, %s field first; the output keeps that", source, first)
     sha256 = file_digest(source)
     if sha256 is None:
         raise MediaError(source, "cannot be read")

@@ -113,8 +113,7 @@ def concat_segments(
         _output(target, index) as (output, file),
     ):
         with open_video(encoded.paths[0]) as (_, template):
-            video = _copy_stream(output, template)
-            video.codec_context.framerate = index.fps
+            video = _copy_video(output, template, index)
         others, _ = _add_streams(output, source, source_video, target.suffix.lower())
         _add_tags(output, video, source, source_video, index, target.suffix.lower())
         if hasattr(source, "chapters"):
@@ -157,16 +156,14 @@ def _trial(index: VideoIndex, source_path: PathLike, suffix: str) -> _Trial:
         options.pop("movflags", None)  # it would read the file again, which has no name
         try:
             output: Any = av.open(buffer, "w", format=container_format, container_options=options)
-            with output:
-                video = output.add_stream("libx264", rate=index.fps)
-                video.width, video.height = index.coded_wh
-                video.pix_fmt, video.options = index.out_pix_fmt, {"preset": "ultrafast"}
+            with output, av.open(_blank_segment(index)) as template:
+                video = _copy_video(output, template.streams.video[0], index)
                 copies, losses = _add_streams(output, source, source_video, suffix)
                 timecode = _add_tags(output, video, source, source_video, index, suffix)
-                output.start_encoding()
-                blank = av.VideoFrame(*index.coded_wh, index.out_pix_fmt)
-                for packet in (*video.encode(blank), *video.encode(None)):
-                    output.mux(packet)
+                for packet in template.demux(video=0):
+                    if packet.size:
+                        packet.stream = video
+                        output.mux(packet)
                 for packet in _first_packets(source, copies, index, source_path):
                     output.mux(packet)
                 tags = {key: text for key, text in output.metadata.items()}
@@ -181,6 +178,22 @@ def _trial(index: VideoIndex, source_path: PathLike, suffix: str) -> _Trial:
         lost = [key for key in tags if key.lower() not in stored | {"timecode"}]
         losses += [f"the tags {', '.join(lost)}"] if lost else []
         return _Trial(losses=tuple(losses))
+
+
+def _blank_segment(index: VideoIndex) -> BytesIO:
+    """A segment of one blank frame, in memory."""
+    import av
+
+    buffer = BytesIO()
+    with av.open(buffer, "w", format="mp4") as output:
+        stream: Any = output.add_stream("libx264", rate=index.fps)
+        stream.width, stream.height = index.coded_wh
+        stream.pix_fmt, stream.options = index.out_pix_fmt, {"preset": "ultrafast"}
+        blank = av.VideoFrame(*index.coded_wh, index.out_pix_fmt)
+        for packet in (*stream.encode(blank), *stream.encode(None)):
+            output.mux(packet)
+    buffer.seek(0)
+    return buffer
 
 
 def _first_packets(
@@ -256,6 +269,13 @@ def _copy_stream(output: Any, template: Any) -> Any:
     if hasattr(output, "add_stream_from_template"):  # PyAV 14 and later
         return output.add_stream_from_template(template, opaque=True)  # else an encoder's stream
     return output.add_stream(template=template)
+
+
+def _copy_video(output: Any, template: Any, index: VideoIndex) -> Any:
+    """The video stream of `output`, for the packets of segments."""
+    video = _copy_stream(output, template)
+    video.codec_context.framerate = index.fps
+    return video
 
 
 def _add_streams(

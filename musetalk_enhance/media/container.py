@@ -116,16 +116,31 @@ def as_utf8(tags: Mapping[str, str]) -> dict[str, str]:
 def frame_rate(path: PathLike, stream: Any) -> Fraction:
     """The average frames per second of a video stream, exact; a clock's rate is not taken for it.
 
+    Where the file states none (WebM of a browser), it is measured on the timestamps.
+
     Raises:
-        MediaError: the file does not state it.
+        MediaError: the file does not state it, and has no two timestamps.
     """
     names = ("average_rate", "guessed_rate", "base_rate")
     rates = [Fraction(rate) for name in names if (rate := getattr(stream, name, None))]
     plausible = [rate for rate in rates if 0 < rate <= _MAX_RATE]
     if plausible:
         return plausible[0]
+    measured = _measured_rate(path)
+    if 0 < measured <= _MAX_RATE:
+        return measured
     stated = f" that can be one ({rates[0]} per second)" if rates else ""
     raise MediaError(path, f"states no frame rate{stated}")
+
+
+def _measured_rate(path: PathLike) -> Fraction:
+    """Frames per second by the timestamps of the packets; 0 where there are none."""
+    with open_video(path) as (container, stream), media_errors(path, "cannot be read"):
+        stamps = {packet.pts for packet in container.demux(stream) if packet.pts is not None}
+        if len(stamps) < 2:
+            return Fraction(0)
+        seconds = Fraction((max(stamps) - min(stamps)) * Fraction(stream.time_base))
+        return (Fraction(len(stamps) - 1) / seconds).limit_denominator(1001)
 
 
 def disposition(stream: Any) -> int:

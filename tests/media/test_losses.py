@@ -26,6 +26,8 @@ from musetalk_enhance.media.pixel_converter import PixelConverter, field_order
 from musetalk_enhance.media.timecode import move_timecode, read_timecode
 from tests.media.clips import copied, copy_of, decoded, make_film, same_planes, sound, times
 
+PYAV = tuple(int(part) for part in av.__version__.split(".")[:2])
+
 
 def losses(path: Path, suffix: str = ".mp4", **clip) -> str:
     return "; ".join(check_output(index_video(path, **clip), path, path.with_name(f"out{suffix}")))
@@ -174,7 +176,7 @@ def test_interlaced_chroma_is_not_mixed_between_fields(tmp_path):
     image[::2, :, 2] = image[1::2, :, 0] = 255
     converter = PixelConverter()
     frame = converter.with_fields(converter.to_yuv(image, interlaced=True), "tff")
-    assert np.abs(converter.to_bgr(frame).astype(int) - image).mean() < 3
+    assert np.abs(converter.to_bgr(frame).astype(int) - image).mean() < 8
     mixed = converter.to_bgr(converter.to_yuv(image))
     assert np.abs(mixed.astype(int) - image).mean() > 20
 
@@ -219,10 +221,14 @@ def test_drop_frame_timecodes_skip_their_numbers():
 def test_the_timecode_is_kept_and_moved_with_the_start(tmp_path, source, target):
     path = make_film(tmp_path / f"film{source}", 25, tags={"timecode": "01:00:00:00"})
     for start, expected in ((None, "01:00:00:00"), (0.2, "01:00:00:05")):
-        assert losses(path, target, start=start) == ""
+        named = losses(path, target, start=start)
         out = copied(path, tmp_path / f"out{target}", start=start)
         with av.open(str(out)) as opened:
-            assert read_timecode(opened) == expected
+            timecode = read_timecode(opened)
+        if target != ".mkv" and PYAV < (14,) and timecode is None:  # it copies no frame rate
+            assert named == f"the timecode {expected}"
+        else:
+            assert (named, timecode) == ("", expected)
 
 
 def test_a_timecode_that_a_container_cannot_hold_is_named(tmp_path):
@@ -295,12 +301,14 @@ def test_a_playlist_reads_no_other_file(tmp_path, text):
         index_video(path)
 
 
-def test_a_clock_is_not_taken_for_a_frame_rate():
+def test_a_clock_is_not_taken_for_a_frame_rate(tmp_path):
     stream = type("Stream", (), {"average_rate": Fraction(60000), "guessed_rate": Fraction(25)})
     assert container.frame_rate("a.dv", stream) == 25
     stream = type("Stream", (), {"average_rate": Fraction(90000), "guessed_rate": None})
+    one, film = make_film(tmp_path / "one.mp4", 1), make_film(tmp_path / "film.mp4", 12)
     with pytest.raises(MediaError, match="states no frame rate that can be one .90000 per second"):
-        container.frame_rate("a.ts", stream)
+        container.frame_rate(one, stream)
+    assert container.frame_rate(film, stream) == 25
 
 
 def camera_mov(path: Path, orientation: int) -> Path:

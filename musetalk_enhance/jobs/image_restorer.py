@@ -12,22 +12,22 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
-from numpy.typing import NDArray
 
-from .errors import ConfigError, EnhanceError, FrameError
-from .faces.detect import Face, FaceDetector, WholeImage
-from .faces.paste import FaceCrop, Paste, crop_face, paste_faces, without_added_color
-from .pipeline.engine import Request
-from .pipeline.outcome import Outcome, Status
+from ..errors import ConfigError, EnhanceError, FrameError
+from ..faces.detect import Face, FaceDetector, NetworkDetector, WholeImage
+from ..faces.paste import FaceCrop, Paste, crop_face, paste_faces, without_added_color
+from ..faces.rotated import RotatedFaces
+from ..media.arrays import Image
+from ..pipeline.engine import Request
+from ..pipeline.outcome import Outcome, Status
 
 if TYPE_CHECKING:
     import torch
 
-    from .enhancer import GFPGANEnhancer
-
-Image = NDArray[np.uint8]
+    from ..enhancer import GFPGANEnhancer
 
 RESTORED, TOO_SMALL, NOT_CENTER = "restored", "too small", "not the center face"
+NOT_ALIGNED = "landmarks do not fit a face"
 FACES_AT_ONCE = 32
 """Most faces passed to the enhancer in one call; it splits them into batches itself."""
 
@@ -137,8 +137,8 @@ class PictureRestorer:
         enhancer: restores faces; its settings must keep the size of the frames
             (``output_size="same"``), or be ``"upscale"`` with a `WholeImage` detector. It must not
             be used for anything else meanwhile.
-        detector: detects the faces; `WholeImage` takes each image as one face crop, neither
-            cropped nor pasted.
+        detector: detects the faces, of a `NetworkDetector` in every rotation (see `RotatedFaces`);
+            `WholeImage` takes each image as one face crop, neither cropped nor pasted.
         upscale: scale factor of the output.
         min_face: a face whose box is smaller than this on both sides, in pixels, is left
             unchanged.
@@ -174,7 +174,10 @@ class PictureRestorer:
             raise ConfigError("upscale", upscale, "1 or more")
         if min_face < 0:
             raise ConfigError("min_face", min_face, "0 or more pixels")
-        self._enhancer, self._detector, self._upscale = enhancer, detector, upscale
+        self._detector = detector
+        if isinstance(detector, NetworkDetector):
+            self._detector = RotatedFaces(detector)
+        self._enhancer, self._upscale = enhancer, upscale
         self._min_face, self._only_center_face = min_face, only_center_face
         self._parser, self._background = parser, background
         self._stream = enhancer.stream()
@@ -257,6 +260,8 @@ class PictureRestorer:
                 note = replace(note, state=TOO_SMALL)
             elif center is not None and index != center:
                 note = replace(note, state=NOT_CENTER)
+            elif not face.aligned:
+                note = replace(note, state=NOT_ALIGNED)
             else:
                 note = self._crop(item, index, note)
             item.notes.append(note)

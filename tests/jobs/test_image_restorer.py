@@ -10,16 +10,24 @@ import numpy as np
 import pytest
 import torch
 
-from musetalk_enhance import picture_restorer
 from musetalk_enhance.errors import ConfigError, OutOfMemoryError, RestorerError
 from musetalk_enhance.faces.detect import FFHQ_512, Face, FaceDetector, WholeImage, YuNet
-from musetalk_enhance.picture_restorer import NOT_CENTER, RESTORED, TOO_SMALL, PictureRestorer
+from musetalk_enhance.faces.rotated import RotatedFaces
+from musetalk_enhance.jobs import image_restorer
+from musetalk_enhance.jobs.image_restorer import (
+    NOT_ALIGNED,
+    NOT_CENTER,
+    RESTORED,
+    TOO_SMALL,
+    PictureRestorer,
+)
 from musetalk_enhance.pipeline.stability import sharpness
 
 from .conftest import RECORD
 
 ALIGNED = replace(RECORD, input_size=512, output_size=512)
 YUNET = "face_detection_yunet_2023mar.onnx"
+ANIMALS = ("s23", "s25", "s30", "s31", "s40", "s41")
 
 
 class Given(FaceDetector):
@@ -101,13 +109,16 @@ def to_picture(landmarks: np.ndarray) -> np.ndarray:
 @pytest.mark.shared
 def test_every_face_of_the_portraits_lands_where_it_was(make, portraits, yunet):
     """The bar: faces over 64 px are restored, the marks that the network painted lie on the
-    landmarks, and nothing else of the picture changed."""
+    landmarks, and nothing else of the picture changed. Of animals, landmarks may fit no face."""
     found = make(yunet, marking).restore(list(portraits.values()))
     counted, pictures, worst = 0, 0, 0.0
     for (name, before), after in zip(portraits.items(), found, strict=True):
-        faces = yunet.detect(before)
+        faces = RotatedFaces(yunet).detect(before)
+        states = [RESTORED if one.aligned else NOT_ALIGNED for one in faces]
+        assert [note.state for note in after.faces] == states, name
+        assert name in ANIMALS or all(one.aligned for one in faces)
+        faces = [one for one in faces if one.aligned]
         large = [one for one in faces if max(one.size_wh) > 64]
-        assert [note.state for note in after.faces[: len(large)]] == [RESTORED] * len(large), name
         change = np.abs(after.bgr.astype(int) - before).max(axis=2)
         left = change.copy()
         for one in faces:
@@ -116,7 +127,7 @@ def test_every_face_of_the_portraits_lands_where_it_was(make, portraits, yunet):
         pictures += bool(large)
         assert not left.any(), name
     print(f"{counted} marks in {pictures} pictures, {worst:.2f} px at worst")
-    assert pictures >= 15 and counted >= 70 and worst < 0.5
+    assert pictures >= 14 and counted >= 60 and worst < 0.5
 
 
 def landed(change: np.ndarray, left: np.ndarray, places: np.ndarray) -> tuple[float, int]:
@@ -456,7 +467,7 @@ def test_old_names_work_for_one_release(make):
     with pytest.warns(DeprecationWarning, match="paste"):
         (image,) = restorer.lay(items)
     with pytest.warns(DeprecationWarning, match="RestoredImage"):
-        assert picture_restorer.RestoredPicture is type(image)
+        assert image_restorer.RestoredPicture is type(image)
 
 
 def painting(faces: torch.Tensor) -> torch.Tensor:
