@@ -81,10 +81,10 @@ class RotatedFaces(FaceDetector):
         refined = []
         for _, _, candidate in candidates[:_CANDIDATES]:
             for _ in range(_ROUNDS):
-                again = self._aligned(image, candidate)
-                if again is None:
+                detection = self._aligned(image, candidate)
+                if detection is None:
                     break
-                score, on_crop, candidate = again
+                score, on_crop, candidate = detection
             else:
                 refined.append((score, on_crop, candidate))
         best = max(refined, key=lambda each: each[0], default=None)

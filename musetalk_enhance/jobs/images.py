@@ -182,12 +182,12 @@ def _planned(
     folders.check_no_overwrite(root, output, names)
     if not settings.overwrite:
         earlier = {name for unit in previous.units for name in unit["items"]} if previous else set()
-        known = manifest.recorded()
+        recorded = manifest.recorded()
         for name in earlier & set(names):
-            known |= {names[name].restored, names[name].comparison}
+            recorded |= {names[name].restored, names[name].comparison}
         results = [names[name].restored for name in listed]
         results += [names[name].comparison for name in listed if settings.save_comparison]
-        _check_foreign(output, [name for name in results if name not in known])
+        _check_foreign(output, [name for name in results if name not in recorded])
     new = [name for name in listed if name not in unit_names]
     first = 1 + max((unit["id"] for unit in manifest.units), default=-1)
     for index, items in enumerate(folders.split_into_units(root, new, settings.upscale)):
