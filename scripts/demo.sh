@@ -12,4 +12,5 @@ sys.path[0] = "examples"
 try:
     runpy.run_path(sys.argv[0], run_name="__main__")
 except KeyboardInterrupt:
-    sys.exit("demo: interrupted, nothing was written")' "$@"
+    print("demo: interrupted, nothing was written", file=sys.stderr)
+    sys.exit(130)' "$@"

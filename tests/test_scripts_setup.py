@@ -96,4 +96,5 @@ def test_an_interruption_during_the_imports_is_one_line(checkout):
     time.sleep(0.2)
     os.killpg(process.pid, signal.SIGINT)
     _, printed = process.communicate(timeout=30)
-    assert printed == "demo: interrupted, nothing was written\n" and process.returncode
+    assert printed == "demo: interrupted, nothing was written\n"
+    assert process.returncode == 130

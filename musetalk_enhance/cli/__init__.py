@@ -23,7 +23,7 @@ and run(args) -> exit code."""
 
 def _parser() -> CommandParser:
     examples = (
-        "musetalk-enhance run scripts/inference.py --enable_gfpgan --inference_config task.yaml",
+        "musetalk-enhance images photos --output-dir out",
         "musetalk-enhance COMMAND --help",
     )
     parser = CommandParser(

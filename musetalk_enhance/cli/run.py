@@ -14,8 +14,9 @@ from ..errors import ConfigError
 
 HELP = "run MuseTalk's own script unmodified and restore its faces"
 EXAMPLES = (
-    "musetalk-enhance run scripts/inference.py --enable_gfpgan --inference_config task.yaml",
-    "musetalk-enhance run -m scripts.inference --enable_gfpgan --gfpgan_region lower",
+    "musetalk-enhance run app.py --enable_gfpgan",
+    "musetalk-enhance run -m scripts.inference --enable_gfpgan --inference_config task.yaml "
+    "--unet_config models/musetalkV15/musetalk.json",
 )
 
 REPORT = "--report"
