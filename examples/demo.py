@@ -19,7 +19,7 @@ import sys
 import time
 from collections import defaultdict
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from fractions import Fraction
 from itertools import islice
@@ -367,14 +367,22 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
 
 def main(argv: list[str] | None = None) -> int:
     """Run the demo. Returns 0, or 1 when frames were lost or the result is no sharper, or 2 on an
-    error."""
+    error, or 130 when interrupted."""
     args = parse(argv)
+    new_folders = [path for path in (args.out, *args.out.parents) if not path.exists()]
     try:
         with GFPGANEnhancer.from_args(args) as enhancer:
             report = run(args, enhancer)
     except EnhanceError as error:
         print(f"demo: {error}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print("\ndemo: interrupted, nothing was written", file=sys.stderr)
+        return 130
+    finally:
+        for path in new_folders:
+            with suppress(OSError):  # it holds files
+                path.rmdir()
     print(f"\n{table(report, args.out)}")
     for problem in report["problems"]:
         print(f"demo: {problem}", file=sys.stderr)

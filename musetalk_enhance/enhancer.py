@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import logging
+import os
 import weakref
 from functools import cache
 from typing import TYPE_CHECKING, Any
@@ -49,7 +50,8 @@ class FaceEnhancer:
     (2, 256, 256, 3)
 
     Args:
-        model_path: path of a GFPGAN, RestoreFormer or CodeFormer checkpoint; None uses `model`.
+        model_path: path of a GFPGAN, RestoreFormer or CodeFormer checkpoint, or a name as for
+            `model`; None uses `model`.
         upscale: size of the faces from `enhance_face`, `enhance_batch` and
             `enhance_batch_optimized`, as a multiple of the input's.
         arch: of the checkpoint: ``clean | bilinear | original | RestoreFormer | CodeFormer``.
@@ -128,6 +130,11 @@ class FaceEnhancer:
         trust_unpinned: bool = False,
     ) -> None:
         options = {name: value for name, value in locals().items() if name != "self"}
+        if model == "auto" and isinstance(model_path, str) and not os.path.exists(model_path):
+            from .restorers.catalog import is_path
+
+            if not is_path(model_path):  # FaceEnhancer("lite")
+                options |= {"model": model_path, "model_path": None}
         self._start(EnhancerSettings(enabled=True, **options))
 
     @classmethod

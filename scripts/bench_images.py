@@ -33,9 +33,9 @@ from musetalk_enhance.jobs.image_processor import (
     ReadUnit,
     WriteUnit,
 )
+from musetalk_enhance.jobs.image_restorer import RESTORED
 from musetalk_enhance.jobs.job import Job, Tally
 from musetalk_enhance.media import read_image
-from musetalk_enhance.picture_restorer import RESTORED
 
 
 class Watched:

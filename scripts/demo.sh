@@ -4,4 +4,12 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 . scripts/venv.sh demo
-"$PY" examples/demo.py "$@"
+# as `python examples/demo.py`, but that Ctrl-C while torch is imported is one line, too
+"$PY" -c '
+import runpy, sys
+sys.argv[0] = "examples/demo.py"
+sys.path[0] = "examples"
+try:
+    runpy.run_path(sys.argv[0], run_name="__main__")
+except KeyboardInterrupt:
+    sys.exit("demo: interrupted, nothing was written")' "$@"

@@ -16,6 +16,22 @@ _find_python() {
     return 1
 }
 
+# pip install, which says nothing for minutes, with a line every few seconds.
+_pip() {
+    local code=0 ticker shell=$$
+    # the loop also ends with this shell, where Ctrl-C ends both pip and the shell
+    (
+        while sleep 5 > /dev/null 2>&1 && kill -0 "$shell" 2>/dev/null; do
+            echo "  pip is at work: ${SECONDS} s, $(du -sm "$VENV" 2>/dev/null | cut -f1) MB in $VENV" >&2
+        done
+    ) &
+    ticker=$!
+    "$PY" -m pip install --quiet --disable-pip-version-check "$@" || code=$?
+    kill "$ticker" 2>/dev/null || true
+    wait "$ticker" 2>/dev/null || true
+    return $code
+}
+
 _venv() {
     local extras want stamp
     VENV=${VENV:-.venv}
@@ -30,16 +46,17 @@ _venv() {
     want="$extras $(cat setup.cfg scripts/venv.sh | cksum)"
     stamp=$VENV/.installed
     if [ -e "$stamp" ] && grep -qxF -- "$want" "$stamp"; then return 0; fi
-    echo "installing into $VENV (once; torch is the large part) ..." >&2
-    "$PY" -m pip install --quiet --disable-pip-version-check --upgrade pip "setuptools>=70.1,<81" wheel || return 1
+    echo "installing into $VENV, once: about 3 GB to download and 6 to 8 GB on disk, nearly all of it" \
+        "torch and its CUDA libraries (less than 1 GB where torch comes without them)" >&2
+    _pip --upgrade pip "setuptools>=70.1,<81" wheel || return 1
     case ",$extras," in
         *,all,* | *,gfpgan,*)
             # basicsr comes as source only, and an isolated build would fetch a whole torch of its own
-            "$PY" -m pip install --quiet torch torchvision numpy cython || return 1
-            "$PY" -m pip install --quiet --no-build-isolation "basicsr>=1.4.2" || return 1
+            _pip torch torchvision numpy cython || return 1
+            _pip --no-build-isolation "basicsr>=1.4.2" || return 1
             ;;
     esac
-    "$PY" -m pip install --quiet -e ".[$extras]" || return 1
+    _pip -e ".[$extras]" || return 1
     echo "$want" >> "$stamp"
 }
 

@@ -228,6 +228,26 @@ def test_lost_frames_are_a_failure(tmp_path, monkeypatch, capsys, with_restorer)
     assert "after.mp4 holds 2 frames of 3" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("calls", [0, 1])
+def test_an_interruption_is_one_line_and_leaves_no_folder(tmp_path, capsys, with_restorer, calls):
+    """Before the first batch is restored, and before the second."""
+    left = iter([None] * calls)
+
+    def restore(faces):
+        if next(left, "interrupt") == "interrupt":
+            raise KeyboardInterrupt
+        return sharpen(faces)
+
+    with_restorer(restore)
+    assert demo.main(["--out", str(tmp_path / "new" / "out"), *SHORT]) == 130
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert last == "demo: interrupted, nothing was written" and not list(tmp_path.iterdir())
+    (tmp_path / "mine").mkdir()
+    with_restorer(restore)
+    assert demo.main(["--out", str(tmp_path / "mine"), *SHORTEST]) == 130
+    assert (tmp_path / "mine").is_dir(), "the user's own folder stays"
+
+
 def test_an_unknown_model_is_one_line(tmp_path, capsys):
     assert (
         demo.main(["--out", str(tmp_path / "out"), *SHORTEST, "--gfpgan_model", "no-such-model"])

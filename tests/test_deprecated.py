@@ -8,11 +8,13 @@ from importlib import import_module
 import pytest
 
 from musetalk_enhance.hosts.overlap import overlapped
+from musetalk_enhance.jobs import PictureRestorer
 from musetalk_enhance.report.metrics import psnr
 
 PATHS = {
     "bench": ("overlapped", overlapped, "musetalk_enhance.hosts.overlap"),
     "metrics": ("psnr", psnr, "musetalk_enhance.report.metrics"),
+    "picture_restorer": ("PictureRestorer", PictureRestorer, "musetalk_enhance.jobs"),
 }
 
 

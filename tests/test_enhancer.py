@@ -13,16 +13,18 @@ import pytest
 import torch
 from torch.nn.functional import interpolate
 
-from musetalk_enhance import GFPGANEnhancer
+from musetalk_enhance import FaceEnhancer, GFPGANEnhancer, monitor_gpu_memory
 from musetalk_enhance.config.settings import EnhancerSettings, options
 from musetalk_enhance.enhancer import _warn_that_the_budget_is_unused
 from musetalk_enhance.errors import (
     ConfigError,
     EnhanceError,
     FrameError,
+    MissingWeightError,
     NoFaceError,
     OutOfMemoryError,
     RestorerError,
+    WeightError,
 )
 from tests.conftest import PLAIN, RECORD
 
@@ -517,6 +519,41 @@ def test_autocast_of_the_host_does_not_reach_a_restorer_of_somebody_elses(make_e
     with torch.autocast("cpu", dtype=torch.bfloat16):
         assert np.array_equal(enhancer(faces), faces)
     assert seen == [torch.float32]
+
+
+@pytest.mark.parametrize("kind", ["array", "tensor"])
+def test_one_mask_serves_all_frames(make_enhancer, faces, kind):
+    enhancer = make_enhancer(lambda batch: 1 - batch)
+    covered = np.zeros((256, 256), np.uint8)
+    covered[100:] = 255
+    mask = covered if kind == "array" else torch.from_numpy(covered)
+    out = enhancer(faces, occlusion=mask)
+    assert np.array_equal(out[:, 100:], faces[:, 100:])
+    assert (out[:, :60] != faces[:, :60]).any(axis=(1, 2, 3)).all()
+    assert enhancer.stats.restored == 5
+    each = np.stack([covered] * 5)
+    assert np.array_equal(out, make_enhancer(lambda batch: 1 - batch)(faces, occlusion=each))
+
+
+def test_a_models_name_may_stand_first(tmp_path, monkeypatch):
+    with FaceEnhancer("lite", device="cpu", backend="torch") as enhancer:
+        assert enhancer.model_name == "lite"
+        assert repr(enhancer) == "<FaceEnhancer lite on cpu, 0 frames>"
+        numbers = enhancer.monitor_gpu_memory()
+        assert numbers["ram_total_bytes"] == monitor_gpu_memory()["ram_total_bytes"]
+    assert "none on cpu" in repr(enhancer)
+    assert "disabled" in repr(FaceEnhancer.from_settings(EnhancerSettings(enabled=False)))
+    with pytest.raises(ConfigError, match="Did you mean 'lite'"):
+        FaceEnhancer("lit")
+    with pytest.raises(MissingWeightError, match="weights fetch GFPGANv1.3"):
+        FaceEnhancer("GFPGANv1.3")
+    for path in ("lite.pth", "models/lite"):
+        with pytest.raises(MissingWeightError, match="no such file"):
+            FaceEnhancer(path)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "lite").write_bytes(b"a file of that name")
+    with pytest.raises(WeightError):
+        FaceEnhancer("lite")
 
 
 def test_a_mask_that_comes_with_the_same_frame_again_is_kept(make_enhancer, faces):

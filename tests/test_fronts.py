@@ -15,7 +15,7 @@ import cv2
 import numpy as np
 import pytest
 
-from musetalk_enhance import picture_restorer
+from musetalk_enhance.jobs import image_restorer
 from musetalk_enhance.pipeline.outcome import Status
 from tests.conftest import ROOT
 
@@ -273,12 +273,12 @@ def test_a_restorer_that_is_told_to_do_nothing_fails(pictures, capsys):
 
 
 def test_a_restorer_that_does_nothing_fails(pictures, capsys, monkeypatch):
-    judged = picture_restorer._judged  # it says that it had restored them
+    judged = image_restorer._judged  # it says that it had restored them
 
     def pretended(note, outcome):
         return judged(note, replace(outcome, status=Status.RESTORED, cause=None))
 
-    monkeypatch.setattr(picture_restorer, "_judged", pretended)
+    monkeypatch.setattr(image_restorer, "_judged", pretended)
     assert (
         self_check.main(
             ["--input-dir", str(pictures), *LITE, "--strength", "0", "--num-samples", "1"]

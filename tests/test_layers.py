@@ -21,7 +21,6 @@ LAYERS = [
     {"faces"},
     {"pipeline"},
     {"enhancer"},
-    {"picture_restorer"},
     {"hosts", "jobs", "service"},
     {"report"},
     {"cli"},

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import ConfigError
+from .job import progress_bar
 
 HELP = "compare a clip with its restored version: metrics, plots, worst frames, and checks"
 EXAMPLES = (
@@ -55,6 +56,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--json", action="store_true", help="print the verdicts as JSON instead of lines"
     )
+    parser.add_argument("--quiet", action="store_true", help="no progress bar")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -66,16 +68,18 @@ def run(args: argparse.Namespace) -> int:
     from ..report import compare
 
     notes, totals = read_sidecar(args.sidecar, args.after)
-    report = compare(
-        args.before,
-        args.after,
-        args.reference,
-        box=args.box,
-        locate=find_locator(),
-        notes=notes,
-        totals=totals,
-        title=args.title,
-    )
+    with progress_bar("frame", args.quiet) as progress:
+        report = compare(
+            args.before,
+            args.after,
+            args.reference,
+            box=args.box,
+            locate=find_locator(),
+            notes=notes,
+            totals=totals,
+            title=args.title,
+            progress=progress,
+        )
     files = report.write(args.out)
     for note in report.notes:
         logger.info("%s", note)

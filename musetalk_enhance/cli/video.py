@@ -139,7 +139,8 @@ def _report(args: argparse.Namespace, result: VideoResult, yunet: str | None) ->
 
     notes, totals = read_sidecar(None, result.output)
     clip = args.source, result.output, args.start, args.end
-    with excerpt(*clip, damaged=bool(totals.get("damage"))) as source:
+    damaged = bool(totals.get("damage"))
+    with excerpt(*clip, damaged=damaged) as source, progress_bar("frame", args.quiet) as progress:
         report = compare(
             source,
             result.output,
@@ -147,6 +148,7 @@ def _report(args: argparse.Namespace, result: VideoResult, yunet: str | None) ->
             notes=notes,
             totals=totals,
             title=f"{args.source.name} → {args.output.name}",
+            progress=progress,
         )
         files = report.write(args.report)
     for line in report.lines():

@@ -31,7 +31,7 @@ GROUPS = {
     ),
     "frames and files": (
         *("upscale", "output_size", "color", "value_range", "format", "quality", "crf", "preset"),
-        *("save_comparison", "segment", "strict", "on_error"),
+        *("save_comparison", "overwrite", "segment", "strict", "on_error"),
     ),
     "device, speed and memory": (
         *("device", "allow_cpu", "backend", "dtype", "provider", "mode", "batch_size"),

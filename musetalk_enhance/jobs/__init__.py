@@ -1,7 +1,8 @@
-"""Whole folders and videos: restored in units, resumable, here or on a cluster."""
+"""Images, folders and videos: restored in units, resumable, here or on a cluster."""
 
 from __future__ import annotations
 
+from .image_restorer import PictureRestorer
 from .images import ImagesResult, restore_images
 from .local import LocalEngine
 from .options import FaceSettings, ImageSettings, VideoSettings
@@ -12,6 +13,7 @@ __all__ = [
     "ImageSettings",
     "ImagesResult",
     "LocalEngine",
+    "PictureRestorer",
     "VideoResult",
     "VideoSettings",
     "restore_images",

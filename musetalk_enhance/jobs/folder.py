@@ -152,9 +152,7 @@ def result_names(pictures: Iterable[str], format: str) -> dict[str, ResultNames]
     """
     listed = list(pictures)
     if format == "keep":  # kept names are apart already, also where only capitals tell them apart
-        restored = {
-            name: name for name in listed if Path(name).suffix.lower() in IMAGE_EXTENSIONS
-        }
+        restored = {name: name for name in listed if Path(name).suffix.lower() in IMAGE_EXTENSIONS}
         others = [name for name in listed if name not in restored]
         restored |= _unique_names(others, _SUFFIX["png"], restored)
     else:
@@ -172,8 +170,9 @@ def _unique_names(
     """Replace the extension of each name; names that collide, ignoring case, get longer."""
     short = {name: f"{PurePosixPath(name).with_suffix('')}{extension}" for name in names}
     uses = Counter(path.lower() for path in (*short.values(), *reserved))
-    used = {path for path, count in uses.items() if count == 1}
-    used |= {path.lower() for path in reserved}
+    used = {path for path, count in uses.items() if count == 1} | {
+        path.lower() for path in reserved
+    }
     unique = {}
     for name in names:
         path = short[name]

@@ -10,9 +10,9 @@ from typing import Any
 
 from ..errors import FrameError, MediaError
 from ..media.image import StillImage, decode_image, encode_image, losses_in
-from ..picture_restorer import Item, RestoredImage
 from ..runtime.files import open_regular, write_bytes
 from .folder import ResultNames
+from .image_restorer import Item, RestoredImage
 from .manifest import State, Unit, make_folder, write_begun, write_state
 from .model_loader import ImageModels, load_image_models
 from .models import RunInfo

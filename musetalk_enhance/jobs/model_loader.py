@@ -13,9 +13,9 @@ from .. import weights
 from ..enhancer import GFPGANEnhancer
 from ..errors import ConfigError, MissingDependencyError, WeightError
 from ..faces.detect import FaceDetector, WholeImage, make_detector, weight_of
-from ..picture_restorer import PictureRestorer
 from ..pipeline.batch_planner import BatchPlanner
 from ..runtime.devices import pick_device
+from .image_restorer import PictureRestorer
 from .models import LoadedModel, RunInfo, load, run_info_of
 from .options import FaceSettings, ImageSettings, VideoSettings
 

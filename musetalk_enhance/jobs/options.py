@@ -120,7 +120,7 @@ class FaceSettings:
     only_center_face: bool = schema.option(
         False, "Restore only the face nearest to the center of the image.", schema.switch()
     )
-    device: str = borrowed("device")
+    device: str = borrowed("device", help="Device that runs the network. auto: the best available.")
     backend: str = borrowed("backend")
     dtype: str = borrowed(
         "dtype",

@@ -67,14 +67,14 @@ def side_by_side(images: Sequence[Image], labels: Sequence[str], *, max_side: in
 
 
 def comparison_sheet(
-    source: Image, result: Image, boxes_xyxy: Sequence[Sequence[float]] = ()
+    original: Image, restored: Image, boxes_xyxy: Sequence[Sequence[float]] = ()
 ) -> Image:
     """An image before and after, and below it the faces at full size, where the row is reduced.
 
     Args:
-        source: BGR uint8 ``(H, W, 3)``.
-        result: BGR uint8 ``(h, w, 3)``, of the same shape or larger.
-        boxes_xyxy: faces, in pixels of `source`; the first `MAX_FACES` are shown, with a margin.
+        original: BGR uint8 ``(H, W, 3)``.
+        restored: BGR uint8 ``(h, w, 3)``, of the same shape or larger.
+        boxes_xyxy: faces, in pixels of `original`; the first `MAX_FACES` are shown, with a margin.
 
     Returns:
         BGR uint8 ``(height, width, 3)``.
@@ -82,15 +82,15 @@ def comparison_sheet(
     Raises:
         FrameError: an image of another shape or dtype.
     """
-    rows = [side_by_side([source, result], ["before", "after"])]
-    if rows[0].shape[0] < result.shape[0]:
-        scale = result.shape[1] / source.shape[1], result.shape[0] / source.shape[0]
-        boxes = [_with_margin(box, source.shape) for box in boxes_xyxy[:MAX_FACES]]
+    rows = [side_by_side([original, restored], ["before", "after"])]
+    if rows[0].shape[0] < restored.shape[0]:
+        scale = restored.shape[1] / original.shape[1], restored.shape[0] / original.shape[0]
+        boxes = [_with_margin(box, original.shape) for box in boxes_xyxy[:MAX_FACES]]
         for number, box in enumerate(boxes):
             left, top, right, bottom = box
             x1, x2 = (round(side * scale[0]) for side in (left, right))
             y1, y2 = (round(side * scale[1]) for side in (top, bottom))
-            faces = [source[top:bottom, left:right], result[y1:y2, x1:x2]]
+            faces = [original[top:bottom, left:right], restored[y1:y2, x1:x2]]
             labels = [f"face {number + 1} before", "after"]
             room = 2 * max(x2 - x1, y2 - y1, MIN_CELL) + GAP + MAX_CAPTION
             rows.append(side_by_side(faces, labels, max_side=max(256, room)))

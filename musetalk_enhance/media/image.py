@@ -251,8 +251,8 @@ def readable_extensions() -> tuple[str, ...]:
 def _optional_formats() -> list[tuple[str, str, tuple[str, ...]]]:
     from PIL import features
 
-    available = {**features.modules, **features.codecs}
-    return [each for each in _OPTIONAL if each[1] in available and features.check(each[1])]
+    names = {**features.modules, **features.codecs}
+    return [each for each in _OPTIONAL if each[1] in names and features.check(each[1])]
 
 
 def _as_srgb(image: Any, name: PathLike) -> Any:

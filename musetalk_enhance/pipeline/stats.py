@@ -6,7 +6,7 @@ import time
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 from .outcome import GUARD, Outcome, Status
@@ -200,28 +200,18 @@ class EnhancerStats:
 
     def as_dict(self) -> dict[str, Any]:
         """All counters as plain numbers, ready for JSON."""
+        counts = {
+            each.name: getattr(self, each.name)
+            for each in fields(self)
+            if not each.name.endswith("_total")
+        }
         return {
-            "frames": self.frames,
-            "restored": self.restored,
-            "left_alone": dict(self.left_alone),
-            "partial": dict(self.partial),
+            **{name: dict(n) if isinstance(n, Counter) else n for name, n in counts.items()},
+            "ms": {stage: round(value, 2) for stage, value in self.ms.items()},
+            "processed": self.processed,
             "mean_strength": self.mean_strength,
             "mean_change": self.mean_change,
             "mean_share": self.mean_share,
-            "processed": self.processed,
-            "failed": self.failed,
-            "passed_through": dict(self.passed_through),
-            "batches": self.batches,
-            "backoffs": self.backoffs,
-            "fallbacks": self.fallbacks,
-            "over_budget": self.over_budget,
-            "guarded": dict(self.guarded),
-            "sharp": self.sharp,
-            "unaligned": self.unaligned,
-            "cuts": self.cuts,
-            "repeated": self.repeated,
-            "reloads": self.reloads,
-            "ms": {stage: round(value, 2) for stage, value in self.ms.items()},
         }
 
     def summary(self) -> str:

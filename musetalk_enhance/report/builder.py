@@ -18,6 +18,7 @@ from .document import Report
 from .events import Events
 from .flicker import FlickerWindows
 from .measurements import (
+    CAPTIONS,
     MIN_TRACKED_SHARE,
     PARTS,
     ChangedRegion,
@@ -30,7 +31,10 @@ from .measurements import (
 from .openings import Meter, OpeningMeter
 from .series import Series
 from .verdicts import Limits, Verdict, judge, restoration
-from .worst import Panels, WorstFrames, difference
+from .worst import FrameImages, Panels, WorstFrames, difference
+
+FACE_SIDE = 512
+"""Longer edge of the images of a typical frame, in pixels."""
 
 
 class ReportBuilder:
@@ -75,6 +79,7 @@ class ReportBuilder:
         self._meter, self._series, self._events = OpeningMeter(meter), Series(), Events()
         self._flicker, self._changed = FlickerWindows(self.fps), ChangedRegion()
         self._worst = WorstFrames(min_distance=max(1, round(self.fps / 2)))
+        self._typical: FrameImages | None = None
         self._sizes: Sizes | None = None
         self._previous: FrameCrops | None = None
         self._motion: metrics.Motion | None = None
@@ -121,6 +126,9 @@ class ReportBuilder:
         values |= self._motion_metrics(crops, notes or {})
         values |= self._events.add(self.frames, notes or {})
         self._offer(crops, values)
+        if self.frames & (self.frames - 1) == 0:  # 0, or a power of two: of the clip's second half
+            faces = [panel for panel in _panels(crops) if "×" not in panel[0]]
+            self._typical = FrameImages.of(self.frames, 0.0, faces, FACE_SIDE)
         self._series.add(values)
         self._previous = crops
 
@@ -149,12 +157,12 @@ class ReportBuilder:
     def _flicker_panels(self, crops: FrameCrops) -> Panels:
         """Both clips, and their change since the previous frame after motion compensation."""
         assert self._previous is not None and self._motion is not None
-        panels = [(name, crops.detail[name]) for name in ("in", "out")]
+        panels = [(CAPTIONS[name], crops.detail[name]) for name in ("in", "out")]
         for name in ("in", "out"):
             previous, visible = self._previous.work[name], self._motion.visible[..., None]
             compensated = np.where(visible, self._motion.warp(crops.work[name]), previous)
             panels.append(
-                (f"change of {name} beyond motion, ×4", difference(previous, compensated))
+                (f"{CAPTIONS[name]}: beyond motion, ×4", difference(previous, compensated))
             )
         return panels
 
@@ -183,6 +191,7 @@ class ReportBuilder:
             events=self._events,
             cuts=list(self._cuts),
             worst=self._worst,
+            typical=self._typical,
             totals=dict(totals or {}),
             verdicts=[
                 *self.verdicts,
@@ -194,9 +203,9 @@ class ReportBuilder:
 
 def _panels(crops: FrameCrops) -> Panels:
     face_in, face_out = crops.detail["in"], crops.detail["out"]
-    change = ("out − in, ×4", difference(face_in, face_out))
-    panels = [("in", face_in), ("out", face_out), change]
-    return [*panels, ("reference", crops.detail["ref"])] if "ref" in crops.detail else panels
+    change = ("after − before, ×4", difference(face_in, face_out))
+    panels = [(CAPTIONS["in"], face_in), (CAPTIONS["out"], face_out), change]
+    return [*panels, (CAPTIONS["ref"], crops.detail["ref"])] if "ref" in crops.detail else panels
 
 
 def _scores(values: Mapping[str, float]) -> dict[str, float]:

@@ -14,7 +14,7 @@ from .events import Events
 from .flicker import FlickerWindows
 from .series import Series, jsonable, plain
 from .verdicts import FAIL, Verdict
-from .worst import WorstFrames
+from .worst import FrameImages, WorstFrames
 
 SCHEMA = 1
 """Version of the JSON file's schema."""
@@ -35,6 +35,7 @@ class Report:
         worst: images of the worst frames.
         totals: the enhancer's counters.
         verdicts: one for each check, in order.
+        typical: the faces of a frame from the middle or the second half of the clip.
     """
 
     title: str
@@ -47,6 +48,7 @@ class Report:
     worst: WorstFrames
     totals: dict[str, Any]
     verdicts: list[Verdict]
+    typical: FrameImages | None = None
 
     @property
     def frames(self) -> int:
@@ -57,6 +59,13 @@ class Report:
     def failed(self) -> list[Verdict]:
         """Checks that fail."""
         return [verdict for verdict in self.verdicts if verdict.state == FAIL]
+
+    def worst_frame(self) -> tuple[str, FrameImages] | None:
+        """Kind and images of the worst frame: of the first check that fails, or else the one in
+        which the face's structure changed most; None if no frame is worse than another."""
+        kinds = (*(verdict.kind for verdict in self.failed), "structure", *self.worst.kinds())
+        frames = ((kind, frame) for kind in kinds for frame in self.worst.of(kind))
+        return next(frames, None)
 
     def verdict(self, key: str) -> Verdict:
         """The verdict with this key.
@@ -143,9 +152,8 @@ class Report:
 
 
 def terminal_line(verdict: Verdict) -> str:
-    """``pass  Warping error, out / in   1.02 (at most 1.05)``."""
-    value = "-" if verdict.value is None else f"{verdict.value:.4g}"
+    """``pass  Warping error, after/before   1.02 (at most 1.05)``."""
+    value, limit = verdict.figures
     bound = "at most" if verdict.at_most else "at least"
-    limit = "" if verdict.limit is None else f" ({bound} {verdict.limit:.4g})"
     state = verdict.state.upper() if verdict.state == FAIL else verdict.state
-    return f"{state:<10} {verdict.label:<28} {value}{limit}"
+    return f"{state:<10} {verdict.label:<28} {value}{limit and f' ({bound} {limit})'}"

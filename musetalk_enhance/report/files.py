@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from itertools import islice
 from pathlib import Path
@@ -38,6 +38,7 @@ def compare(
     title: str = "",
     meter: Meter | None = None,
     limits: Limits | None = None,
+    progress: Callable[[int, int], None] | None = None,
 ) -> Report:
     """Compare a clip with its restored version.
 
@@ -58,6 +59,8 @@ def compare(
         title: heading; default: the names of both files.
         meter: see `ReportBuilder`.
         limits: see `ReportBuilder`.
+        progress: called as ``progress(read, all)`` with numbers of frames, each counted once for
+            every time that it is read; not called where the file does not state how many it has.
 
     Raises:
         MediaError: a file is missing or damaged, or the clips differ in size or frame rate.
@@ -69,9 +72,35 @@ def compare(
         _check_match(original, info, path, probe(path), same_size=path is restored)
     title = title or f"{Path(original).name} → {Path(restored).name}"
     builder = ReportBuilder(float(info.fps), title=title, meter=meter, limits=limits)
-    track = _track(original, restored, info, box, locate, builder.notes)
-    _measure(builder, track, notes, original, restored, reference)
+    passes = 1 if box is not None else 2 if locate is None else 3
+    clip = _Clip(original, (info.frames or 0) * passes, progress)
+    track = _track(clip, restored, info, box, locate, builder.notes)
+    _measure(builder, track, notes, clip, restored, reference)
+    clip.finish()
     return builder.finish(totals)
+
+
+class _Clip:
+    """A file that is read several times, with the progress over all of them."""
+
+    def __init__(
+        self, path: PathLike, total: int, progress: Callable[[int, int], None] | None
+    ) -> None:
+        self.path, self.total, self.read = path, total, 0
+        self._progress = progress if total else None
+
+    def frames(self) -> Iterator[Image]:
+        """The frames, from the first one."""
+        for frame in read_frames(self.path):
+            self.read += 1
+            if self._progress is not None:
+                self._progress(min(self.read, self.total), self.total)
+            yield frame
+
+    def finish(self) -> None:
+        """Report that everything is read: a face may be located without the last pass."""
+        if self._progress is not None:
+            self._progress(self.total, self.total)
 
 
 def _check_match(
@@ -86,7 +115,7 @@ def _check_match(
 
 
 def _track(
-    path_in: PathLike,
+    clip: _Clip,
     path_out: PathLike,
     info: VideoInfo,
     box: Box | None,
@@ -102,12 +131,12 @@ def _track(
         return Track.fixed(box)
     every = max(1, (info.frames or 8 * _SAMPLES) // _SAMPLES)
     with ExitStack() as stack:
-        pairs = zip(*(_open(stack, path) for path in (path_in, path_out)), strict=False)
+        pairs = zip(_open(stack, clip.frames()), _open(stack, read_frames(path_out)), strict=False)
         changed_box = find_difference(islice(pairs, 0, None, every))
     if changed_box is None:
         notes.append("IN and OUT differ only by compression noise: nothing was restored.")
     if locate is not None:
-        faces = _detect_faces(path_in, locate, every)
+        faces = _detect_faces(clip.frames(), locate, every)
         if faces:
             return follow(faces)
         notes.append("No face was found in IN; using the region where IN and OUT differ.")
@@ -124,19 +153,20 @@ def _track(
     return Track.fixed(face_box)
 
 
-def _detect_faces(path: PathLike, locate: Locate, every: int) -> list[tuple[int, Sequence[float]]]:
+def _detect_faces(
+    frames: Iterator[Image], locate: Locate, every: int
+) -> list[tuple[int, Sequence[float]]]:
     """``(frame, box)`` of each sampled frame in which a face is detected."""
     boxes: list[tuple[int, Sequence[float]]] = []
-    for index, frame in enumerate(read_frames(path)):
+    for index, frame in enumerate(frames):
         box = locate(frame) if index % every == 0 else None
         if box is not None:
             boxes.append((index, tuple(float(side) for side in box)))
     return boxes
 
 
-def _open(stack: ExitStack, path: PathLike) -> Iterator[Image]:
+def _open(stack: ExitStack, frames: Iterator[Image]) -> Iterator[Image]:
     """The frames of a clip; `stack` closes its file."""
-    frames = read_frames(path)
     stack.callback(getattr(frames, "close", lambda: None))
     return frames
 
@@ -145,15 +175,16 @@ def _measure(
     builder: ReportBuilder,
     track: Track,
     notes: Sequence[Mapping[str, Any]],
-    path_in: PathLike,
+    clip_in: _Clip,
     path_out: PathLike,
     reference: PathLike | None,
 ) -> None:
     """Add every frame's crops to the builder; the shortest clip ends the comparison."""
-    paths = [path for path in (path_in, path_out, reference) if path is not None]
+    others = [read_frames(path) for path in (path_out, reference) if path is not None]
+    sources = [clip_in.frames(), *others]
     with ExitStack() as stack:
-        lengths = [0] * len(paths)
-        clips = [_count(_open(stack, path), lengths, i) for i, path in enumerate(paths)]
+        lengths = [0] * len(sources)
+        clips = [_count(_open(stack, one), lengths, i) for i, one in enumerate(sources)]
         for frames in zip(*clips, strict=False):
             index, size_wh = builder.frames, (frames[0].shape[1], frames[0].shape[0])
             left, top, right, bottom = track.at(index, size_wh)

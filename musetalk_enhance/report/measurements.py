@@ -24,6 +24,8 @@ MIN_TRACKED_SHARE = 0.3
 """Share of a frame that motion must find in the next one; below it, the scene is cut."""
 
 CLIPS = ("in", "out", "ref")
+CAPTIONS = {"in": "before", "out": "after", "ref": "reference"}
+"""The clips in words."""
 PARTS = ("whole", "eyes", "mouth")
 
 

@@ -8,8 +8,9 @@ from math import isfinite
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from .measurements import CAPTIONS, CLIPS
 from .plots import svg
-from .sections import enhancer_plots, sections
+from .sections import PLAIN, enhancer_plots, sections
 from .series import jsonable
 from .verdicts import FAIL, PASS, UNMEASURED
 from .worst import heat_maps, inline
@@ -18,7 +19,6 @@ if TYPE_CHECKING:
     from .document import Report
 
 _CHIPS = {PASS: "pass", FAIL: "fail", UNMEASURED: "n/a"}
-_CLIPS = {"in": "in: before restoration", "out": "out: after it", "ref": "reference"}
 
 
 def render(report: Report) -> str:
@@ -31,9 +31,12 @@ def render(report: Report) -> str:
         heading=report.title or "Face restoration report",
         facts=f"{report.frames} frames, {seconds:.1f} s at {rate}{cuts}",
         judged=sum(verdict.state in (PASS, FAIL) for verdict in report.verdicts),
-        clips=_CLIPS if "sharpness_ref" in report.series else dict(list(_CLIPS.items())[:2]),
+        clips={clip: CAPTIONS[clip] for clip in CLIPS if f"sharpness_{clip}" in report.series},
         chips=_CHIPS,
         sections=sections(report),
+        kinds={section.kind: section.title for section in sections(report)},
+        plain=lambda verdict: PLAIN.get(verdict.key, (verdict.label, verdict.text)),
+        worst=report.worst_frame(),
         rows=[*_event_rows(report), *_total_rows(jsonable(report.totals))],
         enhancer_plots=list(enhancer_plots(report)),
         heat_maps=lambda: heat_maps(report.flicker),

@@ -8,13 +8,14 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
+from .measurements import CAPTIONS
 from .plots import Curve, Plot
 from .verdicts import Verdict
 
 if TYPE_CHECKING:
     from .document import Report
 
-_CLIPS = (("ref", "reference"), ("in", "in"), ("out", "out"))
+_CLIPS = tuple((clip, CAPTIONS[clip]) for clip in ("ref", "in", "out"))
 _WORDS = {
     "sharpness": ("Sharpness", "How much fine detail there is."),
     "flicker": (
@@ -37,6 +38,38 @@ _WORDS = {
     ),
     "other": ("Clip", ""),
 }
+
+PLAIN = {
+    "frames": ("As many frames", "Frames that are missing, or too many."),
+    "restored": ("Frames that changed", "Share of the frames in which a face was restored."),
+    "sharpness": ("Sharper", "Fine detail in the face, as a multiple of before."),
+    "warping": (
+        "Steady in motion",
+        "What changes between frames beyond motion, as a multiple of before. Moving detail and "
+        "fine grain are allowed for.",
+    ),
+    "flicker": (
+        "Steady where it is still",
+        "Flicker in gray levels squared; an eye sees it from about 1.",
+    ),
+    "mouth_correlation": ("Mouth moves as before", "1: lips open and close exactly as before."),
+    "mouth_lag": ("Mouth in time", "Frames by which the lips are late or early."),
+    "mouth_opening": (
+        "Mouth as open as before",
+        "Difference, as a share of the distance between eyes and mouth.",
+    ),
+    "eyes_correlation": ("Eyes move as before", "1: lids open and close exactly as before."),
+    "eyes_lag": ("Eyes in time", "Frames by which the lids are late or early."),
+    "eyes_opening": ("Eyes as open as before", "Difference, as a share of an eye's width."),
+    "drift": ("Same color on the whole", "Shift of the mean color, in levels of 255."),
+    "colour": ("Same color everywhere", "Local change; 1 is what an eye just tells apart."),
+    "seam": ("No visible edge", "Step of brightness around the restored part, levels of 255."),
+    "structure": ("Same face", "Likeness of coarse features to before; 1 is identical."),
+    "movement": ("Features in place", "How far eyes, mouth or face moved, in 1/256 of the crop."),
+    "psnr": ("Like the reference, PSNR", "In dB; higher is more alike."),
+    "ssim": ("Like the reference, SSIM", "1 is identical."),
+}
+"""Label and meaning of each verdict's value, by key, for the table at the top of the page."""
 
 
 @dataclass(frozen=True)
@@ -67,8 +100,8 @@ def sections(report: Report) -> list[Section]:
 
 def _plots(report: Report) -> dict[str, list[Plot]]:
     limit = {verdict.key: verdict.limit for verdict in report.verdicts}
-    change = Plot("color change, CIEDE2000", [_curve(report, "colour", "out − in", "out")])
-    seam = [_curve(report, "seam", "out − in", "out")]
+    change = Plot("color change, CIEDE2000", [_curve(report, "colour", "after − before", "out")])
+    seam = [_curve(report, "seam", "after − before", "out")]
     return {
         "sharpness": [_by_clip(report, "sharpness", "Energy of fine detail")],
         "flicker": [_by_clip(report, "warping", "warping error, gray levels²"), *_windows(report)],

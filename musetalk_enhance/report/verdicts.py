@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from math import floor, log10
 from typing import Any
 
 import numpy as np
@@ -108,6 +109,17 @@ class Verdict:
         """What may help; empty for a line that does not fail."""
         return HINTS.get(self.kind, "") if self.state == FAIL else ""
 
+    @property
+    def figures(self) -> tuple[str, str]:
+        """Value and limit as text: three digits of the larger one, more to tell them apart."""
+        larger = max(abs(figure or 0) for figure in (self.value, self.limit)) or 1
+        decimals = max(0, 2 - floor(log10(larger)))
+        for places in range(decimals, decimals + 4):
+            value, limit = (_rounded(figure, places) for figure in (self.value, self.limit))
+            if value != limit or self.value == self.limit:
+                break
+        return value or "–", limit
+
     def as_dict(self) -> dict[str, Any]:
         """Ready for JSON."""
         return {
@@ -120,6 +132,12 @@ class Verdict:
             "text": self.text,
             "hint": self.hint,
         }
+
+
+def _rounded(value: float | None, places: int) -> str:
+    """The value without trailing zeros; empty for None."""
+    text = "" if value is None else f"{value:.{places}f}"
+    return text.rstrip("0").rstrip(".") if "." in text else text
 
 
 def line(
@@ -202,7 +220,7 @@ def restoration(series: Series, events: Events) -> list[Verdict]:
 
 def _sharpness(series: Series, limits: Limits) -> Verdict:
     """Over the restored frames only: the others change through the encoder."""
-    label, strength = "Sharper than it came", series["note_strength"]
+    label, strength = "Sharper than before", series["note_strength"]
     has_notes = not np.isnan(strength).all()
     restored = restored_frames(series) if has_notes else np.ones(series.frames, bool)
     if not restored.any():
@@ -219,9 +237,9 @@ def _sharpness(series: Series, limits: Limits) -> Verdict:
     energy_in, energy_out, energy_ref = (
         mean(series[f"sharpness_{name}"][restored]) for name in ("in", "out", "ref")
     )
-    text = f"energy of fine detail, out / in: {energy_in:.4g} → {energy_out:.4g}"
+    text = f"energy of fine detail {energy_in:.3g} → {energy_out:.3g}"
     if "sharpness_ref" in series:
-        text += f"; the reference has {energy_ref:.4g}"
+        text += f"; the reference has {energy_ref:.3g}"
     if not restored.all():
         text += f"; over the {restored.sum()} of {series.frames} frames that were restored"
     ratio = _ratio(energy_out, energy_in)
@@ -229,7 +247,7 @@ def _sharpness(series: Series, limits: Limits) -> Verdict:
 
 
 def _warping(series: Series, limits: Limits) -> Verdict:
-    label = "Warping error, out / in"
+    label = "Warping error, after/before"
     error_in, error_out = series.mean("warping_in"), series.mean("warping_out")
     if np.isnan(error_in):
         why = "no two frames of one scene"
@@ -310,7 +328,7 @@ def _openings(series: Series, part: str, min_correlation: float, limits: Limits)
         )
         return [moves, *lines]
     lag, best = opening_lag(opening_in, opening_out)
-    text = f"correlation of the opening, out and in, at no lag; {best:.3f} at best"
+    text = f"correlation of the opening, after and before, at no lag; {best:.3f} at best"
     if f"{part}_ref" in series:
         text += f"; with the reference {correlation(series[f'{part}_ref'], opening_out):.3f}"
     same = correlation(opening_in, opening_out)
@@ -389,10 +407,10 @@ def _likeness(series: Series) -> list[Verdict]:
         if np.isinf(value):
             verdicts.append(
                 line(
-                    key, label, "likeness", float("nan"), None, "infinite: out equals the reference"
+                    key, label, "likeness", float("nan"), None, "infinite: equal to the reference"
                 )
             )
             continue
-        text = f"{series.mean(f'{key}_in'):.4g} → {value:.4g}{unit}; nothing is asked of it"
+        text = f"{series.mean(f'{key}_in'):.3g} → {value:.3g}{unit}"
         verdicts.append(line(key, label, "likeness", value, None, text))
     return verdicts

@@ -10,6 +10,7 @@ import numpy as np
 
 from ..media.arrays import Image
 from .flicker import FlickerWindows
+from .measurements import CAPTIONS
 from .metrics import shrunk
 
 Panels = Sequence[tuple[str, Image]]
@@ -22,8 +23,8 @@ GAIN = 4
 
 
 @dataclass(frozen=True)
-class WorstFrame:
-    """One of the worst frames of a kind.
+class FrameImages:
+    """Images of one frame.
 
     Attributes:
         index: frame number.
@@ -34,6 +35,12 @@ class WorstFrame:
     index: int
     score: float
     panels: tuple[tuple[str, bytes], ...]
+
+    @classmethod
+    def of(cls, index: int, score: float, panels: Panels, side: int = SIDE) -> FrameImages:
+        """Encode `panels`, each at most `side` pixels on its longer edge."""
+        encoded = tuple((caption, jpeg(image, side)) for caption, image in panels)
+        return cls(index, score, encoded)
 
 
 class WorstFrames:
@@ -46,7 +53,7 @@ class WorstFrames:
 
     def __init__(self, min_distance: int, max_per_kind: int = 2) -> None:
         self._min_distance, self._max_per_kind = min_distance, max_per_kind
-        self._by_kind: dict[str, list[WorstFrame]] = {}
+        self._by_kind: dict[str, list[FrameImages]] = {}
 
     def offer(self, kind: str, index: int, score: float, panels: Callable[[], Panels]) -> None:
         """Offer a frame; `panels` is called and its images encoded only if it is stored."""
@@ -62,11 +69,10 @@ class WorstFrames:
             stored[:] = [
                 frame for frame in stored if frame is not weakest and frame not in neighbors
             ]
-        encoded = tuple((caption, jpeg(image)) for caption, image in panels())
-        stored.append(WorstFrame(index, score, encoded))
+        stored.append(FrameImages.of(index, score, panels()))
         stored.sort(key=lambda frame: -frame.score)
 
-    def of(self, kind: str) -> list[WorstFrame]:
+    def of(self, kind: str) -> list[FrameImages]:
         """The stored frames of a kind, worst first."""
         return list(self._by_kind.get(kind, ()))
 
@@ -86,7 +92,6 @@ def heat_maps(flicker: FlickerWindows) -> list[tuple[str, bytes]]:
     """Captions and heat maps of flicker in still regions: dark is 0, yellow 3 gray levels (RMS)."""
     import cv2
 
-    names = {"in": "in", "out": "out", "ref": "reference"}
     maps = []
     for name, total in flicker.maps.items():
         levels = np.sqrt(total / len(flicker.windows))
@@ -94,16 +99,16 @@ def heat_maps(flicker: FlickerWindows) -> list[tuple[str, bytes]]:
             np.clip(levels * 85, 0, 255).astype(np.uint8), cv2.COLORMAP_INFERNO
         )
         larger = cv2.resize(heat, None, fx=2, fy=2, interpolation=cv2.INTER_LINEAR)
-        caption = f"{names.get(name, name)}: changes over 5 Hz"
+        caption = f"{CAPTIONS.get(name, name)}: changes over 5 Hz"
         maps.append((caption, jpeg(np.asarray(larger, np.uint8))))
     return maps
 
 
-def jpeg(image_bgr: Image) -> bytes:
-    """An image, at most `SIDE` pixels on its longer edge, as JPEG bytes."""
+def jpeg(image_bgr: Image, side: int = SIDE) -> bytes:
+    """An image, at most `side` pixels on its longer edge, as JPEG bytes."""
     import cv2
 
-    small = np.ascontiguousarray(shrunk(image_bgr, SIDE))
+    small = np.ascontiguousarray(shrunk(image_bgr, side))
     return bytes(cv2.imencode(".jpg", small, [cv2.IMWRITE_JPEG_QUALITY, QUALITY])[1])
 
 

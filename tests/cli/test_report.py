@@ -49,8 +49,9 @@ def test_a_report_is_written(clips, tmp_path, capsys):
     ]
     assert main([*words, "--out", str(tmp_path / "made"), "--title", "My clip"]) == 0
     printed = capsys.readouterr()
-    assert "Warping error, out / in" in printed.out and "Mouth: " in printed.out
+    assert "Warping error, after/before" in printed.out and "Mouth: " in printed.out
     assert "where the clips differ" in printed.err and "report.html" in printed.err
+    assert "32/32" in printed.err  # the bar: 16 frames, read twice
     numbers = json.loads((tmp_path / "made" / "report.json").read_text())
     assert numbers["title"] == "My clip" and numbers["frames"] == 16
     assert "<h1>My clip</h1>" in (tmp_path / "made" / "report.html").read_text(encoding="utf-8")
@@ -65,8 +66,9 @@ def test_strict_is_exit_code_1_where_a_line_fails(clips, tmp_path, capsys):
         str(tmp_path),
         "--json",
     ]
-    assert main(words) == 0
-    lines = {line["key"]: line for line in json.loads(capsys.readouterr().out)}
+    assert main([*words, "--quiet"]) == 0
+    assert "32/32" not in (printed := capsys.readouterr()).err
+    lines = {line["key"]: line for line in json.loads(printed.out)}
     assert lines["drift"]["state"] == "fail" and lines["drift"]["value"] > 3
     assert main([*words, "--strict"]) == 1
 

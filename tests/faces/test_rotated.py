@@ -8,8 +8,8 @@ import pytest
 
 from musetalk_enhance.faces.detect import FFHQ_512, Face, NetworkDetector, YuNet
 from musetalk_enhance.faces.rotated import RotatedFaces, misfit, roll
-from musetalk_enhance.picture_restorer import NOT_ALIGNED, RESTORED
-from tests.test_picture_restorer import make  # noqa: F401 - a fixture
+from musetalk_enhance.jobs.image_restorer import NOT_ALIGNED, RESTORED
+from tests.jobs.test_image_restorer import make  # noqa: F401 - a fixture
 
 COLORS = [(255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 0), (0, 255, 255)]
 

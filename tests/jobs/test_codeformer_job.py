@@ -1,4 +1,5 @@
-"""A whole job with a full-size random CodeFormer: what is written is what the published network says."""
+"""A whole job with a full-size random CodeFormer: what is written is what the published network
+says."""
 
 from __future__ import annotations
 
@@ -23,7 +24,8 @@ OPTIONS |= {"backend": "torch", "dtype": "fp32", "device": "cpu"}
 
 @pytest.fixture
 def remembered(monkeypatch):
-    """The same face with the same fidelity is not computed twice: a run of this network takes many seconds."""
+    """The same face with the same fidelity is not computed twice: a run of this network takes many
+    seconds."""
     from musetalk_enhance.restorers.codeformer import CodeFormerRestorer
 
     known, restore = {}, CodeFormerRestorer.restore

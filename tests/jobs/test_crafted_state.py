@@ -135,7 +135,8 @@ def test_json_that_breaks_parsers_is_damaged(tmp_path):
 
 def test_run_info_of_a_file_has_its_types():
     plain = {
-        "model": "lite", "licence": "x", "weight_sha256": None, "fidelity": None, "backend": "torch",
+        "model": "lite", "licence": "x", "weight_sha256": None, "fidelity": None,
+        "backend": "torch",
         "dtype": "fp32", "device": "cpu", "batch_size": 1, "threads": 1, "helpers": {"a": None},
         "passed_over": [["gfpgan", "no weight"]],
     }  # fmt: skip
@@ -159,7 +160,8 @@ def test_units_without_images_are_those_of_another_job(tmp_path, network):
 
 VALUES = [
     None, True, -1, 0, 10**30, 0.5, "", "x", "../victim.txt", "/etc/passwd", "\0", "\ud800",
-    [], ["../../victim.png"], [["a"]], {}, {"restored/../../victim.txt": "0"}, [{}], "restored/a.png",
+    [], ["../../victim.png"], [["a"]], {}, {"restored/../../victim.txt": "0"}, [{}],
+    "restored/a.png",
 ]  # fmt: skip
 
 

@@ -1,4 +1,5 @@
-"""Whole jobs with full-size random GFPGAN and RestoreFormer: what is written is what the published network says."""
+"""Whole jobs with full-size random GFPGAN and RestoreFormer: what is written is what the published
+network says."""
 
 from __future__ import annotations
 

@@ -20,9 +20,9 @@ from musetalk_enhance.jobs.image_processor import (
     ReadUnit,
     WriteUnit,
 )
+from musetalk_enhance.jobs.image_restorer import FaceNote, RestoredImage
 from musetalk_enhance.jobs.manifest import Manifest
 from musetalk_enhance.jobs.model_loader import PARSENET, REALESRGAN, load_image_models
-from musetalk_enhance.picture_restorer import FaceNote, RestoredImage
 from musetalk_enhance.restorers import background_upsampler
 
 from .conftest import ADDED, WHOLE, picture, put, read
@@ -260,10 +260,13 @@ def test_a_detector_that_is_missing_says_what_to_fetch_before_anything_is_loaded
     ("picked", "expected"), [("cuda:0", "cuda:0"), ("cpu", "cpu"), ("mps", None)]
 )
 def test_the_detector_runs_where_the_restorer_does(monkeypatch, picked, expected):
-    """Also with `auto`: on two devices it may find a face at two places, and the same job would have two ends."""
+    """Also with `auto`: on two devices it may find a face at two places, and the same job would
+    have two ends."""
     asked = []
     monkeypatch.setattr(
-        model_loader, "pick_device", lambda word, allow_cpu: asked.append(word) or torch.device(picked)
+        model_loader,
+        "pick_device",
+        lambda word, allow_cpu: asked.append(word) or torch.device(picked),
     )
     monkeypatch.setattr(
         model_loader, "make_detector", lambda name, path, **options: options["device"]

@@ -1,4 +1,5 @@
-"""Folders of pictures: every input has its result, and a run that was stopped ends with the same files."""
+"""Folders of pictures: every input has its result, and a run that was stopped ends with the same
+files."""
 
 from __future__ import annotations
 
@@ -50,7 +51,8 @@ def test_every_picture_is_restored_and_keeps_its_name(network, folders):
     stats = json.loads((output / STATS).read_text())
     assert stats == result.stats
     assert stats["pictures"] == {
-        "all": 7, "with_restored_faces": 7, "without_restored_face": 0, "failed": 0, "unreadable": 0,
+        "all": 7, "with_restored_faces": 7, "without_restored_face": 0, "failed": 0,
+        "unreadable": 0,
         "unreadable_folders": 0, "skipped": 0,
     }  # fmt: skip
     faces = stats["faces"]
@@ -144,7 +146,8 @@ def test_results_of_one_name_are_told_apart(network, tmp_path):
     put(source, "a.jpg", "a.png", "b.png")
     restore_images(source, output, WHOLE.replace(format="png", save_comparison=True))
     assert set(files(output)) == {
-        STATS, "restored/a.jpg.png", "restored/a.png.png", "restored/b.png", "comparisons/a.jpg_compare.jpg",
+        STATS, "restored/a.jpg.png", "restored/a.png.png", "restored/b.png",
+        "comparisons/a.jpg_compare.jpg",
         "comparisons/a.png_compare.jpg", "comparisons/b_compare.jpg",
     }  # fmt: skip
     for name in ("a.jpg", "a.png"):
@@ -372,7 +375,7 @@ def test_progress_counts_pictures(network, folders, pairs):
     assert told == [(7, 7)]
 
 
-# --- going on ---------------------------------------------------------------------------------------------------
+# --- going on
 
 
 class Stopped(Exception):
@@ -696,7 +699,7 @@ def test_an_engine_of_ones_own_is_told_everything(network, folders, pairs):
     assert set(files(output)) == {STATS, *(f"restored/{name}" for name in NAMES)}
 
 
-# --- a real process -----------------------------------------------------------------------------------------------
+# --- a real process
 
 
 @pytest.mark.slow

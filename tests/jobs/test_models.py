@@ -131,8 +131,15 @@ def test_gfpgan_takes_over_where_the_package_is_missing(
         weights, "require", lambda name, **_: weights.open_file(file, trust_unpinned=True)
     )
     with pytest.raises(MissingDependencyError, match="codeformer"):
-        Choice.load(replace(found.choice, weight=weights.open_file(file, trust_unpinned=True),
-                            model=replace(found.choice.model, load_class=codeformer_kind)), "cpu")  # fmt: skip
+        Choice.load(
+            replace(
+                found.choice,
+                weight=weights.open_file(file, trust_unpinned=True),
+                # fmt: skip
+                model=replace(found.choice.model, load_class=codeformer_kind),
+            ),
+            "cpu",
+        )
 
 
 def codeformer_kind():

@@ -142,7 +142,10 @@ def test_what_a_result_does_not_hold_is_named_once(network, folders, capsys):
     assert restore_images(source, output, WHOLE).stats["losses"] == {
         "transparency": ["b.jpg", "d.jpg"]
     }
-    assert cv2.imdecode(np.frombuffer((output / "restored/b.jpg").read_bytes(), np.uint8), 1) is not None
+    assert (
+        cv2.imdecode(np.frombuffer((output / "restored/b.jpg").read_bytes(), np.uint8), 1)
+        is not None
+    )
 
 
 def test_a_copied_image_loses_nothing(network, tmp_path):
@@ -184,7 +187,9 @@ def test_a_comparison_shows_faces_at_full_size(rng):
             crop = np.ascontiguousarray(image[top:bottom, left:right])
             score = cv2.matchTemplate(sheet, crop, cv2.TM_SQDIFF)
             assert score.min() <= crop.size, "the face is not there, pixel by pixel"
-    small = contact_sheet.comparison_sheet(before[:400, :500], after[:400, :500], [(100, 100, 200, 200)])
+    small = contact_sheet.comparison_sheet(
+        before[:400, :500], after[:400, :500], [(100, 100, 200, 200)]
+    )
     assert small.shape[0] < 500  # the faces are at full size already
 
 

@@ -88,8 +88,10 @@ def test_replace_checks_anew():
 def test_every_option_of_the_enhancer_reaches_it():
     values = {
         "strength": 0.5, "device": "cpu", "backend": "torch", "dtype": "fp32", "allow_cpu": True,
-        "color_match": False, "guard": True, "sharpness_gate": True, "mode": "memory", "batch_size": 3,
-        "memory_budget": "1GiB", "download": True, "trust_unpinned": True, "arch": "CodeFormer", "provider": "auto",
+        "color_match": False, "guard": True, "sharpness_gate": True, "mode": "memory",
+        "batch_size": 3,
+        "memory_budget": "1GiB", "download": True, "trust_unpinned": True,
+        "arch": "CodeFormer", "provider": "auto",
     }  # fmt: skip
     made = ImageSettings(**values).enhancer(model="lite")
     assert isinstance(made, EnhancerSettings) and made.enabled and made.model == "lite"

@@ -1,4 +1,5 @@
-"""`restore_video`: everything but the faces is kept, and a run that was stopped goes on to the same bytes."""
+"""`restore_video`: everything but the faces is kept, and a run that was stopped goes on to the same
+bytes."""
 
 from __future__ import annotations
 
@@ -87,7 +88,8 @@ def settings(shared):
 
 @pytest.fixture(autouse=True)
 def cheap(request):
-    """Small faces, few frames before a segment, one thread, and a network that is none, except with `lite`."""
+    """Small faces, few frames before a segment, one thread, and a network that is none, except with
+    `lite`."""
     with cheaply(with_network="lite" in request.fixturenames):
         yield
 

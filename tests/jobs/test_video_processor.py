@@ -1,4 +1,5 @@
-"""One segment of a film: what the network made lands on the face, and everything else stays as it was."""
+"""One segment of a film: what the network made lands on the face, and everything else stays as it
+was."""
 
 from __future__ import annotations
 
@@ -74,7 +75,8 @@ def face_at(x: float, y: float) -> Face:
 
 
 def scene(at: int, places, blind: bool = False, seed: int = 0) -> np.ndarray:
-    """A dim smooth picture with a green square at each (x, y): blue tells the frame, red which square."""
+    """A dim smooth picture with a green square at each (x, y): blue tells the frame, red which
+    square."""
     rng = np.random.default_rng(seed)
     image = cv2.resize(
         rng.integers(20, 120, (6, 8, 3), np.uint8), (WIDTH, HEIGHT), interpolation=cv2.INTER_CUBIC
@@ -247,7 +249,8 @@ class RecordedStream:
 
 
 class RecordedEngine:
-    """In place of an enhancer and its engine: hands the frames back, and keeps every stream that was opened."""
+    """In place of an enhancer and its engine: hands the frames back, and keeps every stream that
+    was opened."""
 
     def __init__(self, fail_at=None):
         self.settings, self.engine = SimpleNamespace(region="full"), self

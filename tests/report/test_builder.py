@@ -11,7 +11,8 @@ import pytest
 
 from musetalk_enhance.errors import ConfigError, FrameError, MediaError, MissingDependencyError
 from musetalk_enhance.pipeline.stats import EnhancerStats
-from musetalk_enhance.report import Limits, Report, ReportBuilder
+from musetalk_enhance.report import Limits, Report, ReportBuilder, Verdict
+from musetalk_enhance.report.sections import PLAIN
 from tests.report.conftest import plain_meter
 
 
@@ -130,6 +131,70 @@ def test_the_page_stands_alone(rings, meter, tmp_path):
         "movement",
         "enhancer",
     } <= ids
+
+
+@pytest.mark.parametrize("change", [0, 6])
+def test_the_page_begins_with_faces_and_plain_words(rings, meter, change):
+    """Also where all checks pass: a face before and after, and the frame that changed most."""
+
+    def brighter(face, index):
+        return np.clip(face.astype(int) + change * (1 + (index == 5)), 0, 255).astype(np.uint8)
+
+    report = build_report(rings, meter, restore=brighter)
+    assert bool(report.failed) == bool(change)
+    assert report.typical.index == 8 and [c for c, _ in report.typical.panels] == [
+        "before",
+        "after",
+    ]
+    sections = report.html().split("<section")[1:]
+    assert 'id="faces"' in sections[0] and "<h2>Checks</h2>" in sections[1]
+    assert "A face: frame 8, 0.32 s" in sections[0] and sections[0].count("<img") >= 2
+    if change:
+        assert "The worst frame (Flicker): frame 5, 0.20 s" in sections[0]
+        assert "after: beyond motion, ×4" in sections[0]
+    assert "Shift of the mean color, in levels of 255." in sections[1]
+    assert "Not measured: hardly moves in the input" in sections[1]
+
+
+def test_a_report_where_nothing_is_worse_shows_a_face_alone(rings, meter):
+    report = build_report(rings, meter)
+    assert report.worst_frame() is None
+    assert report.html().partition("<h2>Checks</h2>")[0].count("<img") == 2
+
+
+def test_the_worst_frame_is_of_the_check_that_fails(rings, meter):
+    report = build_report(rings, meter, restore=lambda face, index: face[::-1].copy())
+    kind, frame = report.worst_frame()
+    failed = [verdict.kind for verdict in report.failed if report.worst.of(verdict.kind)]
+    assert kind == failed[0] != "structure" and frame is report.worst.of(kind)[0]
+
+
+def test_every_verdict_has_plain_words(rings):
+    builder = ReportBuilder(25, meter=plain_meter)
+    builder.verdicts.append(Verdict("frames", "", 0, 0, True, "pass", "", "other"))
+    for index in range(40):
+        face = np.clip(rings.astype(int) + 60 * (index % 5 - 2), 0, 255).astype(np.uint8)
+        builder.add(face, face, rings, notes={"strength": 1.0})
+    keys = {verdict.key for verdict in builder.finish().verdicts}
+    assert keys == set(PLAIN)
+
+
+@pytest.mark.parametrize(
+    ("value", "limit", "figures"),
+    [
+        (1.1284, 1.05, ("1.13", "1.05")),
+        (0.027341, 0.05, ("0.0273", "0.05")),
+        (0.000662, 0.05, ("0.0007", "0.05")),
+        (303.61, None, ("304", "")),
+        (12345.6, 1.0, ("12346", "1")),
+        (1.1004, 1.1, ("1.1004", "1.1")),
+        (1.1, 1.1, ("1.1", "1.1")),
+        (0, 0, ("0", "0")),
+        (None, 0.98, ("–", "0.98")),
+    ],
+)
+def test_figures_have_the_digits_that_tell_them_apart(value, limit, figures):
+    assert Verdict("k", "", value, limit, True, "info", "", "other").figures == figures
 
 
 def test_the_same_frames_give_the_same_page(rings, meter):

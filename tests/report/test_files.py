@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from fractions import Fraction
 
 import cv2
@@ -9,7 +10,7 @@ import numpy as np
 import pytest
 
 from musetalk_enhance.errors import ConfigError, MediaError
-from musetalk_enhance.media import VideoWriter
+from musetalk_enhance.media import VideoWriter, probe
 from musetalk_enhance.report import compare
 
 BOX = (48, 32, 112, 112)
@@ -63,6 +64,26 @@ def test_a_pair_is_compared_where_it_differs(clips, meter):
     assert len(report.notes) == 1 and "where the clips differ" in report.notes[0]
     numbers = [int(word) for word in report.notes[0].split("at ")[1].split(" (")[0].split(", ")]
     assert np.abs(np.subtract(numbers, (44, 27, 116, 117))).max() <= 12
+
+
+@pytest.mark.parametrize(
+    ("options", "passes"), [({"box": BOX}, 1), ({}, 2), ({"locate": lambda frame: BOX}, 3)]
+)
+def test_progress_counts_every_pass(clips, meter, options, passes):
+    steps = []
+    compare(*clips, meter=meter, progress=lambda *step: steps.append(step), **options)
+    total = passes * COUNT
+    assert steps == [*((read, total) for read in range(1, total + 1)), (total, total)]
+
+
+def test_no_progress_without_a_number_of_frames(clips, meter, monkeypatch):
+    def without_frames(path):
+        return dataclasses.replace(probe(path), frames=None)
+
+    monkeypatch.setattr("musetalk_enhance.report.files.probe", without_frames)
+    steps = []
+    compare(*clips, box=BOX, meter=meter, progress=lambda *step: steps.append(step))
+    assert steps == []
 
 
 def test_old_names_of_arguments_work_with_a_warning(clips, meter):

@@ -12,21 +12,19 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
-from numpy.typing import NDArray
 
-from .errors import ConfigError, EnhanceError, FrameError
-from .faces.detect import Face, FaceDetector, NetworkDetector, WholeImage
-from .faces.paste import FaceCrop, Paste, crop_face, paste_faces, without_added_color
-from .faces.rotated import RotatedFaces
-from .pipeline.engine import Request
-from .pipeline.outcome import Outcome, Status
+from ..errors import ConfigError, EnhanceError, FrameError
+from ..faces.detect import Face, FaceDetector, NetworkDetector, WholeImage
+from ..faces.paste import FaceCrop, Paste, crop_face, paste_faces, without_added_color
+from ..faces.rotated import RotatedFaces
+from ..media.arrays import Image
+from ..pipeline.engine import Request
+from ..pipeline.outcome import Outcome, Status
 
 if TYPE_CHECKING:
     import torch
 
-    from .enhancer import GFPGANEnhancer
-
-Image = NDArray[np.uint8]
+    from ..enhancer import GFPGANEnhancer
 
 RESTORED, TOO_SMALL, NOT_CENTER = "restored", "too small", "not the center face"
 NOT_ALIGNED = "landmarks do not fit a face"

@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 import torch
 
-from musetalk_enhance import picture_restorer
 from musetalk_enhance.errors import ConfigError, OutOfMemoryError, RestorerError
 from musetalk_enhance.faces.detect import FFHQ_512, Face, FaceDetector, WholeImage, YuNet
 from musetalk_enhance.faces.rotated import RotatedFaces
-from musetalk_enhance.picture_restorer import (
+from musetalk_enhance.jobs import image_restorer
+from musetalk_enhance.jobs.image_restorer import (
     NOT_ALIGNED,
     NOT_CENTER,
     RESTORED,
@@ -467,7 +467,7 @@ def test_old_names_work_for_one_release(make):
     with pytest.warns(DeprecationWarning, match="paste"):
         (image,) = restorer.lay(items)
     with pytest.warns(DeprecationWarning, match="RestoredImage"):
-        assert picture_restorer.RestoredPicture is type(image)
+        assert image_restorer.RestoredPicture is type(image)
 
 
 def painting(faces: torch.Tensor) -> torch.Tensor:
