@@ -366,7 +366,7 @@ def test_a_finder_of_landmarks_that_fails_stops_nothing(make_enhancer, given, mo
         np.array_equal(enhancer(given[:2]), make_enhancer(sharpen)(given[:2]))
         and enhancer.stats.unaligned == 2
     )
-    with pytest.raises(RestorerError, match="landmarks"):
+    with pytest.raises(RestorerError, match="landmark detection failed"):
         make_enhancer(sharpen, align="ffhq", on_error="raise")(given[:2])
 
 

@@ -81,10 +81,9 @@ def _enlarged_on_cpu(
     faces: torch.Tensor, size_hw: tuple[int, int], enlarge: str
 ) -> torch.Tensor:
     import cv2
-    import torch
 
     number, channels, height, width = faces.shape
-    result = torch.empty((number, channels, *size_hw), dtype=torch.float32, device="cpu")
+    result = empty((number, channels, *size_hw), faces.device)
     planes = faces.numpy().reshape(-1, height, width)
     kernel = cv2.INTER_CUBIC if enlarge == "bicubic" else cv2.INTER_LINEAR
     enlarged = result.numpy().reshape(-1, *size_hw)
@@ -108,6 +107,19 @@ def _pooled_on_cpu(values: torch.Tensor, cells: tuple[int, int]) -> torch.Tensor
     return torch.from_numpy(means.reshape(number, channels, *cells))
 
 
+def empty(shape: tuple[int, ...], device: torch.device) -> torch.Tensor:
+    """A float32 tensor without values.
+
+    On the CPU the memory is numpy's, which asks for huge pages: with small ones, the first touch of
+    a batch takes several times as long as the work on it.
+    """
+    import torch
+
+    if device.type == "cpu":
+        return torch.from_numpy(np.empty(shape, np.float32))
+    return torch.empty(shape, dtype=torch.float32, device=device)
+
+
 def residual_of(
     faces: torch.Tensor,
     inputs: torch.Tensor,
@@ -127,12 +139,18 @@ def residual_of(
         restored: what it made, (N, 3, T, T).
         size_hw: height and width of the result.
         base: `faces` in that size.
+
+    Returns:
+        float32 (N, 3, H - first_row, W), a tensor of its own.
     """
+    import torch
+
     result = resize(restored, size_hw)[:, :, first_row:]
     height, width = faces.shape[2:]
     if inputs.shape[2] < height or inputs.shape[3] < width:
         result = result + resize(faces - resize(inputs, (height, width)), size_hw)[:, :, first_row:]
-    return result - base[:, :, first_row:]
+    residual = empty(tuple(result.shape), result.device)
+    return torch.sub(result, base[:, :, first_row:], out=residual)
 
 
 def mean_change(

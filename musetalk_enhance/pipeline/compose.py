@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from ..errors import FrameError
-from ..frames.resize import kept_rows, mean_change, residual_of, resize
+from ..frames.resize import empty, kept_rows, mean_change, residual_of, resize
 from .outcome import Cause, Outcome, Status
 
 if TYPE_CHECKING:
@@ -131,7 +131,7 @@ class Compositor:
             residual = without_tint(residual, mask)
         residual, state = self._steady(residual, batch, mask, state, first_row)
         if mask is not None:
-            residual = residual * mask
+            residual.mul_(mask)
         weights = [settings.strength * need for need in batch.needs]
         residual = _weighted(residual, weights)
         causes: list[Cause | None] = [None] * len(weights)
@@ -141,7 +141,7 @@ class Compositor:
             )
         outcomes = self._outcomes(batch, weights, causes)
         rows = base[:, :, first_row:]
-        restored_rows = rows + residual
+        restored_rows = residual.add_(rows)
         touched = None if mask is None else mask > 0
         changes = mean_change(rows, restored_rows, touched)
         if min(weights) <= 0:
@@ -196,14 +196,13 @@ class Compositor:
             return residual_of(
                 batch.faces, batch.inputs, batch.restored, batch.size_hw, base, first_row
             )
-        import torch
 
         assert self._aligner is not None
         usable, alignment = batch.alignment
         size = (int(batch.restored.shape[2]), int(batch.restored.shape[3]))
         added = batch.restored[usable] - resize(batch.inputs[usable], size)
         unaligned, coverage = self._aligner.unwarp(added, alignment, batch.size_hw)
-        residual = torch.empty_like(base)
+        residual = empty(tuple(base.shape), base.device)
         residual[usable] = unaligned * coverage
         rest = [index for index in range(len(base)) if index not in set(usable)]
         if rest:
@@ -268,7 +267,7 @@ def _greater_cause(
 def _weighted(residual: torch.Tensor, weights: list[float]) -> torch.Tensor:
     if all(weight == 1 for weight in weights):
         return residual
-    return residual * residual.new_tensor(weights).view(-1, 1, 1, 1)
+    return residual.mul_(residual.new_tensor(weights).view(-1, 1, 1, 1))
 
 
 def _only(touched: torch.Tensor | None, some: list[bool], like: torch.Tensor) -> torch.Tensor:

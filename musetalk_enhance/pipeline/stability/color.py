@@ -6,7 +6,7 @@ from functools import lru_cache
 from math import exp
 from typing import TYPE_CHECKING
 
-from ...frames.resize import resize
+from ...frames.resize import empty, resize
 
 if TYPE_CHECKING:
     import torch
@@ -18,19 +18,19 @@ SPREAD = 2.0
 
 
 def without_tint(residual: torch.Tensor, support: torch.Tensor | None) -> torch.Tensor:
-    """What a restorer adds, without its low frequencies.
+    """Take the low frequencies off what a restorer adds.
 
     Args:
-        residual: restored minus given, in the rows that may change, float32 (N, 3, R, W).
+        residual: restored minus given, in the rows that may change, float32 (N, 3, R, W); changed
+            in place.
         support: (N or 1, 1, R, W), 0..1, where the face may change; what lies outside has no
-            influence. None:
-            everywhere.
+            influence. None: everywhere.
 
     Returns:
-        float32 (N, 3, R, W), whose Gaussian blur is nearly 0 everywhere inside.
+        `residual`, whose Gaussian blur is nearly 0 everywhere inside.
     """
     size = (residual.shape[2], residual.shape[3])
-    return residual - resize(low_frequencies(residual, support), size, enlarge="bilinear")
+    return residual.sub_(resize(low_frequencies(residual, support), size, enlarge="bilinear"))
 
 
 def low_frequencies(values: torch.Tensor, support: torch.Tensor | None = None) -> torch.Tensor:
@@ -47,7 +47,8 @@ def low_frequencies(values: torch.Tensor, support: torch.Tensor | None = None) -
         weights = torch.ones((1, 1, *grid), dtype=values.dtype, device=values.device)
         weighted = resize(values, grid)
     else:
-        weights, weighted = resize(support, grid).clamp(0, 1), resize(values * support, grid)
+        product = torch.mul(values, support, out=empty(tuple(values.shape), values.device))
+        weights, weighted = resize(support, grid).clamp(0, 1), resize(product, grid)
     return _blurred(weighted) / _blurred(weights).clamp(min=1e-3)
 
 
