@@ -100,8 +100,8 @@ def test_run(soft, tmp_path, monkeypatch, capsys):
     ran: list[GFPGANEnhancer] = []
     run_script = musetalk.run_script
 
-    def keep(*words) -> GFPGANEnhancer:
-        ran.append(run_script(*words))
+    def keep(*words, **options) -> GFPGANEnhancer:
+        ran.append(run_script(*words, **options))
         return ran[0]
 
     monkeypatch.setattr(musetalk, "run_script", keep)
