@@ -9,6 +9,7 @@ sharpness: its input is reduced to 96 px and normalized for brightness, contrast
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -196,11 +197,23 @@ def _sample(
 
     Each of the three is (N, 2), in shares of the crop's sides.
     """
-    left, end, top, bottom = span
-    center = 2 * origin + (left + end) * right + (top + bottom) * down - 1
-    affine = torch.stack([(end - left) * right, (bottom - top) * down, center], 2)
+    affine = torch.stack([right, down, origin], 2) @ _view(span, images.device)
+    affine[:, :, 2] -= 1
     grid = functional.affine_grid(affine, [len(images), 3, *hw], align_corners=False)
     return functional.grid_sample(images, grid, padding_mode="border", align_corners=False)
+
+
+@lru_cache(maxsize=8)
+def _view(span: _Span, device: torch.device) -> Tensor:
+    """What takes right, down and origin to the columns of `affine_grid`'s matrices, but for -1."""
+    left, end, top, bottom = span
+    columns = [[end - left, 0, left + end], [0, bottom - top, top + bottom], [0, 0, 2]]
+    return torch.tensor(columns, dtype=torch.float32, device=device)
+
+
+def _points(origins: Tensor, offsets: Tensor, right: Tensor, down: Tensor) -> Tensor:
+    """``origin + x * right + y * down`` for offsets (N, P, 2); (N, P, 2)."""
+    return torch.baddbmm(origins[:, None], offsets, torch.stack([right, down], 1))
 
 
 def _trunk(
@@ -246,10 +259,7 @@ class MeterNetwork(nn.Module):
 
         mouths = standardize(_sample(images, origin, right, down, MOUTH_SPAN, MOUTH_HW))
         outputs = 0.25 * self.mouth(mouths)
-        offsets = outputs[:, :4].reshape(-1, 2, 2)
-        mouth = (
-            origin[:, None] + offsets[..., :1] * right[:, None] + offsets[..., 1:] * down[:, None]
-        )
+        mouth = _points(origin, outputs[:, :4].reshape(-1, 2, 2), right, down)
         lips = outputs[:, 4:] * down
 
         # both eyes in one batch, (2N, ...): the left ones, then the right ones mirrored
@@ -258,10 +268,7 @@ class MeterNetwork(nn.Module):
         twice = images.repeat(2, 1, 1, 1)
         eyes = standardize(_sample(twice, origins, inward, down, EYE_SPAN, EYE_HW))
         outputs = 0.25 * self.eye(eyes)
-        offsets = outputs[:, :4].reshape(-1, 2, 2)
-        corners = (
-            origins[:, None] + offsets[..., :1] * inward[:, None] + offsets[..., 1:] * down[:, None]
-        )
+        corners = _points(origins, outputs[:, :4].reshape(-1, 2, 2), inward, down)
         left_corners, right_corners = corners.chunk(2)
         corners = torch.stack([left_corners, right_corners.flip(1)], 1)
         lids = torch.stack((outputs[:, 4:] * down).chunk(2), 1)
