@@ -4,6 +4,7 @@
     ├── ConfigError             an option has an unknown name or bad value  (ValueError)
     │   └── LicenseError        the license of a weight forbids the requested use
     ├── FrameError              a frame or a batch violates the contract         (ValueError)
+    ├── AnalysisError           the JSON of a face analyser cannot be read       (ValueError)
     ├── MissingDependencyError  an optional package is not installed             (ImportError)
     ├── WeightError             anything about a weight file
     │   ├── MissingWeightError  it is not on this machine                        (FileNotFoundError)
@@ -114,6 +115,17 @@ class FrameError(EnhanceError, ValueError):
         self.reason, self.actual, self.expected, self.index = reason, actual, expected, index
         where = "frames" if index is None else f"frame {index}"
         super().__init__(f"{where}: got {actual}; expected {expected}")
+
+
+class AnalysisError(EnhanceError, ValueError):
+    """The JSON of a face analyser cannot be read. `actual` says what was passed."""
+
+    def __init__(self, actual: str) -> None:
+        self.actual = actual
+        super().__init__(
+            f"face analysis: got {actual}; expected JSON, a list of faces or an object with the "
+            "list 'faces'"
+        )
 
 
 class MissingDependencyError(EnhanceError, ImportError):

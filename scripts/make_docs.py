@@ -20,9 +20,14 @@ from musetalk_enhance.config.flags import flag_of
 from musetalk_enhance.config.schema import spelled
 from musetalk_enhance.config.settings import SECTION, options
 from musetalk_enhance.jobs import ImageSettings, VideoSettings
+from musetalk_enhance.onnx_pipeline import PipelineOptions
 
 ROOT = Path(__file__).resolve().parent.parent
-JOBS = ((ImageSettings, "images", "restore_images"), (VideoSettings, "video", "restore_video"))
+JOBS = (
+    (ImageSettings, "images", "restore_images"),
+    (VideoSettings, "video", "restore_video"),
+    (PipelineOptions, "onnx", "onnx_pipeline.Pipeline"),
+)
 CONFIG_HEAD = """\
 # A MuseTalk task file with face restoration switched on. Tasks stay as MuseTalk knows them; the
 # section `gfpgan:` is taken out before MuseTalk sees the file.

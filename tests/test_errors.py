@@ -14,6 +14,7 @@ EXAMPLES = {
     errors.EnhanceError: ("text",),
     errors.ConfigError: ("upscale", 3, "1 | 2 | 4", " Try 2."),
     errors.FrameError: ("channels", "(3,)", "(4,)", 2),
+    errors.AnalysisError: ("a number",),
     errors.MissingDependencyError: ("ray", "ray", "the engine ray", "why"),
     errors.WeightError: ("text",),
     errors.MissingWeightError: ("GFPGANv1.4", "a.pth", "0" * 64, Path("/cache"), " A note."),

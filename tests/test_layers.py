@@ -19,7 +19,7 @@ LAYERS = [
     {"backends"},
     {"restorers"},
     {"faces"},
-    {"pipeline"},
+    {"pipeline", "onnx_pipeline"},
     {"enhancer"},
     {"hosts", "jobs", "service"},
     {"report"},

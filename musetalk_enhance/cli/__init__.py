@@ -11,14 +11,19 @@ import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from importlib import import_module
+from pathlib import Path
 
 from .._version import __version__
 from ..errors import EnhanceError
 from .parser import CommandParser
 
-COMMANDS = ("run", "images", "video", "report", "models", "weights", "export", "bench")
+COMMANDS = tuple(
+    name
+    for name in "run images video onnx report models weights export bench".split()
+    if Path(__file__).with_name(f"{name}.py").exists()
+)
 """Subcommands: modules of this package with HELP, EXAMPLES (command lines), add_arguments(parser),
-and run(args) -> exit code."""
+and run(args) -> exit code. The torch-free distribution has only some of them."""
 
 
 def _parser() -> CommandParser:

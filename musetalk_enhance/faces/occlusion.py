@@ -48,6 +48,8 @@ class Occluder:
         provider: ``"cpu"``, or ``"cuda"`` if the installed onnxruntime has it; ``"auto"`` is
             ``"cuda"`` where `device` is a GPU and it starts.
         device: where the faces are.
+        session: an open session of the file, which `provider` and `device` then do not choose;
+            `masks` needs no torch.
 
     Attributes:
         channels_last: whether the graph takes (N, H, W, 3).
@@ -62,19 +64,22 @@ class Occluder:
     """
 
     def __init__(
-        self, path: str | Path, *, provider: str = "cpu", device: torch.device | None = None
+        self,
+        path: str | Path,
+        *,
+        provider: str = "cpu",
+        device: torch.device | None = None,
+        session: Any = None,
     ) -> None:
-        from ..backends.onnx_export import runtime
         from ..weights import open_file
 
         if provider not in ("auto", *_PROVIDERS):
             raise ConfigError("provider", provider, " | ".join(("auto", *_PROVIDERS)))
-        self._runtime: Any = runtime("onnxruntime", "an occlusion mask")
         self.path = open_file(path).path
         if self.path.suffix.lower() != ".onnx":
             raise CheckpointError(self.path, f"a {self.path.suffix} file", "an .onnx file")
         self._gpu = (device.index or 0) if device is not None and device.type == "cuda" else None
-        self._session = self._open_session(provider)
+        self._session = session or self._open_session(provider)
         inputs = self._session.get_inputs()
         shape: list[Any] = list(inputs[0].shape) if len(inputs) == 1 else []
         if len(shape) != 4 or inputs[0].type != _FLOAT or (shape[1] == 3) == (shape[3] == 3):
@@ -120,20 +125,33 @@ class Occluder:
         if len(faces_rgb) == 0:
             return faces_rgb.new_empty((0, 1, height, width), dtype=torch.float32)
         resized = resize(faces_rgb.detach().float(), self.size_hw, enlarge="bilinear")
-        inputs = resized.flip(1).clamp(0, 1).cpu()
-        if self.channels_last:
-            inputs = inputs.permute(0, 2, 3, 1)
-        mask = torch.from_numpy(self._run(inputs.contiguous().numpy())).to(faces_rgb.device)
+        faces_bgr = resized.flip(1).clamp(0, 1).permute(0, 2, 3, 1).cpu().numpy()
+        mask = torch.from_numpy(self.masks(faces_bgr)).to(faces_rgb.device)
         visibility = interpolate(
             mask, size=(height, width), mode="bilinear", align_corners=False, antialias=True
         )
         return feathered(visibility.clamp_(0, 1))
+
+    def masks(self, faces_bgr: np.ndarray) -> np.ndarray:
+        """The graph's own masks, without torch: float32 (n, 1, h, w), 1 visible, 0 covered.
+
+        Args:
+            faces_bgr: float32 (n, *size_hw, 3), BGR, 0..1.
+
+        Raises:
+            RestorerError: the graph failed, or returned NaN.
+        """
+        inputs = faces_bgr if self.channels_last else faces_bgr.transpose(0, 3, 1, 2)
+        return self._run(np.ascontiguousarray(inputs))
 
     def close(self) -> None:
         """Free the graph; the occluder cannot be used afterwards."""
         self._session = None
 
     def _open_session(self, provider: str) -> Any:
+        from ..backends.onnx_export import runtime
+
+        self._runtime: Any = runtime("onnxruntime", "an occlusion mask")
         if provider != "auto":
             return self._open(_PROVIDERS[provider])
         if self._gpu is not None:

@@ -114,12 +114,24 @@ def crop_face(image_bgr: Image, landmarks: Any, side: int = TEMPLATE_SIDE) -> Fa
     Raises:
         FrameError: the landmarks are not a face's, or far outside; see `Aligner.problems`.
     """
-    import cv2
-
     height, width = image_bgr.shape[:2]
     points = np.asarray(landmarks, np.float64)[None]
     matrix = Aligner(side).fit(points, (height, width), aspect=width / height).to_template[0]
-    crop = FaceCrop(np.empty((0, 0, 3), np.uint8), matrix, (height, width))
+    return crop_by_matrix(image_bgr, matrix, side)
+
+
+def crop_by_matrix(image_bgr: Image, to_template: Matrix, side: int) -> FaceCrop:
+    """Crop a face by its transform, as `crop_face` does.
+
+    Args:
+        image_bgr: BGR uint8 (H, W, 3).
+        to_template: float64 (2, 3), from the image to a template of 512 px, not only FFHQ's.
+        side: side of the aligned face, in pixels.
+    """
+    import cv2
+
+    height, width = image_bgr.shape[:2]
+    crop = FaceCrop(np.empty((0, 0, 3), np.uint8), to_template, (height, width))
     left, top, right, bottom = _bounds(crop.to_image, (height, width), _MARGIN)
     source = image_bgr[top:bottom, left:right]
     to_source = crop.to_image.copy()
@@ -133,7 +145,7 @@ def crop_face(image_bgr: Image, landmarks: Any, side: int = TEMPLATE_SIDE) -> Fa
         flags=cv2.INTER_CUBIC | cv2.WARP_INVERSE_MAP,
         borderMode=cv2.BORDER_REPLICATE,
     )
-    return FaceCrop(np.asarray(aligned, np.uint8), matrix, (height, width))
+    return FaceCrop(np.asarray(aligned, np.uint8), to_template, (height, width))
 
 
 def paste_faces(canvas_bgr: Image, pastes: Sequence[Paste], *, replace: bool = False) -> None:
@@ -328,6 +340,7 @@ __all__ = [
     "Mask",
     "Paste",
     "coverage",
+    "crop_by_matrix",
     "crop_face",
     "paste_faces",
 ]
