@@ -24,6 +24,7 @@ from musetalk_enhance.errors import (
 )
 from musetalk_enhance.faces.detect import FFHQ_512, YuNet
 from musetalk_enhance.faces.occlusion import feathered
+from musetalk_enhance.faces.paste import Paste, crop_face, paste_faces
 from musetalk_enhance.media import decode_image, read_image, write_image
 from musetalk_enhance.onnx_pipeline import (
     MODELS,
@@ -109,7 +110,7 @@ def test_regions(region, portrait, face):
     eyes, mouth = (np.array(face["landmark_5"])[part].mean(axis=0) for part in ([0, 1], [3, 4]))
     at = [tuple(point.round().astype(int)[::-1]) for point in (eyes, mouth)]
     assert (image[at[0]] == portrait[at[0]]).all() and (image[at[1]] == 255).all()
-    chin = tuple((eyes + 1.9 * (mouth - eyes)).round().astype(int)[::-1])
+    chin = tuple((eyes + 1.75 * (mouth - eyes)).round().astype(int)[::-1])
     jaw = tuple((mouth + 1.2 * (np.array(face["landmark_5"][3]) - mouth) * 2).astype(int)[::-1])
     assert (image[chin] == 255).all() == (region == "lower")
     assert (image[jaw] == 255).all() == (region == "lower")
@@ -125,7 +126,7 @@ def test_what_is_covered_stays_and_its_share_is_reported(portrait, face):
     change = composite.image_bgr != portrait
     ys, xs = np.nonzero(change.any(axis=2))
     x = np.column_stack((xs, ys, np.ones(len(xs)))) @ prepared.faces[0].affine_matrix[0]
-    assert x.min() > 253 and x.max() > 450
+    assert x.min() > 250 and x.max() > 450
     assert abs(composite.faces[0].occlusion_share - 0.5) < 0.01
 
 
@@ -273,34 +274,30 @@ def test_the_exported_lite_gives_torchs_pixels(lite_file, portrait, face):
 
 
 @pytest.mark.shared
-def test_the_whole_pipeline_gives_the_pixels_of_images(lite_file, shared, tmp_path):
-    """The same portraits through `restore_images`, which aligns, runs torch and pastes its way."""
-    from musetalk_enhance.jobs import ImageSettings, restore_images
-
-    detector = shared / "weights" / "face_detection_yunet_2023mar.onnx"
-    folder = tmp_path / "in"
-    folder.mkdir()
-    for name in ("s0", "s10"):
-        image = cv2.imread(str(shared / "data" / "portraits" / f"{name}.jpg"))
-        scale = min(1.0, 640 / max(image.shape[:2]))
-        size = (round(image.shape[1] * scale), round(image.shape[0] * scale))
-        write_image(folder / f"{name}.png", cv2.resize(image, size, interpolation=cv2.INTER_AREA))
-    settings = ImageSettings(
-        model="lite", detector_path=str(detector), sharpness_gate=False, guard=False, upscale=1,
-        color_match=False, backend="torch", device="cpu", detection_size=640,
-    )  # fmt: skip
-    restore_images(folder, tmp_path / "out", settings)
-    options = PipelineOptions(model=str(lite_file), detector_path=str(detector), threads=1)
+@pytest.mark.parametrize("name", ["s0", "s10"])
+def test_portraits_get_the_pixels_of_the_torch_path(name, lite_file, shared):
+    """Detected, aligned, restored and pasted by the library's other path, step by step."""
+    detector_path = shared / "weights" / "face_detection_yunet_2023mar.onnx"
+    detector = YuNet(detector_path)
+    portrait = cv2.imread(str(shared / "data" / "portraits" / f"{name}.jpg"))
+    scale = 640 / max(portrait.shape[:2])
+    image = cv2.resize(portrait, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA)
+    expected, pastes = image.copy(), []
+    for face in detector.detect(image):
+        crop = crop_face(image, face.landmarks, 256)
+        faces_rgb = torch.from_numpy(crop.aligned[..., ::-1].copy()).permute(2, 0, 1)[None] / 255
+        with torch.no_grad():
+            restored = (lite_network()(faces_rgb)[0].clamp(0, 1) * 255).round().byte()
+        pastes.append(Paste(crop, restored.permute(1, 2, 0).numpy()[..., ::-1].copy()))
+    paste_faces(expected, pastes)
+    options = PipelineOptions(model=str(lite_file), detector_path=str(detector_path), threads=1)
     services = Services.open(options)
-    for source in sorted(folder.iterdir()):
-        result = Pipeline(source, services=services).run()
-        assert result["counts"]["restored"] >= 1
-        expected = read_image(tmp_path / "out" / "restored" / source.name)
-        difference = np.abs(decoded(result).astype(int) - expected)
-        assert difference.max() <= 1, source.name
-        again = Pipeline(source, {"faces": result["faces"]}, services=services).run()
-        assert np.array_equal(decoded(again), decoded(result))
-    assert len(YuNet(detector).detect(read_image(source))) == result["counts"]["faces"]
+    result = Pipeline(image, services=services).run()
+    assert result["counts"]["restored"] == len(pastes) >= 1
+    assert np.abs(decoded(result).astype(int) - expected).max() <= 1
+    assert np.abs(decoded(result).astype(int) - image).max() > 10
+    again = Pipeline(image, {"faces": result["faces"]}, services=services).run()
+    assert np.array_equal(decoded(again), decoded(result))
 
 
 @pytest.mark.parametrize("command", ["pipeline", "command line"])
