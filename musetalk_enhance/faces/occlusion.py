@@ -7,19 +7,17 @@ see `host_mask`.
 
 from __future__ import annotations
 
-import logging
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ..errors import CheckpointError, ConfigError, FrameError, RestorerError
+from ..errors import CheckpointError, FrameError, RestorerError
 from ..frames.batch import is_tensor
+from ..runtime.onnx_session import open_session
 
 if TYPE_CHECKING:
     import torch
-
-logger = logging.getLogger("musetalk_enhance")
 
 SIDE = 256
 """Side of an occluder's input where its graph has a dynamic size, in pixels."""
@@ -27,7 +25,6 @@ FEATHER = 5 / 512
 """Standard deviation of the blur of a visibility's edges, as a share of the face's longer side."""
 
 _BATCH = 8  # faces in one run of a graph with a dynamic batch
-_PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
 _FLOAT = "tensor(float)"
 _EXPECTED = (
     "an occluder: one float32 input (N, H, W, 3) or (N, 3, H, W), one output with a single channel"
@@ -45,11 +42,10 @@ class Occluder:
 
     Args:
         path: the .onnx file; the table of weights has none (DeepFaceLab's are under GPL-3.0).
-        provider: ``"cpu"``, or ``"cuda"`` if the installed onnxruntime has it; ``"auto"`` is
-            ``"cuda"`` where `device` is a GPU and it starts.
+        provider: see `open_session`; ``"auto"`` is ``"cuda"`` where `device` is a GPU and it
+            starts.
         device: where the faces are.
-        session: an open session of the file, which `provider` and `device` then do not choose;
-            `masks` needs no torch.
+        execution: further arguments of `open_session`.
 
     Attributes:
         channels_last: whether the graph takes (N, H, W, 3).
@@ -59,7 +55,7 @@ class Occluder:
         MissingDependencyError: onnxruntime is not installed.
         MissingWeightError: there is no file at `path`.
         CheckpointError: the file is not an ONNX graph, or not an occluder.
-        ConfigError: `provider` is neither.
+        ConfigError: an unknown provider.
         RestorerError: onnxruntime does not have the provider, or it does not start.
     """
 
@@ -69,17 +65,19 @@ class Occluder:
         *,
         provider: str = "cpu",
         device: torch.device | None = None,
-        session: Any = None,
+        **execution: Any,
     ) -> None:
         from ..weights import open_file
 
-        if provider not in ("auto", *_PROVIDERS):
-            raise ConfigError("provider", provider, " | ".join(("auto", *_PROVIDERS)))
         self.path = open_file(path).path
         if self.path.suffix.lower() != ".onnx":
             raise CheckpointError(self.path, f"a {self.path.suffix} file", "an .onnx file")
-        self._gpu = (device.index or 0) if device is not None and device.type == "cuda" else None
-        self._session = session or self._open_session(provider)
+        is_gpu = device is not None and device.type == "cuda"
+        if provider == "auto":
+            provider, execution["allow_cpu"] = "cuda" if is_gpu else "cpu", True
+        if device is not None and is_gpu:
+            execution["device_id"] = device.index or 0
+        self._session = open_session(self.path, provider, **execution)
         inputs = self._session.get_inputs()
         shape: list[Any] = list(inputs[0].shape) if len(inputs) == 1 else []
         if len(shape) != 4 or inputs[0].type != _FLOAT or (shape[1] == 3) == (shape[3] == 3):
@@ -147,42 +145,6 @@ class Occluder:
     def close(self) -> None:
         """Free the graph; the occluder cannot be used afterwards."""
         self._session = None
-
-    def _open_session(self, provider: str) -> Any:
-        from ..backends.onnx_export import runtime
-
-        self._runtime: Any = runtime("onnxruntime", "an occlusion mask")
-        if provider != "auto":
-            return self._open(_PROVIDERS[provider])
-        if self._gpu is not None:
-            try:
-                return self._open(_PROVIDERS["cuda"])
-            except RestorerError as error:
-                logger.warning("%s: falling back to the CPU", error)
-        return self._open(_PROVIDERS["cpu"])
-
-    def _open(self, provider: str) -> Any:
-        import torch
-
-        available = self._runtime.get_available_providers()
-        if provider not in available:
-            raise RestorerError(
-                f"the occluder: onnxruntime has no {provider} (it has {', '.join(available)})"
-            )
-        options = self._runtime.SessionOptions()
-        options.intra_op_num_threads, options.inter_op_num_threads = torch.get_num_threads(), 1
-        options.log_severity_level = 4  # errors are raised as exceptions anyway
-        try:
-            chain: list[Any] = [provider]
-            if provider == _PROVIDERS["cuda"]:
-                chain = [(provider, {"device_id": str(self._gpu or 0)}), _PROVIDERS["cpu"]]
-            session = self._runtime.InferenceSession(str(self.path), options, chain)
-        except Exception as error:
-            actual = f"a file that onnxruntime cannot load ({error})"
-            raise CheckpointError(self.path, actual, "an ONNX graph") from error
-        if session.get_providers()[0] != provider:  # onnxruntime drops it without an error
-            raise RestorerError(f"the occluder: {provider} cannot start; set provider: cpu")
-        return session
 
     def _try(self) -> None:
         """Run the graph once, which is the only way to know the shape of its output."""

@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import CheckpointError, RestorerError
+from ..runtime.onnx_session import open_session
 
 COLUMNS = 16  # of a candidate: x, y, w, h, objectness, five x, y, class score
 ANCHORS: dict[int, NDArray[np.float32]] = {
@@ -45,19 +46,10 @@ class YOLOv5Graph:
     """
 
     def __init__(self, path: str | Path) -> None:
-        from ..backends.onnx_export import runtime
         from ..weights import open_file
 
-        ort: Any = runtime("onnxruntime", "face detector: yolov5")
         self.path = open_file(path).path
-        options = ort.SessionOptions()
-        options.log_severity_level = 3
-        try:
-            self._session = ort.InferenceSession(
-                str(self.path), options, providers=["CPUExecutionProvider"]
-            )
-        except Exception as error:
-            raise CheckpointError(self.path, f"no ONNX graph ({error})", _EXPECTED) from error
+        self._session = open_session(self.path)
         inputs = self._session.get_inputs()
         shape: list[Any] = list(inputs[0].shape) if len(inputs) == 1 else []
         if len(shape) != 4 or shape[1] != 3 or inputs[0].type != "tensor(float)":

@@ -15,7 +15,6 @@ from ..errors import CheckpointError, RestorerError
 from ..faces.occlusion import Occluder
 from ..media.arrays import Image, resize_image
 from ..runtime.onnx_session import PROVIDERS, open_session
-from ..weights import open_file
 from .models import OUTPUTS, find_model, recognize
 
 logger = logging.getLogger("musetalk_enhance")
@@ -104,8 +103,7 @@ class Inference:
         self._output = self._image_output()
         self.occluder: Occluder | None = None
         if occluder is not None:
-            path = open_file(occluder).path
-            self.occluder = Occluder(path, session=open_session(path, **execution))
+            self.occluder = Occluder(occluder, **execution)
 
     def run(self, batch: NDArray[np.float32], crops_bgr: list[Image] | None = None) -> Inferred:
         """Restore a batch of faces.

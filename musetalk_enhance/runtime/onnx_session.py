@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import sys
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -39,7 +40,12 @@ def providers() -> list[str]:
 
 
 def open_session(
-    path: Path, provider: str = "cpu", *, allow_cpu: bool = False, threads: int = 0
+    path: Path,
+    provider: str = "cpu",
+    *,
+    allow_cpu: bool = False,
+    threads: int = 0,
+    device_id: int | None = None,
 ) -> Any:
     """An ``onnxruntime.InferenceSession`` of a file.
 
@@ -47,7 +53,8 @@ def open_session(
         path: the .onnx file.
         provider: a key of `PROVIDERS`. Single operators that it lacks run on the CPU.
         allow_cpu: run on the CPU, with a warning, where the provider cannot run.
-        threads: of the CPU; 0 leaves the number to onnxruntime.
+        threads: of the CPU; 0 is as many as torch uses if it is imported, else onnxruntime's own.
+        device_id: number of the GPU; None is the provider's first.
 
     Raises:
         MissingDependencyError: onnxruntime is not installed.
@@ -60,9 +67,11 @@ def open_session(
     runtime = _runtime()
     options = runtime.SessionOptions()
     options.log_severity_level = _QUIET
+    if not threads and (torch := sys.modules.get("torch")):
+        threads = torch.get_num_threads()
     options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
     try:
-        return _start(runtime, path, provider, options)
+        return _start(runtime, path, provider, options, device_id)
     except RestorerError as error:
         if not allow_cpu or provider == "cpu":
             raise
@@ -70,7 +79,9 @@ def open_session(
         return _start(runtime, path, "cpu", options)
 
 
-def _start(runtime: Any, path: Path, provider: str, options: Any) -> Any:
+def _start(
+    runtime: Any, path: Path, provider: str, options: Any, device_id: int | None = None
+) -> Any:
     name, installed = PROVIDERS[provider], runtime.get_available_providers()
     advice = "set allow_cpu: true to fall back to the CPU"
     if name not in installed:
@@ -78,8 +89,10 @@ def _start(runtime: Any, path: Path, provider: str, options: Any) -> Any:
             f"provider {provider} is not part of the installed onnxruntime {runtime.__version__} "
             f"(it has {', '.join(installed)}); {advice}"
         )
-    chain: list[Any] = [(name, _OPTIONS.get(provider, {}))]
-    chain += [each for each in (PROVIDERS["cpu"],) if each != name]
+    chain: list[Any] = [PROVIDERS["cpu"]]
+    if provider != "cpu":
+        device = {} if device_id is None else {"device_id": str(device_id)}
+        chain.insert(0, (name, {**_OPTIONS.get(provider, {}), **device}))
     try:
         session = runtime.InferenceSession(str(path), options, chain, enable_fallback=0)
     except Exception as error:  # of any class, and the same for a bad file and a missing driver

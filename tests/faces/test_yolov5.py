@@ -160,7 +160,7 @@ def test_another_graph_is_refused(outputs, options, tmp_path):
 
 def test_no_graph_and_no_file(tmp_path, monkeypatch):
     (tmp_path / "net.onnx").write_bytes(b"no graph")
-    with pytest.raises(CheckpointError, match="no ONNX graph"):
+    with pytest.raises(CheckpointError, match="expected an ONNX graph"):
         make_detector("yolov5", tmp_path / "net.onnx")
     with pytest.raises(MissingWeightError):
         make_detector("yolov5", tmp_path / "none.onnx")
