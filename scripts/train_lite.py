@@ -374,7 +374,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add("--wide", type=int, default=96)
     add("--bf16", action=argparse.BooleanOptionalAction, default=True)
     add("--versions", type=int, default=3, help="decoded views per target")
-    add("--decode-every", type=int, default=6, help="steps between two new decoded views")
+    add("--decode-every", type=int, default=16, help="steps between two new decoded views")
     add("--validate-every", type=int, default=1000)
     add("--validation-count", type=int, default=16)
     add("--save-minutes", type=float, default=4)
