@@ -111,13 +111,18 @@ class Postprocess:
     def _paste(
         self, face: PreparedFace, values: NDArray[np.float32], visibility: Mask | None
     ) -> Paste:
+        import cv2
+
         low, high = self.model.value_range
-        pixels = (values.transpose(1, 2, 0) - low) * (255 / (high - low))
-        output = pixels[..., ::-1] if self.model.color == "rgb" else pixels
-        side = output.shape[0]
+        planes = np.rint((values - low) * (255 / (high - low))).clip(0, 255).astype(np.uint8)
+        order = planes[::-1] if self.model.color == "rgb" else planes
+        result: Image = np.asarray(cv2.merge(list(order)), np.uint8)
+        side = result.shape[0]
         aligned = resize_image(face.crop.aligned, (side, side))
-        mixed = aligned + (output.clip(0, 255) - aligned) * (self.blend / 100)
-        result = np.rint(mixed).astype(np.uint8)
+        if self.blend < 100:
+            share = self.blend / 100
+            mixed = cv2.addWeighted(result, share, aligned, 1 - share, 0)
+            result = np.asarray(mixed, np.uint8)
         if not np.array_equal(result, aligned):
             result = without_added_color(face.crop.aligned, result)
         masks = [] if visibility is None else [_feathered(visibility)]

@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import subprocess
+import sys
 import venv
 from pathlib import Path
 
@@ -92,6 +93,32 @@ def test_what_is_refused(words, message, folder, monkeypatch, capsys):
     assert main(["onnx", "images/a.png", *words]) == 2
     assert message in capsys.readouterr().err
     assert not list(folder.glob("out*"))
+
+
+def test_the_modules_of_the_torch_free_distribution_suffice(tmp_path, folder, restorer):  # noqa: F811
+    """Built, and run with the packages that it does not require hidden."""
+    pytest.importorskip("setuptools")
+    library, setup = tmp_path / "lib", ROOT / "packaging" / "onnx" / "setup.py"
+    words = ["-q", "build", "--build-base", str(tmp_path / "base"), "--build-lib", str(library)]
+    subprocess.run([sys.executable, str(setup), *words], check=True, capture_output=True)
+    assert not list(library.rglob("hosts")) and (library / "musetalk_enhance/py.typed").exists()
+    source, output = folder / "images/a.png", folder / "out.png"
+    words = ["onnx", str(source), "--analysis", str(folder / "analyses/a.json"), "--threads", "1"]
+    words += ["--model", str(restorer(shift=0.4)), "--output", str(output)]
+    hidden = ("torch", "omegaconf", "spandrel", "av", "safetensors", "psutil", "onnx")
+    code = (
+        f"import sys\nsys.modules.update(dict.fromkeys({hidden}))\n"
+        f"from musetalk_enhance.cli import main\nassert main({words}) == 0\n"
+        "assert main(['weights', 'list']) == 0\nprint(sys.modules['musetalk_enhance'].__file__)"
+    )
+    variables = {**os.environ, "PYTHONPATH": str(library)}
+    process = subprocess.run(
+        [sys.executable, "-W", "error", "-c", code],
+        **{"capture_output": True, "text": True, "env": variables, "cwd": tmp_path},
+    )
+    assert process.returncode == 0, process.stderr
+    assert process.stdout.splitlines()[-1].startswith(str(library))
+    assert (read_image(output).astype(int) - read_image(source)).max() == 51
 
 
 @pytest.mark.long
