@@ -91,6 +91,8 @@ def test_an_interruption_during_the_imports_is_one_line(checkout):
         stderr=subprocess.PIPE,
         text=True,
         start_new_session=True,
+        # a shell's background jobs ignore SIGINT, and hand that down
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     assert process.stdout is not None and process.stdout.readline().startswith("imports")
     time.sleep(0.2)
