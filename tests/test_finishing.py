@@ -15,13 +15,17 @@ from torch.nn.functional import avg_pool2d, interpolate
 from musetalk_enhance.config.flags import add_gfpgan_arguments, given_flags
 from musetalk_enhance.config.loader import merge, section_of
 from musetalk_enhance.config.settings import EnhancerSettings
+from musetalk_enhance.enhancer import GFPGANEnhancer
 from musetalk_enhance.errors import CheckpointError, FrameError, MissingWeightError, RestorerError
+from musetalk_enhance.faces import regions
 from musetalk_enhance.faces.detect import Face
 from musetalk_enhance.faces.meter import FaceMeter
+from musetalk_enhance.faces.regions import TYPICAL
 from musetalk_enhance.pipeline.compose import Compositor
 from musetalk_enhance.pipeline.outcome import Cause, Outcome, Status, passed_through
-from musetalk_enhance.pipeline.stability import sharpness
-from tests.conftest import RECORD
+from musetalk_enhance.pipeline.stability import color, sharpness
+from musetalk_enhance.restorers.base import LoadRequest
+from tests.conftest import PLAIN, RECORD, FakeRestorer
 from tests.pictures import to_faces, to_frames
 
 SMALL = replace(RECORD, output_size=256)
@@ -692,3 +696,56 @@ def test_outcomes_in_words(outcome, reason):
         assert words == {"passthrough": reason}
     else:
         assert words["left alone"] == (None if outcome.restored else reason)
+
+
+@pytest.mark.parametrize(
+    "options", [{"region": "lower"}, {"region": "mouth"}, {"region": "full", "align": "ffhq"}]
+)
+def test_a_host_s_default_device_changes_nothing(make_enhancer, faces, options):
+    options |= {"stability": 1.0, "color_match": True, "guard": True}
+    landmarks = np.array([TYPICAL] * len(faces), np.float32) * 256
+    expected = make_enhancer(lambda batch: batch * 0.9, **options)(faces, landmarks=landmarks)
+    clear_caches()
+    torch.set_default_device("meta")
+    try:
+        enhancer = make_enhancer(lambda batch: batch * 0.9, **options)
+        restored = enhancer(faces, landmarks=landmarks)
+    finally:
+        torch.set_default_device(None)
+        clear_caches()
+    assert enhancer.stats.restored == len(faces) and np.array_equal(restored, expected)
+
+
+def clear_caches() -> None:
+    """Of tensors that live as long as the process, and may have been created by another test."""
+    for cached in (regions._lower, regions._mouth, color._taps):
+        cached.cache_clear()
+
+
+class SameSize(FakeRestorer):
+    """Returns what a function of the faces returns, which may be the faces, changed."""
+
+    def restore(self, faces_rgb: torch.Tensor) -> torch.Tensor:
+        return self.backend.run(faces_rgb)
+
+
+@pytest.mark.parametrize("strength", [1.0, 0.5])
+@pytest.mark.parametrize("size", [(256, 256), (97, 131)])
+def test_a_restorer_may_change_its_input_in_place(faces, strength, size):
+    frames = np.ascontiguousarray(faces[:, : size[0], : size[1]])
+    settings = EnhancerSettings(enabled=True, **PLAIN, strength=strength, region="full")
+    request = LoadRequest(SMALL, settings, torch.device("cpu"))
+    plain, in_place = (
+        GFPGANEnhancer.from_settings(settings, SameSize(request, function))(frames)
+        for function in (lambda batch: batch * 0.5, lambda batch: batch.mul_(0.5))
+    )
+    assert np.array_equal(plain, in_place) and (plain != frames).any()
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float64])
+def test_a_restorer_may_return_another_precision(make_enhancer, faces, dtype):
+    """A sum over a face is beyond the range of float16."""
+    expected = make_enhancer(lambda batch: batch * 0.5)(faces)
+    enhancer = make_enhancer(lambda batch: (batch * 0.5).to(dtype))
+    difference = np.abs(enhancer(faces).astype(int) - expected)
+    assert enhancer.stats.restored == len(faces) and difference.max() <= 1

@@ -199,6 +199,28 @@ def test_the_order_of_the_bytes_stays(rng):
         out = round_trip(source)
         assert out[0].dtype == ">f4" and np.allclose(out, frames, atol=1e-6)
     assert FrameBatch.open(frames).passthrough(0, (48, 48)).dtype == ">f4"
+    batch = FrameBatch.open(list(frames))
+    lower = batch.to_network([0, 1], CPU, "bgr")[:, :, 16:]
+    for touched in (None, torch.ones(1, 1, 16, 32, dtype=torch.bool)):
+        out = batch.from_network(lower, [0, 1], "bgr", touched, first_row=16)
+        assert out.dtype == ">f4" and np.allclose(out, frames, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["float8_e4m3fn", "float8_e5m2"])
+def test_floats_of_8_bits_in_any_range(rng, name):
+    """torch cannot compare them, and no exception may cost the batch."""
+    if not hasattr(torch, name):
+        pytest.skip(f"this torch has no {name}")
+    values = torch.from_numpy(rng.random((2, 3, 32, 32)).astype(np.float32) * 2)
+    batch = FrameBatch.open(values.to(getattr(torch, name)))
+    assert [problem.reason for problem in batch.problems.values()] == ["range", "range"]
+
+
+def test_what_is_passed_through_needs_no_gradient(rng):
+    frames = torch.from_numpy(rng.random((2, 3, 32, 32)).astype(np.float32)).requires_grad_()
+    batch = FrameBatch.open(frames)
+    copies = [batch.passthrough(0, None), batch.passthrough(0, (48, 48)), batch.copy()]
+    assert not any(copy.requires_grad for copy in copies) and frames.requires_grad
 
 
 def test_floats_that_torch_does_not_know_are_refused():

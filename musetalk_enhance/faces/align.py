@@ -492,7 +492,7 @@ def _mapped(
     height, width = size_hw
     row = torch.arange(width, device=like.device, dtype=torch.float32) + 0.5
     column = (torch.arange(height, device=like.device, dtype=torch.float32) + 0.5)[:, None]
-    part = torch.as_tensor(maps, dtype=torch.float32).to(like.device)[..., None, None]
+    part = torch.as_tensor(maps, dtype=torch.float32, device=like.device)[..., None, None]
     x = part[:, 0, 0] * row + part[:, 0, 1] * column + part[:, 0, 2]
     y = part[:, 1, 0] * row + part[:, 1, 1] * column + part[:, 1, 2]
     return x, y

@@ -75,7 +75,7 @@ def _lower(size_hw: tuple[int, int]) -> torch.Tensor:
     import torch
 
     height, width = size_hw
-    rows = torch.tensor(lower_weights(height), dtype=torch.float32)
+    rows = torch.tensor(lower_weights(height), dtype=torch.float32, device="cpu")
     return rows.view(1, 1, height, 1).expand(1, 1, height, width).contiguous()
 
 
@@ -85,15 +85,15 @@ def _mouth(size_hw: tuple[int, int], landmarks: Landmarks) -> torch.Tensor:
     import torch
 
     height, width = size_hw
-    size_wh = torch.tensor([width, height], dtype=torch.float32)
-    points = torch.tensor(landmarks, dtype=torch.float32) * size_wh
+    kind: Any = {"dtype": torch.float32, "device": "cpu"}
+    points = torch.tensor(landmarks, **kind) * torch.tensor([width, height], **kind)
     eyes, mouth = points[:2].mean(0), points[3:].mean(0)
     down = mouth - eyes
     length = float(down.norm().clamp(min=1.0))
     down = down / length
     across = torch.stack([down[1], -down[0]])
     center = mouth + DROP * length * down
-    rows, columns = (torch.arange(side, dtype=torch.float32) + 0.5 for side in size_hw)
+    rows, columns = (torch.arange(side, **kind) + 0.5 for side in size_hw)
     y, x = torch.meshgrid(rows, columns, indexing="ij")
     offset = torch.stack([x, y], dim=-1) - center
     mouth_width = abs(float((points[4] - points[3]) @ across))

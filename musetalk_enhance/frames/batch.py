@@ -215,7 +215,8 @@ class FrameBatch:
         if extent[0] < low - 2 * (high - low) or extent[1] > high + 2 * (high - low):
             return False
         slack = OVERSHOOT * (high - low)
-        frame = self.frames[index]
+        frame: Any = self.frames[index]
+        frame = _wide(frame.detach()) if is_tensor(frame) else frame
         outside = (frame < low - slack) | (frame > high + slack)
         return bool(
             float(outside.sum()) <= FEW * (frame.numel() if is_tensor(frame) else frame.size)
@@ -297,6 +298,7 @@ class FrameBatch:
         first = self.frames[indices[0]]
         if not is_tensor(first):
             whole = np.stack([self.frames[index] for index in indices])
+            whole = whole.astype(first.dtype, copy=False)  # its order of bytes, too
             if touched is None:
                 whole[:, first_row:] = rows
             else:
@@ -371,7 +373,7 @@ class FrameBatch:
         if self.kind == "array":
             copy = np.array(self.source, order="C")
         else:
-            copy = self.source.clone() if self.kind == "tensor" else self.source[:]
+            copy = self.source.detach().clone() if self.kind == "tensor" else self.source[:]
         return copy if self._pack is None else self._pack(copy)
 
     def passthrough(self, index: int, size_hw: tuple[int, int] | None) -> Any:
@@ -379,6 +381,7 @@ class FrameBatch:
         frame = self.frames[index]
         if not is_frame(frame):
             return frame
+        frame = frame.detach() if is_tensor(frame) else frame
         if size_hw is not None:
             frame = _resized(frame, size_hw)
         if not is_tensor(frame):
@@ -550,7 +553,7 @@ def _tensor_extents(frames: Sequence[torch.Tensor]) -> list[Extent | Exception]:
 
 
 def _wide(tensor: torch.Tensor) -> torch.Tensor:
-    """Floats below 32 bits as float32: some versions of torch cannot compare them."""
+    """Floats below 32 bits as float32: torch cannot compare all of them."""
     return tensor if tensor.element_size() >= 4 else tensor.float()
 
 

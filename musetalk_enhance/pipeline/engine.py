@@ -19,6 +19,7 @@ from ..frames.hints import Hints
 from ..frames.resize import resize
 from ..runtime import memory
 from ..runtime.precision import without_autocast
+from ..runtime.threads import submit
 from .batch_planner import BatchPlanner
 from .compose import Composed, ComposeInput, Compositor
 from .model_handle import ModelHandle
@@ -438,7 +439,7 @@ class Engine:
         motions = None
         if active and prepared.motion_images:
             previous = state.motion_image if continues else None
-            motions = self._pool.submit(self._preparer.motions, prepared, previous)
+            motions = submit(self._pool, self._preparer.motions, prepared, previous)
         states[id(stream)] = _advanced(state, prepared), _continues(prepared, continues)
         return _PreparedPart(part, prepared, state, inputs, alignment, motions)
 
@@ -478,7 +479,7 @@ class Engine:
         stats = [each.part.work.stream.stats for each in active]
         inputs = [each.inputs for each in active if each.inputs is not None]
         with stats[0].timed("network"):
-            batch = inputs[0] if len(inputs) == 1 else torch.cat(inputs)
+            batch = torch.cat(inputs)  # a copy: a restorer may change it in place
             restored = _checked_form(self.model.restorer.restore(batch), len(batch))
             whole = bool(torch.isfinite(restored.sum()))  # one pass; NaN and infinity survive a sum
         if not whole:
@@ -733,7 +734,7 @@ def _copy(frame: Any) -> Any:
 
 
 def _checked_form(restored: Any, count: int) -> torch.Tensor:
-    """A restorer's output, if it holds one face of three channels for each of `count` frames."""
+    """A restorer's output as float32, if it holds one face of three channels for each frame."""
     import torch
 
     if not isinstance(restored, torch.Tensor):
@@ -742,4 +743,4 @@ def _checked_form(restored: Any, count: int) -> torch.Tensor:
         raise RestorerError(
             f"the restorer returned shape {tuple(restored.shape)}, not ({count}, 3, height, width)"
         )
-    return restored
+    return restored.float()

@@ -120,7 +120,7 @@ class Restorer(ABC):
 
         Args:
             faces_rgb: float32 (N, 3, S, S), RGB, 0..1, on `device`; S is ``info.input_size``, or
-                any height and width where that is None.
+                any height and width where that is None. It may be changed in place.
 
         Returns:
             float32 (N, 3, T, T), RGB, 0..1 (the caller clamps values slightly outside), same
