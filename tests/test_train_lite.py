@@ -352,11 +352,37 @@ def test_an_untrained_net_is_bicubic():
         assert torch.allclose(lite_net.LiteNet(**TINY)(x), bicubic, atol=1e-5)
 
 
-def test_the_net_over_ops_is_the_net(net):
-    from musetalk_enhance.backends.ops import TORCH
+@pytest.mark.parametrize("keep", [0, 120])
+def test_what_is_exported_is_the_net_on_every_backend(tmp_path, keep):
+    pytest.importorskip("ncnn")
+    from safetensors.torch import load_file
 
-    x = torch.rand(2, 3, 40, 24)
-    assert torch.allclose(lite_net.compute(net, TORCH, x), net(x), atol=1e-4)
+    from musetalk_enhance.backends import NetworkSpec
+    from musetalk_enhance.backends.ncnn_backend import NcnnBackend
+
+    torch.manual_seed(0)
+    full = lite_net.LiteNet().eval()
+    with torch.no_grad():
+        for parameter in full.parameters():
+            parameter.add_(0.02 * torch.randn_like(parameter))
+    train_lite.export(full, tmp_path / "net.safetensors", 1)
+    fused = lite_net.FusedLite(load_file(tmp_path / "net.safetensors"), keep)
+    assert (fused.width, fused.blocks) == (96, 4) and fused.first == (92 if keep else 0)
+    x = F.interpolate(torch.rand(1, 3, 40, 40), size=256, mode="bicubic").clamp(0, 1)
+    with torch.inference_mode():
+        published, restored = full(x), fused(x)
+    # weights at random reach further than trained ones
+    assert float((restored - published)[:, :, 2 * keep :].abs().max()) < (2 / 255 if keep else 1e-5)
+    assert torch.equal(restored[:, :, : 2 * keep], restored[:, :, 2 * keep][:, :, None].expand(
+        -1, -1, 2 * keep, -1
+    ))
+    spec = NetworkSpec(
+        "lite", fused, (3, 256, 256), (0.0, 1.0), "lite2",
+        symbolic=lambda ops: fused.compute(ops, ops.input), identity=f"test {keep}",
+    )
+    backend = NcnnBackend(spec)
+    assert float((backend.run(x) - restored)[:, :, 2 * keep :].abs().max()) < 1e-4
+    backend.close()
 
 
 def test_cost_and_reach_are_what_they_are_said_to_be(net):
