@@ -95,7 +95,7 @@ def test_every_option_has_a_flag_and_help():
         ({"device": "cpu:1"}, ["gfpgan.device"]),
         ({"device": "cuda:"}, ["gfpgan.device"]),
         ({"device": "auto:"}, ["gfpgan.device"]),
-        ({"memory_budget": 0.0}, ["gfpgan.memory_budget", "over 0.0 up to 1.0"]),
+        ({"memory_budget": 0.0}, ["gfpgan.memory_budget", "above 0.0 and at most 1.0"]),
         ({"model_path": ""}, ["gfpgan.model_path"]),
         ({"model_path": [1]}, ["gfpgan.model_path"]),
         ({"model": None, "model_path": None, "color": None}, ["gfpgan.color", "None"]),

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     import numpy as np
     import torch
 
-HELP = "measure faces per second and memory by backend, dtype, region and batch, defaults on"
+HELP = "measure faces per second and memory by backend, dtype, region and batch size"
 EXAMPLES = (
     "musetalk-enhance bench --model lite --quick",
     "musetalk-enhance bench --model gfpgan-1.4 --backends torch,ncnn --batches 1,8",

@@ -41,7 +41,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--box",
         type=_box,
         metavar="X1,Y1,X2,Y2",
-        help="the face's box in pixels; default: where IN and OUT differ, grown to a face",
+        help="the face's box in pixels; default: where IN and OUT differ, enlarged to a face",
     )
     parser.add_argument(
         "--sidecar",

@@ -52,7 +52,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
     command = commands.add_parser(
         "verify",
-        help="hash the files in the cache; without NAME, an empty cache or a corrupt file fails",
+        help="hash the cached files; fails if one is corrupt or, without NAME, if there is none",
     )
     command.add_argument("names", nargs="*", metavar="NAME")
     command.add_argument("--json", action="store_true", help="print JSON")

@@ -144,8 +144,8 @@ def memory() -> tuple[Check, str]:
             raise ValueError
         return raw
 
-    forms = ("auto", "bytes (1048576 at least)", 'a size such as "2GiB"')
-    share = "a share of what is free, over 0.0 up to 1.0"
+    forms = ("auto", "bytes (at least 1048576)", 'a size such as "2GiB"')
+    share = "a share of the free memory, above 0.0 and at most 1.0"
     return check, " | ".join((*forms, share))
 
 

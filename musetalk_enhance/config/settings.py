@@ -86,7 +86,7 @@ class EnhancerSettings:
         "auto",
         "Precision of the network. fp32 on an NVIDIA GPU is TF32 in convolutions, unless the host "
         "sets torch.backends.cudnn.allow_tf32 to False. bf16 and fp16 are checked against fp32 on "
-        "the first face and fall back to it if they fail. auto: fp32, unless another one took at "
+        "the first face and fall back to it if they fail. auto: fp32, unless another dtype took at "
         "most 80 % of its time in two measurements.",
         schema.choice("auto", "fp32", "bf16", "fp16"),
     )

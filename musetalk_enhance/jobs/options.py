@@ -68,7 +68,7 @@ def _optional(check: tuple[schema.Check, str], word: str) -> tuple[schema.Check,
 
 _DETECTORS = ("yunet", "retinaface", "retinaface-mobile", "yolov5")
 _DETECTOR_HELP = "Face detector. yolov5: your own YOLOv5-face ONNX file at detector_path."
-_GATE_HELP = "Leave a face alone that is as sharp as a photograph already. auto: the default."
+_GATE_HELP = "Leave faces alone that are already as sharp as a photograph. auto: the default."
 
 
 @dataclass(frozen=True)
@@ -82,8 +82,8 @@ class FaceSettings:
     model: str = borrowed(
         "model",
         help="Restorer: a name (`musetalk-enhance models` lists them) or the path of a checkpoint. "
-        "codeformer falls back to GFPGAN, with a warning, if it cannot be loaded. auto: the same, "
-        "with the embedded lite as the last fallback.",
+        "codeformer falls back to GFPGAN, with a warning, if it cannot be loaded. auto: "
+        "codeformer, then GFPGAN, then the embedded lite.",
     )
     model_path: str | None = borrowed("model_path")
     arch: str = borrowed("arch")
@@ -114,7 +114,7 @@ class FaceSettings:
     )
     min_face: float = schema.option(
         32,
-        "Leave faces alone whose box is smaller than this on both sides, in pixels.",
+        "Leave a face alone if both sides of its box are shorter than this, in pixels.",
         schema.number(0, 16384),
     )
     only_center_face: bool = schema.option(
@@ -139,7 +139,7 @@ class FaceSettings:
     memory_budget: str | int | float = borrowed("memory_budget")
     overwrite: bool = schema.option(
         False,
-        "Replace existing files of the output that this command has not written.",
+        "Replace existing output files that this command did not write.",
         schema.switch(),
     )
     download: bool = borrowed("download", help="Fetch missing weights before the job starts.")
@@ -286,8 +286,8 @@ class VideoSettings(FaceSettings):
     )
     strict: bool = schema.option(
         False,
-        "End at a damaged frame, or at one of another size than the first. Otherwise such frames "
-        "are concealed by the decoder, repeated or scaled, and named.",
+        "Stop at a damaged frame, or at one whose size differs from the first. Otherwise such "
+        "frames are concealed by the decoder, repeated or scaled, and named.",
         schema.switch(),
     )
     segment: int = schema.option(

@@ -176,7 +176,9 @@ def test_a_command_is_needed(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         run("--help")
     printed = " ".join(capsys.readouterr().out.split())
-    assert "an empty cache or a corrupt file fails" in printed, "as test_verify has it"
+    assert "fails if one is corrupt or, without NAME, if there is none" in printed, (
+        "as test_verify has it"
+    )
     with pytest.raises(SystemExit):
         run()
     assert "COMMAND" in capsys.readouterr().err
