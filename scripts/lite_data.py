@@ -24,6 +24,8 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch.utils.data import IterableDataset
 
+from musetalk_enhance.report.metrics import fine_detail_energy
+
 Image = NDArray[np.uint8]
 Box = tuple[float, float, float, float]
 Point = tuple[float, float]
@@ -69,8 +71,7 @@ def sharpness(image_rgb: Image) -> float:
 
 def fine_energy(image_rgb: Image) -> float:
     """Energy of fine detail: mean square Laplacian of the gray image after a 0.8 px Gaussian."""
-    gray = cv2.cvtColor(image_rgb, cv2.COLOR_RGB2GRAY).astype(np.float32)
-    return float(np.square(cv2.Laplacian(cv2.GaussianBlur(gray, (0, 0), 0.8), cv2.CV_32F)).mean())
+    return fine_detail_energy(np.ascontiguousarray(image_rgb[..., ::-1]))
 
 
 def detail(target_rgb: Image) -> float:
