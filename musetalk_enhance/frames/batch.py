@@ -583,18 +583,25 @@ def _guess_range(extents: list[tuple[float, float]]) -> tuple[float, float] | No
     return RANGES[best] if best else None
 
 
+def levels(values: NDArray[np.float32]) -> NDArray[np.uint8]:
+    """float32 (..., W), 0..1, as uint8 of the same shape: rounded half to even, saturated."""
+    import cv2
+
+    add: Any = cv2.add
+    scaled = np.multiply(values, np.float32(255)).reshape(-1, values.shape[-1])
+    return np.asarray(add(scaled, 0, dtype=cv2.CV_8U), np.uint8).reshape(values.shape)
+
+
 def _to_uint8(faces_rgb: torch.Tensor, color: str) -> NDArray[np.uint8]:
     """float32 (N, 3, H, W), RGB, 0..1 to uint8 (N, H, W, 3), rounded half to even."""
     import cv2
 
-    add: Any = cv2.add
     number, _, height, width = faces_rgb.shape
     result = np.empty((number, height, width, 3), np.uint8)
     order = (2, 1, 0) if color == "bgr" else (0, 1, 2)
 
     def convert(face: Any, out: Any) -> None:
-        levels = [np.multiply(face[channel], np.float32(255)) for channel in order]
-        cv2.merge([add(plane, 0, dtype=cv2.CV_8U) for plane in levels], dst=out)
+        cv2.merge([levels(face[channel]) for channel in order], dst=out)
 
     for_each(convert, faces_rgb.numpy(), result)
     return result

@@ -8,7 +8,7 @@ import numpy as np
 
 from ..errors import FrameError
 from ..runtime.threads import for_each
-from .batch import is_tensor
+from .batch import is_tensor, levels
 
 if TYPE_CHECKING:
     import torch
@@ -186,12 +186,7 @@ def _total_change_on_cpu(face: Any, restored: Any) -> float:
     """Of one face as float32 arrays (3, H, W): all of it stays in the caches."""
     import cv2
 
-    add: Any = cv2.add
-    levels = []
-    for image in (face, restored):
-        rows = np.multiply(image, np.float32(255)).reshape(-1, image.shape[-1])
-        levels.append(add(rows, 0, dtype=cv2.CV_8U))  # rounds and saturates
-    return float(cv2.norm(levels[0], levels[1], cv2.NORM_L1))
+    return float(cv2.norm(levels(face).ravel(), levels(restored).ravel(), cv2.NORM_L1))
 
 
 def resize_image(image: Any, size_wh: tuple[int, int]) -> Any:
