@@ -7,7 +7,7 @@ and pasted back.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -18,7 +18,7 @@ from ..faces.detect import Face, FaceDetector, NetworkDetector, WholeImage
 from ..faces.paste import FaceCrop, Paste, crop_face, paste_faces, without_added_color
 from ..faces.rotated import RotatedFaces
 from ..media.arrays import Image
-from ..pipeline.engine import Request
+from ..pipeline.engine import Request, Restored
 from ..pipeline.outcome import Outcome, Status
 
 if TYPE_CHECKING:
@@ -134,9 +134,7 @@ class PictureRestorer:
     Images are independent of one another: the same faces in the same order give the same bits.
 
     Args:
-        enhancer: restores faces; its settings must keep the size of the frames
-            (``output_size="same"``), or be ``"upscale"`` with a `WholeImage` detector. It must not
-            be used for anything else meanwhile.
+        enhancer: restores faces; its `output_size` and `upscale` are ignored.
         detector: detects the faces, of a `NetworkDetector` in every rotation (see `RotatedFaces`);
             `WholeImage` takes each image as one face crop, neither cropped nor pasted.
         upscale: scale factor of the output.
@@ -147,9 +145,11 @@ class PictureRestorer:
             border.
         background: enlarges, or restores at scale 1, what surrounds the faces; None:
             interpolation.
+        run: restores the frames of one request; None: the enhancer's engine, which then must not
+            be used for anything else meanwhile.
 
     Raises:
-        ConfigError: a value is invalid, or the enhancer's `output_size` does not fit.
+        ConfigError: a value is invalid.
     """
 
     def __init__(
@@ -162,14 +162,9 @@ class PictureRestorer:
         only_center_face: bool = False,
         parser: Parser | None = None,
         background: Background | None = None,
+        run: Callable[[Request], Restored] | None = None,
     ) -> None:
         self._whole = isinstance(detector, WholeImage)
-        settings = enhancer.settings
-        expected_size = "upscale" if self._whole else "same"
-        if settings.output_size != expected_size or (self._whole and settings.upscale != upscale):
-            scale = f" with upscale {upscale}" if self._whole else ""
-            allowed = f"{expected_size}{scale} for this detector"
-            raise ConfigError("output_size", settings.output_size, allowed)
         if not upscale >= 1:
             raise ConfigError("upscale", upscale, "1 or more")
         if min_face < 0:
@@ -180,7 +175,11 @@ class PictureRestorer:
         self._enhancer, self._upscale = enhancer, upscale
         self._min_face, self._only_center_face = min_face, only_center_face
         self._parser, self._background = parser, background
-        self._stream = enhancer.stream()
+        self._size = "upscale" if self._whole else "same"
+        self._stream = enhancer.engine.stream(
+            enhancer.settings.replace(output_size=self._size, upscale=upscale)
+        )
+        self._run = run or (lambda request: enhancer.engine.restore([request])[0])
 
     def restore(self, pictures_bgr: Sequence[Image]) -> list[RestoredImage]:
         """Restore the faces of some images.
@@ -238,10 +237,10 @@ class PictureRestorer:
 
     def _enhanced(self, frames: Any) -> tuple[Any, list[Outcome]]:
         """Run frames through the network, each as a still image; returns frames and outcomes."""
-        self._stream.reset()
-        size = self._enhancer.settings.output_size
-        request = Request(self._stream, frames, (None, None, None, [True] * len(frames)), size)
-        restored = self._enhancer.engine.restore([request])[0]
+        if self._stream.last is not None:  # a reset waits for the engine, which may be busy
+            self._stream.reset()
+        hints = (None, None, None, [True] * len(frames))
+        restored = self._run(Request(self._stream, frames, hints, self._size))
         return restored.frames, restored.outcomes
 
     def _find(self, item: Item) -> None:

@@ -71,13 +71,7 @@ def load_image_models(settings: ImageSettings, pinned: RunInfo | None = None) ->
         loaded = load(settings, pinned=pinned)
         stack.enter_context(closing(loaded.restorer))
         whole = isinstance(detector, WholeImage)
-        enhancer = make_enhancer(
-            loaded,
-            settings,
-            output_size="upscale" if whole else "same",
-            upscale=settings.upscale,
-            stability=0,
-        )
+        enhancer = make_enhancer(loaded, settings, output_size="same", stability=0)
         stack.enter_context(closing(enhancer))
         parser = None if whole else _open_parser(settings, loaded)
         if parser is not None:

@@ -446,19 +446,36 @@ def test_no_pictures_at_all(make):
 
 
 @pytest.mark.parametrize(
-    ("detector", "options", "enhancer", "said"),
+    ("options", "said"),
     [
-        (Given(), {"upscale": 0.5}, {}, "upscale"),
-        (Given(), {"upscale": float("nan")}, {}, "upscale"),
-        (Given(), {"min_face": -1}, {}, "min_face"),
-        (Given(), {}, {"output_size": "native"}, "output_size"),
-        (WholeImage(), {}, {}, "output_size"),
-        (WholeImage(), {"upscale": 4}, {"output_size": "upscale", "upscale": 2}, "output_size"),
+        ({"upscale": 0.5}, "upscale"),
+        ({"upscale": float("nan")}, "upscale"),
+        ({"min_face": -1}, "min_face"),
     ],
 )
-def test_impossible_values(make, detector, options, enhancer, said):
+def test_impossible_values(make, options, said):
     with pytest.raises(ConfigError, match=said):
-        make(detector, None, enhancer, **options)
+        make(Given(), None, **options)
+
+
+def test_the_size_does_not_depend_on_the_enhancers_options(make):
+    """One enhancer serves callers with different scales."""
+    options = {"output_size": "native", "upscale": 4}
+    for detector in (Given(), WholeImage()):
+        (image,) = make(detector, brighter, options, upscale=2).restore([grey(64, 64)])
+        assert image.bgr.shape == (128, 128, 3)
+
+
+def test_a_callers_own_run_gets_every_request(make, make_enhancer):
+    requests = []
+    enhancer = make_enhancer(brighter, ALIGNED)
+
+    def run(request):
+        requests.append(request)
+        return enhancer.engine.restore([request])[0]
+
+    (image,) = make(WholeImage(), run=run).restore([grey(64, 64)])
+    assert len(requests) == 1 and (image.bgr == 140).all()
 
 
 def test_old_names_work_for_one_release(make):
