@@ -17,6 +17,7 @@
     │   ├── NoFaceError         the detector found no face                       (LookupError)
     │   └── OutOfMemoryError    not even one face fits                           (MemoryError)
     ├── HostError               the host pipeline cannot be hooked into          (RuntimeError)
+    ├── ServiceError            the service cannot answer a request              (RuntimeError)
     └── MediaError              a video or an image cannot be read or written    (OSError)
 
 In brackets: the built-in that each one is as well. Each message states the actual value, what is
@@ -243,6 +244,22 @@ class OutOfMemoryError(RestorerError, MemoryError):
 
 class HostError(EnhanceError, RuntimeError):
     """The host pipeline cannot be hooked into."""
+
+
+class ServiceError(EnhanceError, RuntimeError):
+    """The HTTP service cannot answer a request.
+
+    Attributes:
+        status: HTTP status of the answer.
+        code: a short stable word for programs, e.g. ``"busy"``.
+        retry_after: seconds after which the request may be sent again; None if that is no use.
+    """
+
+    def __init__(
+        self, status: int, code: str, message: str, retry_after: int | None = None
+    ) -> None:
+        self.status, self.code, self.retry_after = status, code, retry_after
+        super().__init__(message)
 
 
 class MediaError(EnhanceError, OSError):

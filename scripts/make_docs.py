@@ -21,12 +21,14 @@ from musetalk_enhance.config.schema import spelled
 from musetalk_enhance.config.settings import SECTION, options
 from musetalk_enhance.jobs import ImageSettings, VideoSettings
 from musetalk_enhance.onnx_pipeline import PipelineOptions
+from musetalk_enhance.serve import ServeSettings
 
 ROOT = Path(__file__).resolve().parent.parent
 JOBS = (
     (ImageSettings, "images", "restore_images"),
     (VideoSettings, "video", "restore_video"),
     (PipelineOptions, "onnx", "onnx_pipeline.Pipeline"),
+    (ServeSettings, "serve", "serve.create_app"),
 )
 CONFIG_HEAD = """\
 # A MuseTalk task file with face restoration switched on. Tasks stay as MuseTalk knows them; the
@@ -125,7 +127,11 @@ def options_md() -> str:
             "| option | flag | default | allowed | what it does |",
             "|---|---|---|---|---|",
         ]
-        lines += [_row(option, f"`{flag(option.name)}`") for option in dataclasses.fields(settings)]
+        lines += [
+            _row(option, f"`{flag(option.name)}`")
+            for option in dataclasses.fields(settings)
+            if option.metadata["flag"]
+        ]
     return "\n".join(lines) + "\n"
 
 

@@ -28,6 +28,7 @@ EXAMPLES = {
     errors.NoFaceError: ("text",),
     errors.OutOfMemoryError: ("text",),
     errors.HostError: ("text",),
+    errors.ServiceError: (429, "busy", "text", 5),
     errors.MediaError: ("a.png", "the disk is full"),
 }
 

@@ -21,8 +21,9 @@ LAYERS = [
     {"faces"},
     {"pipeline", "onnx_pipeline"},
     {"enhancer"},
-    {"hosts", "jobs", "service"},
+    {"hosts", "jobs"},
     {"report"},
+    {"serve"},
     {"cli"},
     {"__main__", "_deprecated"},
 ]

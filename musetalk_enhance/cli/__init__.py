@@ -19,7 +19,7 @@ from .parser import CommandParser
 
 COMMANDS = tuple(
     name
-    for name in "run images video onnx report models weights export bench".split()
+    for name in "run images video onnx serve report models weights export bench".split()
     if Path(__file__).with_name(f"{name}.py").exists()
 )
 """Subcommands: modules of this package with HELP, EXAMPLES (command lines), add_arguments(parser),

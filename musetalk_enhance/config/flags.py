@@ -37,6 +37,11 @@ GROUPS = {
         *("device", "allow_cpu", "backend", "dtype", "provider", "mode", "batch_size"),
         *("memory_budget", "cpu_fallback"),
     ),
+    "service": ("cors", "data_dir", "diffusers_model", "ray_config", "keep_hours"),
+    "limits": (
+        *("batch_wait", "time_limit", "max_queue", "max_streams", "max_models", "max_body"),
+        *("max_pixels", "max_video", "max_frames", "max_jobs"),
+    ),
 }
 """Groups of options in the help of commands, by title; one that stands in none comes last."""
 

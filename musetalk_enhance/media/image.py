@@ -115,7 +115,7 @@ class StillImage:
         return replace(self, bgr=np.ascontiguousarray(bgr), alpha=contiguous)
 
 
-def decode_image(data: bytes, name: PathLike) -> StillImage:
+def decode_image(data: bytes, name: PathLike, *, max_pixels: int | None = None) -> StillImage:
     """An image from the bytes of a JPEG, PNG, WebP, BMP, TIFF or GIF file.
 
     AVIF and JPEG 2000 are read where Pillow can. The format is taken from the bytes, not from the
@@ -126,17 +126,21 @@ def decode_image(data: bytes, name: PathLike) -> StillImage:
     Args:
         data: the whole file.
         name: its name in errors; no file is opened.
+        max_pixels: refuse a larger image before its pixels are decoded; None: Pillow's limit,
+            twice ``PIL.Image.MAX_IMAGE_PIXELS``.
 
     Raises:
         MediaError: not such an image, truncated or damaged; over 8 bits per channel; several
-            frames; CMYK without a valid profile; more pixels than Pillow's limit (twice
-            ``PIL.Image.MAX_IMAGE_PIXELS``).
+            frames; CMYK without a valid profile; too many pixels.
     """
     if not data:
         raise MediaError(name, "is empty")
     with _media_errors(name):
         _refuse_deep_avif(data, name)
         image = _open(BytesIO(data))
+        if max_pixels is not None and image.width * image.height > max_pixels:
+            what = f"has {image.width}x{image.height} pixels; at most {max_pixels} are allowed"
+            raise MediaError(name, what)
         _refuse_lossy(image, name)
         subsampling = _subsampling(image)
         # Pillow parses the EXIF of a TIFF while it loads.

@@ -1,0 +1,225 @@
+"""`POST /restore`: one image, in the steps decode, detect, network, paste, encode."""
+
+from __future__ import annotations
+
+import base64
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+
+import cv2
+import numpy as np
+
+from ..faces.detect import WholeImage
+from ..jobs.image_restorer import PictureRestorer, RestoredImage
+from ..media.arrays import Image
+from ..media.image import StillImage, decode_image, encode_image
+from ..pipeline.engine import Request, Restored
+from ..pipeline.outcome import Outcome
+from .networks import Network, NetworkPool
+from .runner import Ticket
+from .schemas import RestoreAnswer, RestoreFields
+from .settings import ServeSettings
+
+MEDIA_TYPES = {
+    ".jpg": "image/jpeg",
+    ".png": "image/png",
+    ".webp": "image/webp",
+    ".bmp": "image/bmp",
+    ".tiff": "image/tiff",
+}
+
+
+@dataclass(frozen=True)
+class ImageResult:
+    """A restored image.
+
+    Attributes:
+        data: the file.
+        answer: what was done, without the image.
+    """
+
+    data: bytes
+    answer: RestoreAnswer
+
+    def as_json(self) -> RestoreAnswer:
+        """The answer with the image in base64."""
+        return self.answer.model_copy(update={"image": base64.b64encode(self.data).decode()})
+
+
+class ImageService:
+    """Restores the images of requests.
+
+    Args:
+        settings: of the service.
+        pool: the models.
+    """
+
+    def __init__(self, settings: ServeSettings, pool: NetworkPool) -> None:
+        self._settings, self._pool = settings, pool
+
+    def restore(self, data: bytes, fields: RestoreFields, ticket: Ticket) -> ImageResult:
+        """Restore one image.
+
+        Args:
+            data: the file.
+            fields: the options.
+            ticket: of the request.
+
+        Raises:
+            MediaError: it is not a readable image, or too large.
+            ConfigError: there is no such model.
+            ServiceError: the model is not available.
+            CancelledError: the ticket was cancelled.
+        """
+        timer = _Timer()
+        with timer.step("decode"):
+            image = self.decode(data, fields.upscale_factor)
+        settings = self._settings
+        weight = fields.face_restoration_weight
+        weight = settings.strength if weight is None else weight
+        is_fidelity = self._pool.has_fidelity(fields.model)
+        ticket.check()
+        with self._pool.use(fields.model, weight if is_fidelity else None) as network:
+            strength = 1.0 if is_fidelity else weight
+            restored = self._restored(image.bgr, fields, network, strength, ticket, timer)
+            name, fidelity = network.info.name, network.fidelity
+        ticket.check()
+        with timer.step("encode"):
+            extension = _extension_of(image) or ".png"
+            if fields.format != "keep":
+                extension = f".{fields.format}"
+            is_same = restored.bgr.shape == image.bgr.shape and not restored.restored
+            if is_same and extension == _extension_of(image):
+                result = data  # byte for byte
+            else:
+                result = encode_image(image.replace_pixels(restored.bgr), extension)
+        answer = RestoreAnswer(
+            face_restoration_applied=bool(restored.restored),
+            face_restoration_weight=weight if fidelity is None else fidelity,
+            weight_is="strength" if fidelity is None else "fidelity",
+            model=name,
+            det_model="none" if fields.has_aligned else self._detector_name(fields),
+            faces=[note.as_dict() for note in restored.faces],  # type: ignore[misc]
+            size_wh=(restored.bgr.shape[1], restored.bgr.shape[0]),
+            media_type=MEDIA_TYPES[extension],
+            timings_ms=timer.total(),
+            error=restored.error,
+        )
+        return ImageResult(result, answer)
+
+    def decode(self, data: bytes, scale: float = 1) -> StillImage:
+        """An image within the limit of pixels, also after it is enlarged.
+
+        Raises:
+            MediaError: it is not a readable image, or too large.
+        """
+        return decode_image(data, "image", max_pixels=int(self._settings.max_pixels / scale**2))
+
+    def decode_frame(self, data: bytes) -> Image:
+        """The pixels of a frame of a live stream, BGR uint8 (H, W, 3).
+
+        Raises:
+            MediaError: it is not a readable image, or too large.
+        """
+        return self.decode(data).bgr
+
+    def _detector_name(self, fields: RestoreFields) -> str:
+        return str(fields.det_model or self._settings.face_detector)
+
+    def _restored(
+        self,
+        bgr: Image,
+        fields: RestoreFields,
+        network: Network,
+        strength: float,
+        ticket: Ticket,
+        timer: _Timer,
+    ) -> RestoredImage:
+        detector = WholeImage() if fields.has_aligned else self._pool.detector(fields.det_model)
+
+        def run(request: Request) -> Restored:
+            restored = ticket.restore(network.batcher, network.stills.engine, request)
+            return blended(request, restored, strength)
+
+        whole = isinstance(detector, WholeImage)
+        restorer = PictureRestorer(
+            network.stills,
+            detector,
+            upscale=fields.upscale_factor,
+            min_face=0 if whole else self._settings.min_face,
+            only_center_face=fields.only_center_face and not whole,
+            run=run,
+        )
+        with timer.step("detect"):
+            items = restorer.find([bgr])
+        if not fields.use_face_restoration:
+            for item in items:
+                item.crops.clear()
+                item.notes = [replace(note, state="not requested") for note in item.notes]
+        ticket.check()
+        with timer.step("network"):
+            if fields.use_face_restoration:
+                items = restorer.restore_faces(items)
+        ticket.check()
+        with timer.step("paste"):
+            return restorer.paste(items)[0]
+
+
+def blended(request: Request, restored: Restored, strength: float) -> Restored:
+    """The result of an engine that runs at full strength, at a request's own.
+
+    Frames of the request are uint8 (H, W, 3); they are enlarged where the result is larger.
+    """
+    if strength >= 1:
+        return restored
+    frames, outcomes = [], []
+    for source, frame, outcome in zip(
+        request.frames, restored.frames, restored.outcomes, strict=True
+    ):
+        if outcome.restored:
+            frame, outcome = blend(source, frame, outcome, strength)
+        frames.append(frame)
+        outcomes.append(outcome)
+    return Restored(frames, outcomes)
+
+
+def blend(source: Image, frame: Image, outcome: Outcome, strength: float) -> tuple[Image, Outcome]:
+    """A restored frame over its source, with `strength` 0..1; both are uint8 (H, W, 3)."""
+    size_wh = frame.shape[1], frame.shape[0]
+    if source.shape != frame.shape:
+        source = np.asarray(cv2.resize(source, size_wh, interpolation=cv2.INTER_LANCZOS4), np.uint8)
+    mixed = cv2.addWeighted(source, 1 - strength, frame, strength, 0)
+    weakened = replace(
+        outcome, strength=outcome.strength * strength, change=outcome.change * strength
+    )
+    return np.asarray(mixed, np.uint8), weakened
+
+
+def _extension_of(image: StillImage) -> str | None:
+    """The extension of the image's own format; None where it is not written."""
+    extension = {"JPEG": ".jpg", "TIFF": ".tiff"}.get(image.format, f".{image.format.lower()}")
+    return extension if extension in MEDIA_TYPES else None
+
+
+class _Timer:
+    """Milliseconds of each step."""
+
+    def __init__(self) -> None:
+        self._ms: dict[str, float] = {}
+        self._begin = time.perf_counter()
+
+    @contextmanager
+    def step(self, name: str) -> Iterator[None]:
+        begin = time.perf_counter()
+        try:
+            yield
+        finally:
+            self._ms[name] = round((time.perf_counter() - begin) * 1e3, 2)
+
+    def total(self) -> dict[str, float]:
+        return {**self._ms, "total": round((time.perf_counter() - self._begin) * 1e3, 2)}
+
+
+__all__ = ["MEDIA_TYPES", "ImageResult", "ImageService", "blend", "blended"]
