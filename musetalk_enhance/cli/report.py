@@ -5,11 +5,8 @@ from __future__ import annotations
 import argparse
 import json
 import logging
-from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
-from ..errors import ConfigError
 from .job import progress_bar
 
 HELP = "compare a clip with its restored version: metrics, plots, worst frames, and checks"
@@ -66,6 +63,7 @@ def run(args: argparse.Namespace) -> int:
         EnhanceError: a clip cannot be read, the clips do not match, or a package is missing.
     """
     from ..report import compare
+    from ..report.inputs import find_locator, read_sidecar
 
     notes, totals = read_sidecar(args.sidecar, args.after)
     with progress_bar("frame", args.quiet) as progress:
@@ -89,57 +87,6 @@ def run(args: argparse.Namespace) -> int:
         print("\n".join(report.lines()))
     logger.info("wrote %s", ", ".join(str(path) for path in files))
     return 1 if args.strict and report.failed else 0
-
-
-def find_locator(path: str | Path | None = None) -> Any:
-    """A YuNet face detector as `report.region.Locate`; None if its weight is not installed.
-
-    Args:
-        path: the user's own weight of YuNet; None uses the one in the cache.
-    """
-    from ..errors import MissingWeightError
-    from ..faces.detect import make_detector
-
-    try:
-        detector = make_detector("yunet", path)
-    except MissingWeightError:
-        return None
-
-    def locate(frame_bgr: Any) -> Any:
-        faces = detector.detect(frame_bgr)
-        return tuple(round(float(side)) for side in faces[0].box_xyxy) if faces else None
-
-    return locate
-
-
-def read_sidecar(
-    sidecar: Path | None, video: Path
-) -> tuple[Sequence[Mapping[str, Any]], Mapping[str, Any]]:
-    """Notes on each frame and totals from ``{"notes": [{...}, ...], "totals": {...}}``.
-
-    Args:
-        sidecar: the file; None reads `video`'s name plus ``.json``, and returns empty notes and
-            totals if there is no such file.
-        video: the restored video.
-
-    Raises:
-        ConfigError: `sidecar` is missing, or the file has another structure.
-    """
-    path = sidecar or video.with_name(f"{video.name}.json")
-    if sidecar is None and not path.is_file():
-        return (), {}
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ConfigError("--sidecar", str(path), f"a readable JSON file ({error})") from error
-    notes, totals = None, None
-    if isinstance(content, dict):
-        notes, totals = content.get("notes", []), content.get("totals", {})
-    is_list = isinstance(notes, list) and all(isinstance(note, dict) for note in notes)
-    if notes is None or not is_list or not isinstance(totals, dict):
-        structure = '{"notes": [{...} for each frame], "totals": {...}}'
-        raise ConfigError("--sidecar", str(path), structure)
-    return notes, totals
 
 
 def _box(text: str) -> tuple[int, int, int, int]:

@@ -135,7 +135,7 @@ def _report(args: argparse.Namespace, result: VideoResult, yunet: str | None) ->
     """Write the report on the restored video and its input, cut to the same range."""
     from ..jobs.video import excerpt
     from ..report import compare
-    from .report import find_locator, read_sidecar
+    from ..report.inputs import find_locator, read_sidecar
 
     notes, totals = read_sidecar(None, result.output)
     clip = args.source, result.output, args.start, args.end

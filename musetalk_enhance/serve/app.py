@@ -26,7 +26,7 @@ from ..errors import (
     ServiceError,
 )
 from ..restorers.catalog import get_model, model_names
-from . import live
+from . import live, sdapi
 from .body import read_body
 from .middleware import Guard
 from .runner import CancelledError
@@ -78,7 +78,7 @@ def create_app(settings: ServeSettings | None = None) -> FastAPI:
         responses=_ERRORS,
     )
     app.state.service = service
-    for each in (router, live.router):
+    for each in (router, live.router, sdapi.router):
         app.include_router(each)
     for kind in (EnhanceError, HTTPException, RequestValidationError, CancelledError, Exception):
         app.add_exception_handler(kind, _answer_error)

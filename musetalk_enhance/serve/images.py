@@ -19,7 +19,7 @@ from ..pipeline.engine import Request, Restored
 from ..pipeline.outcome import Outcome
 from .networks import Network, NetworkPool
 from .runner import Ticket
-from .schemas import RestoreAnswer, RestoreFields
+from .schemas import FaceAnswer, RestoreAnswer, RestoreFields
 from .settings import ServeSettings
 
 MEDIA_TYPES = {
@@ -73,41 +73,48 @@ class ImageService:
             ServiceError: the model is not available.
             CancelledError: the ticket was cancelled.
         """
-        timer = _Timer()
+        timer = Timer()
         with timer.step("decode"):
             image = self.decode(data, fields.upscale_factor)
-        settings = self._settings
-        weight = fields.face_restoration_weight
-        weight = settings.strength if weight is None else weight
-        is_fidelity = self._pool.has_fidelity(fields.model)
         ticket.check()
-        with self._pool.use(fields.model, weight if is_fidelity else None) as network:
-            strength = 1.0 if is_fidelity else weight
-            restored = self._restored(image.bgr, fields, network, strength, ticket, timer)
-            name, fidelity = network.info.name, network.fidelity
+        restored, answer = self.process(image, fields, ticket, timer)
         ticket.check()
         with timer.step("encode"):
             extension = _extension_of(image) or ".png"
             if fields.format != "keep":
                 extension = f".{fields.format}"
-            is_same = restored.bgr.shape == image.bgr.shape and not restored.restored
+            is_same = restored.shape == image.bgr.shape and not answer.face_restoration_applied
             if is_same and extension == _extension_of(image):
                 result = data  # byte for byte
             else:
-                result = encode_image(image.replace_pixels(restored.bgr), extension)
-        answer = RestoreAnswer(
+                result = encode_image(image.replace_pixels(restored), extension)
+        answer.media_type, answer.timings_ms = MEDIA_TYPES[extension], timer.total()
+        return ImageResult(result, answer)
+
+    def process(
+        self, image: StillImage, fields: RestoreFields, ticket: Ticket, timer: Timer
+    ) -> tuple[Image, RestoreAnswer]:
+        """The pixels of a restored image, BGR uint8, and what was done; see `restore`."""
+        settings = self._settings
+        weight = fields.face_restoration_weight
+        weight = settings.strength if weight is None else weight
+        is_fidelity = self._pool.has_fidelity(fields.model)
+        with self._pool.use(fields.model, weight if is_fidelity else None) as network:
+            strength = 1.0 if is_fidelity else weight
+            restored = self._restored(image.bgr, fields, network, strength, ticket, timer)
+            name, fidelity = network.info.name, network.fidelity
+        return restored.bgr, RestoreAnswer(
             face_restoration_applied=bool(restored.restored),
             face_restoration_weight=weight if fidelity is None else fidelity,
             weight_is="strength" if fidelity is None else "fidelity",
             model=name,
             det_model="none" if fields.has_aligned else self._detector_name(fields),
-            faces=[note.as_dict() for note in restored.faces],  # type: ignore[misc]
+            faces=[FaceAnswer(**note.as_dict()) for note in restored.faces],
             size_wh=(restored.bgr.shape[1], restored.bgr.shape[0]),
-            media_type=MEDIA_TYPES[extension],
-            timings_ms=timer.total(),
+            media_type="",
+            timings_ms={},
             error=restored.error,
         )
-        return ImageResult(result, answer)
 
     def decode(self, data: bytes, scale: float = 1) -> StillImage:
         """An image within the limit of pixels, also after it is enlarged.
@@ -135,7 +142,7 @@ class ImageService:
         network: Network,
         strength: float,
         ticket: Ticket,
-        timer: _Timer,
+        timer: Timer,
     ) -> RestoredImage:
         detector = WholeImage() if fields.has_aligned else self._pool.detector(fields.det_model)
 
@@ -203,7 +210,7 @@ def _extension_of(image: StillImage) -> str | None:
     return extension if extension in MEDIA_TYPES else None
 
 
-class _Timer:
+class Timer:
     """Milliseconds of each step."""
 
     def __init__(self) -> None:
@@ -222,4 +229,4 @@ class _Timer:
         return {**self._ms, "total": round((time.perf_counter() - self._begin) * 1e3, 2)}
 
 
-__all__ = ["MEDIA_TYPES", "ImageResult", "ImageService", "blend", "blended"]
+__all__ = ["MEDIA_TYPES", "ImageResult", "ImageService", "Timer", "blend", "blended"]

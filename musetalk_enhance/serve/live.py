@@ -287,7 +287,10 @@ class _Loop:
             except asyncio.TimeoutError:
                 future.cancel()  # if the network has not begun it
                 raise
-            return await self._thread(deadline, session.finish, pixels, crop, face, restored)
+            outcome, encoded = await self._thread(
+                deadline, session.finish, pixels, crop, face, restored
+            )
+            return outcome, encoded
         except asyncio.TimeoutError:
             return None, None
         except (MediaError, FrameError) as error:

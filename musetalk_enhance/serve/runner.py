@@ -110,7 +110,8 @@ class Slot:
         gone = asyncio.ensure_future(_disconnected(request))
         try:
             timeout = self.deadline - time.monotonic()
-            await asyncio.wait({work, gone}, timeout=timeout, return_when=asyncio.FIRST_COMPLETED)
+            either: set[asyncio.Future[Any]] = {work, gone}
+            await asyncio.wait(either, timeout=timeout, return_when=asyncio.FIRST_COMPLETED)
             if work.done():
                 return work.result()
             if gone.done():

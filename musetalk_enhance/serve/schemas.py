@@ -123,6 +123,24 @@ class ModelAnswer(BaseModel):
     default: bool = False
 
 
+def json_body(fields: type[BaseModel]) -> dict[str, Any]:
+    """OpenAPI's request body of a route that reads JSON itself."""
+    schema = fields.model_json_schema()
+    definitions = schema.pop("$defs", {})
+
+    def resolved(node: Any) -> Any:
+        """Without references: the definitions are nowhere else."""
+        if isinstance(node, list):
+            return [resolved(each) for each in node]
+        if not isinstance(node, dict):
+            return node
+        if "$ref" in node:
+            return resolved(definitions[node["$ref"].rpartition("/")[2]])
+        return {key: resolved(value) for key, value in node.items()}
+
+    return {"required": True, "content": {"application/json": {"schema": resolved(schema)}}}
+
+
 def body_schema(fields: type[BaseModel], file_field: str, media: str = "image") -> dict[str, Any]:
     """OpenAPI's request body: multipart with a file, or JSON with the file in base64.
 

@@ -8,7 +8,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import cv2
 import httpx
@@ -45,6 +45,7 @@ class Network:
     free: threading.Event = field(default_factory=threading.Event)
     function: object = staticmethod(lambda faces: 1 - faces)
     loads: list = field(default_factory=list)
+    fidelities: list = field(default_factory=list)
     closed: list = field(default_factory=list)
     batch_size: int = 8
 
@@ -53,14 +54,15 @@ class Network:
 
     def load(self, settings) -> LoadedModel:
         self.loads.append(settings.model)
+        self.fidelities.append(settings.fidelity)
         wanted = settings.enhancer(model="lite", color_match=False, batch_size=self.batch_size)
         name = "lite" if settings.model == "auto" else settings.model
-        from dataclasses import replace
-
-        info = replace(SMALL, name=name)
+        info = replace(SMALL, name=name, has_fidelity=name == "codeformer")
         restorer = FakeRestorer(LoadRequest(info, wanted, torch.device("cpu")), self.run)
         restorer.close = lambda: self.closed.append(name)
-        return LoadedModel(restorer, Choice(Model(info, lambda: FakeRestorer), wanted), None, [])
+        return LoadedModel(
+            restorer, Choice(Model(info, lambda: FakeRestorer), wanted), settings.fidelity, []
+        )
 
     def run(self, faces):
         self.begun.set()

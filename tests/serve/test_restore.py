@@ -197,7 +197,9 @@ def test_a_stop_ends_what_was_begun(network):
 def test_models_change_without_a_restart(serve, network, monkeypatch):
     from musetalk_enhance.serve import networks
 
-    monkeypatch.setattr(networks.weights, "find", lambda name: name != "CodeFormer")
+    monkeypatch.setattr(
+        networks.weights, "find", lambda name: None if name == "CodeFormer" else name
+    )
     with serve(max_models=2) as client:
         names = [model["name"] for model in client.get("/models").json()]
         assert {"lite", "gfpgan-1.4", "codeformer"} <= set(names)
