@@ -26,7 +26,7 @@ from ..errors import (
     ServiceError,
 )
 from ..restorers.catalog import get_model, model_names
-from . import live, sdapi
+from . import generate, live, page, sdapi, videos
 from .body import read_body
 from .middleware import Guard
 from .runner import CancelledError
@@ -78,8 +78,9 @@ def create_app(settings: ServeSettings | None = None) -> FastAPI:
         responses=_ERRORS,
     )
     app.state.service = service
-    for each in (router, live.router, sdapi.router):
-        app.include_router(each)
+    for part in (generate, live, sdapi, videos, page):
+        app.include_router(part.router)
+    app.include_router(router)
     for kind in (EnhanceError, HTTPException, RequestValidationError, CancelledError, Exception):
         app.add_exception_handler(kind, _answer_error)
     if settings.origins:
@@ -131,7 +132,7 @@ async def health() -> dict[str, str]:
 async def ready(request: Request) -> dict[str, str]:
     """For load balancers: 503 while the server starts or stops."""
     service = service_of(request)
-    if not service.is_ready:
+    if not service.is_ready or service.is_stopping():
         raise ServiceError(503, "not_ready", "the server is starting or stopping", 5)
     return {"status": "ready", "model": service.pool.default.name}
 

@@ -108,7 +108,7 @@ class ImageService:
             face_restoration_weight=weight if fidelity is None else fidelity,
             weight_is="strength" if fidelity is None else "fidelity",
             model=name,
-            det_model="none" if fields.has_aligned else self._detector_name(fields),
+            det_model="none" if fields.has_aligned else self._pool.detector_name(fields.det_model),
             faces=[FaceAnswer(**note.as_dict()) for note in restored.faces],
             size_wh=(restored.bgr.shape[1], restored.bgr.shape[0]),
             media_type="",
@@ -131,9 +131,6 @@ class ImageService:
             MediaError: it is not a readable image, or too large.
         """
         return self.decode(data).bgr
-
-    def _detector_name(self, fields: RestoreFields) -> str:
-        return str(fields.det_model or self._settings.face_detector)
 
     def _restored(
         self,

@@ -113,8 +113,7 @@ class NetworkPool:
             ServiceError: its weight or package is not on this server.
         """
         settings = self._settings
-        name = settings.face_detector if name is None else name.lower()
-        name = DETECTOR_NAMES.get(name, name)
+        name = self.detector_name(name)
         if name in self._detectors:
             return self._detectors[name]
         if name == "none":
@@ -129,25 +128,12 @@ class NetworkPool:
                     self._detectors[name] = load_detector(chosen, chosen.min_face)
             return self._detectors[name]
 
-    def has_fidelity(self, model: str | None) -> bool:
-        """Whether a model has CodeFormer's w.
+    def resolve(self, model: str | None) -> str:
+        """The name to load; the default keeps its own spelling, which may be a path.
 
         Raises:
             ConfigError: there is no such model.
         """
-        name = self._name(model)
-        return (self.default if name == self._settings.model else get_model(name).info).has_fidelity
-
-    def close(self) -> None:
-        """Run what is queued and close every model."""
-        for network in list(self._networks.values()):
-            network.resources.close()
-        self._networks.clear()
-        for detector in self._detectors.values():
-            detector.close()
-
-    def _name(self, model: str | None) -> str:
-        """The name to load; the default keeps its own spelling, which may be a path."""
         default = self._settings.model
         if model is None or model == default or model.lower() == "auto":
             return default
@@ -158,8 +144,30 @@ class NetworkPool:
             raise ConfigError("model", model, ", ".join(model_names()))
         return name
 
+    def detector_name(self, name: str | None) -> str:
+        """A detector's name here, by that or facexlib's; None is the service's own."""
+        name = self._settings.face_detector if name is None else name.lower()
+        return DETECTOR_NAMES.get(name, name)
+
+    def has_fidelity(self, model: str | None) -> bool:
+        """Whether a model has CodeFormer's w.
+
+        Raises:
+            ConfigError: there is no such model.
+        """
+        name = self.resolve(model)
+        return (self.default if name == self._settings.model else get_model(name).info).has_fidelity
+
+    def close(self) -> None:
+        """Run what is queued and close every model."""
+        for network in list(self._networks.values()):
+            network.resources.close()
+        self._networks.clear()
+        for detector in self._detectors.values():
+            detector.close()
+
     def _acquire(self, model: str | None, fidelity: float | None) -> Network:
-        name = self._name(model)
+        name = self.resolve(model)
         if hasattr(self, "default") and not self.has_fidelity(name):
             fidelity = None
         if fidelity is not None:

@@ -33,7 +33,9 @@ def make_server(app: FastAPI) -> uvicorn.Server:
         ws_max_queue=4,
         lifespan="on",
     )
-    return uvicorn.Server(config)
+    server = uvicorn.Server(config)
+    app.state.service.is_stopping = lambda: server.should_exit
+    return server
 
 
 def run(settings: ServeSettings) -> None:

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any
 
+from .generator import Generator
 from .images import ImageService
 from .metrics import Metrics
 from .networks import NetworkPool
 from .runner import Runner
 from .settings import ServeSettings
+from .video_queue import VideoQueue
 
 logger = logging.getLogger("musetalk_enhance")
 
@@ -28,13 +30,17 @@ class Service:
         metrics: its counters.
         is_ready: whether requests are accepted.
         streams: live streams in progress.
+        is_stopping: whether the server has begun to stop; long answers end then.
         runner: requests in progress.
         images: restores images.
+        videos: restores videos.
+        generator: makes images from text.
     """
 
     def __init__(self, settings: ServeSettings) -> None:
         self.settings, self.metrics = settings, Metrics()
         self.is_ready, self.streams = False, 0
+        self.is_stopping: Callable[[], bool] = lambda: False
         self._pool: NetworkPool | None = None
 
     def load(self) -> None:
@@ -63,6 +69,9 @@ class Service:
             stack.push_async_callback(asyncio.to_thread, self.runner.close)
             self.metrics.watch(lambda: self.runner.active)
             self.images = ImageService(self.settings, self.pool)
+            self.generator = Generator(self.settings)
+            self.videos = await asyncio.to_thread(VideoQueue, self.settings)
+            stack.push_async_callback(asyncio.to_thread, self.videos.close)
             self.is_ready = True
             logger.info("ready: %s", self.pool.default.name)
             try:

@@ -1,0 +1,150 @@
+"""Video jobs on a real server process: progress, ranges, cancelling, a kill in the middle."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+from contextlib import contextmanager
+from fractions import Fraction
+from pathlib import Path
+
+import cv2
+import httpx
+import numpy as np
+import pytest
+
+from musetalk_enhance.media import VideoWriter
+from tests.serve.test_restore import wait_for
+
+pytestmark = pytest.mark.shared
+YUNET = "face_detection_yunet_2023mar.onnx"
+
+
+@pytest.fixture(scope="module")
+def clip(tmp_path_factory) -> Path:
+    """A second and a half of a face that moves over a plain ground, 192x192."""
+    data = pytest.importorskip("skimage.data")
+    face = cv2.resize(data.astronaut()[0:256, 96:352, ::-1], (160, 160))
+    face = cv2.GaussianBlur(face, (0, 0), 1.5)
+    path = tmp_path_factory.mktemp("clip") / "talk.mp4"
+    with VideoWriter(path, Fraction(24), (192, 192)) as writer:
+        for index in range(36):
+            frame = np.full((192, 192, 3), 90, np.uint8)
+            x = 16 + round(8 * np.sin(index / 6))
+            frame[16:176, x : x + 160] = face
+            writer.write(frame)
+    return path
+
+
+@contextmanager
+def server(shared: Path, folder: Path):
+    """A server in a process of its own; its URL and process."""
+    command = [
+        *(sys.executable, "-m", "musetalk_enhance", "serve", "--port", "0", "--model", "lite"),
+        *("--backend", "torch", "--data-dir", str(folder), "--keep-hours", "1"),
+        *("--detector-path", str(shared / "weights" / YUNET)),
+    ]
+    log = folder.with_suffix(".log")
+    with log.open("ab") as stderr:
+        begin = log.stat().st_size
+        process = subprocess.Popen(command, stderr=stderr)
+    try:
+        pattern = re.compile(r"serving on (http://\S+)")
+        wait_for(lambda: pattern.search(log.read_text()[begin:]) or process.poll(), 120)
+        url = pattern.search(log.read_text()[begin:])[1]
+        wait_for(lambda: responds(url), 60)
+        yield url, process
+    finally:
+        if process.poll() is None:
+            process.terminate()
+        process.wait(60)
+
+
+def responds(url: str) -> bool:
+    try:
+        return httpx.get(f"{url}/ready").status_code == 200
+    except httpx.TransportError:
+        return False
+
+
+def start(url: str, clip: Path, **options) -> str:
+    with clip.open("rb") as file:
+        answer = httpx.post(
+            f"{url}/restore/video", files={"video": ("../../my talk.mp4", file)}, data=options
+        )
+    assert answer.status_code == 202, answer.text
+    job = answer.json()
+    assert job["name"] == "my talk.mp4" and job["state"] in ("queued", "running")
+    return f"{url}/restore/video/{job['id']}"
+
+
+def ended(job: str, seconds: float = 180) -> dict:
+    wait_for(lambda: httpx.get(job).json()["state"] not in ("queued", "running"), seconds)
+    return httpx.get(job).json()
+
+
+def test_a_job_from_upload_to_download_and_a_kill_in_the_middle(shared, clip, tmp_path):
+    with server(shared, tmp_path / "first") as (url, _):
+        job = start(url, clip)
+        events = []
+        with httpx.stream("GET", f"{job}/events", timeout=180) as stream:
+            assert stream.headers["content-type"].startswith("text/event-stream")
+            events = [json.loads(line[6:]) for line in stream.iter_lines() if line[:6] == "data: "]
+        last = events[-1]
+        assert last["state"] == "finished", last
+        assert last["frames_processed"] == last["frames_total"] == 36
+        assert last["result"]["restored"] > 30 and last["result"]["model"] == "lite"
+        counts = [event["frames_processed"] for event in events]
+        assert counts == sorted(counts)
+        whole = httpx.get(f"{job}/result")
+        assert whole.headers["content-type"] == "video/mp4"
+        assert 'filename="my talk_restored.mp4"' in whole.headers["content-disposition"]
+        part = httpx.get(f"{job}/result", headers={"range": "bytes=100-199"})
+        assert part.status_code == 206 and part.content == whole.content[100:200]
+        assert httpx.get(f"{job}/report").status_code == 404
+        refused = start(url, Path(__file__))
+        assert "not a readable video" in ended(refused)["error"]
+        assert httpx.get(f"{refused}/result").status_code == 409
+        assert httpx.delete(job).status_code == 204 and httpx.get(job).status_code == 404
+        for name in ("x", "../jobs.sqlite", "0" * 32):
+            assert httpx.get(f"{url}/restore/video/{name}").status_code == 404
+    folder = tmp_path / "second"
+    with server(shared, folder) as (url, process):
+        job = start(url, clip)
+        wait_for(lambda: httpx.get(job).json()["frames_processed"] > 0, 120)
+        os.kill(process.pid, signal.SIGKILL)
+        process.wait()
+    with server(shared, folder) as (url, _):
+        job = f"{url}{httpx.URL(job).path}"
+        assert ended(job)["state"] == "finished"
+        assert httpx.get(f"{job}/result").content == whole.content
+        job = start(url, clip)
+        wait_for(lambda: httpx.get(job).json()["state"] == "running", 60)
+        assert httpx.delete(job).status_code == 204
+        assert ended(job)["state"] == "canceled"
+        wait_for(lambda: not (folder / "videos" / job[-32:]).exists())
+
+
+@pytest.mark.long
+def test_the_report_is_shown(shared, clip, tmp_path):
+    with server(shared, tmp_path / "data") as (url, _):
+        job = start(url, clip, report="true", container="mkv")
+        assert ended(job)["state"] == "finished"
+        page = httpx.get(f"{job}/report")
+        assert page.status_code == 200 and "before and after" in page.text
+        assert page.headers["content-security-policy"].startswith("sandbox")
+
+
+def test_limits(serve, tmp_path):
+    with serve(data_dir=str(tmp_path), max_video="1MiB") as client:
+        large = client.post("/restore/video", files={"video": bytes(3 * 2**20)})
+        assert large.status_code == 413
+        assert client.post("/restore/video", json={}).status_code == 415
+        assert client.post("/restore/video", data={"crf": "1"}).status_code == 415
+        invalid = client.post("/restore/video", files={"video": b"x"}, data={"crf": "99"})
+        assert invalid.status_code == 422
+        assert list(tmp_path.glob("videos/*/input")) == []
