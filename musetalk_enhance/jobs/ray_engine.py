@@ -81,7 +81,7 @@ class RayEngine:
             MissingDependencyError: Ray is not installed.
             EnhanceError: raised by the worker.
         """
-        ray = self._start()
+        ray = self.start()
         gpu = ray.cluster_resources().get("GPU", 0) >= 1
         self._worker_count(ray, gpu)
         threads = os.environ.get("OMP_NUM_THREADS")
@@ -112,7 +112,7 @@ class RayEngine:
         try:
             if not job.units:
                 return
-            ray = self._start()
+            ray = self.start()
             workers = min(self._worker_count(ray, job.gpu), len(job.units))
             with contextlib.closing(_states(ray, job, workers, self._environment())) as states:
                 for state in states:
@@ -134,7 +134,7 @@ class RayEngine:
             signal.signal(signal.SIGTERM, self._handler)
             self._handler = None
 
-    def _start(self) -> Any:
+    def start(self) -> Any:
         """The module ``ray``, connected to a cluster."""
         ray = _import_ray()
         if ray.is_initialized():

@@ -124,6 +124,9 @@ class ImageService:
         """
         return decode_image(data, "image", max_pixels=int(self._settings.max_pixels / scale**2))
 
+    def close(self) -> None:
+        """Nothing is held beside the models, which are the pool's."""
+
     def decode_frame(self, data: bytes) -> Image:
         """The pixels of a frame of a live stream, BGR uint8 (H, W, 3).
 
@@ -216,13 +219,19 @@ class Timer:
 
     @contextmanager
     def step(self, name: str) -> Iterator[None]:
+        """Measure a block."""
         begin = time.perf_counter()
         try:
             yield
         finally:
             self._ms[name] = round((time.perf_counter() - begin) * 1e3, 2)
 
+    def add(self, other: Timer) -> None:
+        """Take over the steps of another process."""
+        self._ms |= other._ms
+
     def total(self) -> dict[str, float]:
+        """Of each step, and since the beginning."""
         return {**self._ms, "total": round((time.perf_counter() - self._begin) * 1e3, 2)}
 
 

@@ -52,6 +52,13 @@ class Service:
         if self._pool is None:
             self._pool = NetworkPool(self.settings, self.metrics.count_batch)
 
+    def _image_service(self) -> ImageService:
+        if self.settings.engine == "ray":
+            from .ray_images import RayImageService
+
+            return RayImageService(self.settings, self.pool)
+        return ImageService(self.settings, self.pool)
+
     @property
     def pool(self) -> NetworkPool:
         """The models; `load` loads them."""
@@ -68,7 +75,8 @@ class Service:
             self.runner = Runner(self.settings.max_queue, self.settings.time_limit, threads)
             stack.push_async_callback(asyncio.to_thread, self.runner.close)
             self.metrics.watch(lambda: self.runner.active)
-            self.images = ImageService(self.settings, self.pool)
+            self.images = await asyncio.to_thread(self._image_service)
+            stack.push_async_callback(asyncio.to_thread, self.images.close)
             self.generator = Generator(self.settings)
             self.videos = await asyncio.to_thread(VideoQueue, self.settings)
             stack.push_async_callback(asyncio.to_thread, self.videos.close)

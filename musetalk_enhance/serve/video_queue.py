@@ -167,34 +167,31 @@ class VideoQueue:
         command = [sys.executable, "-m", "musetalk_enhance.serve.video_worker"]
         pipes: Any = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
         with subprocess.Popen(command, **pipes) as process:
-            messages: list[dict[str, Any]] = [{}]
-            reader = threading.Thread(target=_read, args=(process.stdout, messages))
+            news: dict[str, Any] = {}
+            reader = threading.Thread(target=_read, args=(process.stdout, news))
             reader.start()
             assert process.stdin is not None
             process.stdin.write(json.dumps(order) + "\n")
             process.stdin.flush()
             goes_on = True
-            while process.poll() is None and not self._stop.is_set() and goes_on:
-                latest = messages[-1]
-                goes_on = self.store.beat(job.id, latest.get("frames", 0), latest.get("total"))
+            while reader.is_alive() and not self._stop.is_set() and goes_on:
+                goes_on = self.store.beat(job.id, news.get("frames", 0), news.get("total"))
                 reader.join(POLL_S)
             process.kill()
             reader.join()
-        self._record(job, messages, goes_on)
+        self._record(job, news, goes_on)
 
-    def _record(self, job: VideoJob, messages: list[dict[str, Any]], goes_on: bool) -> None:
-        last = messages[-1]
-        totals = [message["total"] for message in messages if "total" in message]
+    def _record(self, job: VideoJob, news: dict[str, Any], goes_on: bool) -> None:
         if not goes_on:
             self.store.set_state(job.id, CANCELLED)
             shutil.rmtree(self.path(job), ignore_errors=True)
-        elif "result" in last:
-            self.store.beat(job.id, totals[-1], totals[-1])
-            self.store.set_state(job.id, FINISHED, result=last["result"])
+        elif "result" in news:
+            self.store.beat(job.id, news["total"], news["total"])
+            self.store.set_state(job.id, FINISHED, result=news["result"])
         elif self._stop.is_set():
             self.store.set_state(job.id, QUEUED)
         else:
-            error = last.get("error", "the process ended without a result; see the server's log")
+            error = news.get("error", "the process ended without a result; see the server's log")
             self.store.set_state(job.id, FAILED, error=error)
 
     def _settings_of(self, job: VideoJob) -> dict[str, Any]:
@@ -216,14 +213,10 @@ class VideoQueue:
         return dataclasses.asdict(settings)
 
 
-def _read(lines: Any, messages: list[dict[str, Any]]) -> None:
-    """Keep the last message of a kind; a long video has many."""
+def _read(lines: Any, news: dict[str, Any]) -> None:
+    """Collect the messages of a process: the latest progress, and the result or the error."""
     for line in lines:
-        message = json.loads(line)
-        if "total" in message and "total" in messages[-1]:
-            messages[-1] = message
-        else:
-            messages.append(message)
+        news.update(json.loads(line))
 
 
 def _display_name(name: str | None) -> str:

@@ -82,21 +82,21 @@ def network(monkeypatch) -> Network:
 
 
 @contextmanager
-def running(settings: ServeSettings | None = None, app=None) -> Iterator[str]:
+def running(settings: ServeSettings | None = None, app=None, start_s: float = 60) -> Iterator[str]:
     """The URL of a server in a thread; it is stopped gracefully at the end."""
     server = make_server(app or create_app(settings or ServeSettings(time_limit=20)))
     with socket.create_server(("127.0.0.1", 0)) as listener:
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
         thread.start()
         try:
-            until = time.monotonic() + 30
+            until = time.monotonic() + start_s
             while not server.started and thread.is_alive() and time.monotonic() < until:
                 time.sleep(0.01)
             assert server.started
             yield f"http://127.0.0.1:{listener.getsockname()[1]}"
         finally:
             server.should_exit = True
-            thread.join(60)
+            thread.join(120)
             assert not thread.is_alive()
 
 
