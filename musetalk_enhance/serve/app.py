@@ -81,7 +81,7 @@ def create_app(settings: ServeSettings | None = None) -> FastAPI:
     for part in (generate, live, sdapi, videos, page):
         app.include_router(part.router)
     app.include_router(router)
-    for kind in (EnhanceError, HTTPException, RequestValidationError, CancelledError, Exception):
+    for kind in (EnhanceError, HTTPException, RequestValidationError, CancelledError):
         app.add_exception_handler(kind, _answer_error)
     if settings.origins:
         app.add_middleware(
@@ -117,7 +117,7 @@ async def _answer_error(request: Request, error: Exception) -> Response:
     elif isinstance(error, CancelledError):
         status, code, message = _CLIENT_GONE, "gone", "the client closed the connection"
     if status == 500:
-        logger.error("%s failed: %r", request.url.path, error)
+        logger.error("%s failed: %s", request.url.path, error)
     content = {"error": {"code": code, "message": message}}
     return JSONResponse(content, status, headers)
 

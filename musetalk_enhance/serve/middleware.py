@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hmac
 import json
+import logging
 import time
 from urllib.parse import urlsplit
 
@@ -12,6 +13,8 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from ..errors import ServiceError
 from .metrics import Metrics
 from .settings import LOOPBACK, ServeSettings
+
+logger = logging.getLogger("musetalk_enhance")
 
 OPEN_PATHS = ("/", "/health", "/ready", "/example.jpg", "/favicon.ico")
 """Paths without a token, beside ``/assets/``: the page and the probes of a load balancer."""
@@ -61,7 +64,13 @@ class Guard:
             return
         try:
             await self.app(scope, exchange.receive, exchange.send)
-        finally:
+        except Exception:
+            if exchange.is_answered or scope["type"] != "http":
+                raise
+            logger.exception("%s failed", scope["path"])
+            text = "internal error; see the server's log"
+            await exchange.refuse(ServiceError(500, "internal", text))
+        else:
             exchange.count()
 
     def _check(self, path: str, method: str, headers: dict[str, bytes]) -> None:
@@ -90,7 +99,7 @@ class _Exchange:
         self._limit = settings.max_video + MULTIPART_ALLOWANCE if is_video else settings.max_body
         self._size = 0
         self._begin = time.perf_counter()
-        self._status = 500
+        self._status, self.is_answered = 500, False
         self._is_http = scope["type"] == "http"
 
     def limit_body(self, length: bytes | None) -> None:
@@ -112,7 +121,7 @@ class _Exchange:
     async def send(self, message: Message) -> None:
         """A message to the client, with the headers of every answer."""
         if message["type"] == "http.response.start":
-            self._status = message["status"]
+            self._status, self.is_answered = message["status"], True
             present = {key.lower() for key, _ in message["headers"]}
             message["headers"] = [
                 *message["headers"],

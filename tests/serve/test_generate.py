@@ -47,7 +47,7 @@ def folder(tmp_path_factory):
             up_block_types=("UpDecoderBlock2D",) * 2,
         ),
         text_encoder=transformers.CLIPTextModel(text_config),
-        tokenizer=transformers.CLIPTokenizer(str(vocabulary), str(merges)),
+        tokenizer=transformers.CLIPTokenizer(str(vocabulary), str(merges), model_max_length=77),
         unet=diffusers.UNet2DConditionModel(
             block_out_channels=(8, 8),
             norm_num_groups=4,

@@ -224,6 +224,20 @@ def test_a_client_that_stops_in_the_middle_of_a_body_is_dropped(serve):
         connection.close()
 
 
+def test_a_bug_is_500_without_its_words_and_the_connection_goes_on(serve, monkeypatch):
+    from musetalk_enhance.serve.images import ImageService
+
+    def fail(*_):
+        raise ZeroDivisionError("/secret/path")
+
+    with serve() as client:
+        monkeypatch.setattr(ImageService, "restore", fail)
+        answer = client.post("/restore", **upload(portrait()))
+        assert answer.status_code == 500 and answer.json()["error"]["code"] == "internal"
+        assert "secret" not in answer.text
+        assert client.get("/health").status_code == 200
+
+
 def test_nothing_secret_is_logged(serve, caplog):
     caplog.set_level(logging.DEBUG)
     with serve(token=TOKEN) as client:
