@@ -48,9 +48,8 @@ def _generated(service: Service, fields: GenerateFields, ticket: Ticket) -> Gene
     begin = time.perf_counter()
     image = StillImage(service.generator.generate(fields, ticket))
     timer = Timer()
-    options = RestoreFields(
-        use_face_restoration=fields.use_face_restoration,
-        face_restoration_weight=fields.face_restoration_weight,
+    options = RestoreFields.model_validate(
+        fields.model_dump(include={"use_face_restoration", "face_restoration_weight"})
     )
     pixels, answer = service.images.process(image, options, ticket, timer)
     answer.media_type, answer.timings_ms = "image/png", timer.total()

@@ -102,7 +102,8 @@ class Generator:
                 raise ServiceError(501, "no_model", text) from error
             try:
                 path = str(Path(folder).expanduser())
-                first = AutoPipelineForText2Image.from_pretrained(path, local_files_only=True)
+                auto: Any = AutoPipelineForText2Image
+                first = auto.from_pretrained(path, local_files_only=True)
             except Exception as error:
                 logger.exception("the text-to-image model cannot be loaded")
                 text = "the server's text-to-image model cannot be loaded"

@@ -23,7 +23,8 @@ CREATE TABLE IF NOT EXISTS jobs (
     cancel INTEGER NOT NULL DEFAULT 0, error TEXT, result TEXT)
 """
 _COLUMNS = (
-    "id, state, name, options, created, frames_processed, frames_total, cancel, error, result"
+    *("id", "state", "name", "options", "created"),
+    *("frames_processed", "frames_total", "cancel", "error", "result"),
 )
 
 
@@ -92,14 +93,14 @@ class JobStore:
     def get(self, job_id: str) -> VideoJob | None:
         """A job; None if there is none."""
         with self._connection() as connection:
-            query = f"SELECT {_COLUMNS} FROM jobs WHERE id = ?"
+            query = f"SELECT {', '.join(_COLUMNS)} FROM jobs WHERE id = ?"
             row = connection.execute(query, (job_id,)).fetchone()
         if row is None:
             return None
-        head, options, (created, frames, total, cancel, error, result) = row[:3], row[3], row[4:]
-        parsed = None if result is None else json.loads(result)
-        values = json.loads(options), created, frames, total, bool(cancel), error, parsed
-        return VideoJob(*head, *values)
+        values = dict(zip(_COLUMNS, row, strict=True))
+        values["options"] = json.loads(values["options"])
+        values["result"] = values["result"] and json.loads(values["result"])
+        return VideoJob(**{**values, "cancel": bool(values["cancel"])})
 
     def count_open(self) -> int:
         """Number of jobs that wait or run."""

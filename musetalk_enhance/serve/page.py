@@ -46,9 +46,9 @@ def _example() -> bytes | None:
     import numpy as np
 
     try:
-        from skimage.data import astronaut
+        from skimage import data
     except ImportError:
         return None
-    bgr = np.ascontiguousarray(astronaut()[..., ::-1])
+    bgr = np.ascontiguousarray(data.astronaut()[..., ::-1])  # type: ignore[no-untyped-call]
     soft = cv2.GaussianBlur(bgr, (0, 0), 1.6)
     return bytes(cv2.imencode(".jpg", soft)[1])

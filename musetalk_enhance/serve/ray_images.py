@@ -45,7 +45,8 @@ class ImageReplica:
 
     async def restore(self, data: bytes, fields: RestoreFields) -> ImageResult:
         """See `ImageService.restore`."""
-        return await self._run(self._images.restore, data, fields, Ticket())
+        result: ImageResult = await self._run(self._images.restore, data, fields, Ticket())
+        return result
 
     async def process(
         self, image: StillImage, fields: RestoreFields
@@ -143,15 +144,9 @@ class RayImageService(ImageService):
 
 def _config(path: str | None) -> dict[str, Any]:
     """The file of the option `ray_config`."""
-    from omegaconf import OmegaConf
-    from omegaconf.errors import OmegaConfBaseException
+    from ..config.loader import plain
 
-    if path is None:
-        return {}
-    try:
-        config = OmegaConf.to_container(OmegaConf.load(Path(path).expanduser()))
-    except (OSError, ValueError, OmegaConfBaseException) as error:
-        raise ConfigError("ray_config", path, f"a readable YAML file ({error})") from error
-    if not isinstance(config, dict) or not set(config) <= {"address", "deployment"}:
+    config = {} if path is None else plain(Path(path).expanduser())
+    if not set(config) <= {"address", "deployment"}:
         raise ConfigError("ray_config", path, "a mapping with address and deployment")
-    return {str(key): value for key, value in config.items()}
+    return config

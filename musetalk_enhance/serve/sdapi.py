@@ -126,7 +126,9 @@ def _restored(service: Service, text: str, fields: ExtraFields, ticket: Ticket) 
     image = service.images.decode(decode_base64(text), scale)
     words = []
     for model, weight, visibility in _steps(service, fields):
-        options = RestoreFields(model=model, face_restoration_weight=weight, upscale_factor=scale)
+        options = RestoreFields.model_validate(
+            {"model": model, "face_restoration_weight": weight, "upscale_factor": scale}
+        )
         pixels, answer = service.images.process(image, options, ticket, Timer())
         if visibility < 1:
             source = cv2.resize(
@@ -138,7 +140,9 @@ def _restored(service: Service, text: str, fields: ExtraFields, ticket: Ticket) 
         count = sum(face.state == "restored" for face in answer.faces)
         words.append(f"{count} of {len(answer.faces)} faces restored by {answer.model}")
     if not words:
-        options = RestoreFields(use_face_restoration=False, upscale_factor=scale)
+        options = RestoreFields.model_validate(
+            {"use_face_restoration": False, "upscale_factor": scale}
+        )
         image = image.replace_pixels(service.images.process(image, options, ticket, Timer())[0])
     ticket.check()
     data = encode_image(StillImage(image.bgr, image.alpha, icc=image.icc), ".png")
