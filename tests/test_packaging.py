@@ -41,4 +41,5 @@ def test_every_data_file_is_installed(config):
     others = [path for path in files if not any(fnmatch(path.name, one) for one in patterns)]
     assert [path.name for path in others] == ["py.typed"]
     assert config["options.package_data"]["musetalk_enhance"] == "py.typed"
-    assert {path.suffix for path in files} == {".typed", ".safetensors", ".md", ".css", ".j2"}
+    suffixes = {".typed", ".safetensors", ".md", ".css", ".j2", ".html", ".js"}
+    assert {path.suffix for path in files} == suffixes

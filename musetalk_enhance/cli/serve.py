@@ -10,7 +10,7 @@ from .job import add_options, offer_detector, settings_from
 HELP = "serve face restoration over HTTP, with a page for the browser"
 EXAMPLES = (
     "musetalk-enhance serve --model lite",
-    "MUSETALK_ENHANCE_TOKEN=... musetalk-enhance serve --host 0.0.0.0 --port 7860",
+    "musetalk-enhance serve --host 0.0.0.0    # with a secret in MUSETALK_ENHANCE_TOKEN",
 )
 MAIN = ("host", "port", "token", "model", "face_detector", "device")
 """Options that stand first in the help."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import http.client
 import json
 import logging
+import socket
 import zlib
 from urllib.parse import urlsplit
 
@@ -246,3 +247,26 @@ def test_nothing_secret_is_logged(serve, caplog):
     text = caplog.text
     assert TOKEN not in text and "another secret" not in text
     assert "PNG" not in text
+
+
+def test_the_command_refuses_what_cannot_be_served(capsys, monkeypatch):
+    from musetalk_enhance.cli import main
+
+    monkeypatch.delenv("MUSETALK_ENHANCE_TOKEN", raising=False)
+    assert main(["serve", "--host", "0.0.0.0"]) == 2
+    assert "MUSETALK_ENHANCE_TOKEN" in capsys.readouterr().err
+    monkeypatch.setenv("MUSETALK_ENHANCE_TOKEN", "short")
+    assert main(["serve", "--host", "0.0.0.0"]) == 2
+    assert "short" not in capsys.readouterr().err
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        monkeypatch.delenv("MUSETALK_ENHANCE_TOKEN")
+        port = str(listener.getsockname()[1])
+        assert main(["serve", "--port", port, "--model", "lite", "--face-detector", "none"]) == 2
+    assert "free" in capsys.readouterr().err
+
+
+def test_loads_of_a_missing_detector_say_what_to_do(capsys):
+    from musetalk_enhance.cli import main
+
+    assert main(["serve", "--port", "0", "--model", "lite", "--face-detector", "retinaface"]) == 2
+    assert "weights fetch" in capsys.readouterr().err
