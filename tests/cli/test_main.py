@@ -84,7 +84,8 @@ def test_every_option_stands_in_a_group(command, capsys):
     assert main([command, "--help"]) == 0
     printed = capsys.readouterr().out
     assert "other options:" not in printed
-    titles = GROUPS.keys() - (set() if command == "serve" else {"service", "limits"})
+    service = {"service", "limits"}
+    titles = service if command == "serve" else GROUPS.keys() - service
     assert all(f"{title}:\n" in printed for title in titles)
 
 
