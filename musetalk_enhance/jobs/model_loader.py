@@ -144,9 +144,7 @@ def make_enhancer(loaded: LoadedModel, settings: FaceSettings, **changes: Any) -
     choice = loaded.choice.settings
     if settings.batch_size == "auto" and settings.mode == "batch" and choice.batch_size == "auto":
         restorer = loaded.restorer
-        changes["batch_size"] = BatchPlanner(
-            choice, restorer.request.info, restorer.device
-        ).planned
+        changes["batch_size"] = BatchPlanner(choice, restorer.request.info, restorer.device).planned
     enhancer = loaded.enhancer(**changes)
     backend = enhancer.backend
     if backend is not None and backend[1] != "fp32":

@@ -647,3 +647,10 @@ def test_real_photographs_go_through(shared, tmp_path):
             np.abs(again.bgr.astype(int) - got.bgr).mean() < 2
             and again.subsampling == got.subsampling
         )
+
+
+def test_a_limit_of_pixels_holds_before_they_are_decoded():
+    data = encode_image(StillImage(np.zeros((20, 30, 3), np.uint8)), ".png")
+    assert decode_image(data, "a.png", max_pixels=600).size_wh == (30, 20)
+    with pytest.raises(MediaError, match="30x20 pixels; at most 599"):
+        decode_image(data[:60], "a.png", max_pixels=599)
