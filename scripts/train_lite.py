@@ -46,13 +46,13 @@ from lite_losses import (
     spectrum_loss,
 )
 from lite_net import LiteNet
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from musetalk_enhance.faces.meter import SIDE, FaceMeter, shrink
 
-PATHS = ("data", "repositories", "yunet", "decoder", "work", "export", "init")
+PATHS = ("data", "repositories", "yunet", "decoder", "work", "export", "snapshot", "init")
 
 
 class Trainer:
@@ -64,7 +64,7 @@ class Trainer:
         shape = {"width": args.width, "blocks": args.blocks, "wide": args.wide}
         self.net, self.ema = LiteNet(**shape), LiteNet(**shape).eval().requires_grad_(False)
         if args.init:
-            self.net.load_state_dict(torch.load(args.init, weights_only=True)["ema"])
+            self.net.load_state_dict(averaged_weights(args.init))
         self.ema.load_state_dict(self.net.state_dict())
         self.opt = torch.optim.Adam(
             self.net.parameters(), lr=args.lr, betas=(0.9, 0.99), fused=True
@@ -208,6 +208,22 @@ class Trainer:
         return log
 
 
+def averaged_weights(path: Path) -> dict[str, Tensor]:
+    """The averaged weights of a checkpoint, or of what `snapshot` wrote, float32."""
+    if path.suffix == ".safetensors":
+        return {name: value.float() for name, value in load_file(path).items()}
+    ema: dict[str, Tensor] = torch.load(path, weights_only=True)["ema"]
+    return ema
+
+
+def snapshot(net: LiteNet, path: Path, steps: int) -> None:
+    """Write all branches as fp16, to begin another run with, replacing the file in one move."""
+    state = {name: value.half().contiguous() for name, value in net.state_dict().items()}
+    partial = path.with_suffix(".partial")
+    save_file(state, partial, {"steps": str(steps), "license": "apache-2.0"})
+    partial.replace(path)
+
+
 def export(net: LiteNet, path: Path, steps: int) -> None:
     """Write fp32 weights with all branches fused, replacing the file in one move."""
     from lite_net import Layer
@@ -344,7 +360,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add("--work", type=Path, required=True, help="folder for caches, checkpoints and the log")
     add("--name", default="lite", help="of the checkpoint and the log")
     add("--resume", action="store_true", help="go on from the checkpoint, arguments as before")
-    add("--export", type=Path, help="write the averaged weights there at the end")
+    add("--export", type=Path, help="write the averaged weights there at the end, branches fused")
+    add("--snapshot", type=Path, help="write them there as half precision for another run's --init")
     add("--steps", type=int, default=150_000)
     add("--decay", type=float, default=0.2, help="share of the steps over which the rate falls")
     add("--batch", type=int, default=8)
@@ -359,7 +376,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         default=1,
         help="2 adds what --adversarial to --meter say",
     )
-    add("--init", type=Path, help="checkpoint whose averaged weights to begin with")
+    add("--init", type=Path, help="checkpoint or snapshot whose averaged weights to begin with")
     add("--adversarial", type=float, default=0.3, help="the critic's share of fidelity's gradient")
     add("--critic-lr", type=float, default=2e-4)
     add("--artifacts", type=float, default=10.0)
@@ -408,6 +425,8 @@ def main() -> None:
     trainer = train(args)
     if args.export:
         export(trainer.ema, args.export, trainer.step)
+    if args.snapshot:
+        snapshot(trainer.ema, args.snapshot, trainer.step)
 
 
 if __name__ == "__main__":

@@ -594,6 +594,15 @@ def test_export_fuses_replaces_the_file_and_says_what_it_is(net, tmp_path):
 # ---------------------------------------------------------------- evaluation
 
 
+def test_another_run_begins_with_a_snapshot(net, tmp_path):
+    path = tmp_path / "start.safetensors"
+    train_lite.snapshot(net, path, 7)
+    args = train_lite.parse_args(arguments(tmp_path, "--init", str(path)))
+    for trained in (train_lite.Trainer(args).net, train_lite.Trainer(args).ema):
+        for name, value in trained.state_dict().items():
+            assert torch.equal(value, net.state_dict()[name].half().float())
+
+
 def test_the_rival_is_the_best_mask_at_least_as_sharp():
     grid = [(0.3, 33.0), (0.6, 32.0), (0.7, 32.5), (1.2, 30.0)]
     assert eval_lite.rival(grid, 0.5) == 32.5
