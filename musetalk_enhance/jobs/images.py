@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import ConfigError
+from ..runtime.files import real_path
 from . import folder as folders
 from .image_processor import FAILED, ImageProcessorFactory, ReadUnit, WriteUnit
 from .job import Engine, Job, load_run_info
@@ -195,7 +196,7 @@ def _planned(
     for index, items in enumerate(folders.split_into_units(root, new, settings.upscale)):
         manifest.units.append({"id": first + index, "job": manifest.job, "items": items})
     manifest.forget()
-    manifest.source = str(root.resolve())
+    manifest.source = str(real_path(root))
     manifest.write()
     listed_names = set(listed)
     valid, todo = [], []

@@ -26,6 +26,7 @@ from ..media import (
     read_segment,
 )
 from ..pipeline.stats import counted, mean_or_none
+from ..runtime.files import real_path
 from .job import Engine, Job, load_run_info
 from .local import LocalEngine
 from .manifest import (
@@ -127,7 +128,7 @@ def restore_video(
     """
     settings, source, output = settings or VideoSettings(), Path(source), Path(output)
     start_time = time.perf_counter()
-    if source.resolve() == output.resolve():
+    if real_path(source) == real_path(output):
         raise ConfigError("OUT", str(output), "another file than IN")
     _check_names(output)
     if not settings.overwrite:

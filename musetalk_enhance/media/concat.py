@@ -221,8 +221,8 @@ def _check_target(target: Path, index: VideoIndex) -> None:
     if target.is_dir():
         raise MediaError(target, "is a folder; give the path of a file")
     if extension not in (*_MOV, ".mkv"):
-        what = f"{target.suffix} is not a supported container; choose .mp4, .mov or .mkv"
-        raise MediaError(target, what)
+        what = f"{extension} is not a supported container" if extension else "has no extension"
+        raise MediaError(target, f"{what}; choose .mp4, .mov or .mkv")
     if index.is_rotated and extension not in _MOV:
         turns = [f"rotation by {index.rotation} degrees"] if index.rotation else []
         turns += ["flip"] if index.flipped else []

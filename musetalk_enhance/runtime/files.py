@@ -27,6 +27,21 @@ def open_regular(path: PathLike) -> BinaryIO:
     return open(path, "rb")
 
 
+def real_path(path: PathLike) -> Path:
+    """The absolute path without links.
+
+    Where links lead to one another it ends at them; `Path.resolve` raises there, before Python
+    3.13.
+
+    Raises:
+        MediaError: no file can have such a name.
+    """
+    try:
+        return Path(os.path.realpath(path))
+    except ValueError as error:  # a null character
+        raise MediaError(path, f"is no path ({error})") from error
+
+
 def temporary_path(target: Path, *, keep_extension: bool = False) -> Path:
     """A path beside `target` that nobody else uses, however long the target's name is.
 

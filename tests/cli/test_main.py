@@ -157,6 +157,45 @@ def test_gfpgan_is_the_newest_gfpgan(tmp_path, capsys):
     assert "invalid value 'gfpgans'; expected auto, lite, gfpgan-1.4, gfpgan-1.3" in error
 
 
+@pytest.mark.parametrize("name", ["", "a\0b"])
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["images", "?", "--output-dir", "out"],
+        ["images", "in", "--output-dir", "?"],
+        ["video", "?", "out.mp4"],
+        ["video", "in.mp4", "?"],
+        ["video", "in.mp4", "out.mp4", "--report", "?"],
+        ["report", "in.mp4", "?"],
+        ["report", "in.mp4", "out.mp4", "--out", "?"],
+        ["onnx", "?", "--output", "out"],
+    ],
+)
+def test_an_empty_name_is_not_the_current_folder(words, name, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert main([name if word == "?" else word for word in words]) == 2
+    assert f"invalid path {name!r}; expected a name" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["images", ".", "--output-dir", "taken"],
+        ["video", "in.mp4", "out.mp4", "--report", "taken"],
+        ["report", "in.mp4", "out.mp4", "--out", "taken"],
+        ["bench", "--out", "taken"],
+    ],
+)
+def test_a_file_in_the_place_of_a_folder_is_told_before_the_work(
+    words, capsys, tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "taken").write_bytes(b"mine")
+    assert main(words) == 2
+    assert "taken is not a folder" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("encoding", "printed"), [("ascii", "\\xfc\\udc80"), ("utf-8", "ü\\udc80")]
 )
