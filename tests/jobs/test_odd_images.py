@@ -52,6 +52,17 @@ def test_links_that_lead_to_one_another_cost_one_image(network, folders):
         restore_images(source / "folder", output, WHOLE)
 
 
+@pytest.mark.parametrize("name", ["../a.png", "/a.png", "sub/../../a.png", "", 5])
+def test_pictures_are_names_inside_the_folder(network, folders, name):
+    source, output = folders
+    put(source.parent, "a.png")
+    with pytest.raises(ConfigError, match="pictures: invalid value .* without \\.\\."):
+        restore_images(source, output, WHOLE, pictures=["b.png", name])
+    assert not output.exists()
+    result = restore_images(source, output, WHOLE, pictures=["b.png", "b.png"])
+    assert result.stats["pictures"]["all"] == 1
+
+
 def test_names_that_no_file_can_have(network, folders):
     source, output = folders
     with pytest.raises(MediaError, match="does not exist|null"):
