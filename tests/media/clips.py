@@ -11,6 +11,7 @@ import numpy as np
 import psutil
 
 from musetalk_enhance.media import SegmentWriter, concat_segments, index_video, read_segment
+from musetalk_enhance.media.writer import X264_PARAMS
 
 NTSC = Fraction(30000, 1001)
 QUARTERS = {
@@ -59,7 +60,8 @@ def make_film(
         container.metadata.update(tags or {})
         stream = container.add_stream(codec, rate=fps)
         stream.width, stream.height, stream.pix_fmt = *size_wh, pix_fmt
-        stream.options = dict({"crf": "10"} if codec == "libx264" else {}, **(options or {}))
+        x264 = {"crf": "10", "x264-params": X264_PARAMS} if codec == "libx264" else {}
+        stream.options = dict(x264, **(options or {}))
         stream.codec_context.time_base = time_base or 1 / fps
         tone = None
         if sound is not None:
