@@ -10,7 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import ConfigError
+from ..runtime.files import open_regular
 from .job import progress_bar
+from .parser import folder_type, path_type
 
 HELP = "compare a clip with its restored version: metrics, plots, worst frames, and checks"
 EXAMPLES = (
@@ -23,17 +25,19 @@ logger = logging.getLogger("musetalk_enhance")
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the clips, the face's position, and the output folder."""
-    parser.add_argument("before", metavar="IN", type=Path, help="the host's video, with soft faces")
     parser.add_argument(
-        "after", metavar="OUT", type=Path, help="the same video with restored faces"
+        "before", metavar="IN", type=path_type, help="the host's video, with soft faces"
     )
     parser.add_argument(
-        "--reference", metavar="SRC", type=Path, help="the unsoftened original, if available"
+        "after", metavar="OUT", type=path_type, help="the same video with restored faces"
+    )
+    parser.add_argument(
+        "--reference", metavar="SRC", type=path_type, help="the unsoftened original, if available"
     )
     parser.add_argument(
         "--out",
         metavar="FOLDER",
-        type=Path,
+        type=folder_type,
         default=Path("out/report"),
         help="default: %(default)s",
     )
@@ -45,7 +49,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--sidecar",
-        type=Path,
+        type=path_type,
         metavar="FILE",
         help="JSON from the enhancer: totals, and notes on each frame; default: OUT.json",
     )
@@ -129,8 +133,9 @@ def read_sidecar(
     if sidecar is None and not path.is_file():
         return (), {}
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+        with open_regular(path) as file:
+            content = json.loads(file.read().decode("utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
         raise ConfigError("--sidecar", str(path), f"a readable JSON file ({error})") from error
     notes, totals = None, None
     if isinstance(content, dict):

@@ -578,7 +578,10 @@ class Engine:
         return self._compositor.compose(batch, state)
 
     def _commit(self, prepared: list[_PreparedPart], composed: Sequence[Composed | None]) -> None:
-        """Hand the results of a successful round to the requests and update the streams."""
+        """Hand the results of a successful round to the requests and update the streams.
+
+        Nothing is counted before all results are there: if memory runs out, the round is repeated.
+        """
         finished: list[tuple[_PreparedPart, Composed | None, Any, list[Outcome]]] = []
         for each, result in zip(prepared, composed, strict=True):
             work, rows, outcomes = each.part.work, None, list[Outcome]()
@@ -590,23 +593,34 @@ class Engine:
                     )
                     outcomes = result.finished_outcomes()
             finished.append((each, result, rows, outcomes))
+        last_frames: list[LastFrame] = []
+        try:
+            for each, _, rows, outcomes in finished:
+                work = each.part.work
+                places = {place: position for position, place in enumerate(each.active)}
+                for place, index in enumerate(each.part.indices):
+                    if place in places:
+                        work.results[index] = rows[places[place]]
+                        work.outcomes[index] = outcomes[places[place]]
+                    else:
+                        outcome = self._left_alone(work, index, each.prepared, place)
+                        work.outcomes[index] = outcome
+                last_frames.append(self._last_frame(work, each.part.indices[-1]))
+        except Exception:
+            for each in prepared:
+                for index in each.part.indices:
+                    each.part.work.results.pop(index, None)
+            raise
         restorer = self.model.restorer
-        for each, result, rows, outcomes in finished:
+        for (each, result, _, _), last_frame in zip(finished, last_frames, strict=True):
             work, stream = each.part.work, each.part.work.stream
-            places = {place: position for position, place in enumerate(each.active)}
-            for place, index in enumerate(each.part.indices):
-                if place in places:
-                    work.results[index] = rows[places[place]]
-                    outcome = outcomes[places[place]]
-                else:
-                    outcome = self._left_alone(work, index, each.prepared, place)
-                work.outcomes[index] = outcome
-                stream.stats.add(outcome, stream.settings.strength)
+            for index in each.part.indices:
+                stream.stats.add(work.outcomes[index], stream.settings.strength)
             state = result.state if result is not None else each.continued(stream.state)
             stream.state = _after(state, each)
             stream.stats.batches += result is not None
             stream.stats.fallbacks = restorer.fallbacks
-            self._remember(work, each.part.indices[-1])
+            stream.last = last_frame
 
     def _left_alone(self, work: _Work, index: int, prepared: Prepared, place: int) -> Outcome:
         """Return a frame that skipped the network: the input, or the repeated result."""
@@ -630,11 +644,11 @@ class Engine:
             Status.LEFT_ALONE, 0.0, cause, sharp=cause is Cause.SHARP, cut=prepared.cuts[place]
         )
 
-    def _remember(self, work: _Work, index: int) -> None:
-        """Copy the last frame of a stream and its result: the host may change its own."""
+    def _last_frame(self, work: _Work, index: int) -> LastFrame:
+        """A copy of a stream's last frame and of its result: the host may change its own."""
         result = _copy(work.results[index])
         hints = work.host_hints.own(index)
-        work.stream.last = LastFrame(work.batch.own(index), result, hints, work.outcomes[index])
+        return LastFrame(work.batch.own(index), result, hints, work.outcomes[index])
 
     def _over_budget(self, stream: Stream, planner: BatchPlanner, faces: int) -> None:
         stream.stats.over_budget += 1

@@ -64,6 +64,8 @@ def fetch(
     if not force and cache.is_intact(target, entry):
         return target
     if cache.is_offline(offline):
+        if force and cache.is_intact(target, entry):
+            raise ConfigError("force", True, "false in offline mode: the weight is in the cache")
         raise cache.missing(entry, cache.OFFLINE_NOTE)
     cache.make_cache_dir()
     with _lock(target) as part:
