@@ -41,14 +41,15 @@ def _names(pattern: str) -> list[str]:
 def _row(name: str) -> dict[str, Any]:
     from .. import weights
     from ..errors import RestorerError
-    from ..restorers.catalog import get_model
+    from ..restorers.catalog import get_model, weight_files
 
     try:
         info = get_model(name).info
     except RestorerError as error:  # a broken plug-in is reported and breaks nothing else
         unknown = dict.fromkeys(("license", "licence", "weight"))
         return {"name": name, "status": "broken", "summary": str(error), **unknown}
-    installed = info.weight is None or weights.find(info.weight) is not None
+    installed = any(weights.find(file) for file in weight_files(name))
+    installed = installed or info.weight is None
     return {
         "name": name,
         "status": "ready" if installed else "no weight",

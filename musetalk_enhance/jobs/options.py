@@ -86,6 +86,9 @@ class FaceSettings:
         "codeformer, then GFPGAN, then the embedded lite.",
     )
     model_path: str | None = borrowed("model_path")
+    onnx_input_size: str | int = borrowed("onnx_input_size")
+    onnx_value_range: str = borrowed("onnx_value_range")
+    onnx_template: str = borrowed("onnx_template")
     arch: str = borrowed("arch")
     fidelity: float | None = schema.option(
         None,

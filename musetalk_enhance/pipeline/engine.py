@@ -152,7 +152,9 @@ class Engine:
         if settings.align == "ffhq":
             from ..faces.align import TEMPLATE_SIDE, Aligner
 
-            aligner = Aligner(self.model.info.input_size or TEMPLATE_SIDE)
+            info = self.model.info
+            side = info.input_size or TEMPLATE_SIDE
+            aligner = Aligner(side, template=info.landmark_template)
         if settings.align == "ffhq" or settings.region == "mouth":
             from ..faces.landmarks import LandmarkFinder
 
