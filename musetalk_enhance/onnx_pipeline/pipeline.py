@@ -217,9 +217,10 @@ class Pipeline:
     def _model(self) -> dict[str, Any]:
         inference = self.services.inference
         facts = dataclasses.asdict(inference.model)
-        del facts["files"], facts["summary"]
+        del facts["files"], facts["summary"], facts["fidelity_inputs"]
         return {
             **facts,
+            "fidelity": inference.model.fidelity,
             "commercial": inference.model.commercial,
             "value_range": list(inference.model.value_range),
             "file": inference.path.name,

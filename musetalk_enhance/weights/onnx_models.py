@@ -17,8 +17,6 @@ if TYPE_CHECKING:
 
 IMAGE_INPUTS = ("input", "x", "x_lq")
 """Names of the image input: FaceFusion's, CodeFormer's, VQFR's."""
-FIDELITY_INPUTS = ("weight", "w", "fidelity_ratio")
-"""Names of the fidelity input of CodeFormer (FaceFusion's file, its own) and VQFR."""
 OUTPUTS = ("output", "y", "restored", "main_dec")
 """Names of the restored image, where a graph has several outputs."""
 RANGES = {"0..1": (0.0, 1.0), "-1..1": (-1.0, 1.0), "0..255": (0.0, 255.0)}
@@ -41,7 +39,7 @@ class RestorerModel:
         output_size: side of its output; None as the input.
         value_range: lowest and highest value of its input and output.
         color: ``"rgb"`` or ``"bgr"``, of its input and output.
-        fidelity: whether it has a fidelity input.
+        fidelity_inputs: names of its fidelity input, by exporter; none without one.
         license: SPDX identifier or the license's name.
         summary: one line for lists.
     """
@@ -53,9 +51,14 @@ class RestorerModel:
     output_size: int | None = None
     value_range: tuple[float, float] = (-1.0, 1.0)
     color: str = "rgb"
-    fidelity: bool = False
+    fidelity_inputs: tuple[str, ...] = ()
     license: str = "unknown"
     summary: str = "an ONNX file"
+
+    @property
+    def fidelity(self) -> bool:
+        """Whether it has a fidelity input."""
+        return bool(self.fidelity_inputs)
 
     @property
     def commercial(self) -> bool:
@@ -106,14 +109,14 @@ for _model in (
     RestorerModel(
         "codeformer",
         ("codeformer.onnx", "codeformer_fp16.onnx", "codeformer.fp16.onnx", "codeformerfixed.onnx"),
-        fidelity=True,
+        fidelity_inputs=("weight", "w"),  # FaceFusion's file, CodeFormer's own exporter
         license=f"S-Lab License 1.0 {NON_COMMERCIAL}",
         summary="CodeFormer, an ONNX file, with fidelity 0..1",
     ),
     RestorerModel(
         "vqfr",
         ("VQFRv2.fp16.onnx", "VQFRv2.onnx"),
-        fidelity=True,
+        fidelity_inputs=("fidelity_ratio",),
         license="Apache-2.0",
         summary="VQFR, an ONNX file, with fidelity 0..1",
     ),
@@ -256,7 +259,8 @@ def recognize(
     if len(images) != 1 or images[0].type not in _FLOATS or images[0].shape is None:
         raise CheckpointError(path, actual, expected)
     image, (_, channels, height, width) = images[0], images[0].shape
-    is_fidelity = [p.name in FIDELITY_INPUTS and "float" in p.type for p in others]
+    names = [name for model in MODELS for name in model.fidelity_inputs]
+    is_fidelity = [port.name in names and "float" in port.type for port in others]
     if channels != 3 or len(others) > 1 or not all(is_fidelity):
         raise CheckpointError(path, actual, expected)
     sides = {side for side in (height, width, input_size) if side is not None}
@@ -265,14 +269,15 @@ def recognize(
     size = sides.pop() if sides else None
     changes: dict[str, Any] = {"value_range": value_range, "template": template}
     changes = {key: value for key, value in changes.items() if value is not None}
-    model = _match(graph, image.name, size, bool(others), published or path.name)
+    fidelity = tuple(port.name for port in others)
+    model = _match(graph, image.name, size, fidelity, published or path.name)
     if model is None:
         if size is None or len(changes) < 2:
             hint = " Set input_size, value_range and template (see the model's own page)."
             raise CheckpointError(
                 path, f"an unknown network, {actual}", "a model of the table", hint
             )
-        model = RestorerModel(path.stem, input_size=size, fidelity=bool(others))
+        model = RestorerModel(path.stem, input_size=size, fidelity_inputs=fidelity)
     output = _image_output(graph)
     side = output.shape[2] if output.shape else None
     model = replace(model, output_size=side or model.output_size or model.input_size, **changes)
@@ -280,7 +285,7 @@ def recognize(
 
 
 def _match(
-    graph: OnnxGraph, image: str, size: int | None, fidelity: bool, file_name: str
+    graph: OnnxGraph, image: str, size: int | None, fidelity: tuple[str, ...], file_name: str
 ) -> RestorerModel | None:
     facts, stem = graph.facts, graph.path.stem
     if "musetalk_enhance" in facts and size and facts.get("value_range") in RANGES:
@@ -288,18 +293,25 @@ def _match(
         value_range, name = RANGES[facts["value_range"]], facts.get("name", stem)
         template = facts.get("template", "ffhq_512")
         return RestorerModel(
-            name, (), template, size, None, value_range, fidelity=fidelity, license=license
+            name, (), template, size, None, value_range, fidelity_inputs=fidelity, license=license
         )
     if image not in IMAGE_INPUTS:
         return None
-    similar = [each for each in MODELS if each.fidelity == fidelity and each.input_size == size]
+    similar = [
+        each
+        for each in MODELS
+        if each.input_size == size
+        and each.fidelity == bool(fidelity)
+        and set(fidelity) <= {*each.fidelity_inputs}
+    ]
     for each in similar:
         if each.name == MODELS.canonical(file_name):
             return each
     if not similar:
         return None
     licenses = " | ".join(dict.fromkeys(each.license for each in similar))
-    return replace(similar[0], name=stem, files=(), license=f"unknown: {licenses}")
+    summary = RestorerModel.summary
+    return replace(similar[0], name=stem, files=(), license=f"unknown: {licenses}", summary=summary)
 
 
 def _image_output(graph: OnnxGraph) -> Port:
