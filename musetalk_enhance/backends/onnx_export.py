@@ -123,7 +123,9 @@ def trace(spec: NetworkSpec, facts: Mapping[str, str] | None = None) -> bytes:
     parameters = inspect.signature(torch.onnx.export).parameters
     options: dict[str, Any] = {"dynamo": False} if "dynamo" in parameters else {}  # not in 2.0
     content: Any = io.BytesIO()
+    sides: list[int] = []
     start = time.perf_counter()
+    hook = spec.module.register_forward_hook(lambda *call: sides.append(int(call[2].shape[-1])))
     try:
         with _tracing, _quiet():
             torch.onnx.export(
@@ -138,12 +140,15 @@ def trace(spec: NetworkSpec, facts: Mapping[str, str] | None = None) -> bytes:
             )
     except Exception as error:  # torch's exporter raises whatever its parts raise
         raise RestorerError(f"{spec.name} cannot be written as ONNX: {error}") from error
+    finally:
+        hook.remove()
     graph_cache.logger.debug("traced %s in %.1f s", spec.name, time.perf_counter() - start)
     low, high = spec.value_range
     entries = {
         "name": spec.name,
         "value_range": f"{low:g}..{high:g}",
         "color": "rgb",
+        "output_size": str(sides[-1]),  # the graph's own shape may leave it open
         "musetalk_enhance": __version__,
         **(facts or {}),
     }

@@ -150,7 +150,8 @@ class Engine:
         """Load what the settings need, so that missing files are reported before a long run."""
         settings, aligner, occluder = self.settings, None, None
         if settings.align == "ffhq":
-            from ..faces.align import TEMPLATE_SIDE, Aligner
+            from ..faces.align import Aligner
+            from ..faces.templates import TEMPLATE_SIDE
 
             info = self.model.info
             side = info.input_size or TEMPLATE_SIDE

@@ -164,12 +164,17 @@ def model_names(pattern: str = "*") -> list[str]:
     return names
 
 
-def weight_files(name: str) -> list[str]:
-    """The weights, by their names in the table, of which a model needs one."""
+def is_installed(name: str) -> bool:
+    """Whether the model's weight is in the cache, or in the package; its hash is not checked.
+
+    Raises:
+        ConfigError, RestorerError: see `get_model`.
+    """
     info = get_model(name).info
     if info in ONNX_MODELS.values():
-        return [file for file in onnx_models.MODELS.get(info.name).files if file in weights.WEIGHTS]
-    return [info.weight] if info.weight else []
+        files = onnx_models.MODELS.get(info.name).files
+        return any((weights.cache_dir() / file).is_file() for file in files)
+    return info.weight is None or weights.find(info.weight) is not None
 
 
 def get_model(name: str) -> Model:

@@ -290,10 +290,14 @@ def _match(
     facts, stem = graph.facts, graph.path.stem
     if "musetalk_enhance" in facts and size and facts.get("value_range") in RANGES:
         license = facts.get("license", facts.get("licence", "unknown"))
-        value_range, name = RANGES[facts["value_range"]], facts.get("name", stem)
-        template = facts.get("template", "ffhq_512")
+        output = facts.get("output_size", "")
         return RestorerModel(
-            name, (), template, size, None, value_range, fidelity_inputs=fidelity, license=license
+            facts.get("name", stem),
+            input_size=size,
+            output_size=int(output) if output.isdecimal() else None,
+            value_range=RANGES[facts["value_range"]],
+            fidelity_inputs=fidelity,
+            license=license,
         )
     if image not in IMAGE_INPUTS:
         return None
