@@ -36,7 +36,8 @@ class EnhancerSettings:
         "auto",
         "Restorer: a name (`musetalk-enhance models` lists them) or the path of a checkpoint. "
         "auto: the best GFPGAN whose weight is in the cache, otherwise the embedded lite. "
-        "gpen_bfr_256 is the fast one of the ONNX files, for crops of 256 px.",
+        "gpen_bfr_256 is the fast one of the ONNX files, for crops of 256 px: 245 ms of one core a "
+        "face with OpenVINO (137 in bf16), 263 with ONNX Runtime, on an AMD EPYC.",
         schema.text(
             "auto | the name of a restorer | the path of a .safetensors, .pth or .onnx file",
             none="auto",

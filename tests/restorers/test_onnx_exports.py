@@ -163,8 +163,8 @@ def test_a_video_with_an_onnx_file(gpen, crops, tmp_path, shared):
         model_path=str(gpen[0]), detector_path=str(yunet), backend="onnx", guard=False
     )
     result = restore_video(clip, tmp_path / "out.mp4", settings)
-    assert result.stats["faces"]["restored"] == 4
-    assert result.stats["model"] == "gpen_bfr_256"
+    assert result.stats["totals"]["faces_restored"] == 4
+    assert result.stats["job"]["model_that_ran"]["model"] == "gpen_bfr_256"
     assert len(list(read_frames(tmp_path / "out.mp4"))) == 4
 
 
