@@ -16,7 +16,12 @@ from musetalk_enhance.config.flags import add_gfpgan_arguments, given_flags
 from musetalk_enhance.config.loader import merge, section_of
 from musetalk_enhance.config.settings import EnhancerSettings
 from musetalk_enhance.enhancer import GFPGANEnhancer
-from musetalk_enhance.errors import CheckpointError, FrameError, MissingWeightError, RestorerError
+from musetalk_enhance.errors import (
+    CorruptWeightError,
+    FrameError,
+    MissingWeightError,
+    RestorerError,
+)
 from musetalk_enhance.faces import regions
 from musetalk_enhance.faces.detect import Face
 from musetalk_enhance.faces.meter import FaceMeter
@@ -296,7 +301,7 @@ def test_a_wrong_occluder_is_known_when_the_enhancer_is_made(make_enhancer, tmp_
     with pytest.raises(MissingWeightError, match=r"none\.onnx"):
         make_enhancer(occluder=str(tmp_path / "none.onnx"))
     (tmp_path / "bad.onnx").write_bytes(b"no graph")
-    with pytest.raises(CheckpointError, match=r"bad\.onnx"):
+    with pytest.raises(CorruptWeightError, match=r"bad\.onnx"):
         make_enhancer(occluder=str(tmp_path / "bad.onnx"))
 
 

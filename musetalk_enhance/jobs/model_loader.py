@@ -150,9 +150,7 @@ def make_enhancer(loaded: LoadedModel, settings: FaceSettings, **changes: Any) -
     choice = loaded.choice.settings
     if settings.batch_size == "auto" and settings.mode == "batch" and choice.batch_size == "auto":
         restorer = loaded.restorer
-        changes["batch_size"] = BatchPlanner(
-            choice, restorer.request.info, restorer.device
-        ).planned
+        changes["batch_size"] = BatchPlanner(choice, restorer.request.info, restorer.device).planned
     enhancer = loaded.enhancer(**changes)
     backend = enhancer.backend
     if backend is not None and backend[1] != "fp32":
@@ -241,7 +239,8 @@ def _open_parser(settings: ImageSettings, loaded: LoadedModel) -> Any:
             "face_mask", "parsed", f"auto | feathered with commercial: true ({entry.license})"
         )
     if auto and (
-        loaded.restorer.request.info.landmark_template is None or weights.find(PARSENET) is None
+        loaded.restorer.request.info.landmark_template != "ffhq_512"  # ParseNet's own
+        or weights.find(PARSENET) is None
     ):
         return None
     try:

@@ -155,9 +155,12 @@ class Engine:
         """Load what the settings need, so that missing files are reported before a long run."""
         settings, aligner, occluder = self.settings, None, None
         if settings.align == "ffhq":
-            from ..faces.align import TEMPLATE_SIDE, Aligner
+            from ..faces.align import Aligner
+            from ..faces.templates import TEMPLATE_SIDE
 
-            aligner = Aligner(self.model.info.input_size or TEMPLATE_SIDE)
+            info = self.model.info
+            side = info.input_size or TEMPLATE_SIDE
+            aligner = Aligner(side, template=info.landmark_template)
         if settings.align == "ffhq" or settings.region == "mouth":
             from ..faces.landmarks import LandmarkFinder
 

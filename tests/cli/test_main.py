@@ -128,7 +128,7 @@ def test_a_negated_switch_takes_no_value(value, capsys):
 
 
 def test_models(capsys):
-    assert main(["models", "gfpgan*", "--json"]) == 0
+    assert main(["models", "gfpgan-*", "--json"]) == 0
     rows = json.loads(capsys.readouterr().out)
     assert [row["name"] for row in rows] == ["gfpgan-1.4", "gfpgan-1.3", "gfpgan-1.2"]
     assert all(row["status"] == "no weight" and row["weight"] and row["licence"] for row in rows)
