@@ -50,8 +50,8 @@ class FaceEnhancer:
     (2, 256, 256, 3)
 
     Args:
-        model_path: path of a GFPGAN, RestoreFormer or CodeFormer checkpoint, or a name as for
-            `model`; None uses `model`.
+        model_path: path of a GFPGAN, RestoreFormer or CodeFormer checkpoint or of an ONNX file, or
+            a name as for `model`; None uses `model`.
         upscale: size of the faces from `enhance_face`, `enhance_batch` and
             `enhance_batch_optimized`, as a multiple of the input's.
         arch: of the checkpoint: ``clean | bilinear | original | RestoreFormer | CodeFormer``.
@@ -59,6 +59,9 @@ class FaceEnhancer:
         bg_upsampler: background upsampler for ``engine="official"``.
         device: ``"cpu"``, ``"cuda"``, ``"cuda:1"``, ``"mps"``, a `torch.device`; None is auto.
         model: ``"auto"``, a name such as ``"gfpgan-1.4"`` or ``"lite"``, or a path.
+        onnx_input_size: side of the input of an unknown ONNX file, in pixels, or ``"auto"``.
+        onnx_value_range: its value range, ``"0..1"``, ``"-1..1"`` or ``"0..255"``.
+        onnx_template: its warp template, a key of `faces.templates.TEMPLATES`.
         color: channel order of the frames, ``"bgr"`` (MuseTalk) or ``"rgb"``.
         value_range: of float frames: ``"auto"``, ``"0..1"``, ``"0..255"`` or ``"-1..1"``.
         output_size: ``"same"``, ``"native"`` (the network's), ``"upscale"``, or a side in pixels.
@@ -103,6 +106,9 @@ class FaceEnhancer:
         device: Any = None,
         *,
         model: str = "auto",
+        onnx_input_size: str | int = "auto",
+        onnx_value_range: str = "auto",
+        onnx_template: str = "auto",
         color: str = "bgr",
         value_range: str = "auto",
         output_size: str | int = "same",

@@ -156,7 +156,7 @@ class MissingWeightError(WeightError, FileNotFoundError):
     Attributes:
         name: its name in the table.
         file: the file's name.
-        sha256: its published hash.
+        sha256: its published hash, empty if there is none.
         folder: the folder that was searched, and where a copy belongs.
         command: the command that helps.
     """
@@ -164,8 +164,9 @@ class MissingWeightError(WeightError, FileNotFoundError):
     def __init__(self, name: str, file: str, sha256: str, folder: Path, note: str = "") -> None:
         self.name, self.file, self.sha256, self.folder = name, file, sha256, folder
         self.command = f"musetalk-enhance weights fetch {name}"
+        digest = f" (sha256 {sha256})" if sha256 else ""
         super().__init__(
-            f"the weight {name} is not on this machine: no file {file} (sha256 {sha256}) in "
+            f"the weight {name} is not on this machine: no file {file}{digest} in "
             f"{folder}. Fetch it with `{self.command}`, or copy it by hand: "
             f"`musetalk-enhance weights import FILE` checks a file and copies it there.{note}"
         )

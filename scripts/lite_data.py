@@ -14,7 +14,7 @@ import re
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import av
 import cv2
@@ -517,6 +517,16 @@ def recolor(images_rgb: list[Image], rng: np.random.Generator) -> list[Image]:
     ]
 
 
+class Patches(NamedTuple):
+    """A batch: uint8 inputs (N, p, p, 3) and targets (N, 2p, 2p, 3); the soft faces that they are
+    of, (M, 256, 256, 3), and which of them each is of, (N,)."""
+
+    inputs: torch.Tensor
+    targets: torch.Tensor
+    whole: torch.Tensor
+    owner: torch.Tensor
+
+
 class PatchSampler:
     """Seeded batches: a person, then a crop, then places inside it, often at the eyes and mouth."""
 
@@ -553,10 +563,8 @@ class PatchSampler:
         top, left = (int(np.clip(v - patch / 2, 0, free)) // 2 * 2 for v in center)
         return top, left
 
-    def batch(
-        self, step: int, count: int, kind: str = "patches", per_image: int = 2
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Batch of a step: uint8 inputs ``(count,p,p,3)`` and targets ``(count,2p,2p,3)``.
+    def batch(self, step: int, count: int, kind: str = "patches", per_image: int = 2) -> Patches:
+        """Batch of a step.
 
         ``kind`` "pairs" puts the following frames in the second half, under the same softness, with
         noise of their own; "faces" gives a quarter of the images, whole.
@@ -570,6 +578,8 @@ class PatchSampler:
             patch, count, per_image = INPUT, max(1, count // 4), 1
         inputs: list[list[Image]] = [[], []]
         targets: list[list[Image]] = [[], []]
+        whole: list[list[Image]] = [[], []]
+        owners: list[list[int]] = [[], []]
         while len(inputs[0]) < count:
             group = groups[int(rng.choice(len(groups), p=weight))]
             index = group[int(rng.integers(len(group)))]
@@ -585,14 +595,19 @@ class PatchSampler:
                 target, image = self.view(each, seed, half, tone, flat)
                 if flipped:
                     target, image = target[:, ::-1], image[:, ::-1]
+                owners[half] += [len(whole[half])] * len(places)
+                whole[half].append(image)
                 for top, left in places:
                     left = INPUT - patch - left if flipped else left
                     rows, columns = slice(top, top + patch), slice(left, left + patch)
                     inputs[half].append(image[rows, columns])
                     rows, columns = (slice(2 * s.start, 2 * s.stop) for s in (rows, columns))
                     targets[half].append(target[rows, columns])
-        both = [np.stack(each[0] + each[1]) for each in (inputs, targets)]
-        return torch.from_numpy(both[0]), torch.from_numpy(both[1])
+        owner = owners[0] + [len(whole[0]) + number for number in owners[1]]
+        return Patches(
+            *(torch.from_numpy(np.stack(each[0] + each[1])) for each in (inputs, targets, whole)),
+            torch.tensor(owner),
+        )
 
     def view(self, index: int, seed: int, half: int, tone: int, flat: bool) -> tuple[Image, Image]:
         """Target and input; the same ``seed`` and ``tone`` give the same softness and light."""
@@ -607,14 +622,14 @@ class PatchSampler:
         return lit[0], degrade(lit[0], None if decoded is None else lit[1], rng, noise)
 
 
-Batch = tuple[str, int, torch.Tensor, torch.Tensor]
+Batch = tuple[str, int, Patches]
 
 
 class BatchStream(IterableDataset[Batch]):
     """Batches from a step on, for a ``DataLoader`` with one worker.
 
     Beside them the worker decodes new views: one every ``decode_every`` steps, twice as many until
-    every target has one. Yields the kind of batch, the number decoded so far, inputs and targets.
+    every target has one. Yields the kind of batch, the number decoded so far, and the batch.
     """
 
     def __init__(self, args: Any, start: int) -> None:
@@ -642,7 +657,7 @@ class BatchStream(IterableDataset[Batch]):
             if step % max(1, every) == 0:
                 decoded.refresh(1)
             kind = self.kind(step, bool(sampler.pairs))
-            yield kind, decoded.total, *sampler.batch(step, args.batch, kind)
+            yield kind, decoded.total, sampler.batch(step, args.batch, kind)
 
 
 def to_tensor(images_rgb: Image | torch.Tensor) -> torch.Tensor:

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from musetalk_enhance.backends.ops import SLOPE, TORCH, Conv, Ops
+from musetalk_enhance.backends.ops import SLOPE, TORCH, Conv, Modulated, Ops
 
 MARGIN = 24
 """Rows above the first one needed that `FusedLite` reads. The network reaches 68 px in theory, but
@@ -72,22 +72,55 @@ class Layer(nn.Module):
         return Conv(kernel.detach().clone(), bias.detach().clone(), self.leaky)
 
 
+class Look(nn.Module):
+    """How a whole face is soft, as a vector: means of features at an eighth of its resolution.
+
+    One kind of softness lies over all of a face, and a patch of smooth skin does not show it.
+    """
+
+    def __init__(self, features: int) -> None:
+        super().__init__()
+        half = features // 2
+        layers = [
+            Layer(48, half, leaky=True, gain=2.0),
+            Layer(4 * half, features, 1, leaky=True),
+            Layer(features, features, leaky=True),
+            Layer(features, features, 1, leaky=True),
+        ]
+        self.layers: Any = nn.ModuleList(layers)
+        with torch.no_grad():  # mid gray at zero
+            layers[0].bias.copy_(-0.5 * layers[0].weight.sum((1, 2, 3)))
+
+    def forward(self, faces_rgb: Tensor) -> Tensor:
+        """float (N, 3, 256, 256), RGB, 0..1, to (N, features)."""
+        x = self.layers[0](F.pixel_unshuffle(F.pixel_unshuffle(faces_rgb, 2), 2))
+        x = self.layers[2](self.layers[1](F.pixel_unshuffle(x, 2)))
+        return self.layers[3](x.mean((2, 3), keepdim=True)).flatten(1)
+
+
 class LiteNet(nn.Module):
     """Residual over a bicubic enlargement.
 
-    A body at a quarter of the input's resolution (two unshuffles) with one branch at an eighth,
-    whose reach tells a decoder's softness from that of a resize; a skip and two layers at half.
+    A body at a quarter of the input's resolution (two unshuffles) with one branch at an eighth; a
+    skip and two layers at half. A look at the whole face scales the channels inside each block: a
+    decoder's softness wants another answer than that of a resize.
 
     Args:
         width: channels of the body, a multiple of 4.
         blocks: residual blocks of two 3x3 convolutions.
         wide: channels at an eighth of the resolution; 0 leaves the branch out.
+        look: numbers that say how a face is soft.
     """
 
-    def __init__(self, width: int = 96, blocks: int = 4, wide: int = 96) -> None:
+    def __init__(self, width: int = 96, blocks: int = 4, wide: int = 96, look: int = 64) -> None:
         super().__init__()
         half = width // 4
-        self.shape = {"width": width, "blocks": blocks, "wide": wide}
+        self.shape = {"width": width, "blocks": blocks, "wide": wide, "look": look}
+        self.look = Look(look)
+        self.styles: Any = nn.ModuleList(nn.Linear(look, width) for _ in range(blocks))
+        for style in self.styles:
+            nn.init.zeros_(style.weight)
+            nn.init.ones_(style.bias)
         self.head = Layer(48, width, leaky=True, gain=2.0)
         self.first: Any = nn.ModuleList(Layer(width, width, leaky=True) for _ in range(blocks))
         self.second: Any = nn.ModuleList(Layer(width, width, gain=0.2) for _ in range(blocks))
@@ -102,13 +135,25 @@ class LiteNet(nn.Module):
         with torch.no_grad():  # mid gray at zero
             self.head.bias.copy_(-0.5 * self.head.weight.sum((1, 2, 3)))
 
-    def forward(self, faces_rgb: Tensor) -> Tensor:
-        """float (N, 3, H, W), RGB, 0..1, to (N, 3, 2H, 2W), not clamped; H and W multiples of 8."""
+    def forward(
+        self, faces_rgb: Tensor, whole: Tensor | None = None, owner: Tensor | None = None
+    ) -> Tensor:
+        """float (N, 3, H, W), RGB, 0..1, to (N, 3, 2H, 2W), not clamped; H and W multiples of 8.
+
+        Args:
+            faces_rgb: faces, or patches of them.
+            whole: the faces that the patches are of, (M, 3, 256, 256); None: they are whole.
+            owner: which of them each patch is of, integers (N,).
+        """
+        look = self.look(faces_rgb if whole is None else whole)
+        if owner is not None:
+            look = look[owner]
         half = F.pixel_unshuffle(F.pad(faces_rgb, (PADDING,) * 4, mode="replicate"), 2)
         half = half.contiguous(memory_format=torch.channels_last)
         x = self.head(F.pixel_unshuffle(half, 2))
         for index, (first, second) in enumerate(zip(self.first, self.second, strict=True)):
-            x = x + second(first(x))
+            scale = self.styles[index](look)[:, :, None, None]
+            x = x + second(first(x) * scale)
             if index == 0 and len(self.context):
                 wide = F.pixel_unshuffle(x, 2)
                 for layer in self.context:
@@ -130,9 +175,11 @@ class LiteNet(nn.Module):
         """Multiplications for one face, padding included."""
         total, padded = 0, side + 2 * PADDING
         for name, layer in self.named_modules():
-            if isinstance(layer, Layer):
+            if isinstance(layer, Layer) and not name.startswith("look."):
                 shrink = 2 if name in ("skip", "mix", "tail") else 8 if "context" in name else 4
                 total += layer.weight.numel() * (padded // shrink) ** 2
+        for layer, shrink in zip(self.look.layers, (4, 8, 8, side), strict=True):
+            total += layer.weight.numel() * (side // shrink) ** 2
         return total
 
 
@@ -159,7 +206,8 @@ class FusedLite(nn.Module):
         numbers = range(self.blocks)
         self.head = _conv(state, "head", leaky=True)
         self.first_convs: Any = nn.ModuleList(_conv(state, f"first.{n}", True) for n in numbers)
-        self.second_convs: Any = nn.ModuleList(_conv(state, f"second.{n}") for n in numbers)
+        self.second_convs: Any = nn.ModuleList(_styled(state, n) for n in numbers)
+        self.look: Any = nn.ModuleList(_conv(state, f"look.layers.{n}", True) for n in range(4))
         context = range(4 if "context.0.weight" in state else 0)
         self.context: Any = nn.ModuleList(
             _conv(state, f"context.{n}", leaky=n in (1, 2)) for n in context
@@ -180,6 +228,7 @@ class FusedLite(nn.Module):
 
     def compute(self, ops: Ops, faces_rgb: Any) -> Any:
         """The whole network, in terms of `ops`."""
+        look = self._looked(ops, faces_rgb)
         faces = ops.crop(faces_rgb, self.first)
         top = 0 if self.first else PADDING
         half = ops.unshuffle2(ops.pad_edge(faces, top, PADDING, PADDING, PADDING))
@@ -187,7 +236,7 @@ class FusedLite(nn.Module):
         for number, (first, second) in enumerate(
             zip(self.first_convs, self.second_convs, strict=True)
         ):
-            x = ops.add(x, ops.conv(ops.conv(x, first), second))
+            x = ops.add(x, ops.modulated(ops.conv(x, first), look, second))
             if number == 0 and len(self.context):
                 wide = ops.unshuffle2(x)
                 for layer in self.context:
@@ -199,6 +248,23 @@ class FusedLite(nn.Module):
         detail = ops.cut(ops.shuffle2(ops.shuffle2(x)), 2 * top, rim, rim, rim)
         sharp = ops.add(ops.bicubic2(faces), detail)
         return ops.rows_below(sharp, 2 * self.first, 2 * self.keep)
+
+    def _looked(self, ops: Ops, faces_rgb: Any) -> Any:
+        x = ops.conv(ops.unshuffle2(ops.unshuffle2(faces_rgb)), self.look[0])
+        x = ops.conv(ops.conv(ops.unshuffle2(x), self.look[1]), self.look[2])
+        for _ in range(5):  # the mean of 32x32
+            x = ops.down2(x)
+        return ops.flatten(ops.conv(x, self.look[3]))
+
+
+def _styled(state: dict[str, torch.Tensor], number: int) -> Modulated:
+    style, second = f"styles.{number}", f"second.{number}"
+    return Modulated(
+        state[f"{second}.weight"],
+        state[f"{style}.weight"],
+        state[f"{style}.bias"],
+        state[f"{second}.bias"],
+    )
 
 
 def _conv(state: dict[str, torch.Tensor], name: str, leaky: bool = False) -> Conv:

@@ -264,8 +264,8 @@ def templates(pair: Pair, faces: Sequence[Any]) -> Any:
     import cv2
     import numpy as np
 
-    from musetalk_enhance.faces.align import TEMPLATE_SIDE
     from musetalk_enhance.faces.paste import crop_face
+    from musetalk_enhance.faces.templates import TEMPLATE_SIDE
 
     covered = np.zeros(pair.after.shape[:2], np.uint8)
     scale = pair.after.shape[1] / pair.before.shape[1]

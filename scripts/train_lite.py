@@ -28,6 +28,7 @@ from lite_data import (
     CONDITIONS,
     BatchStream,
     Image,
+    Patches,
     build_cache,
     condition,
     fine_energy,
@@ -46,13 +47,13 @@ from lite_losses import (
     spectrum_loss,
 )
 from lite_net import LiteNet
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from musetalk_enhance.faces.meter import SIDE, FaceMeter, shrink
 
-PATHS = ("data", "repositories", "yunet", "decoder", "work", "export", "init")
+PATHS = ("data", "repositories", "yunet", "decoder", "work", "export", "snapshot", "init")
 
 
 class Trainer:
@@ -61,10 +62,14 @@ class Trainer:
     def __init__(self, args: argparse.Namespace) -> None:
         torch.manual_seed(args.seed)
         self.args, self.step = args, 0
-        shape = {"width": args.width, "blocks": args.blocks, "wide": args.wide}
+        shape = {name: getattr(args, name) for name in ("width", "blocks", "wide", "look")}
         self.net, self.ema = LiteNet(**shape), LiteNet(**shape).eval().requires_grad_(False)
         if args.init:
-            self.net.load_state_dict(torch.load(args.init, weights_only=True)["ema"])
+            missing = self.net.load_state_dict(averaged_weights(args.init), strict=False)
+            if missing.unexpected_keys or any(
+                not name.startswith(("look.", "styles.")) for name in missing.missing_keys
+            ):  # weights without a look at the whole face may begin, too
+                raise ValueError(f"{args.init} holds another network: {missing}")
         self.ema.load_state_dict(self.net.state_dict())
         self.opt = torch.optim.Adam(
             self.net.parameters(), lr=args.lr, betas=(0.9, 0.99), fused=True
@@ -113,12 +118,14 @@ class Trainer:
             "drift": 0.5 * drift,
         }
 
-    def detail(self, x: Tensor, out: Tensor, target: Tensor) -> dict[str, Tensor]:
+    def detail(
+        self, x: Tensor, look: tuple[Tensor, ...], out: Tensor, target: Tensor
+    ) -> dict[str, Tensor]:
         """Weighted terms that the second stage adds, without the critic's."""
         terms: dict[str, Tensor] = {}
         if self.args.artifacts:
             with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=self.args.bf16):
-                smooth = self.ema(x)
+                smooth = self.ema(x, *look)
             weights = artifact_map(out.detach(), smooth.float(), target)
             terms["artifacts"] = self.args.artifacts * (weights * (out - target).abs()).mean()
         if self.args.energy:
@@ -160,28 +167,29 @@ class Trainer:
         margin = float((original - restored.detach()).mean())
         return gradient, {"critic": float(loss.detach()), "margin": margin}
 
-    def train_step(self, x: Tensor, target: Tensor, kind: str = "patches") -> dict[str, float]:
-        """One step on inputs ``(N,3,p,p)`` and targets ``(N,3,2p,2p)``; the terms as numbers.
+    def train_step(self, patches: Patches, kind: str = "patches") -> dict[str, float]:
+        """One step on a batch; the terms as numbers.
 
         The gradient at the output is put together there: fidelity and detail as they are, that of
         the critic as a share (``--adversarial``) of fidelity's norm. The network is passed once.
 
         Args:
-            x: inputs.
-            target: originals.
+            patches: inputs, originals, and the faces that they are of.
             kind: "patches"; "pairs", whose second half are the frames after those of the first; or
                 "faces", which are whole.
         """
         args = self.args
+        x, target = to_tensor(patches.inputs), to_tensor(patches.targets)
+        look = (to_tensor(patches.whole), patches.owner)
         for opt, rate in ((self.opt, args.lr), (self.critic_opt, args.critic_lr)):
             for group in opt.param_groups:
                 group["lr"] = rate * self.learning_rate()
         with torch.autocast("cpu", torch.bfloat16, enabled=args.bf16):
-            raw = self.net(x)
+            raw = self.net(x, *look)
         out = raw.detach().float().requires_grad_()
         terms = self.fidelity(out, target)
         if args.stage > 1:
-            terms |= self.detail(x, out, target)
+            terms |= self.detail(x, look, out, target)
         if kind == "pairs":
             terms["flicker"] = args.flicker * flicker_loss(out - target)
         if kind == "faces":
@@ -208,6 +216,22 @@ class Trainer:
         return log
 
 
+def averaged_weights(path: Path) -> dict[str, Tensor]:
+    """The averaged weights of a checkpoint, or of what `snapshot` wrote, float32."""
+    if path.suffix == ".safetensors":
+        return {name: value.float() for name, value in load_file(path).items()}
+    ema: dict[str, Tensor] = torch.load(path, weights_only=True)["ema"]
+    return ema
+
+
+def snapshot(net: LiteNet, path: Path, steps: int) -> None:
+    """Write all branches as fp16, to begin another run with, replacing the file in one move."""
+    state = {name: value.half().contiguous() for name, value in net.state_dict().items()}
+    partial = path.with_suffix(".partial")
+    save_file(state, partial, {"steps": str(steps), "license": "apache-2.0"})
+    partial.replace(path)
+
+
 def export(net: LiteNet, path: Path, steps: int) -> None:
     """Write fp32 weights with all branches fused, replacing the file in one move."""
     from lite_net import Layer
@@ -220,6 +244,8 @@ def export(net: LiteNet, path: Path, steps: int) -> None:
                 tensor = getattr(fused, part)
                 if tensor is not None:
                     state[f"{name}.{part}"] = tensor.float().contiguous()
+        elif isinstance(layer, nn.Linear):
+            state |= {f"{name}.{part}": value for part, value in layer.state_dict().items()}
     shape = " ".join(f"{name}={value}" for name, value in net.shape.items())
     metadata = {"architecture": f"LiteNet {shape}", "scale": "2", "steps": str(steps)}
     partial = path.with_suffix(".partial")
@@ -306,8 +332,8 @@ def train(args: argparse.Namespace) -> Trainer:
     stream = BatchStream(args, trainer.step)
     # its own process: beside others, one thread for the network and one for the data do most
     loader = DataLoader(stream, batch_size=None, num_workers=args.workers)
-    for kind, decoded, inputs, targets in loader:
-        log = trainer.train_step(to_tensor(inputs), to_tensor(targets), kind)
+    for kind, decoded, patches in loader:
+        log = trainer.train_step(patches, kind)
         for name, value in log.items():
             sums.setdefault(name, []).append(value)
         step, ended = trainer.step, trainer.step >= args.steps
@@ -344,7 +370,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add("--work", type=Path, required=True, help="folder for caches, checkpoints and the log")
     add("--name", default="lite", help="of the checkpoint and the log")
     add("--resume", action="store_true", help="go on from the checkpoint, arguments as before")
-    add("--export", type=Path, help="write the averaged weights there at the end")
+    add("--export", type=Path, help="write the averaged weights there at the end, branches fused")
+    add("--snapshot", type=Path, help="write them there as half precision for another run's --init")
     add("--steps", type=int, default=150_000)
     add("--decay", type=float, default=0.2, help="share of the steps over which the rate falls")
     add("--batch", type=int, default=8)
@@ -359,7 +386,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         default=1,
         help="2 adds what --adversarial to --meter say",
     )
-    add("--init", type=Path, help="checkpoint whose averaged weights to begin with")
+    add("--init", type=Path, help="checkpoint or snapshot whose averaged weights to begin with")
     add("--adversarial", type=float, default=0.3, help="the critic's share of fidelity's gradient")
     add("--critic-lr", type=float, default=2e-4)
     add("--artifacts", type=float, default=10.0)
@@ -372,6 +399,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add("--width", type=int, default=96)
     add("--blocks", type=int, default=4)
     add("--wide", type=int, default=96)
+    add("--look", type=int, default=64)
     add("--bf16", action=argparse.BooleanOptionalAction, default=True)
     add("--versions", type=int, default=3, help="decoded views per target")
     add("--decode-every", type=int, default=16, help="steps between two new decoded views")
@@ -408,6 +436,8 @@ def main() -> None:
     trainer = train(args)
     if args.export:
         export(trainer.ema, args.export, trainer.step)
+    if args.snapshot:
+        snapshot(trainer.ema, args.snapshot, trainer.step)
 
 
 if __name__ == "__main__":

@@ -16,11 +16,17 @@ from musetalk_enhance.config.flags import add_gfpgan_arguments, given_flags
 from musetalk_enhance.config.loader import merge, section_of
 from musetalk_enhance.config.settings import EnhancerSettings
 from musetalk_enhance.enhancer import GFPGANEnhancer
-from musetalk_enhance.errors import CheckpointError, FrameError, MissingWeightError, RestorerError
+from musetalk_enhance.errors import (
+    CorruptWeightError,
+    FrameError,
+    MissingWeightError,
+    RestorerError,
+)
 from musetalk_enhance.faces import regions
 from musetalk_enhance.faces.detect import Face
 from musetalk_enhance.faces.meter import FaceMeter
 from musetalk_enhance.faces.regions import TYPICAL
+from musetalk_enhance.pipeline import engine
 from musetalk_enhance.pipeline.compose import Compositor
 from musetalk_enhance.pipeline.outcome import Cause, Outcome, Status, passed_through
 from musetalk_enhance.pipeline.stability import color, sharpness
@@ -295,7 +301,7 @@ def test_a_wrong_occluder_is_known_when_the_enhancer_is_made(make_enhancer, tmp_
     with pytest.raises(MissingWeightError, match=r"none\.onnx"):
         make_enhancer(occluder=str(tmp_path / "none.onnx"))
     (tmp_path / "bad.onnx").write_bytes(b"no graph")
-    with pytest.raises(CheckpointError, match=r"bad\.onnx"):
+    with pytest.raises(CorruptWeightError, match=r"bad\.onnx"):
         make_enhancer(occluder=str(tmp_path / "bad.onnx"))
 
 
@@ -451,6 +457,37 @@ def test_memory_that_runs_out_once_leaves_the_stream_as_it_was(
         and enhancer.stats.failed == 0
     )
     assert np.abs(out.astype(int) - expected).max() <= 1
+
+
+@pytest.mark.parametrize("fails_at", range(1, 5))
+def test_memory_that_runs_out_as_results_are_stored_counts_no_frame_twice(
+    make_enhancer, given, monkeypatch, fails_at
+):
+    frames = given[[0, 0, 0, 1, 1]]
+    expected, calls, copy = make_enhancer(sharpen, batch_size=8)(frames), [], engine._copy
+
+    def out_of_memory(frame):
+        calls.append(1)
+        if len(calls) == fails_at:
+            raise MemoryError
+        return copy(frame)
+
+    monkeypatch.setattr(engine, "_copy", out_of_memory)
+    enhancer = make_enhancer(sharpen, batch_size=8)
+    assert np.array_equal(enhancer(frames), expected)
+    stats = enhancer.stats
+    assert len(calls) > fails_at and stats.backoffs == 1
+    assert (stats.frames, stats.restored, stats.repeated, stats.failed) == (5, 5, 3, 0)
+
+
+def test_a_frame_whose_result_cannot_be_stored_is_passed_through(make_enhancer, given, monkeypatch):
+    def out_of_memory(frame):
+        raise MemoryError
+
+    monkeypatch.setattr(engine, "_copy", out_of_memory)
+    enhancer = make_enhancer(sharpen, batch_size=1)
+    assert np.array_equal(enhancer(given[:2]), given[:2])
+    assert enhancer.stats.passed_through == {"out of memory": 2} and not enhancer.stats.restored
 
 
 @pytest.fixture(scope="module")

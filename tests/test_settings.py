@@ -19,6 +19,14 @@ def parse(*words: str) -> dict:
     return given_flags(add_gfpgan_arguments(argparse.ArgumentParser()).parse_args(words))
 
 
+def test_a_section_that_is_too_deep_is_a_typed_error():
+    deep = {}
+    for _ in range(5000):
+        deep = {"a": deep}
+    with pytest.raises(ConfigError, match="recursion"):
+        section_of({"gfpgan": deep})
+
+
 def test_defaults():
     settings = EnhancerSettings()
     assert not settings.enabled and settings.upscale == 2 and settings.arch == "clean"

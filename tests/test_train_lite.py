@@ -21,7 +21,7 @@ import lite_net  # noqa: E402
 import train_lite  # noqa: E402
 
 WEIGHTS = SCRIPTS.parent / "musetalk_enhance" / "restorers" / "assets" / "lite.safetensors"
-TINY = {"width": 16, "blocks": 2, "wide": 8}
+TINY = {"width": 16, "blocks": 2, "wide": 8, "look": 8}
 
 
 @pytest.fixture(autouse=True)
@@ -274,12 +274,15 @@ def test_recolor_changes_light_but_not_detail_places(texture):
 
 def test_batches_are_seeded_by_step_and_line_up(texture):
     sampler = lite_data.PatchSampler([crop()], texture[None], seed=1, patch=32)
-    inputs, targets = sampler.batch(4, 6)
+    patches = sampler.batch(4, 6)
+    inputs, targets, whole, owner = patches
     assert inputs.shape == (6, 32, 32, 3) and targets.shape == (6, 64, 64, 3)
     assert inputs.dtype == torch.uint8
-    assert all(
-        torch.equal(a, b) for a, b in zip((inputs, targets), sampler.batch(4, 6), strict=True)
-    )
+    assert all(torch.equal(a, b) for a, b in zip(patches, sampler.batch(4, 6), strict=True))
+    # every patch is a part of the face that owns it
+    assert whole.shape == (3, 256, 256, 3) and owner.tolist() == [0, 0, 1, 1, 2, 2]
+    windows = whole[owner].unfold(1, 32, 2).unfold(2, 32, 2).permute(0, 1, 2, 4, 5, 3)
+    assert (windows == inputs[:, None, None]).all((3, 4, 5)).any((1, 2)).all()
     assert not torch.equal(inputs, sampler.batch(5, 6)[0])
     # the same view: 16 px means agree, but for what softening and noise move
     views = [(lite_data.to_tensor(x), side) for x, side in ((inputs, 16), (targets, 32))]
@@ -303,7 +306,8 @@ def test_pairs_are_following_frames_with_one_softness_and_faces_are_whole(textur
     sampler = lite_data.PatchSampler(crops, images, seed=1, patch=32)
     energies = []
     for step in range(12):
-        inputs, targets = sampler.batch(step, 4, "pairs")
+        inputs, targets, whole, owner = sampler.batch(step, 4, "pairs")
+        assert len(whole) == 2 and owner.tolist() == [0, 0, 1, 1]
         assert inputs.shape == (4, 32, 32, 3) and targets.shape == (4, 64, 64, 3)
         first, second = lite_data.to_tensor(targets).chunk(2)
         lighter = (second - first).mean((1, 2, 3))
@@ -312,7 +316,8 @@ def test_pairs_are_following_frames_with_one_softness_and_faces_are_whole(textur
         energies.append([float(half.std()) for half in halves])
     ratio = np.array(energies)[:, 0] / np.maximum(np.array(energies)[:, 1], 1e-6)
     assert np.abs(np.log(ratio[ratio > 0])).max() < 0.15  # one softness
-    inputs, targets = sampler.batch(0, 8, "faces")
+    inputs, targets, whole, owner = sampler.batch(0, 8, "faces")
+    assert torch.equal(whole[owner], inputs)
     assert inputs.shape == (2, 256, 256, 3) and targets.shape == (2, 512, 512, 3)
 
 
@@ -326,7 +331,9 @@ def test_the_stream_goes_on_at_a_step_and_decodes_beside(texture, tmp_path):
     counts = [each[1] for each in lite_data.BatchStream(args, 0)]
     assert counts[0] == 1 and counts[-1] >= 2
     args = train_lite.parse_args(words)
-    first, later = ([each[3] for each in lite_data.BatchStream(args, start)] for start in (0, 2))
+    first, later = (
+        [each[2].targets for each in lite_data.BatchStream(args, start)] for start in (0, 2)
+    )
     assert all(torch.equal(a, b) for a, b in zip(first[2:], later, strict=True))
 
 
@@ -352,6 +359,36 @@ def test_an_untrained_net_is_bicubic():
         assert torch.allclose(lite_net.LiteNet(**TINY)(x), bicubic, atol=1e-5)
 
 
+def test_a_patch_is_restored_as_a_part_of_its_face(net):
+    faces = torch.rand(2, 3, 256, 256)
+    for number, style in enumerate(net.styles):
+        torch.nn.init.normal_(style.weight, std=0.5 + number)
+    whole = net(faces)
+    patches = faces[:, :, 64:192, 64:192].repeat_interleave(2, 0)
+    part = net(patches, faces, torch.tensor([0, 0, 1, 1]))
+    inner = part[:, :, 96:160, 96:160]  # what the net reaches is inside the patch
+    expected = whole[:, :, 224:288, 224:288].repeat_interleave(2, 0)
+    assert torch.allclose(inner, expected, atol=1e-4)
+    alone = net(patches)
+    assert not torch.allclose(alone[:, :, 96:160, 96:160], expected, atol=1e-4)
+
+
+def test_a_start_without_a_look_does_the_same(net, tmp_path):
+    state = {name: value for name, value in net.state_dict().items()}
+    plain = {k: v for k, v in state.items() if not k.startswith(("look.", "styles."))}
+    torch.save({"ema": plain}, tmp_path / "plain.pt")
+    words = arguments(tmp_path, "--init", str(tmp_path / "plain.pt"))
+    started = train_lite.Trainer(train_lite.parse_args(words)).net
+    x = torch.rand(1, 3, 64, 64)
+    for style in net.styles:
+        torch.nn.init.zeros_(style.weight)
+        torch.nn.init.ones_(style.bias)
+    assert torch.allclose(started(x), net(x), atol=1e-6)
+    torch.save({"ema": plain | {"other": torch.zeros(1)}}, tmp_path / "plain.pt")
+    with pytest.raises(ValueError, match="another network"):
+        train_lite.Trainer(train_lite.parse_args(words))
+
+
 @pytest.mark.parametrize("keep", [0, 120])
 def test_what_is_exported_is_the_net_on_every_backend(tmp_path, keep):
     pytest.importorskip("ncnn")
@@ -373,12 +410,18 @@ def test_what_is_exported_is_the_net_on_every_backend(tmp_path, keep):
         published, restored = full(x), fused(x)
     # weights at random reach further than trained ones
     assert float((restored - published)[:, :, 2 * keep :].abs().max()) < (2 / 255 if keep else 1e-5)
-    assert torch.equal(restored[:, :, : 2 * keep], restored[:, :, 2 * keep][:, :, None].expand(
-        -1, -1, 2 * keep, -1
-    ))
+    assert torch.equal(
+        restored[:, :, : 2 * keep],
+        restored[:, :, 2 * keep][:, :, None].expand(-1, -1, 2 * keep, -1),
+    )
     spec = NetworkSpec(
-        "lite", fused, (3, 256, 256), (0.0, 1.0), "lite2",
-        symbolic=lambda ops: fused.compute(ops, ops.input), identity=f"test {keep}",
+        "lite",
+        fused,
+        (3, 256, 256),
+        (0.0, 1.0),
+        "lite2",
+        symbolic=lambda ops: fused.compute(ops, ops.input),
+        identity=f"test {keep}",
     )
     backend = NcnnBackend(spec)
     assert float((backend.run(x) - restored)[:, :, 2 * keep :].abs().max()) < 1e-4
@@ -393,8 +436,9 @@ def test_cost_and_reach_are_what_they_are_said_to_be(net):
     assert net.macs(64) > layer.weight.numel() * side * side
     x = torch.rand(1, 3, 256, 256)
     y = x.clone()
-    y[..., :, :64] += 0.1  # columns from 64 on + reach do not see it
-    changed = (net(y) - net(x)).abs().amax((0, 1, 2)) > 1e-6
+    y[..., :, :64] += 0.1  # columns from 64 on + reach do not see it, but for the look
+    owner = torch.zeros(1, dtype=torch.long)
+    changed = (net(y, x, owner) - net(x)).abs().amax((0, 1, 2)) > 1e-6
     last = int(changed.nonzero().max())
     assert last >= 2 * 64 + 40  # it does look wide
     assert last < 2 * (64 + net.reach())
@@ -482,17 +526,15 @@ def test_the_critic_learns_to_tell_soft_from_sharp(texture):
 def test_a_few_steps_lower_the_loss_and_a_checkpoint_carries_on(texture, tmp_path):
     args = train_lite.parse_args(arguments(tmp_path, "--no-bf16", "--lr", "0.01"))
     sampler = lite_data.PatchSampler([crop()], texture[None], 0, patch=32)
-    batch = [lite_data.to_tensor(x) for x in sampler.batch(0, 2)]
+    batch = sampler.batch(0, 2)
     trainer = train_lite.Trainer(args)
-    logs = [trainer.train_step(*batch) for _ in range(12)]
+    logs = [trainer.train_step(batch) for _ in range(12)]
     assert logs[-1]["l1"] < logs[0]["l1"]
     torch.save(trainer.state(), tmp_path / "lite.pt")
     again = train_lite.Trainer(args)
     again.load(tmp_path / "lite.pt")
     assert again.step == 12
-    assert again.train_step(*batch)["l1"] == pytest.approx(
-        trainer.train_step(*batch)["l1"], rel=1e-4
-    )
+    assert again.train_step(batch)["l1"] == pytest.approx(trainer.train_step(batch)["l1"], rel=1e-4)
 
 
 def test_the_second_stage_starts_from_the_first_and_balances_the_critic(texture, tmp_path):
@@ -504,7 +546,8 @@ def test_the_second_stage_starts_from_the_first_and_balances_the_critic(texture,
     trainer = train_lite.Trainer(train_lite.parse_args(arguments(tmp_path, *words)))
     assert float(trainer.net.tail.bias.detach().min()) == pytest.approx(0.02)
     sampler = lite_data.PatchSampler([crop()], texture[None], 0, patch=32)
-    x, target = (lite_data.to_tensor(x) for x in sampler.batch(0, 4))
+    patches = sampler.batch(0, 4)
+    x, target = (lite_data.to_tensor(each) for each in patches[:2])
     out = trainer.net(x).detach()
     before = [p.detach().clone() for p in trainer.critic.parameters()]
     pull, figures = trainer.criticism(x, out, target)
@@ -514,9 +557,9 @@ def test_the_second_stage_starts_from_the_first_and_balances_the_critic(texture,
     assert any(
         not torch.equal(a, b) for a, b in zip(before, trainer.critic.parameters(), strict=True)
     )
-    log = trainer.train_step(x, target)
+    log = trainer.train_step(patches)
     assert {"l1", "artifacts", "energy", "critic", "margin"} <= set(log) and trainer.balance > 0
-    assert "flicker" in trainer.train_step(x, target, "pairs")
+    assert "flicker" in trainer.train_step(patches, "pairs")
     state = trainer.state()
     again = train_lite.Trainer(trainer.args)
     torch.save(state, tmp_path / "second.pt")
@@ -537,7 +580,10 @@ def test_the_meter_pulls_on_whole_faces(texture, tmp_path):
 def test_a_step_without_a_finite_gradient_changes_nothing(tmp_path):
     trainer = train_lite.Trainer(train_lite.parse_args(arguments(tmp_path, "--no-bf16")))
     before = [parameter.detach().clone() for parameter in trainer.net.parameters()]
-    trainer.train_step(torch.full((1, 3, 32, 32), float("nan")), torch.zeros(1, 3, 64, 64))
+    nothing = torch.full((1, 32, 32, 3), float("nan"))
+    whole = torch.zeros(1, 256, 256, 3)
+    owner = torch.zeros(1, dtype=torch.long)
+    trainer.train_step(lite_data.Patches(nothing, torch.zeros(1, 64, 64, 3), whole, owner))
     after = list(trainer.net.parameters())
     assert all(torch.equal(a, b) for a, b in zip(before, after, strict=True))
     assert all(torch.isfinite(parameter).all() for parameter in trainer.ema.parameters())
@@ -592,6 +638,15 @@ def test_export_fuses_replaces_the_file_and_says_what_it_is(net, tmp_path):
 
 
 # ---------------------------------------------------------------- evaluation
+
+
+def test_another_run_begins_with_a_snapshot(net, tmp_path):
+    path = tmp_path / "start.safetensors"
+    train_lite.snapshot(net, path, 7)
+    args = train_lite.parse_args(arguments(tmp_path, "--init", str(path)))
+    for trained in (train_lite.Trainer(args).net, train_lite.Trainer(args).ema):
+        for name, value in trained.state_dict().items():
+            assert torch.equal(value, net.state_dict()[name].half().float())
 
 
 def test_the_rival_is_the_best_mask_at_least_as_sharp():

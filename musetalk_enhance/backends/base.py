@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     import torch
 
     from ..config.settings import EnhancerSettings
+    from ..weights.onnx_models import GraphFile
 
 
 @dataclass(frozen=True)
@@ -20,7 +21,8 @@ class NetworkSpec:
     Attributes:
         name: of the model, for messages and files.
         module: maps float32 (N, C, H, W) to float32 (N, C', H', W') for every N; eval mode, frozen,
-            on the CPU, deterministic, without custom operators, so that it can be exported.
+            on the CPU, deterministic, without custom operators, so that it can be exported. None
+            for a network that is a graph in a file.
         input_shape: (C, H, W) of one face, in the network's own value range.
         value_range: lowest and highest value of the input.
         key: everything that its speed depends on (architecture, width, omitted rows), for stored
@@ -30,16 +32,27 @@ class NetworkSpec:
             see `musetalk_enhance.backends.ncnn_backend`. None where there is no such recording.
         identity: everything that its results depend on (the weight's sha256 and each constant in
             the module), for graphs that are stored between runs. None stores none.
+        graph: the file, for a network without a module.
     """
 
     name: str
-    module: torch.nn.Module
+    module: torch.nn.Module | None
     input_shape: tuple[int, int, int]
     value_range: tuple[float, float]
     key: str
     channels_last: bool = True
     symbolic: Callable[[Any], Any] | None = field(default=None, compare=False)
     identity: str | None = None
+    graph: GraphFile | None = None
+
+    @property
+    def weight_bytes(self) -> int:
+        """Size of its weights."""
+        if self.module is None:
+            file = self.graph.graph if self.graph else b""
+            return len(file) if isinstance(file, bytes) else file.stat().st_size
+        tensors = (*self.module.parameters(), *self.module.buffers())
+        return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
 
 
 @dataclass(frozen=True)

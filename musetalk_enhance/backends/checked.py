@@ -44,7 +44,7 @@ class CheckedBackend(Backend):
     """Compares the first face with fp32 and falls back, step by step, to a backend that agrees.
 
     Args:
-        spec: the network; its module gives the expected result.
+        spec: the network; its module gives the expected result, or, without one, the last opener.
         openers: open the requested backend on a device, then the safer ones; the last is fp32.
         device: where it runs.
 
@@ -88,8 +88,7 @@ class CheckedBackend(Backend):
                 self._open_next()
                 continue
             if expected is None:
-                reference = TorchBackend(spec, self._device, graphs=False)
-                expected = reference.run(face.to(self._device))
+                expected = self._reference(spec, face)
             problem = self._problem(face, expected)
             if problem is None or not self._openers:
                 return
@@ -97,6 +96,15 @@ class CheckedBackend(Backend):
             self.fallbacks += 1
             self._backend.close()
             self._rejected = True
+
+    def _reference(self, spec: NetworkSpec, face: torch.Tensor) -> torch.Tensor:
+        if spec.module is not None:
+            return TorchBackend(spec, self._device, graphs=False).run(face.to(self._device))
+        backend = self._openers[-1](self._device)  # a graph in a file: its own runtime in fp32
+        try:
+            return backend.run(face)
+        finally:
+            backend.close()
 
     def _open_next(self) -> None:
         """Open the next backend; if that fails, for lack of memory perhaps, it stays the next."""

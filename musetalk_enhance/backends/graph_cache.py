@@ -74,7 +74,7 @@ def _key(spec: NetworkSpec, variant: str) -> str:
         "network": spec.key,
         "shape": spec.input_shape,
         "variant": variant,
-        "source": _source_digest(spec.module),
+        "source": "" if spec.module is None else _source_digest(spec.module),
         "versions": [__version__, *(_version(name) for name in ("torch", "onnx"))],
     }
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:24]

@@ -28,6 +28,7 @@ from ..errors import (
 )
 from ..runtime import memory
 from ..runtime.files import AtomicFile
+from ..weights.onnx_models import GraphFile
 from . import graph_cache
 from .base import NetworkSpec
 
@@ -40,9 +41,6 @@ OPSET = 17
 MAX_DIFFERENCE = 1e-4
 """Largest accepted difference from torch, as a share of the network's value range."""
 CHECKED_BATCHES = (1, 3)
-
-Graph = Path | bytes
-"""A graph in a file or in memory, as ONNX Runtime and OpenVINO accept it."""
 
 _tracing = threading.Lock()
 """torch's exporter, warning filters and stdout are process-wide: one trace at a time."""
@@ -88,14 +86,17 @@ def export(spec: NetworkSpec, path: str | Path, *, facts: Mapping[str, str] | No
     return error
 
 
-def stored_graph(spec: NetworkSpec) -> Graph:
-    """The graph of `spec`: a stored file where there is one, else traced now; see `graph_cache`.
+def graph_file(spec: NetworkSpec) -> GraphFile:
+    """The graph of `spec`: its own file, a stored trace (see `graph_cache`), or one made now.
 
     Raises:
         MissingDependencyError: the package onnx is not installed.
         RestorerError: the network cannot be traced.
     """
-    return graph_cache.get(spec, lambda: trace(spec), f"opset {OPSET}")
+    if spec.graph is not None:
+        return spec.graph
+    graph = graph_cache.get(spec, lambda: trace(spec), f"opset {OPSET}")
+    return GraphFile(graph, INPUT, OUTPUT)
 
 
 def trace(spec: NetworkSpec, facts: Mapping[str, str] | None = None) -> bytes:
@@ -116,11 +117,15 @@ def trace(spec: NetworkSpec, facts: Mapping[str, str] | None = None) -> bytes:
     """
     import torch
 
+    if spec.module is None:
+        raise RestorerError(f"{spec.name} is an ONNX file: it cannot be traced again")
     onnx = runtime("onnx", "writing an ONNX file")
     parameters = inspect.signature(torch.onnx.export).parameters
     options: dict[str, Any] = {"dynamo": False} if "dynamo" in parameters else {}  # not in 2.0
     content: Any = io.BytesIO()
+    sides: list[int] = []
     start = time.perf_counter()
+    hook = spec.module.register_forward_hook(lambda *call: sides.append(int(call[2].shape[-1])))
     try:
         with _tracing, _quiet():
             torch.onnx.export(
@@ -135,12 +140,15 @@ def trace(spec: NetworkSpec, facts: Mapping[str, str] | None = None) -> bytes:
             )
     except Exception as error:  # torch's exporter raises whatever its parts raise
         raise RestorerError(f"{spec.name} cannot be written as ONNX: {error}") from error
+    finally:
+        hook.remove()
     graph_cache.logger.debug("traced %s in %.1f s", spec.name, time.perf_counter() - start)
     low, high = spec.value_range
     entries = {
         "name": spec.name,
         "value_range": f"{low:g}..{high:g}",
         "color": "rgb",
+        "output_size": str(sides[-1]),  # the graph's own shape may leave it open
         "musetalk_enhance": __version__,
         **(facts or {}),
     }
@@ -151,7 +159,7 @@ def trace(spec: NetworkSpec, facts: Mapping[str, str] | None = None) -> bytes:
     return graph
 
 
-def difference(spec: NetworkSpec, graph: Graph) -> float:
+def difference(spec: NetworkSpec, graph: bytes) -> float:
     """Largest absolute difference between ONNX Runtime running `graph` and torch running `spec`.
 
     Both in fp32 on the CPU, over all values of batches of 1 and 3 images of noise, as a share of
@@ -167,7 +175,8 @@ def difference(spec: NetworkSpec, graph: Graph) -> float:
     from .torch_backend import TorchBackend
 
     cpu = torch.device("cpu")
-    reference, backend = TorchBackend(spec, cpu), OnnxBackend(spec, cpu, graph=graph)
+    reference = TorchBackend(spec, cpu)
+    backend = OnnxBackend(spec, cpu, graph=GraphFile(graph, INPUT, OUTPUT))
     (low, high), worst = spec.value_range, torch.tensor(0.0)
     try:
         for count in CHECKED_BATCHES:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from ..errors import ConfigError, RestorerError
 from .base import Backend, NetworkSpec
-from .onnx_export import INPUT, OUTPUT, runtime, stored_graph, translated
+from .onnx_export import graph_file, runtime, translated
 
 if TYPE_CHECKING:
     import torch
@@ -50,23 +51,29 @@ class OpenVinoBackend(Backend):
                 f"backend openvino has no bf16 on this processor ({cpu}, which has "
                 f"{', '.join(capabilities(core))}); set dtype: fp32"
             )
-        graph = stored_graph(spec)
+        graph = graph_file(spec)
         with translated(f"loading {spec.name} into OpenVINO"):
-            compiled = core.compile_model(core.read_model(graph), "CPU", _config(dtype))
+            compiled = core.compile_model(core.read_model(graph.graph), "CPU", _config(dtype))
             self._request: Any = compiled.create_infer_request()
+        self._names = replace(graph, graph=b"")
 
     def run(self, batch: torch.Tensor) -> torch.Tensor:
         """See `Backend.run`. Faces on the CPU are not copied."""
-        import numpy as np
         import torch
 
         faces = batch.detach().to("cpu", torch.float32).contiguous().numpy()
         with translated(f"{self._spec_name} in OpenVINO"):
-            self._request.set_tensor(INPUT, self._openvino.Tensor(faces, shared_memory=True))
-            self._request.infer()
-            # a copy: the next run writes to the same memory
-            restored = np.array(self._request.get_tensor(OUTPUT).data)
+            restored = self._names.run(faces, self._infer)
         return torch.from_numpy(restored).to(batch.device)
+
+    def _infer(self, inputs: dict[str, Any]) -> Any:
+        import numpy as np
+
+        for name, value in inputs.items():
+            self._request.set_tensor(name, self._openvino.Tensor(value, shared_memory=True))
+        self._request.infer()
+        # a copy: the next run writes to the same memory
+        return np.array(self._request.get_tensor(self._names.output).data)
 
     def to(self, device: torch.device) -> None:
         """See `Backend.to`: only the CPU is accepted."""

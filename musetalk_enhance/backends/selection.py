@@ -33,6 +33,8 @@ DTYPES = {
     "ncnn": ("fp32", "bf16"),
 }
 """Each backend's dtypes."""
+GRAPH_BACKENDS = ("onnx", "openvino")
+"""Those that run a graph in a file."""
 ORDER = {
     "cpu": (("ncnn", "fp32"), ("openvino", "fp32"), ("onnx", "fp32"), ("torch", "fp32")),
     "cuda": (("torch", "bf16"), ("torch", "fp16"), ("torch", "fp32"), ("onnx", "fp32")),
@@ -69,8 +71,8 @@ def open_backend(spec: NetworkSpec, options: BackendOptions, device: torch.devic
         MissingDependencyError: the requested runtime is not installed.
         RestorerError: it cannot run this network.
     """
-    executions = possible_executions(options, device)
-    if options.backend == "auto" and device.type == "cpu":
+    executions = possible_executions(options, device, spec)
+    if options.backend == "auto" and device.type == "cpu" and spec.graph is None:
         _suggest_a_runtime(bool(_bf16_on(device)))
     if len(executions) > 1:
         executions = _measured_order(spec, options, device, executions)
@@ -86,12 +88,28 @@ def _suggest_a_runtime(bf16: bool) -> None:
         logger.info(text, name, f"pip install 'musetalk_enhance[{name}]'")
 
 
-def possible_executions(options: BackendOptions, device: torch.device) -> list[Execution]:
+def possible_executions(
+    options: BackendOptions, device: torch.device, spec: NetworkSpec | None = None
+) -> list[Execution]:
     """The executions that `options` allow, most promising first.
+
+    Args:
+        options: what is requested.
+        device: where the network runs.
+        spec: the network; a graph in a file runs in `GRAPH_BACKENDS` only.
 
     Raises:
         ConfigError: none, as the options contradict each other.
     """
+    if spec is not None and spec.graph is not None:
+        if options.backend not in ("auto", *GRAPH_BACKENDS):
+            allowed = f"auto | {' | '.join(GRAPH_BACKENDS)} with an ONNX file"
+            raise ConfigError("backend", options.backend, allowed)
+        usual = possible_executions(options, device)
+        executions = [each for each in usual if each.backend in GRAPH_BACKENDS]
+        if not executions:
+            raise ConfigError("dtype", options.dtype, "auto | fp32 with an ONNX file")
+        return executions
     if options.backend == "auto":
         executions = _usual(device)
         more = ("ncnn", "torch") if device.type == "cpu" else ("torch",)
@@ -231,9 +249,7 @@ def _measured_order(
 
 def _lacks_memory(spec: NetworkSpec, device: torch.device) -> bool:
     """Whether measuring might end the process: the kernel kills it, and no error is raised."""
-    tensors = (*spec.module.parameters(), *spec.module.buffers())
-    needed = NEEDED * sum(tensor.numel() * tensor.element_size() for tensor in tensors)
-    return device.type == "cpu" and memory.free_bytes(device) < needed
+    return device.type == "cpu" and memory.free_bytes(device) < NEEDED * spec.weight_bytes
 
 
 @cache
@@ -284,7 +300,7 @@ def tune(
     Raises:
         EnhanceError: none works here.
     """
-    executions = executions or possible_executions(options, device)
+    executions = executions or possible_executions(options, device, spec)
     entry = _measure_entry(spec, options, device, executions)
     problem = tuning.remember(_key(spec, options, device), entry)
     if problem is not None:

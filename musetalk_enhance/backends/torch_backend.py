@@ -62,6 +62,7 @@ class TorchBackend(Backend):
         self._asked, self._device = dtype, device
         self._order = torch.channels_last if spec.channels_last else torch.contiguous_format
         shared = dtype == "fp32" and device.type == "cpu"
+        assert spec.module is not None
         module = spec.module if shared else copy.deepcopy(spec.module)
         self.module = cast(module, self._type).to(device)
         if spec.channels_last:

@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .._version import __version__
-from ..runtime.files import AtomicFile
+from ..runtime.files import AtomicFile, read_json
 from ..weights import cache_dir
 
 if TYPE_CHECKING:
@@ -163,8 +163,5 @@ def forget() -> None:
 
 
 def _read() -> dict[str, Any]:
-    try:
-        content = json.loads(path().read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
+    content = read_json(path())
     return content if isinstance(content, dict) else {}

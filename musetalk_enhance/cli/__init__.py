@@ -6,12 +6,15 @@ could not be read or restored, 130 interrupted. ``run`` returns the host script'
 
 from __future__ import annotations
 
+import errno
 import logging
+import os
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from importlib import import_module
 from pathlib import Path
+from typing import Any
 
 from .._version import __version__
 from ..errors import EnhanceError
@@ -57,8 +60,22 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: arguments without the program's name; None uses ``sys.argv``.
     """
     words = list(sys.argv[1:] if argv is None else argv)
-    with _log_to_stderr():
+    with _log_to_stderr(), _printable_names():
         return _main(words)
+
+
+@contextmanager
+def _printable_names() -> Iterator[None]:
+    """Escape what stdout cannot encode: a name of a file may hold any bytes."""
+    stream: Any = sys.stdout
+    if getattr(stream, "errors", None) != "strict" or not hasattr(stream, "reconfigure"):
+        yield
+        return
+    stream.reconfigure(errors="backslashreplace")
+    try:
+        yield
+    finally:
+        stream.reconfigure(errors="strict")
 
 
 @contextmanager
@@ -86,6 +103,25 @@ class _StderrHandler(logging.StreamHandler):  # type: ignore[type-arg]
     """The handler of the command line."""
 
 
+def _run_command(words: list[str]) -> int:
+    args = _parser().parse_args(words)
+    try:
+        code = int(args.run(args))
+        print(end="", flush=True)  # does nothing where stdout is closed
+        return code
+    except EnhanceError:  # some of them are OSErrors, too
+        raise
+    except OSError as error:
+        if error.errno not in (errno.EPIPE, errno.ENOSPC):
+            raise
+        # What is left in the buffer would raise once more at the exit of the interpreter.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        if error.errno == errno.EPIPE:  # the reader, such as `head`, has seen enough
+            return 128 + 13
+        print(f"musetalk-enhance: the output cannot be written ({error})", file=sys.stderr)
+        return 2
+
+
 def _main(words: list[str]) -> int:
     if words[:1] in ([], ["help"]):
         words = [*words[1:], "--help"]
@@ -94,8 +130,7 @@ def _main(words: list[str]) -> int:
             from .run import run_words  # argparse must not parse the script's own arguments
 
             return run_words(words[1:])
-        args = _parser().parse_args(words)
-        return int(args.run(args))
+        return _run_command(words)
     except EnhanceError as error:
         print(f"musetalk-enhance: {error}", file=sys.stderr)
         return 2

@@ -15,11 +15,11 @@ import statistics
 import time
 from collections.abc import Sequence
 from contextlib import ExitStack
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..config.settings import EnhancerSettings
 from ..runtime.files import write_bytes
+from .parser import folder_type
 
 if TYPE_CHECKING:
     import numpy as np
@@ -86,7 +86,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--rounds", type=_count, metavar="N", help="runs of each combination; default: 3"
     )
     parser.add_argument("--quick", action="store_true", help="2 faces, 1 round, batches 1,2")
-    parser.add_argument("--out", type=Path, metavar="DIR", help=f"write {JSON_FILE} in this folder")
+    parser.add_argument(
+        "--out", type=folder_type, metavar="DIR", help=f"write {JSON_FILE} in this folder"
+    )
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
     parser.add_argument(
         "--tune",

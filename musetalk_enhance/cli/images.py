@@ -6,7 +6,6 @@ import argparse
 import json
 import logging
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..pipeline.stats import by_reason, counted, restored_words
@@ -20,6 +19,7 @@ from .job import (
     progress_bar,
     settings_from,
 )
+from .parser import folder_type, path_type
 
 if TYPE_CHECKING:
     from ..jobs import ImagesResult
@@ -45,10 +45,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     from ..jobs.options import ImageSettings
 
     parser.add_argument(
-        "source", metavar="INPUT_DIR", type=Path, help="a folder with images, or one image"
+        "source", metavar="INPUT_DIR", type=path_type, help="a folder with images, or one image"
     )
     parser.add_argument(
-        "--output-dir", metavar="OUT", type=Path, required=True, help="folder for the results"
+        "--output-dir",
+        metavar="OUT",
+        type=folder_type,
+        required=True,
+        help="folder for the results",
     )
     parser.add_argument(
         "--num-samples",

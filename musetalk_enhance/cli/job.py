@@ -104,7 +104,7 @@ def offer_detector(settings: FaceSettings) -> None:
     if weights.find(name) is not None or not (sys.stdin.isatty() and sys.stderr.isatty()):
         return
     entry = weights.table.WEIGHTS.get(name)
-    question = f"{name}, {entry.size / 1e6:.1f} MB, {entry.license}: fetch now? [Y/n] "
+    question = f"{name}, {(entry.size or 0) / 1e6:.1f} MB, {entry.license}: fetch now? [Y/n] "
     print(question, end="", file=sys.stderr, flush=True)
     answer = sys.stdin.readline()  # empty at the end of the input, where nobody answered
     if answer and answer.strip().lower() in ("", "y", "yes"):

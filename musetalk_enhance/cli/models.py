@@ -39,19 +39,17 @@ def _names(pattern: str) -> list[str]:
 
 
 def _row(name: str) -> dict[str, Any]:
-    from .. import weights
     from ..errors import RestorerError
-    from ..restorers.catalog import get_model
+    from ..restorers.catalog import get_model, is_installed
 
     try:
         info = get_model(name).info
     except RestorerError as error:  # a broken plug-in is reported and breaks nothing else
         unknown = dict.fromkeys(("license", "licence", "weight"))
         return {"name": name, "status": "broken", "summary": str(error), **unknown}
-    installed = info.weight is None or weights.find(info.weight) is not None
     return {
         "name": name,
-        "status": "ready" if installed else "no weight",
+        "status": "ready" if is_installed(name) else "no weight",
         "summary": info.summary,
         "license": info.license,
         "licence": info.license,  # the key before it was spelled "license"

@@ -14,8 +14,8 @@ from ..config.schema import checked, help_text
 from ..errors import ConfigError, EnhanceError, MediaError
 from ..media.image import IMAGE_EXTENSIONS, readable_extensions
 from ..onnx_pipeline.options import PipelineOptions
-from ..runtime.files import write_bytes
-from .parser import Switch
+from ..runtime.files import real_path, write_bytes
+from .parser import Switch, path_type
 
 HELP = "restore the faces in images with an ONNX file, without torch"
 EXAMPLES = (
@@ -41,22 +41,26 @@ class _Providers(argparse.Action):
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add inputs, outputs, and every option of `PipelineOptions`."""
     parser.add_argument(
-        "images", metavar="IMAGE", type=Path, nargs="+", help="an image, or a folder with images"
+        "images",
+        metavar="IMAGE",
+        type=path_type,
+        nargs="+",
+        help="an image, or a folder with images",
     )
     parser.add_argument(
         "--output",
         metavar="OUT",
-        type=Path,
+        type=path_type,
         required=True,
         help="the result, or a folder for the results of several images",
     )
     parser.add_argument(
         "--analysis",
         metavar="JSON",
-        type=Path,
+        type=path_type,
         help="analysis of the faces, or a folder with NAME.json for each image; default: detect",
     )
-    parser.add_argument("--json", metavar="JSON", type=Path, help="write what was done")
+    parser.add_argument("--json", metavar="JSON", type=path_type, help="write what was done")
     parser.add_argument(
         "--providers", action=_Providers, nargs=0, help="list the execution providers and exit"
     )
@@ -112,7 +116,7 @@ def _jobs(
     several = len(sources) > 1 or images[0].is_dir()
     if several and analysis is not None and not analysis.is_dir():
         raise ConfigError("--analysis", str(analysis), "a folder, with several images")
-    outputs: set[Path] = set()
+    taken = {real_path(path) for path in sources}
     for source in sources:
         is_written = source.suffix.lower() in IMAGE_EXTENSIONS
         name = source.name if is_written else f"{source.stem}.png"
@@ -120,11 +124,10 @@ def _jobs(
         if result.suffix.lower() not in IMAGE_EXTENSIONS:
             expected = f"a file of {', '.join(IMAGE_EXTENSIONS)}, or a folder"
             raise ConfigError("--output", str(output), expected)
-        resolved = result.resolve()
-        if resolved in outputs or resolved in {path.resolve() for path in sources}:
+        if real_path(result) in taken:
             expected = "a folder in which no result replaces an image or another result"
             raise ConfigError("--output", str(result), expected)
-        outputs.add(resolved)
+        taken.add(real_path(result))
         is_folder = analysis is not None and analysis.is_dir()
         faces = analysis / f"{source.stem}.json" if analysis and is_folder else analysis
         yield source, faces, result

@@ -5,7 +5,26 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any, NoReturn
+
+
+def path_type(text: str) -> Path:
+    """The type of an argument that is a path.
+
+    An empty one, such as that of a shell variable that is not set, is not the current folder.
+    """
+    if not text or "\0" in text:
+        raise argparse.ArgumentTypeError(f"invalid path {text!r}; expected a name")
+    return Path(text)
+
+
+def folder_type(text: str) -> Path:
+    """The type of an argument that is a folder, which need not exist."""
+    result = path_type(text)
+    if result.exists() and not result.is_dir():
+        raise argparse.ArgumentTypeError(f"{text} is not a folder")
+    return result
 
 
 class CommandParser(argparse.ArgumentParser):
@@ -101,4 +120,4 @@ class _Formatter(argparse.RawDescriptionHelpFormatter):
         return super()._format_action_invocation(action)
 
 
-__all__ = ["CommandParser", "Switch"]
+__all__ = ["CommandParser", "Switch", "folder_type", "path_type"]

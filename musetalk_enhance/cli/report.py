@@ -8,6 +8,7 @@ import logging
 from pathlib import Path
 
 from .job import progress_bar
+from .parser import folder_type, path_type
 
 HELP = "compare a clip with its restored version: metrics, plots, worst frames, and checks"
 EXAMPLES = (
@@ -20,17 +21,19 @@ logger = logging.getLogger("musetalk_enhance")
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the clips, the face's position, and the output folder."""
-    parser.add_argument("before", metavar="IN", type=Path, help="the host's video, with soft faces")
     parser.add_argument(
-        "after", metavar="OUT", type=Path, help="the same video with restored faces"
+        "before", metavar="IN", type=path_type, help="the host's video, with soft faces"
     )
     parser.add_argument(
-        "--reference", metavar="SRC", type=Path, help="the unsoftened original, if available"
+        "after", metavar="OUT", type=path_type, help="the same video with restored faces"
+    )
+    parser.add_argument(
+        "--reference", metavar="SRC", type=path_type, help="the unsoftened original, if available"
     )
     parser.add_argument(
         "--out",
         metavar="FOLDER",
-        type=Path,
+        type=folder_type,
         default=Path("out/report"),
         help="default: %(default)s",
     )
@@ -42,7 +45,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--sidecar",
-        type=Path,
+        type=path_type,
         metavar="FILE",
         help="JSON from the enhancer: totals, and notes on each frame; default: OUT.json",
     )

@@ -7,7 +7,6 @@ import json
 import logging
 import re
 from decimal import Decimal
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..errors import MediaError
@@ -22,6 +21,7 @@ from .job import (
     progress_bar,
     settings_from,
 )
+from .parser import folder_type, path_type
 
 if TYPE_CHECKING:
     from ..jobs import VideoResult
@@ -42,9 +42,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add input, output, the clip's start and end, and every option of `VideoSettings`."""
     from ..jobs.options import VideoSettings
 
-    parser.add_argument("source", metavar="IN", type=Path, help="input video")
+    parser.add_argument("source", metavar="IN", type=path_type, help="input video")
     parser.add_argument(
-        "output", metavar="OUT", type=Path, help="output video; its extension sets the container"
+        "output",
+        metavar="OUT",
+        type=path_type,
+        help="output video; its extension sets the container",
     )
     parser.add_argument(
         "--start", type=_seconds, metavar="TIME", help="start of the clip: seconds, or H:M:S"
@@ -58,7 +61,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--report",
         metavar="FOLDER",
-        type=Path,
+        type=folder_type,
         help="write report.json and report.html on the restored faces to this folder",
     )
     add_options(parser, VideoSettings, MAIN)

@@ -34,7 +34,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     command = commands.add_parser(
         "fetch", help="download weights into the cache, or resume a download"
     )
-    command.add_argument("names", nargs="+", metavar="NAME", help=f"a name of the list, or {_ALL}")
+    text = f"a name of the list, or {_ALL}, which is every pinned one"
+    command.add_argument("names", nargs="+", metavar="NAME", help=text)
     command.add_argument(
         "--offline", action="store_true", help="do not connect; report missing weights"
     )
@@ -58,7 +59,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     command.add_argument("--json", action="store_true", help="print JSON")
 
     command = commands.add_parser(
-        "import", help="copy files into the cache; their sha256 identifies them"
+        "import",
+        help="copy files into the cache; their sha256 identifies them, or their name and "
+        "inputs if they are unpinned ONNX files",
     )
     command.add_argument("files", nargs="+", metavar="FILE")
 
@@ -100,9 +103,10 @@ def _list(args: argparse.Namespace) -> int:
         return 0
     width = max(len(entry.name) for entry in table.WEIGHTS)
     for entry in table.WEIGHTS:
-        size = f"{entry.size / 1e6:6.1f} MB"
+        size = " " * 9 if entry.size is None else f"{entry.size / 1e6:6.1f} MB"
         print(f"{entry.name:{width}}  {_state(entry):10}  {size}  {entry.purpose}")
-        print(f"{'':{width}}  license: {entry.license}")
+        note = "; unpinned" if entry.sha256 is None else ""
+        print(f"{'':{width}}  license: {entry.license}{note}")
     print(f"\nfolder: {cache_dir()}")
     return 0
 
@@ -124,7 +128,7 @@ def _path(args: argparse.Namespace) -> int:
 def _fetch(args: argparse.Namespace) -> int:
     """Fetch every name; a failure does not stop the others, and the last one is raised."""
     if _ALL in args.names:
-        entries = list(table.WEIGHTS)
+        entries = [entry for entry in table.WEIGHTS if entry.sha256 is not None]
     else:
         entries = [table.WEIGHTS.get(name) for name in args.names]
     failed: list[EnhanceError] = []
@@ -161,8 +165,8 @@ def _verify(args: argparse.Namespace) -> int:
             print(f"{result.name:{width}}  {result.status:7}  {result.path}: {result.detail}")
     statuses = {result.status for result in results}
     if args.names:
-        return 0 if statuses == {"ok"} else 1
-    return 0 if "ok" in statuses and "corrupt" not in statuses else 1
+        return 0 if statuses <= {"ok", "unpinned"} else 1
+    return 0 if statuses & {"ok", "unpinned"} and "corrupt" not in statuses else 1
 
 
 def _import(args: argparse.Namespace) -> int:

@@ -19,7 +19,7 @@ def flag_of(name: str) -> str:
 GROUPS = {
     "models": (
         *("model", "model_path", "arch", "channel_multiplier", "engine", "commercial"),
-        *("download", "trust_unpinned"),
+        *("download", "trust_unpinned", "onnx_input_size", "onnx_value_range", "onnx_template"),
     ),
     "faces": (
         *("face_detector", "detector_path", "detection_size", "min_face", "only_center_face"),

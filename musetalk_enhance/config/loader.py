@@ -64,7 +64,7 @@ def _read(cfg: Any) -> Iterator[Any]:
         yield node
     except ConfigError:
         raise
-    except (OmegaConfBaseException, OSError, ValueError) as error:
+    except (OmegaConfBaseException, OSError, ValueError, RecursionError) as error:
         raise ConfigError(where, str(error), "a readable YAML mapping of options") from error
     except Exception as error:  # yaml's own errors, without importing yaml
         if type(error).__module__.startswith("yaml"):

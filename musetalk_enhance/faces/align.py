@@ -21,12 +21,11 @@ from ..frames.resize import resize
 from ..media.arrays import Image
 from .detect import FFHQ_512, FaceDetector
 from .one_euro import OneEuroFilter
+from .templates import TEMPLATE_SIDE, template_points
 
 if TYPE_CHECKING:
     import torch
 
-TEMPLATE_SIDE = 512
-"""Side of the square of `FFHQ_512`, in pixels."""
 MIN_STRETCH, MAX_STRETCH = 0.5, 1.5
 """Range of a crop's pixel aspect ratio (width / height): how much the host squashed its box."""
 MIN_SPREAD = 2.0
@@ -37,7 +36,6 @@ MIN_MATCH = 0.6
 _MARGIN = 0.25  # share of a side by which a landmark may lie outside the crop
 _NOSE_DEPTH = 0.45  # how far the nose stands out of the plane of eyes and mouth, in eye distances
 _MIN_COS = 0.5  # of the yaw that is corrected for: 60 degrees
-_CENTERED = FFHQ_512 - FFHQ_512.mean(axis=0)
 
 
 @dataclass(frozen=True, eq=False)
@@ -87,6 +85,7 @@ class Aligner:
 
     Args:
         side: side of aligned faces, in pixels: the network's input size.
+        template: a key of `templates.TEMPLATES`: the network's; None is FFHQ's.
         feather: width, in pixels of the 512 px template, over which the coverage fades at the
             template's border.
 
@@ -94,13 +93,16 @@ class Aligner:
         ConfigError: an invalid value.
     """
 
-    def __init__(self, side: int = TEMPLATE_SIDE, feather: float = 32.0) -> None:
+    def __init__(
+        self, side: int = TEMPLATE_SIDE, feather: float = 32.0, template: str | None = None
+    ) -> None:
         if side < 16:
             raise ConfigError("side", side, "at least 16 pixels")
         if not 0 < feather <= TEMPLATE_SIDE / 2:
             allowed = f"more than 0, at most {TEMPLATE_SIDE // 2} pixels"
             raise ConfigError("feather", feather, allowed)
         self.side, self.feather = side, feather
+        self._target = template_points(template)
 
     @staticmethod
     def problems(landmarks: Any, size_hw: tuple[int, int]) -> dict[int, FrameError]:
@@ -161,7 +163,8 @@ class Aligner:
             if not (np.isfinite(aspects) & (aspects > 0)).all():
                 raise ConfigError("aspect", aspect, "width / height of a box, above 0")
             stretch = aspects * size_hw[0] / size_hw[1]
-        matrices = [_similarity(face, by)[0] for face, by in zip(points, stretch, strict=True)]
+        pairs = zip(points, stretch, strict=True)
+        matrices = [_similarity(face, by, self._target)[0] for face, by in pairs]
         to_template = np.array(matrices).reshape(-1, 2, 3)
         size = (int(size_hw[0]), int(size_hw[1]))
         return Alignment(to_template, size, stretch * size_hw[1] / size_hw[0])
@@ -266,6 +269,19 @@ class Aligner:
         inside = x.minimum(TEMPLATE_SIDE - x).minimum(y.minimum(TEMPLATE_SIDE - y))
         ramp = (inside / self.feather).clamp_(0, 1)
         return (ramp * ramp * (3 - 2 * ramp))[:, None]
+
+
+def fit(landmarks: Any, template: str | None) -> NDArray[np.float64]:
+    """The similarity from an image to a template of 512 px, by least squares.
+
+    Args:
+        landmarks: (5, 2) x, y in pixels, not all the same.
+        template: a key of `templates.TEMPLATES`; None is FFHQ's.
+
+    Returns:
+        float64 (2, 3).
+    """
+    return _similarity(np.asarray(landmarks, np.float64), 1.0, template_points(template))[0]
 
 
 class LandmarkTrack:
@@ -431,10 +447,12 @@ def _rms(vectors: NDArray[np.float64]) -> float:
     return float(np.sqrt((vectors**2).sum(axis=-1).mean()))
 
 
-def _sums(points: NDArray[np.float64]) -> tuple[complex, complex, float, float]:
+def _sums(
+    points: NDArray[np.float64], target: NDArray[np.float64] = FFHQ_512
+) -> tuple[complex, complex, float, float]:
     """X, Y, S_x, S_y of `Aligner.fit`."""
     centered = points - points.mean(axis=0)
-    template = _CENTERED[:, 0] + 1j * _CENTERED[:, 1]
+    template = (target - target.mean(axis=0)) @ (1, 1j)
     x, y = centered[:, 0], centered[:, 1]
     x_sum, y_sum = complex((x * template).sum()), complex(-1j * (y * template).sum())
     return x_sum, y_sum, float(x @ x), float(y @ y)
@@ -458,7 +476,9 @@ def _stretch(points: NDArray[np.float64]) -> float:
     return min(MAX_STRETCH, max(MIN_STRETCH, best * cosine))
 
 
-def _similarity(points: NDArray[np.float64], stretch: float) -> tuple[NDArray[np.float64], float]:
+def _similarity(
+    points: NDArray[np.float64], stretch: float, target: NDArray[np.float64] = FFHQ_512
+) -> tuple[NDArray[np.float64], float]:
     """The transform (2, 3) from crop to template for a stretch, and the match, 0..1.
 
     The match is the share of the template's spread that the transformed points explain. The
@@ -466,12 +486,13 @@ def _similarity(points: NDArray[np.float64], stretch: float) -> tuple[NDArray[np
     between two point patterns", 1991, in two dimensions and without reflection, written with
     complex numbers.
     """
-    x_sum, y_sum, x_square, y_square = _sums(points)
+    x_sum, y_sum, x_square, y_square = _sums(points, target)
     square = stretch**2 * x_square + y_square
     turn = (stretch * x_sum + y_sum) / square
     linear = np.array([(turn.real * stretch, -turn.imag), (turn.imag * stretch, turn.real)])
-    shift = FFHQ_512.mean(axis=0) - linear @ points.mean(axis=0)
-    match = float(abs(turn) ** 2 * square / (_CENTERED**2).sum())
+    shift = target.mean(axis=0) - linear @ points.mean(axis=0)
+    spread = ((target - target.mean(axis=0)) ** 2).sum()
+    match = float(abs(turn) ** 2 * square / spread)
     return np.column_stack((linear, shift)), match
 
 

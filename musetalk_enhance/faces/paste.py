@@ -16,7 +16,8 @@ from numpy.typing import NDArray
 
 from ..errors import FrameError
 from ..media.arrays import Image, resize_image
-from .align import TEMPLATE_SIDE, Aligner
+from .align import Aligner
+from .templates import TEMPLATE_SIDE
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -40,7 +41,7 @@ class FaceCrop:
     """A face as the network takes it.
 
     Attributes:
-        aligned: BGR uint8 (side, side, 3), on the FFHQ template.
+        aligned: BGR uint8 (side, side, 3), on the network's template.
         to_template: float64 (2, 3): ``A @ (x, y, 1)`` maps a point of the image to the 512 px
             template.
         image_hw: height and width of the image that the face was cropped from.
@@ -101,8 +102,10 @@ def without_added_color(source_bgr: Image, restored_bgr: Image) -> Image:
     return np.asarray(cv2.cvtColor(gray, cv2.COLOR_GRAY2BGR), np.uint8)
 
 
-def crop_face(image_bgr: Image, landmarks: Any, side: int = TEMPLATE_SIDE) -> FaceCrop:
-    """Crop a face, rotated and scaled to the FFHQ template.
+def crop_face(
+    image_bgr: Image, landmarks: Any, side: int = TEMPLATE_SIDE, template: str | None = None
+) -> FaceCrop:
+    """Crop a face, rotated and scaled to a template.
 
     Bicubic; area-averaged first where it shrinks. Beyond the image's edge its border is replicated.
 
@@ -110,13 +113,15 @@ def crop_face(image_bgr: Image, landmarks: Any, side: int = TEMPLATE_SIDE) -> Fa
         image_bgr: BGR uint8 (H, W, 3).
         landmarks: (5, 2) x, y in pixels, in the order of `detect.Face.landmarks`.
         side: side of the aligned face, in pixels.
+        template: a key of `templates.TEMPLATES`; None is FFHQ's.
 
     Raises:
         FrameError: the landmarks are not a face's, or far outside; see `Aligner.problems`.
     """
     height, width = image_bgr.shape[:2]
     points = np.asarray(landmarks, np.float64)[None]
-    matrix = Aligner(side).fit(points, (height, width), aspect=width / height).to_template[0]
+    aligner = Aligner(side, template=template)
+    matrix = aligner.fit(points, (height, width), aspect=width / height).to_template[0]
     return crop_by_matrix(image_bgr, matrix, side)
 
 

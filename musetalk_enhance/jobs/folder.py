@@ -12,6 +12,7 @@ from pathlib import Path, PurePosixPath
 from ..errors import ConfigError, MediaError
 from ..media import IMAGE_EXTENSIONS, image_size, readable_extensions
 from ..media.image import UNREADABLE_EXTENSIONS
+from ..runtime.files import real_path
 from .manifest import FOLDER
 
 logger = logging.getLogger("musetalk_enhance")
@@ -60,9 +61,10 @@ def list_images(
             return [source.name]
         raise ConfigError("INPUT_DIR", str(source), f"a folder, or a file of {listed}")
     if not source.is_dir():
-        raise MediaError(source, "does not exist")
-    excluded = {path.resolve() for path in skip}
-    folder_path = source.resolve()
+        what = "is neither a folder nor a file" if source.exists() else "does not exist"
+        raise MediaError(source, what)
+    excluded = {real_path(path) for path in skip}
+    folder_path = real_path(source)
     if _takes_results(folder_path, excluded):
         raise ConfigError(
             "--output-dir", str(skip[0]), "a subfolder of the input folder, or a folder outside it"
@@ -112,10 +114,7 @@ def _is_new(folder: Path, source: Path, excluded: Collection[Path], linked: set[
 
     The targets of links are added to `linked`.
     """
-    try:
-        target, root = folder.resolve(), source.resolve()
-    except (OSError, RuntimeError):  # links that lead to one another
-        return False
+    target, root = real_path(folder), real_path(source)
     if _takes_results(target, excluded):
         return False
     if _holds_results(folder):
@@ -191,10 +190,10 @@ def check_no_overwrite(root: Path, output: Path, names: dict[str, ResultNames]) 
     Raises:
         ConfigError: a result would overwrite an input.
     """
-    sources = {(root / name).resolve() for name in names}
+    sources = {real_path(root / name) for name in names}
     for name in names.values():
         for target in (output / name.restored, output / name.comparison):
-            if target.resolve() in sources:
+            if real_path(target) in sources:
                 raise ConfigError(
                     "--output-dir", str(output), f"a folder whose {target} is not one of the inputs"
                 )

@@ -272,7 +272,9 @@ class PictureRestorer:
 
     def _crop(self, item: Item, index: int, note: FaceNote) -> FaceNote:
         try:
-            item.crops[index] = crop_face(item.image, item.faces[index].landmarks)
+            template = self._enhancer.engine.model.info.landmark_template
+            points = item.faces[index].landmarks
+            item.crops[index] = crop_face(item.image, points, template=template)
         except FrameError as error:
             if self._enhancer.settings.on_error == "raise":
                 raise

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import ConfigError
+from ..runtime.files import real_path
 from . import folder as folders
 from .image_processor import FAILED, ImageProcessorFactory, ReadUnit, WriteUnit
 from .job import Engine, Job, load_run_info
@@ -22,6 +23,7 @@ from .manifest import (
     State,
     Unit,
     file_digest,
+    is_relative_name,
     locked,
     outputs_intact,
     sweep_parts,
@@ -89,7 +91,8 @@ def restore_images(
         progress: called as images are finished.
 
     Raises:
-        ConfigError: there is no image, or an option is invalid.
+        ConfigError: there is no image, one of `pictures` is not in the folder, or an option is
+            invalid.
         MediaError: the input folder is missing, or the output cannot be written.
         WeightError, MissingDependencyError: a network cannot be loaded.
     """
@@ -100,7 +103,11 @@ def restore_images(
     if pictures is None:
         listed = folders.list_images(source, [output], troubles, skipped)
     else:
-        listed = list(pictures)
+        listed = list(dict.fromkeys(pictures))
+        for name in listed:
+            if not is_relative_name(name):
+                allowed = "names relative to the input folder, without .."
+                raise ConfigError("pictures", name, allowed)
     root = folders.root_folder(source)
     portable_settings = settings.absolute()
     with locked(output), contextlib.closing(engine or LocalEngine()) as runner:
@@ -195,7 +202,7 @@ def _planned(
     for index, items in enumerate(folders.split_into_units(root, new, settings.upscale)):
         manifest.units.append({"id": first + index, "job": manifest.job, "items": items})
     manifest.forget()
-    manifest.source = str(root.resolve())
+    manifest.source = str(real_path(root))
     manifest.write()
     listed_names = set(listed)
     valid, todo = [], []

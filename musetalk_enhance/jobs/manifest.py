@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import ConfigError, MediaError
-from ..runtime.files import open_regular, write_bytes
+from ..runtime.files import open_regular, read_json, write_bytes
 
 FOLDER = ".musetalk_enhance"
 VERSION = 3
@@ -58,15 +58,6 @@ def file_digest(path: Path) -> str | None:
     except OSError:
         return None
     return sha256.hexdigest()
-
-
-def read_json(path: Path) -> Any:
-    """Content of a JSON file; None if it is missing or damaged."""
-    try:
-        with open_regular(path) as file:
-            return json.loads(file.read().decode("utf-8"))
-    except (OSError, ValueError, RecursionError):
-        return None
 
 
 def _has_digest(sha256: Any, value: Any) -> bool:

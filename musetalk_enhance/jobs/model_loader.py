@@ -233,7 +233,8 @@ def _open_parser(settings: ImageSettings, loaded: LoadedModel) -> Any:
             "face_mask", "parsed", f"auto | feathered with commercial: true ({entry.license})"
         )
     if auto and (
-        loaded.restorer.request.info.landmark_template is None or weights.find(PARSENET) is None
+        loaded.restorer.request.info.landmark_template != "ffhq_512"  # ParseNet's own
+        or weights.find(PARSENET) is None
     ):
         return None
     try:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import logging
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .._version import __version__
@@ -18,13 +17,12 @@ from ..errors import (
     MissingWeightError,
     WeightError,
 )
-from ..restorers.catalog import AUTO_ORDER, MODELS, Choice, choose, get_model, model_names
-from ..restorers.codeformer import INFO as CODEFORMER
+from ..restorers.catalog import AUTO_ORDER, Choice, choose, get_model, model_names
 from ..runtime.devices import pick_device
 from .options import FaceSettings
 
 if TYPE_CHECKING:
-    from ..restorers.base import Restorer
+    from ..restorers.base import ModelInfo, Restorer
 
 logger = logging.getLogger("musetalk_enhance")
 
@@ -208,27 +206,25 @@ def run_info_of(
 def _load_one(
     settings: FaceSettings, name: str, pinned: RunInfo | None, passed_over: list[list[str]]
 ) -> LoadedModel:
-    previous = pinned if _is_of(settings, name, pinned) else None
-    enhancer_settings = settings.enhancer(model=name, **_choices(settings, previous))
-    fidelity = _fidelity(settings, enhancer_settings, name, bool(passed_over))
-    choice = choose(
-        enhancer_settings if fidelity is None else enhancer_settings.replace(fidelity=fidelity)
-    )
-    if settings.commercial and not choice.model.info.commercial:  # a path, which no name told
+    is_named = settings.model_path is None and name in model_names()
+    if is_named:  # an option that it lacks is reported before a missing weight
+        _fidelity(settings, get_model(name).info, name, bool(passed_over))
+    choice = choose(settings.enhancer(model=name))
+    info = choice.model.info
+    if settings.commercial and not info.commercial:  # a path, which no name told
         key = "model" if settings.model_path is None else "model_path"
-        raise LicenseError(key, settings.model_path or name, CODEFORMER.license)
+        raise LicenseError(key, settings.model_path or name, info.license)
+    changes = _choices(settings, pinned if pinned and pinned.model == info.name else None)
+    fidelity = _fidelity(settings, info, name, bool(passed_over))
+    if fidelity is not None:
+        changes["fidelity"] = fidelity
+    choice = dataclasses.replace(choice, settings=choice.settings.replace(**changes))
     return LoadedModel(
         choice.load(pick_device(settings.device, settings.allow_cpu)),
         choice,
         fidelity,
         list(passed_over),
     )
-
-
-def _is_of(settings: FaceSettings, name: str, pinned: RunInfo | None) -> bool:
-    """Whether the earlier run used this model."""
-    stem = Path(settings.model_path or name).stem if "/" in (settings.model_path or name) else name
-    return pinned is not None and pinned.model in (stem, MODELS.canonical(name))
 
 
 def _choices(settings: FaceSettings, previous: RunInfo | None) -> dict[str, Any]:
@@ -252,14 +248,10 @@ def _choices(settings: FaceSettings, previous: RunInfo | None) -> dict[str, Any]
 
 
 def _fidelity(
-    settings: FaceSettings, enhancer_settings: Any, name: str, is_fallback: bool
+    settings: FaceSettings, info: ModelInfo, name: str, is_fallback: bool
 ) -> float | None:
     """CodeFormer's w for this model; an error if it has none, except for a fallback."""
-    is_named = settings.model_path is None and name in model_names()
-    has_fidelity = (
-        get_model(name).info.has_fidelity if is_named else enhancer_settings.arch == "CodeFormer"
-    )
-    if has_fidelity:
+    if info.has_fidelity:
         return FIDELITY if settings.fidelity is None else settings.fidelity
     if settings.fidelity is not None and not is_fallback:
         allowed = (

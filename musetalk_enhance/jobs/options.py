@@ -81,11 +81,14 @@ class FaceSettings:
 
     model: str = borrowed(
         "model",
-        help="Restorer: a name (`musetalk-enhance models` lists them) or the path of a checkpoint. "
-        "codeformer falls back to GFPGAN, with a warning, if it cannot be loaded. auto: "
-        "codeformer, then GFPGAN, then the embedded lite.",
+        help="Restorer: a name (`musetalk-enhance models` lists them) or the path of a checkpoint "
+        "or an ONNX file. codeformer falls back to GFPGAN, with a warning, if it cannot be loaded. "
+        "auto: codeformer, then GFPGAN, then the embedded lite.",
     )
     model_path: str | None = borrowed("model_path")
+    onnx_input_size: str | int = borrowed("onnx_input_size")
+    onnx_value_range: str = borrowed("onnx_value_range")
+    onnx_template: str = borrowed("onnx_template")
     arch: str = borrowed("arch")
     fidelity: float | None = schema.option(
         None,

@@ -26,6 +26,7 @@ from ..media import (
     read_segment,
 )
 from ..pipeline.stats import counted, mean_or_none
+from ..runtime.files import real_path
 from .job import Engine, Job, load_run_info
 from .local import LocalEngine
 from .manifest import (
@@ -127,7 +128,7 @@ def restore_video(
     """
     settings, source, output = settings or VideoSettings(), Path(source), Path(output)
     start_time = time.perf_counter()
-    if source.resolve() == output.resolve():
+    if real_path(source) == real_path(output):
         raise ConfigError("OUT", str(output), "another file than IN")
     _check_names(output)
     if not settings.overwrite:
@@ -252,12 +253,17 @@ def _check_foreign(output: Path) -> None:
     """Refuse to replace a file that this command has not written; ours has a JSON file beside it.
 
     Raises:
-        ConfigError: there is one.
+        ConfigError: there is one, in the place of the video or of the JSON file.
     """
-    is_ours = "settings_sha256" in _job(read_head(sidecar_path(output)))
-    if output.is_file() and not is_ours and Manifest.load(parts_folder(output)) is None:
-        allowed = "a path without a file that this command has not written; --overwrite replaces it"
-        raise ConfigError("OUT", str(output), allowed)
+    sidecar = sidecar_path(output)
+    if "settings_sha256" in _job(read_head(sidecar)):
+        return
+    foreign = [sidecar] if sidecar.is_file() else []
+    if output.is_file() and Manifest.load(parts_folder(output)) is None:
+        foreign.insert(0, output)
+    if foreign:
+        allowed = f"a path without {foreign[0].name}, which this command has not written"
+        raise ConfigError("OUT", str(output), f"{allowed}; --overwrite replaces it")
 
 
 def _warn_of_damage(output: Path, index: VideoIndex, damage: list[list[Any]]) -> None:

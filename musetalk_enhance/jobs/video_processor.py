@@ -20,8 +20,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import FrameError
-from ..faces.align import TEMPLATE_SIDE
-from ..faces.detect import FFHQ_512, Face, FaceDetector
+from ..faces.detect import Face, FaceDetector
 from ..faces.paste import (
     FaceCrop,
     Image,
@@ -30,6 +29,7 @@ from ..faces.paste import (
     paste_faces,
     without_added_color,
 )
+from ..faces.templates import TEMPLATE_SIDE, template_points
 from ..faces.tracks import FaceTracker, TrackedFace
 from ..media import DecodedFrame, SegmentWriter, VideoIndex, read_segment
 from ..pipeline.engine import Request
@@ -238,7 +238,7 @@ class _Faces:
     def _crop(self, frame: _FrameFaces, face: TrackedFace) -> bool:
         """Crop a face; False, with an outcome, if it cannot be aligned or is no longer there."""
         try:
-            crop = crop_face(frame.decoded.bgr, face.landmarks, TEMPLATE_SIDE)
+            crop = crop_face(frame.decoded.bgr, face.landmarks, TEMPLATE_SIDE, self._template)
         except FrameError as error:
             frame.outcomes[face.track] = passed_through(Cause.ALIGNMENT, error.reason)
             return False
@@ -256,8 +256,14 @@ class _Faces:
         if track not in self._streams:
             self._streams[track] = self._enhancer.stream()
         aligned = np.stack([frame.crops[track].aligned for frame in frames])
-        points = [FFHQ_512] * len(aligned) if self._enhancer.settings.region == "mouth" else None
+        points = None
+        if self._enhancer.settings.region == "mouth":
+            points = [template_points(self._template)] * len(aligned)
         return Request(self._streams[track], aligned, (points, None, None, None))
+
+    @property
+    def _template(self) -> str | None:
+        return self._enhancer.engine.model.info.landmark_template
 
 
 class _SegmentCounts:

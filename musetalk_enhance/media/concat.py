@@ -127,7 +127,7 @@ def concat_segments(
             for packet in packets:
                 output.mux(packet)
             output.close()
-            if index.display_matrix and index.is_rotated:
+            if index.display_matrix:
                 write_display_matrix(file.path, index.display_matrix)
             _check_frame_count(file.path, len(index), target)
             file.commit()
@@ -221,11 +221,13 @@ def _check_target(target: Path, index: VideoIndex) -> None:
     if target.is_dir():
         raise MediaError(target, "is a folder; give the path of a file")
     if extension not in (*_MOV, ".mkv"):
-        what = f"{target.suffix} is not a supported container; choose .mp4, .mov or .mkv"
-        raise MediaError(target, what)
+        what = f"{extension} is not a supported container" if extension else "has no extension"
+        raise MediaError(target, f"{what}; choose .mp4, .mov or .mkv")
     if index.is_rotated and extension not in _MOV:
-        what = f"cannot hold the source's rotation by {index.rotation} degrees; choose .mp4"
-        raise MediaError(target, what)
+        turns = [f"rotation by {index.rotation} degrees"] if index.rotation else []
+        turns += ["flip"] if index.flipped else []
+        words = " and ".join(turns) or "rotation"
+        raise MediaError(target, f"cannot hold the source's {words}; choose .mp4 or .mov")
 
 
 @contextlib.contextmanager

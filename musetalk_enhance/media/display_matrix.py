@@ -72,6 +72,15 @@ def orientation(frame: Any) -> tuple[int, bool]:
     return round(-float(angle) / 90) % 4, flipped
 
 
+def rotates_or_flips(matrix: Sequence[int]) -> bool:
+    """Whether a display matrix does more than scale and shift, by over half a degree.
+
+    A scale is in the pixel aspect ratio, too, and a shift has no meaning for a single video.
+    """
+    a, b, _, c, d = matrix[:5]
+    return a < 0 or d < 0 or max(abs(b), abs(c)) > 0.01 * max(abs(a), abs(d))
+
+
 def write_display_matrix(path: Path, matrix: Sequence[int]) -> None:
     """Overwrite the matrix of a file's video track, in place.
 

@@ -152,6 +152,8 @@ def decode_image(data: bytes, name: PathLike, *, max_pixels: int | None = None) 
         dropped = ["EXIF that cannot be parsed"] if block and exif is None else []
         if image.mode == "CMYK":
             dropped.append("the colors of CMYK, which become sRGB")
+        elif image.mode != "LAB" and image.info.get("icc_profile") and not _color_profile(image):
+            dropped.append("a color profile that is not for RGB or gray")
         metadata = replace(metadata, dropped=(*dropped, *metadata.dropped))
         bgr, alpha = _pixels(_as_srgb(image, name) if image.mode == "CMYK" else image)
         if orientation >= 5 and subsampling == 1:
@@ -235,10 +237,13 @@ def losses_in(image: StillImage, extension: str) -> list[str]:
         extension: one of `IMAGE_EXTENSIONS`, in any case.
     """
     name = _FORMATS[extension.lower()]
+    profile_fits = name != "BMP" and (
+        image.icc is None or image.icc[16:20] != b"GRAY" or (image.gray and name != "WEBP")
+    )
     exif_fits = name != "BMP" and not (name == "JPEG" and len(image.exif or b"") > JPEG_SEGMENT)
     lost = {
         "transparency": image.alpha is not None and name in ("JPEG", "BMP"),
-        "the color profile": bool(image.icc) and name == "BMP",
+        "the color profile": bool(image.icc) and not profile_fits,
         "EXIF": bool(image.exif) and not exif_fits,
     }
     return [words for words, is_lost in lost.items() if is_lost] + metadata_losses(

@@ -12,7 +12,7 @@ from typing import Any
 from ..errors import ConfigError, MediaError
 from ..runtime.files import PathLike
 from .container import frame_rate, media_errors, open_video
-from .display_matrix import orientation, read_display_matrix, side_data_of
+from .display_matrix import orientation, read_display_matrix, rotates_or_flips, side_data_of
 from .packet_scan import PacketScan
 from .pixel_converter import field_order, matrix_and_range
 
@@ -88,6 +88,7 @@ class VideoIndex:
         rotation: degrees by which a player rotates the frames counterclockwise, 0, 90, 180 or 270.
         flipped: whether a player flips them from left to right first.
         display_matrix: the nine numbers for rotation and flip, as in the file; None without them.
+            Its angle need not be a right one, which `rotation` is rounded to.
         colorspace: matrix of the copy; that of the source, unless the source is RGB.
         color_range: 1 limited, 2 full, 0 not stated.
         color_primaries: as the source states them.
@@ -152,8 +153,8 @@ class VideoIndex:
 
     @property
     def is_rotated(self) -> bool:
-        """Whether a player rotates or flips the frames."""
-        return bool(self.rotation or self.flipped)
+        """Whether a player rotates or flips the frames, by any angle."""
+        return self.display_matrix is not None
 
     @property
     def chroma_grid(self) -> tuple[int, int]:
@@ -267,6 +268,7 @@ def _properties(path: PathLike) -> tuple[dict[str, Any], int | None]:
 
 def _geometry(frame: Any) -> dict[str, Any]:
     quarter_turns, flipped = orientation(frame)
+    matrix = read_display_matrix(frame)
     upright_wh = (frame.width, frame.height)[:: -1 if quarter_turns % 2 else 1]
     across, down = _chroma_grid(_encodable(frame.format.name))
     interlaced = field_order(frame)
@@ -279,7 +281,7 @@ def _geometry(frame: Any) -> dict[str, Any]:
         "coded_wh": (-(-frame.width // across) * across, -(-frame.height // down) * down),
         "rotation": quarter_turns * 90,
         "flipped": flipped,
-        "display_matrix": read_display_matrix(frame),
+        "display_matrix": matrix if matrix is not None and rotates_or_flips(matrix) else None,
     }
 
 

@@ -84,23 +84,34 @@ class PixelConverter:
 
     It holds one filter graph, which is rebuilt when the size, format or color of the frames
     changes. Not thread-safe. An input frame loses its timestamp.
+
+    Args:
+        rotation_and_flip: what `to_bgr` does with every frame, as `orientation` returns it; None
+            takes it from the first frame.
     """
 
     _EXACT = "flags=bicubic+accurate_rnd+full_chroma_int+full_chroma_inp"
 
-    def __init__(self) -> None:
+    def __init__(self, rotation_and_flip: tuple[int, bool] | None = None) -> None:
         self._graph: Any = None
         self._key: tuple[Any, ...] = ()
+        self._rotation_and_flip = rotation_and_flip
 
     def to_bgr(self, frame: Any) -> Image:
-        """A decoded frame as BGR uint8 ``(H, W, 3)``, upright, C-contiguous."""
+        """A decoded frame as BGR uint8 ``(H, W, 3)``, upright, C-contiguous.
+
+        All frames of a video are rotated alike: a raw H.264 stream states its orientation only in
+        some frames, and FFmpeg's decoding threads do not tell one another.
+        """
+        if self._rotation_and_flip is None:
+            self._rotation_and_flip = orientation(frame)
         matrix, color_range = matrix_and_range(
             int(frame.colorspace), int(frame.color_range), frame.format.name, frame.height
         )
         options = f"in_color_matrix={matrix}:in_range={color_range}:out_range=pc"
         options += ":interl=1" if frame.interlaced_frame else ""
         image = self._run(frame, options, "bgr24").to_ndarray()
-        quarter_turns, flipped = orientation(frame)
+        quarter_turns, flipped = self._rotation_and_flip
         return np.ascontiguousarray(np.rot90(image[:, ::-1] if flipped else image, quarter_turns))
 
     def to_yuv(

@@ -95,7 +95,8 @@ def _frames_from(
     path: PathLike, index: VideoIndex, seek_to: int | None, first: int, stop: int
 ) -> Generator[DecodedFrame, None, None]:
     """The frames from `first` on, decoded from `seek_to` on; none if `first` is not reached."""
-    converter, position, last = PixelConverter(), first, None
+    position, last = first, None
+    converter = PixelConverter((index.quarter_turns, index.flipped))
     with open_video(path) as (container, stream):
         try:
             if seek_to is not None:

@@ -5,8 +5,8 @@ Pillow and ONNX Runtime; ``docs/onnx.md`` describes it.
 """
 
 from ..runtime.onnx_session import providers
+from ..weights.onnx_models import MODELS, RestorerModel
 from .inference import Inference, Inferred
-from .models import MODELS, RestorerModel
 from .options import PipelineOptions
 from .pipeline import Pipeline, Services
 from .postprocess import Composite, FaceResult, Postprocess

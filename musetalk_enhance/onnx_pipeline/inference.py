@@ -14,8 +14,10 @@ from numpy.typing import NDArray
 from ..errors import CheckpointError, RestorerError
 from ..faces.occlusion import Occluder
 from ..media.arrays import Image, resize_image
-from ..runtime.onnx_session import PROVIDERS, open_session
-from .models import OUTPUTS, find_model, recognize
+from ..runtime.onnx_session import open_session, provider_of
+from ..weights import find_onnx
+from ..weights.onnx_graph import read_graph
+from ..weights.onnx_models import recognize
 
 logger = logging.getLogger("musetalk_enhance")
 
@@ -41,7 +43,7 @@ class Inference:
     """Runs a restorer, and an occluder if there is one.
 
     Args:
-        model: see `find_model`.
+        model: see `find_onnx`.
         input_size: see `recognize`, as are `value_range` and `template`.
         value_range: the lowest and the highest value.
         template: a key of `templates.TEMPLATES`.
@@ -79,28 +81,17 @@ class Inference:
         threads: int = 0,
         batch_size: int = 4,
     ) -> None:
-        weight = find_model(model)
+        weight = find_onnx(model)
         if weight.path.suffix.lower() != ".onnx":
             raise CheckpointError(weight.path, f"a {weight.path.suffix} file", "an .onnx file")
         self.path, self.sha256 = weight.path, weight.sha256
+        options: Any = {"input_size": input_size, "value_range": value_range, "template": template}
+        published = weight.entry.file if weight.entry else None
+        file = recognize(read_graph(self.path), published, **options)
+        self.model, self._graph = file.model, file.graph_file(fidelity)
         execution: Any = {"provider": provider, "allow_cpu": allow_cpu, "threads": threads}
         self._session = open_session(self.path, **execution)
-        running = self._session.get_providers()[0]
-        self.provider = next(word for word, name in PROVIDERS.items() if name == running)
-        inputs = self._session.get_inputs()
-        facts = self._session.get_modelmeta().custom_metadata_map
-        options: Any = {"input_size": input_size, "value_range": value_range, "template": template}
-        self.model, self._input, self._fidelity = recognize(self.path, inputs, facts, **options)
-        image = next(one for one in inputs if one.name == self._input)
-        self._dtype = np.float16 if "16" in image.type else np.float32
-        self._fixed = image.shape[0] if isinstance(image.shape[0], int) else None
-        self._batch_size, self._feeds = self._fixed or batch_size, {}
-        for one in inputs:
-            if one.name == self._fidelity:
-                shape = [side if isinstance(side, int) else 1 for side in one.shape]
-                dtype = {"tensor(double)": np.float64, "tensor(float16)": np.float16}
-                self._feeds[one.name] = np.full(shape, fidelity, dtype.get(one.type, np.float32))
-        self._output = self._image_output()
+        self.provider, self._batch_size = provider_of(self._session), batch_size
         self.occluder: Occluder | None = None
         if occluder is not None:
             self.occluder = Occluder(occluder, **execution)
@@ -115,10 +106,10 @@ class Inference:
         Raises:
             RestorerError: a network failed, or returned another shape.
         """
-        start, size = perf_counter(), self._batch_size
-        parts = [self._restore(batch[at : at + size]) for at in range(0, len(batch), size)]
-        side = self.model.input_size
-        restored = np.concatenate(parts) if parts else np.empty((0, 3, side, side), np.float32)
+        start, runs = perf_counter(), -(-len(batch) // (self._graph.batch or self._batch_size))
+        restored = np.empty((0, 3, *[self.model.input_size] * 2), np.float32)
+        if len(batch):
+            restored = self._graph.run(batch, self._restore, self._batch_size)
         visibility = None
         if self.occluder is not None and crops_bgr:
             size_wh = self.occluder.size_hw[::-1]
@@ -126,8 +117,8 @@ class Inference:
             masks = self.occluder.masks(faces.astype(np.float32) / 255)
             visibility = masks[:, 0].clip(0, 1)
         elapsed_ms = 1000 * (perf_counter() - start)
-        logger.debug("inference: %d faces in %d runs", len(batch), len(parts))
-        return Inferred(restored, visibility, len(parts), elapsed_ms)
+        logger.debug("inference: %d faces in %d runs", len(batch), runs)
+        return Inferred(restored, visibility, runs, elapsed_ms)
 
     def close(self) -> None:
         """Free the networks; the service cannot be used afterwards."""
@@ -135,35 +126,16 @@ class Inference:
         if self.occluder is not None:
             self.occluder.close()
 
-    def _restore(self, faces: NDArray[np.float32]) -> NDArray[np.float32]:
-        count = len(faces)
-        if self._fixed and count < self._fixed:
-            faces = np.concatenate((faces, faces[-1:].repeat(self._fixed - count, axis=0)))
+    def _restore(self, inputs: dict[str, NDArray[Any]]) -> NDArray[Any]:
         try:
-            feeds = {self._input: faces.astype(self._dtype), **self._feeds}
-            (restored,) = self._session.run([self._output], feeds)
+            (restored,) = self._session.run([self._graph.output], inputs)
         except Exception as error:  # of any class
             text = f"{self.model.name} failed: {type(error).__name__}: {error}"
             raise RestorerError(text) from error
         shape, side = np.shape(restored), self.model.input_size
-        if (
-            len(shape) != 4
-            or shape[:2] != (len(faces), 3)
-            or shape[2] != shape[3]
-            or (shape[2] < side)
-        ):
-            expected = f"({len(faces)}, 3, T, T), T {side} or more"
+        count = len(inputs[self._graph.image])
+        is_image = len(shape) == 4 and shape[:2] == (count, 3) and shape[2] == shape[3]
+        if not is_image or shape[2] < side:
+            expected = f"({count}, 3, T, T), T {side} or more"
             raise RestorerError(f"{self.model.name} returned {shape}; expected {expected}")
-        return np.asarray(restored[:count], np.float32)
-
-    def _image_output(self) -> str:
-        outputs = self._session.get_outputs()
-        images = [one for one in outputs if len(one.shape) == 4 and one.shape[1] in (3, None)]
-        images += [one for one in outputs if len(one.shape) == 4 and isinstance(one.shape[1], str)]
-        images.sort(key=lambda one: one.name not in OUTPUTS)
-        if not images:
-            shapes = ", ".join(f"{one.name} {list(one.shape)}" for one in outputs)
-            raise CheckpointError(
-                self.path, f"a graph with the outputs {shapes}", "an image (N, 3, side, side)"
-            )
-        return str(images[0].name)
+        return np.asarray(restored)

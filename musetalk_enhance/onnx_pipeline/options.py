@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from ..config import schema
 from ..runtime.onnx_session import PROVIDERS
-from .models import RANGES
+from ..weights.onnx_models import RANGES
 from .templates import TEMPLATES
 
 

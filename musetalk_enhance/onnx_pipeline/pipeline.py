@@ -17,9 +17,9 @@ from ..errors import ConfigError, LicenseError, MediaError
 from ..media.arrays import Image, as_bgr_image
 from ..media.image import StillImage, decode_image, encode_image
 from ..runtime.files import PathLike, open_regular, write_bytes
+from ..weights.onnx_models import RANGES
 from .analysis import SkippedFace
 from .inference import Inference
-from .models import RANGES
 from .options import PipelineOptions
 from .postprocess import FaceResult, Postprocess
 from .preprocess import Preprocess
@@ -217,9 +217,11 @@ class Pipeline:
     def _model(self) -> dict[str, Any]:
         inference = self.services.inference
         facts = dataclasses.asdict(inference.model)
-        del facts["files"]
+        del facts["files"], facts["summary"], facts["fidelity_inputs"]
         return {
             **facts,
+            "fidelity": inference.model.fidelity,
+            "commercial": inference.model.commercial,
             "value_range": list(inference.model.value_range),
             "file": inference.path.name,
             "sha256": inference.sha256,

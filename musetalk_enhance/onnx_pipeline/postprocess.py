@@ -15,7 +15,7 @@ from ..faces.occlusion import FEATHER
 from ..faces.paste import Mask, Paste, coverage, paste_faces, without_added_color
 from ..faces.regions import ACROSS, ALONG, CORNERS, DROP, PLATEAU
 from ..media.arrays import Image, as_bgr_image, resize_image
-from .models import RestorerModel
+from ..weights.onnx_models import RestorerModel
 from .templates import PreparedFace
 
 logger = logging.getLogger("musetalk_enhance")

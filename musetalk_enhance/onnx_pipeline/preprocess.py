@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 from ..faces.align import Aligner
 from ..faces.paste import crop_by_matrix
 from ..media.arrays import Image, as_bgr_image
+from ..weights.onnx_models import RestorerModel
 from .analysis import AnalyzedFace, SkippedFace, read_analysis
-from .models import RestorerModel
 from .templates import PreparedFace, fit
 
 logger = logging.getLogger("musetalk_enhance")

@@ -137,7 +137,7 @@ class Compositor:
         causes: list[Cause | None] = [None] * len(weights)
         if settings.guard_on:
             residual, weights, causes, state = self._guarded(
-                residual, batch, base, first_row, weights, causes, state
+                residual, batch, first_row, weights, causes, state
             )
         outcomes = self._outcomes(batch, weights, causes)
         rows = base[:, :, first_row:]
@@ -232,7 +232,6 @@ class Compositor:
         self,
         residual: torch.Tensor,
         batch: ComposeInput,
-        base: torch.Tensor,
         first_row: int,
         weights: list[float],
         causes: list[Cause | None],
@@ -240,11 +239,11 @@ class Compositor:
     ) -> tuple[torch.Tensor, list[float], list[Cause | None], StreamState]:
         from .stability.guard import Guard
 
-        if self._guard is None or self._guard.device != base.device:
-            self._guard = Guard(base.device)
+        if self._guard is None or self._guard.device != residual.device:
+            self._guard = Guard(residual.device)
         single = not self.settings.stability_amount  # every frame by itself
         cuts = [True] * len(weights) if single else batch.cuts
-        result = self._guard.check(base, residual, first_row, state.guard, cuts)
+        result = self._guard.check(batch.faces, residual, first_row, state.guard, cuts)
         weights = [weight * share for weight, share in zip(weights, result.weights, strict=True)]
         causes = [None if reason is None else REASONS[reason] for reason in result.reasons]
         return (

@@ -9,7 +9,7 @@ import logging
 import os
 import threading
 from collections.abc import Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
@@ -122,6 +122,11 @@ class _PreparedPart:
     def active(self) -> list[int]:
         return self.prepared.active
 
+    def continued(self, state: StreamState) -> StreamState:
+        """What the stream remembers before this part: nothing where its size is another one."""
+        size_hw = self.state.size_hw
+        return state if state.size_hw == size_hw else StreamState(size_hw)
+
 
 class Engine:
     """Restores faces of many streams with one network.
@@ -150,9 +155,12 @@ class Engine:
         """Load what the settings need, so that missing files are reported before a long run."""
         settings, aligner, occluder = self.settings, None, None
         if settings.align == "ffhq":
-            from ..faces.align import TEMPLATE_SIDE, Aligner
+            from ..faces.align import Aligner
+            from ..faces.templates import TEMPLATE_SIDE
 
-            aligner = Aligner(self.model.info.input_size or TEMPLATE_SIDE)
+            info = self.model.info
+            side = info.input_size or TEMPLATE_SIDE
+            aligner = Aligner(side, template=info.landmark_template)
         if settings.align == "ffhq" or settings.region == "mouth":
             from ..faces.landmarks import LandmarkFinder
 
@@ -379,7 +387,9 @@ class Engine:
                     pending, size, parts, 1 if alone else MOST_IN_ROUND * size
                 )
                 run.faces = active = sum(len(each.active) for each in prepared)
-                composed = self._network_and_compose(prepared) if active else [None] * len(prepared)
+                composed: list[Composed | None] = [None] * len(prepared)
+                if active:
+                    composed = self._network_and_compose(prepared, size)
                 self._commit(prepared, composed)
         except Exception as error:
             return parts, error
@@ -398,10 +408,11 @@ class Engine:
         prepared: list[_PreparedPart] = []
         states: dict[int, tuple[StreamState, bool]] = {}
         active = total = 0
+        at_once = self._faces_at_once(size)
         for waiting in pending:
             start = 0
             while start < len(waiting.indices) and active < size and total < limit:
-                stop = start + min(size - active, limit - total)
+                stop = start + min(size - active, limit - total, at_once)
                 part = _Part(waiting.work, waiting.indices[start:stop])
                 parts.append(part)
                 each = self._prepare(part, states, parts[:-1])
@@ -471,39 +482,79 @@ class Engine:
         shape = tuple(result.shape)
         return (height, width) in (shape[1:], shape[:2])
 
-    def _network_and_compose(self, prepared: list[_PreparedPart]) -> list[Composed | None]:
-        """Run the network on all frames that need it, and compose the parts."""
+    def _faces_at_once(self, size: int) -> int:
+        """Faces in one run of the network, of a batch of `size`.
+
+        On a CPU batches of more faces than cores are no faster, and what has gone through the
+        network can be composed while it runs on the next faces.
+        """
         import torch
 
-        active = [each for each in prepared if each.inputs is not None]
-        stats = [each.part.work.stream.stats for each in active]
-        inputs = [each.inputs for each in active if each.inputs is not None]
-        with stats[0].timed("network"):
+        if not self.model.owned or self.device.type != "cpu":
+            return size
+        return min(size, max(2, torch.get_num_threads()))
+
+    def _network_and_compose(
+        self, prepared: list[_PreparedPart], size: int
+    ) -> list[Composed | None]:
+        """Run the network on all frames that need it, and compose the parts.
+
+        What one run of the network made is composed while the next one is under way; the last is
+        composed here, where nothing else needs the processor.
+        """
+        runs = _runs(prepared, self._faces_at_once(size))
+        states: dict[int, StreamState] = {}
+        composing: list[Future[list[Composed | None]]] = []
+        try:
+            for run in runs[:-1]:
+                restored = self._network(run)
+                composing.append(submit(self._pool, self._compose_run, run, restored, states))
+                del restored
+            restored = self._network(runs[-1])
+            composed = [each for future in composing for each in future.result()]
+            return composed + self._compose_run(runs[-1], restored, states)
+        finally:
+            wait(composing)  # after an error too: what is under way holds memory
+
+    def _network(self, run: list[_PreparedPart]) -> torch.Tensor:
+        """What the network makes of all frames of a run, float32 (N, 3, T, T)."""
+        import torch
+
+        inputs = [each.inputs for each in run if each.inputs is not None]
+        if not inputs:
+            return torch.empty(0)
+        stats = next(each.part.work.stream.stats for each in run if each.inputs is not None)
+        with stats.timed("network"):
             batch = torch.cat(inputs)  # a copy: a restorer may change it in place
             restored = _checked_form(self.model.restorer.restore(batch), len(batch))
             whole = bool(torch.isfinite(restored.sum()))  # one pass; NaN and infinity survive a sum
         if not whole:
             raise RestorerError("the network returned NaN or infinite values")
+        return restored
+
+    def _compose_run(
+        self, run: list[_PreparedPart], restored: torch.Tensor, states: dict[int, StreamState]
+    ) -> list[Composed | None]:
+        """Compose the parts of a run; `states` has what each stream remembers before and after."""
+        import torch
+
         composed: list[Composed | None] = []
-        states: dict[int, StreamState] = {}
         start = 0
-        for each in prepared:
-            stream = each.part.work.stream
-            state = states.get(id(stream), each.state if each.state.size_hw else stream.state)
-            if state.size_hw != each.state.size_hw:
-                state = StreamState(each.state.size_hw)
-            if each.inputs is None:
+        # both hold for one thread only
+        with torch.no_grad(), without_autocast(self.device):
+            for each in run:
+                stream = each.part.work.stream
+                state = each.continued(states.get(id(stream), stream.state))
+                result: Composed | None = None
+                if each.inputs is not None:
+                    stop = start + len(each.inputs)
+                    with stream.stats.timed("motion"):
+                        motions = each.motions.result() if each.motions is not None else []
+                    with stream.stats.timed("finish"):
+                        result = self._compose(each, restored[start:stop], motions, state)
+                    start, state = stop, result.state
                 states[id(stream)] = _after(state, each)
-                composed.append(None)
-                continue
-            stop = start + len(each.inputs)
-            with stream.stats.timed("motion"):
-                motions = each.motions.result() if each.motions is not None else []
-            with stream.stats.timed("finish"):
-                result = self._compose(each, restored[start:stop], motions, state)
-            states[id(stream)] = _after(result.state, each)
-            composed.append(result)
-            start = stop
+                composed.append(result)
         return composed
 
     def _compose(
@@ -530,7 +581,10 @@ class Engine:
         return self._compositor.compose(batch, state)
 
     def _commit(self, prepared: list[_PreparedPart], composed: Sequence[Composed | None]) -> None:
-        """Hand the results of a successful round to the requests and update the streams."""
+        """Hand the results of a successful round to the requests and update the streams.
+
+        Nothing is counted before all results are there: if memory runs out, the round is repeated.
+        """
         finished: list[tuple[_PreparedPart, Composed | None, Any, list[Outcome]]] = []
         for each, result in zip(prepared, composed, strict=True):
             work, rows, outcomes = each.part.work, None, list[Outcome]()
@@ -542,23 +596,34 @@ class Engine:
                     )
                     outcomes = result.finished_outcomes()
             finished.append((each, result, rows, outcomes))
+        last_frames: list[LastFrame] = []
+        try:
+            for each, _, rows, outcomes in finished:
+                work = each.part.work
+                places = {place: position for position, place in enumerate(each.active)}
+                for place, index in enumerate(each.part.indices):
+                    if place in places:
+                        work.results[index] = rows[places[place]]
+                        work.outcomes[index] = outcomes[places[place]]
+                    else:
+                        outcome = self._left_alone(work, index, each.prepared, place)
+                        work.outcomes[index] = outcome
+                last_frames.append(self._last_frame(work, each.part.indices[-1]))
+        except Exception:
+            for each in prepared:
+                for index in each.part.indices:
+                    each.part.work.results.pop(index, None)
+            raise
         restorer = self.model.restorer
-        for each, result, rows, outcomes in finished:
+        for (each, result, _, _), last_frame in zip(finished, last_frames, strict=True):
             work, stream = each.part.work, each.part.work.stream
-            places = {place: position for position, place in enumerate(each.active)}
-            for place, index in enumerate(each.part.indices):
-                if place in places:
-                    work.results[index] = rows[places[place]]
-                    outcome = outcomes[places[place]]
-                else:
-                    outcome = self._left_alone(work, index, each.prepared, place)
-                work.outcomes[index] = outcome
-                stream.stats.add(outcome, stream.settings.strength)
-            state = result.state if result is not None else each.state
+            for index in each.part.indices:
+                stream.stats.add(work.outcomes[index], stream.settings.strength)
+            state = result.state if result is not None else each.continued(stream.state)
             stream.state = _after(state, each)
             stream.stats.batches += result is not None
             stream.stats.fallbacks = restorer.fallbacks
-            self._remember(work, each.part.indices[-1])
+            stream.last = last_frame
 
     def _left_alone(self, work: _Work, index: int, prepared: Prepared, place: int) -> Outcome:
         """Return a frame that skipped the network: the input, or the repeated result."""
@@ -582,11 +647,11 @@ class Engine:
             Status.LEFT_ALONE, 0.0, cause, sharp=cause is Cause.SHARP, cut=prepared.cuts[place]
         )
 
-    def _remember(self, work: _Work, index: int) -> None:
-        """Copy the last frame of a stream and its result: the host may change its own."""
+    def _last_frame(self, work: _Work, index: int) -> LastFrame:
+        """A copy of a stream's last frame and of its result: the host may change its own."""
         result = _copy(work.results[index])
         hints = work.host_hints.own(index)
-        work.stream.last = LastFrame(work.batch.own(index), result, hints, work.outcomes[index])
+        return LastFrame(work.batch.own(index), result, hints, work.outcomes[index])
 
     def _over_budget(self, stream: Stream, planner: BatchPlanner, faces: int) -> None:
         stream.stats.over_budget += 1
@@ -690,6 +755,19 @@ class Engine:
 def _first(work: _Work) -> int:
     """Index of the first frame of a request that was good enough to be restored."""
     return work.batch.runs()[0][0]
+
+
+def _runs(prepared: list[_PreparedPart], size: int) -> list[list[_PreparedPart]]:
+    """Parts that go through the network together, at most `size` faces."""
+    runs: list[list[_PreparedPart]] = [[]]
+    faces = 0
+    for each in prepared:
+        if faces and faces + len(each.active) > size:
+            runs.append([])
+            faces = 0
+        runs[-1].append(each)
+        faces += len(each.active)
+    return runs
 
 
 def _without(pending: list[_Part], number: int) -> list[_Part]:

@@ -27,6 +27,10 @@ class ModelHandle:
         restorer: one of the caller's own in its place. It cannot be loaded again, so `unload` moves
             it to the CPU instead.
 
+    Attributes:
+        owned: whether the restorer is this library's, not the caller's.
+        info: of the restorer.
+
     Raises:
         WeightError: the weight is missing, damaged, not to be trusted, or another network.
         MissingDependencyError: an optional package is needed.
@@ -34,7 +38,7 @@ class ModelHandle:
 
     def __init__(self, settings: EnhancerSettings, restorer: Restorer | None = None) -> None:
         self._settings = settings
-        self._owned = restorer is None
+        self.owned = restorer is None
         self._restorer: Restorer | None = restorer or self._load(settings)
         self._parked_from: torch.device | None = None
         self._cpu_failed = False
@@ -95,7 +99,7 @@ class ModelHandle:
             RestorerError: a restorer of the caller's own cannot be moved; it stays where it is.
         """
         device = self._device = self.device
-        if self._owned:
+        if self.owned:
             self.restorer.close()
             self._restorer = None
         elif device.type != "cpu":

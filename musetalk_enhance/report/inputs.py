@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import ConfigError
+from ..runtime.files import open_regular
 
 
 def find_locator(path: str | Path | None = None) -> Any:
@@ -48,8 +49,9 @@ def read_sidecar(
     if sidecar is None and not path.is_file():
         return (), {}
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+        with open_regular(path) as file:
+            content = json.loads(file.read().decode("utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
         raise ConfigError("--sidecar", str(path), f"a readable JSON file ({error})") from error
     notes, totals = None, None
     if isinstance(content, dict):

@@ -17,12 +17,16 @@ from ..config.settings import EnhancerSettings
 from ..errors import ConfigError, EnhanceError, RestorerError, suggest, warn_renamed
 from ..runtime.precision import as_if_alone
 from ..runtime.registry import Registry
+from ..weights import onnx_models
 from .base import LoadRequest, ModelInfo, NetworkRestorer, Restorer
 from .codeformer import INFO as CODEFORMER
 from .gfpgan import VERSIONS as GFPGAN_VERSIONS
 from .lite import FIRST_KEY as LITE_KEY
 from .lite import INFO as LITE
 from .official import INFO as OFFICIAL
+from .onnx_file import OPTIONS as ONNX_OPTIONS
+from .onnx_file import PUBLISHED as ONNX_MODELS
+from .onnx_file import info_of, recognized
 from .restoreformer import INFO as RESTOREFORMER
 
 logger = logging.getLogger("musetalk_enhance")
@@ -31,7 +35,7 @@ ENTRY_POINT_GROUP = "musetalk_enhance.restorers"
 AUTO_ORDER = ("gfpgan-1.4", "gfpgan-1.3", "gfpgan-1.2")
 """The models that ``model: auto`` looks for in the cache, best first; without one it is lite."""
 _LITE_MAX_BYTES = 32 * 2**20  # larger files are not read to find out whether they are lite's
-_CHECKPOINT_EXTENSIONS = (".safetensors", ".pth", ".pt", ".ckpt")
+_CHECKPOINT_EXTENSIONS = (".safetensors", ".pth", ".pt", ".ckpt", ".onnx")
 
 
 @dataclass(frozen=True)
@@ -133,6 +137,9 @@ MODELS.add(
     "codeformer",
     Model(CODEFORMER, _lazy(".codeformer", "CodeFormerRestorer"), "CodeFormer"),
 )
+for _name, _info in ONNX_MODELS.items():
+    if _name not in MODELS:  # codeformer is the checkpoint; codeformer.onnx names the file
+        MODELS.add(_name, Model(_info, _lazy(".onnx_file", "OnnxRestorer")))
 _BY_ARCH = {"RestoreFormer": "restoreformer", "CodeFormer": "codeformer"}
 
 
@@ -145,7 +152,7 @@ def plugins() -> dict[str, EntryPoint]:
 def model_names(pattern: str = "*") -> list[str]:
     """Names for ``model:``, those of plug-ins included, filtered by a shell pattern.
 
-    >>> model_names("gfpgan*")
+    >>> model_names("gfpgan-*")
     ['gfpgan-1.4', 'gfpgan-1.3', 'gfpgan-1.2']
     """
     from fnmatch import fnmatchcase
@@ -155,6 +162,19 @@ def model_names(pattern: str = "*") -> list[str]:
         if name not in names and fnmatchcase(name.lower(), pattern.lower()):
             names.append(name)
     return names
+
+
+def is_installed(name: str) -> bool:
+    """Whether the model's weight is in the cache, or in the package; its hash is not checked.
+
+    Raises:
+        ConfigError, RestorerError: see `get_model`.
+    """
+    info = get_model(name).info
+    if info in ONNX_MODELS.values():
+        files = onnx_models.MODELS.get(info.name).files
+        return any((weights.cache_dir() / file).is_file() for file in files)
+    return info.weight is None or weights.find(info.weight) is not None
 
 
 def get_model(name: str) -> Model:
@@ -194,7 +214,7 @@ def choose(settings: EnhancerSettings) -> Choice:
     choice = _choose(settings)
     info, default = choice.model.info, EnhancerSettings().fidelity
     if not info.has_fidelity and settings.fidelity != default:
-        note = "only codeformer has it; strength works for every model"
+        note = "only codeformer has it, and vqfr; strength works for every model"
         allowed = f"{default} with model: {info.name} ({note})"
         raise ConfigError("fidelity", settings.fidelity, allowed)
     return choice
@@ -202,9 +222,17 @@ def choose(settings: EnhancerSettings) -> Choice:
 
 def _choose(settings: EnhancerSettings) -> Choice:
     path = settings.model_path or (settings.model if is_path(settings.model) else None)
+    name = settings.model
+    onnx = path if path is not None and path.lower().endswith(".onnx") else None
+    if path is None and name in MODELS and MODELS.get(name).info in ONNX_MODELS.values():
+        onnx = MODELS.get(name).info.name
+    if onnx is not None:
+        return _from_onnx(onnx, settings)
+    for option in ONNX_OPTIONS:
+        if getattr(settings, option) != "auto":
+            raise ConfigError(option, getattr(settings, option), "auto without an ONNX file")
     if path is not None:
         return _from_path(Path(path), settings)
-    name = settings.model
     if name == "auto":
         cached = (name for name in AUTO_ORDER if weights.find(name) is not None)
         name = next(cached, "lite")
@@ -223,6 +251,16 @@ def _choose(settings: EnhancerSettings) -> Choice:
     weight_name = model.info.weight
     weight = weights.require(weight_name, download=settings.download) if weight_name else None
     return _with_engine(Choice(model, settings, weight))
+
+
+def _from_onnx(model: str, settings: EnhancerSettings) -> Choice:
+    """The choice of an ONNX file, by its path, its published file name, or the model's name."""
+    _check_unused(f"{model}, an ONNX file", settings)
+    if settings.engine == "official":  # GFPGANer runs no graphs
+        raise ConfigError("engine", "official", f"native with model: {model}")
+    weight = weights.find_onnx(model, download=settings.download)
+    info = replace(info_of(recognized(weight, settings).model), weight=None)
+    return Choice(Model(info, _lazy(".onnx_file", "OnnxRestorer")), settings, weight)
 
 
 def is_path(text: str) -> bool:

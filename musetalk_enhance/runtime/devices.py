@@ -36,15 +36,15 @@ def pick_device(device: str, allow_cpu: bool = False) -> torch.device:
     has_mps = bool(mps and mps.is_available())
     if device == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    chosen = torch.device(device)
+    kind, _, number = device.partition(":")
     count = torch.cuda.device_count() if torch.cuda.is_available() else 0
     allowed = None
-    if chosen.type == "cuda" and (chosen.index or 0) >= count:
+    if kind == "cuda" and int(number or 0) >= count:
         allowed = f"auto, cpu{''.join(f', cuda:{i}' for i in range(count))} on this machine"
-    elif chosen.type == "mps" and not has_mps:
+    elif kind == "mps" and not has_mps:
         allowed = "auto or cpu on this machine (no Metal)"
     if allowed is None:
-        return chosen
+        return torch.device(device)
     if not allow_cpu:
         raise ConfigError("device", device, allowed)
     logger.warning("device %s is not available on this machine: falling back to the CPU", device)

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import json
 import os
 import stat
 from pathlib import Path
 from types import TracebackType
-from typing import BinaryIO
+from typing import Any, BinaryIO
 from uuid import uuid4
 
 from ..errors import MediaError
@@ -25,6 +26,30 @@ def open_regular(path: PathLike) -> BinaryIO:
     if not stat.S_ISREG(os.stat(path).st_mode):
         raise OSError(errno.EINVAL, "not a regular file", str(path))
     return open(path, "rb")
+
+
+def read_json(path: PathLike) -> Any:
+    """Content of a JSON file; None if it is missing, damaged, too deep or not a regular file."""
+    try:
+        with open_regular(path) as file:
+            return json.loads(file.read().decode("utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return None
+
+
+def real_path(path: PathLike) -> Path:
+    """The absolute path without links.
+
+    Where links lead to one another it ends at them; `Path.resolve` raises there, before Python
+    3.13.
+
+    Raises:
+        MediaError: no file can have such a name.
+    """
+    try:
+        return Path(os.path.realpath(path))
+    except ValueError as error:  # a null character
+        raise MediaError(path, f"is no path ({error})") from error
 
 
 def temporary_path(target: Path, *, keep_extension: bool = False) -> Path:

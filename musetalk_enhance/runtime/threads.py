@@ -10,7 +10,8 @@ from functools import lru_cache
 from typing import TypeVar
 
 Result = TypeVar("Result")
-_NAME = "musetalk_enhance-images"
+PREFIX = "musetalk_enhance-"
+"""Of the names of this library's threads."""
 
 
 def for_each(function: Callable[..., Result], *arguments: Iterable[object]) -> list[Result]:
@@ -27,8 +28,9 @@ def for_each(function: Callable[..., Result], *arguments: Iterable[object]) -> l
 
     calls: Sequence[tuple[object, ...]] = list(zip(*arguments, strict=True))
     threads = min(torch.get_num_threads(), len(calls))
-    # a thread of the pool that waited for others of it could wait forever
-    if threads < 2 or threading.current_thread().name.startswith(_NAME):
+    # a thread of the pool that waited for others of it could wait forever, and one that works
+    # beside the network leaves it the other cores
+    if threads < 2 or threading.current_thread().name.startswith(PREFIX):
         return [function(*call) for call in calls]
     pool = _pool(os.getpid(), threads)  # of this process: threads do not outlive a fork
     return [each.result() for each in [submit(pool, function, *call) for call in calls]]
@@ -51,4 +53,4 @@ def submit(
 
 @lru_cache(maxsize=4)
 def _pool(process: int, threads: int) -> ThreadPoolExecutor:
-    return ThreadPoolExecutor(threads, _NAME)
+    return ThreadPoolExecutor(threads, f"{PREFIX}images")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from .cache import VerifyResult, cache_dir, find, verify
 from .download import fetch
 from .importer import import_file
-from .load import Weight, open_file, require, resolve
+from .load import Weight, find_onnx, open_file, require, resolve
 from .table import WEIGHTS, WeightEntry
 
 __all__ = [
@@ -16,6 +16,7 @@ __all__ = [
     "cache_dir",
     "fetch",
     "find",
+    "find_onnx",
     "import_file",
     "open_file",
     "require",

@@ -11,8 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from ..errors import CacheError, CorruptWeightError, MissingWeightError
+from ..errors import CacheError, CorruptWeightError, MissingWeightError, WeightError
 from . import table
+from .onnx_graph import read_graph
 from .table import WeightEntry
 
 CACHE_ENV = "MUSETALK_ENHANCE_CACHE"
@@ -30,13 +31,14 @@ class VerifyResult:
     Attributes:
         name: its name in the table.
         path: its path in the cache, whether it exists or not.
-        status: ``"ok"`` (its hash is the published one), ``"missing"`` or ``"corrupt"``.
-        detail: one line in words, with what to do next unless the status is ok.
+        status: ``"ok"`` (its hash is the published one), ``"unpinned"`` (a readable graph, and no
+            hash is published), ``"missing"`` or ``"corrupt"``.
+        detail: one line in words, with what to do next if there is something to do.
     """
 
     name: str
     path: Path
-    status: Literal["ok", "missing", "corrupt"]
+    status: Literal["ok", "unpinned", "missing", "corrupt"]
     detail: str
 
 
@@ -92,7 +94,9 @@ def find(name: str) -> Path | None:
     """
     entry = table.WEIGHTS.get(name)
     path = path_of(entry)
-    return path if _size(path) == entry.size else None
+    size = _size(path)
+    is_right = bool(size) if entry.size is None else size == entry.size
+    return path if is_right else None
 
 
 def _size(path: Path) -> int | None:
@@ -131,8 +135,11 @@ def sha256_of(path: Path, *, remember: bool = True) -> str:
 def check(path: Path, entry: WeightEntry) -> None:
     """Compare a file with the published one: its size, then its hash.
 
+    An unpinned one is only read.
+
     Raises:
         MissingWeightError: there is no file.
+        CheckpointError: an unpinned graph that is refused, see `read_graph`.
         CorruptWeightError: it is not the published file; the message has the actual size or hash
             and the command that fetches it again.
     """
@@ -140,7 +147,10 @@ def check(path: Path, entry: WeightEntry) -> None:
     if size is None:
         raise missing(entry)
     hint = f" Fetch it again with `musetalk-enhance weights fetch {entry.name}`."
-    if size != entry.size:
+    if entry.sha256 is None:
+        read_graph(path)
+        return
+    if entry.size is not None and size != entry.size:
         label = "truncated: " if size < entry.size else ""
         what = f"{label}has {size} bytes, the published {entry.name} has {entry.size}"
         raise CorruptWeightError(path, what, hint)
@@ -154,14 +164,14 @@ def is_intact(path: Path, entry: WeightEntry) -> bool:
     """Whether the file exists and is the published one, by size and hash."""
     try:
         check(path, entry)
-    except (MissingWeightError, CorruptWeightError):
+    except WeightError:
         return False
     return True
 
 
 def missing(entry: WeightEntry, note: str = "") -> MissingWeightError:
     """The error for a weight that is not in the cache."""
-    return MissingWeightError(entry.name, entry.file, entry.sha256, cache_dir(), note)
+    return MissingWeightError(entry.name, entry.file, entry.sha256 or "", cache_dir(), note)
 
 
 def verify(names: Iterable[str] | None = None) -> list[VerifyResult]:
@@ -184,9 +194,12 @@ def _verify(entry: WeightEntry) -> VerifyResult:
     except MissingWeightError as error:
         detail = f"missing; fetch it with `{error.command}`"
         return VerifyResult(entry.name, path, "missing", detail)
-    except CorruptWeightError as error:
+    except WeightError as error:
         return VerifyResult(entry.name, path, "corrupt", str(error).removeprefix(f"{path}: "))
-    return VerifyResult(entry.name, path, "ok", f"{entry.size} bytes, sha256 {entry.sha256}")
+    if entry.sha256 is None:
+        detail = f"{entry.stated}; this file has {sha256_of(path)}"
+        return VerifyResult(entry.name, path, "unpinned", detail)
+    return VerifyResult(entry.name, path, "ok", entry.stated)
 
 
 def make_cache_dir() -> Path:

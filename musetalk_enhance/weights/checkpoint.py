@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import mmap
 import os
 import pickle
 import re
@@ -23,7 +22,6 @@ PICKLE_SUFFIXES = (".pth", ".pt", ".ckpt")
 
 # Best first: GFPGAN's files have both of the first two.
 _WRAPPERS = ("params_ema", "params", "state_dict")
-_LOCATION = b"\x0a\x08location\x12"  # a key in protobuf, and the tag of its value
 _PREFIX = "module."  # torch's DataParallel puts this before every name
 _EXPECTED = "a checkpoint of named tensors"
 _HINT = " Save only its state dict, preferably as .safetensors."
@@ -49,39 +47,6 @@ def check_header(path: Path) -> None:
     if head.startswith(b"version https://git-lfs"):
         what = "is a git-lfs pointer, not the file it points to"
         raise CorruptWeightError(path, what, " Run `git lfs pull` in its repository.")
-
-
-def refuse_external_data(path: Path) -> None:
-    """Refuse an ONNX graph whose tensors are in a file outside its own folder.
-
-    The file's name is the value of the key ``location`` in ``TensorProto.external_data``
-    (onnx.proto, fields 13, 1 and 2).
-
-    Raises:
-        CheckpointError: it names one.
-    """
-    if path.stat().st_size == 0:
-        return
-    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
-        at = data.find(_LOCATION)
-        while at >= 0:
-            at += len(_LOCATION)
-            size = (*data[at : at + 2], 0, 0)  # a varint of one or two bytes
-            length, begin = (size[0], 1) if size[0] < 128 else (size[0] - 128 + 128 * size[1], 2)
-            name = data[at + begin : at + begin + length].decode("utf-8", "replace")
-            if not _is_beside(path, name.replace("\0", "")):
-                actual = f"a graph whose tensors are in {name!r}, outside its own folder"
-                raise CheckpointError(path, actual, "a graph with its tensors, or beside them")
-            at = data.find(_LOCATION, at)
-
-
-def _is_beside(path: Path, name: str) -> bool:
-    """Whether a name, relative to a file, leads into its folder, links resolved."""
-    folder = path.parent.resolve()
-    try:
-        return (folder / name).resolve().is_relative_to(folder)
-    except (OSError, RuntimeError):  # too long; links that lead to one another
-        return False
 
 
 def read_state_dict(path: Path) -> dict[str, torch.Tensor]:

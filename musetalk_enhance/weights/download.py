@@ -12,9 +12,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from urllib.parse import quote, urlsplit
 
-from ..errors import CacheError, ConfigError, DownloadError, EnhanceError
+from ..errors import CacheError, ConfigError, DownloadError, EnhanceError, WeightError
 from ..runtime.files import temporary_path
 from . import cache, table
+from .onnx_graph import read_graph
 from .table import WeightEntry
 from .transport import PermanentError, TransientError, continue_download
 
@@ -64,6 +65,8 @@ def fetch(
     if not force and cache.is_intact(target, entry):
         return target
     if cache.is_offline(offline):
+        if force and cache.is_intact(target, entry):
+            raise ConfigError("force", True, "false in offline mode: the weight is in the cache")
         raise cache.missing(entry, cache.OFFLINE_NOTE)
     cache.make_cache_dir()
     with _lock(target) as part:
@@ -135,7 +138,7 @@ def _lock(target: Path) -> Iterator[Path]:
 
 
 def _check_disk_space(part: Path, entry: WeightEntry) -> None:
-    needed = entry.size - _size(part)
+    needed = (entry.size or 0) - _size(part)
     free = shutil.disk_usage(part.parent).free
     if free < needed:
         what = f"{entry.file} needs {needed / 1e6:.1f} MB more, {free / 1e6:.1f} MB are free"
@@ -159,7 +162,7 @@ def _download_from_any(urls: Iterable[str], entry: WeightEntry, part: Path, prog
     listing = "".join(f"\n  {url}: {reason}" for url, reason in failures)
     raise DownloadError(
         failures[0][0] if failures else entry.name,
-        f"no address provides {entry.file} ({entry.size} bytes, sha256 {entry.sha256}). "
+        f"no address provides {entry.file} ({entry.stated}). "
         f"Tried:{listing}\n"
         f"Run the command again to resume, give a mirror (--mirror URL, {MIRROR_ENV}), or copy the "
         "file to this machine and run `musetalk-enhance weights import FILE`.",
@@ -167,11 +170,19 @@ def _download_from_any(urls: Iterable[str], entry: WeightEntry, part: Path, prog
 
 
 def _download_from(url: str, entry: WeightEntry, part: Path, report: Report) -> None:
-    """Complete `part` from one address and check its hash.
+    """Complete `part` from one address and check its hash; an unpinned graph is read instead.
 
     A wrong hash may be the fault of bytes from an earlier run or another address; then the whole
     file is requested before the address is rejected.
     """
+    if entry.sha256 is None:  # nothing would tell bytes of another file
+        part.unlink(missing_ok=True)
+        _complete(url, entry, part, report)
+        try:
+            read_graph(part)
+        except WeightError as error:
+            raise PermanentError(str(error)) from error
+        return
     resumed = _size(part) > 0
     while True:
         _complete(url, entry, part, report)
@@ -187,13 +198,13 @@ def _download_from(url: str, entry: WeightEntry, part: Path, report: Report) -> 
 
 def _complete(url: str, entry: WeightEntry, part: Path, report: Report) -> None:
     """Bring `part` to its full size, with a new connection where one breaks."""
-    retries = 0
-    while (size := _size(part)) != entry.size:
-        if size > entry.size:
+    total, retries = entry.size, 0
+    while (size := _size(part)) != total:
+        if total is not None and size > total:
             part.unlink()
             continue
         try:
-            continue_download(url, part, entry.size, report)
+            total = continue_download(url, part, total, report)
         except TransientError:
             retries = 0 if _size(part) - size >= PROGRESS else retries + 1
             if retries > RETRIES:

@@ -14,10 +14,11 @@ from .checkpoint import (
     check_header,
     describe_extension,
     read_state_dict,
-    refuse_external_data,
 )
 from .download import fetch
 from .importer import entry_by_file_name
+from .onnx_graph import read_graph
+from .onnx_models import MODELS
 from .table import WeightEntry
 
 if TYPE_CHECKING:
@@ -76,7 +77,7 @@ def require(name: str, *, download: bool = False, offline: bool | None = None) -
     elif download and not path.is_file():
         raise cache.missing(entry, cache.OFFLINE_NOTE)
     cache.check(path, entry)
-    return Weight(path, entry.sha256, entry)
+    return Weight(path, entry.sha256 or cache.sha256_of(path), entry)
 
 
 def resolve(
@@ -110,8 +111,8 @@ def open_file(path: str | Path, *, trust_unpinned: bool = False) -> Weight:
 
     Raises:
         MissingWeightError: there is no file at `path`.
-        CheckpointError: it is a folder, has none of the five extensions, or is an ONNX graph
-            whose tensors are in a file outside its folder.
+        CheckpointError: it is a folder, has none of the five extensions, or is an ONNX graph that
+            is refused, see `read_graph`.
         CorruptWeightError: it is empty, a web page, a git-lfs pointer or a broken copy of a
             published weight, or cannot be read.
         UntrustedWeightError: a pickle of unknown hash, and `trust_unpinned` is False.
@@ -127,7 +128,7 @@ def open_file(path: str | Path, *, trust_unpinned: bool = False) -> Weight:
         raise CheckpointError(path, describe_extension(path), expected)
     check_header(path)
     if suffix == ".onnx":
-        refuse_external_data(path)
+        read_graph(path)
     digest = cache.sha256_of(path)
     entry = table.by_sha256(digest)
     if entry is None and suffix in PICKLE_SUFFIXES and not trust_unpinned:
@@ -136,11 +137,43 @@ def open_file(path: str | Path, *, trust_unpinned: bool = False) -> Weight:
     return Weight(path, digest, entry)
 
 
+def find_onnx(model: str | Path, *, download: bool = False) -> Weight:
+    """The ONNX file of a restorer.
+
+    Args:
+        model: a path; a name or file name of `onnx_models.MODELS`, in the cache folder; or
+            ``"auto"``, the first of `MODELS` that is there.
+        download: whether a missing file of a name may be fetched; a pinned one if there is one.
+
+    Raises:
+        ConfigError: neither a file nor a name of the table.
+        WeightError: the file is missing, broken or refused; see `open_file` and `fetch`.
+    """
+    path, name = Path(model).expanduser(), str(model)
+    if path.is_file() or (path.suffix.lower() == ".onnx" and name not in MODELS):
+        return open_file(path)
+    candidates = list(MODELS) if name.lower() == "auto" else [MODELS.get(name)]
+    files = [file for candidate in candidates for file in candidate.files]
+    if name.lower() in (file.lower() for file in files):  # one file, not any of its model
+        files = [file for file in files if file.lower() == name.lower()]
+    stored = [cache.cache_dir() / file for file in files if (cache.cache_dir() / file).is_file()]
+    if stored:
+        return open_file(stored[0])
+    entries = [table.WEIGHTS.get(file) for file in files if file in table.WEIGHTS]
+    entries.sort(key=lambda entry: (entry.sha256 is None, not entry.urls))
+    if download and entries and name.lower() != "auto":
+        return require(entries[0].name, download=True)
+    if len(candidates) == 1 and entries:
+        others = ", ".join(file for file in files if file != entries[0].file)
+        raise cache.missing(entries[0], f" Also used: {others}." if others else "")
+    raise MissingWeightError.at_path(cache.cache_dir() / " or ".join(files[:3]))
+
+
 def _refuse_truncated(path: Path) -> None:
     """A shorter file under a published name is a broken download, not a network of the user's."""
     entry = entry_by_file_name(path)
     size = path.stat().st_size
-    if entry is not None and size < entry.size:
+    if entry is not None and entry.size is not None and size < entry.size:
         raise CorruptWeightError(
             path,
             f"truncated: has {size} bytes, the published {entry.name} has {entry.size}",

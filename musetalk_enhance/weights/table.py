@@ -1,10 +1,12 @@
 """The table of published weights: name, file, addresses, size, sha256, license and sources.
 
-Every hash is stated by at least two public repositories of different owners, cited in
-`WeightEntry.sources` as ``owner/repository: path @commit (what it states)``. A "git-lfs pointer" is
-the text that git stores in place of a large file, with the file's sha256 and size. "AUR" is the
-Arch Linux user repository, whose PKGBUILD files state a hash for each release address; those cited
-as "AUR <package>" were read as a copy, identified by the name and version in its header.
+Every hash is stated by at least two public repositories of different owners; an entry without one
+is *unpinned*: no two sources state its hash. Sources are cited in `WeightEntry.sources` as
+``owner/repository: path @commit (what it states)``. A "git-lfs pointer" is the text that git stores
+in place of a large file, with the file's sha256 and size. "AUR" is the Arch Linux user repository,
+whose PKGBUILD files state a hash for each release address; those cited as "AUR <package>" were read
+as a copy, identified by the name and version in its header; "a manifest" is a copy of an
+application's list of files, read without its address.
 """
 
 from __future__ import annotations
@@ -13,6 +15,7 @@ from dataclasses import dataclass
 
 from ..errors import warn_renamed
 from ..runtime.registry import Registry
+from .onnx_models import GFPGAN_LICENSE, MODELS
 
 _GFPGAN = "https://github.com/TencentARC/GFPGAN/releases/download"
 _CODEFORMER = "https://github.com/sczhou/CodeFormer/releases/download/v0.1.0"
@@ -20,7 +23,6 @@ _FACEXLIB = "https://github.com/xinntao/facexlib/releases/download"
 _REACTOR = "https://huggingface.co/datasets/Gourieff/ReActor/resolve/main/models/facerestore_models"
 _OPENCV_ZOO = "models/face_detection_yunet/face_detection_yunet_2023mar.onnx"
 
-_GFPGAN_LICENSE = "Apache-2.0 (names StyleGAN2 and DFDNet parts: non-commercial)"
 _CLIBDEV_GFPGAN = "clibdev/GFPGAN-onnxruntime-demo: README.md @29e885155095 (sha256)"
 _CLIBDEV_RETINAFACE = "clibdev/Pytorch_Retinaface: README.md @2cb7bafb0d00 (sha256)"
 _SENTINEL = "dsameendra/sentinel-eye: app/enhance_models.py @01e56532b042 (sha256, size)"
@@ -40,8 +42,8 @@ class WeightEntry:
         name: its name for users.
         file: its file name at the publisher and in the cache folder.
         urls: full http(s) addresses, tried in this order after any mirrors.
-        size: in bytes, exact.
-        sha256: 64 lower-case hex digits.
+        size: in bytes, exact; None where it is not published.
+        sha256: 64 lower-case hex digits; None if the entry is unpinned.
         license: SPDX identifier or the license's name; doubts are in brackets.
         sources: where the hash and the size are stated.
         purpose: its use, in one line.
@@ -52,12 +54,20 @@ class WeightEntry:
     name: str
     file: str
     urls: tuple[str, ...]
-    size: int
-    sha256: str
+    size: int | None
+    sha256: str | None
     license: str
     sources: tuple[str, ...]
     purpose: str
     commercial: bool = True
+
+    @property
+    def stated(self) -> str:
+        """Published size and hash, in words."""
+        if self.sha256 is None:
+            return "unpinned: no two sources state its sha256"
+        size = "" if self.size is None else f"{self.size} bytes, "
+        return f"{size}sha256 {self.sha256}"
 
     @property
     def licence(self) -> str:
@@ -86,7 +96,7 @@ _add(
         urls=(f"{_GFPGAN}/v0.2.0/GFPGANCleanv1-NoCE-C2.pth",),
         size=348632874,
         sha256="29e25ee90c170f4231163f4c83df6b59c968b73f3ce00cb884015ae005db083c",
-        license=_GFPGAN_LICENSE,
+        license=GFPGAN_LICENSE,
         sources=(
             "noobyogi0010/gfp-gan-server: GFPGANCleanv1-NoCE-C2.pth @3a437ae821d9 (git-lfs "
             "pointer: sha256, size)",
@@ -104,7 +114,7 @@ _add(
         urls=(f"{_GFPGAN}/v1.3.0/GFPGANv1.3.pth", f"{_REACTOR}/GFPGANv1.3.pth"),
         size=348632874,
         sha256="c953a88f2727c85c3d9ae72e2bd4846bbaf59fe6972ad94130e23e7017524a70",
-        license=_GFPGAN_LICENSE,
+        license=GFPGAN_LICENSE,
         sources=(_SWARM, _CLIBDEV_GFPGAN, _SENTINEL, _STUDIO),
         purpose="GFPGAN 1.3: more natural, not always sharp",
     ),
@@ -121,7 +131,7 @@ _add(
         ),
         size=348632874,
         sha256="e2cd4703ab14f4d01fd1383a8a8b266f9a5833dacee8e6a79d3bf21a1b6be5ad",
-        license=_GFPGAN_LICENSE,
+        license=GFPGAN_LICENSE,
         sources=(
             "AbdBarho/stable-diffusion-webui-docker: services/download/checksums.sha256 "
             "@802d0bcd689e (sha256)",
@@ -281,4 +291,103 @@ _add(
         purpose="background upsampler: images --bg-upsampler realesrgan, engine: official",
     ),
     *("realesrgan-x2plus", "realesrgan-x2"),
+)
+
+_FACEFUSION = (
+    "https://github.com/facefusion/facefusion-assets/releases/download/models-3.0.0",
+    "https://huggingface.co/facefusion/models-3.0.0/resolve/main",
+)
+_VISOMASTER = "https://github.com/visomaster/visomaster-assets/releases/download/v0.1.0"
+_ROPE = "https://huggingface.co/OwlMaster/AllFilesRope/resolve/main"
+_DEEP_LIVE_CAM = "https://huggingface.co/hacksider/deep-live-cam/resolve/main"
+_VISOMASTER_LIST = "visomaster/VisoMaster: app/processors/models_data.py @017af1a117b7 (sha256)"
+_CAM_MANIFEST = "a manifest of Deep-Live-Cam's files: read as a copy (sha256, size)"
+
+
+def _onnx(
+    file: str,
+    *folders: str,
+    size: int | None = None,
+    sha256: str | None = None,
+    sources: tuple[str, ...] = (),
+) -> None:
+    """Add a file of `onnx_models.MODELS`; without a hash it is unpinned."""
+    model = MODELS.get(file)
+    urls = tuple(f"{folder}/{file}" for folder in folders)
+    license, purpose = model.license, model.summary
+    entry = WeightEntry(file, file, urls, size, sha256, license, sources, purpose, model.commercial)
+    WEIGHTS.add(file, entry, aliases=() if model.name in WEIGHTS else (model.name,))
+
+
+for _file in (
+    *("gfpgan_1.4", "gfpgan_1.3", "gfpgan_1.2", "restoreformer_plus_plus", "codeformer"),
+    *("gpen_bfr_256", "gpen_bfr_512", "gpen_bfr_1024", "gpen_bfr_2048"),
+):
+    _onnx(f"{_file}.onnx", *_FACEFUSION)
+_onnx(
+    "GFPGANv1.4.onnx",
+    _VISOMASTER,
+    size=340256690,
+    sha256="6548e54cbcf248af385248f0c1193b359c37a0f98b836282b09cf48af4fd2b73",
+    sources=(
+        "tednoob/crappy-face-swap: README.md, an earlier version (sha256)",
+        _VISOMASTER_LIST,
+        "a manifest of netrunner-exe's files: read as a copy (sha256, size)",
+    ),
+)
+_onnx(
+    "gfpgan-1024.onnx",
+    _DEEP_LIVE_CAM,
+    size=365875079,
+    sha256="ee8dd6415e388b3a410689d5d9395a2bf50b5973b588421ebfa57bc266f19e24",
+    sources=(
+        "VisoMasterFusion/VisoMaster-Fusion: app/processors/models_data.py @0e00c1693cb6 (sha256)",
+        _CAM_MANIFEST,
+    ),
+)
+_onnx("RestoreFormer_PP.onnx", _REACTOR)
+_onnx("restoreformer16.onnx", _ROPE)
+_onnx("RestoreFormerPlusPlus.fp16.onnx", _VISOMASTER)  # only its publisher states its hash
+_onnx(
+    "codeformer_fp16.onnx",
+    _VISOMASTER,
+    size=188577164,
+    sha256="9c3ae2ce2de616815815628f966cdef5d9466722434a1be00c0785ec92e2a94f",
+    sources=(
+        _VISOMASTER_LIST,
+        "Oil3/codeformer-onnx-fast: its README, read as a copy (sha256, size)",
+    ),
+)
+_onnx("codeformerfixed.onnx", _ROPE)
+_onnx("VQFRv2.fp16.onnx", _VISOMASTER)
+_onnx(
+    "GPEN-BFR-256.onnx",
+    _VISOMASTER,
+    size=75715262,
+    sha256="aa5bd3ab238640a378c59e4a560f7a7150627944cf2129e6311ae4720e833271",
+    sources=(_VISOMASTER_LIST, _CAM_MANIFEST),
+)
+_onnx("GPEN-BFR-256-sim.onnx")
+_onnx(
+    "GPEN-BFR-512.onnx",
+    _REACTOR,
+    _DEEP_LIVE_CAM,
+    size=284244491,
+    # VisoMaster's file of this name is another export (sha256 0960f836..., 284250449 bytes)
+    sha256="bf80acb8e91ba8852e3f012505be2c3b6cd6b3eed5ec605e3db87863c4e74d4e",
+    sources=(_SWARM, _CAM_MANIFEST),
+)
+_onnx(
+    "GPEN-BFR-1024.onnx",
+    _REACTOR,
+    _VISOMASTER,
+    sha256="cec8892093d7b99828acde97bf231fb0964d3fb11b43f3b0951e36ef1e192a3e",
+    sources=(_SWARM, _VISOMASTER_LIST),
+)
+_onnx(
+    "GPEN-BFR-2048.onnx",
+    _REACTOR,
+    _VISOMASTER,
+    sha256="d0229ff43f979c360bd19daa9cd0ce893722d59f41a41822b9223ebbe4f89b3e",
+    sources=(_SWARM, _VISOMASTER_LIST),
 )

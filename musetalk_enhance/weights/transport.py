@@ -49,16 +49,21 @@ class _Response(Protocol):
     def close(self) -> None: ...
 
 
-def continue_download(url: str, part: Path, size: int, report: Callable[[int], object]) -> None:
-    """Extend `part` to `size` bytes over one connection to `url`.
+def continue_download(
+    url: str, part: Path, size: int | None, report: Callable[[int], object]
+) -> int:
+    """Extend `part` to the complete file over one connection to `url`.
 
     The content of `part` is kept if the server can resume from there, and is overwritten if not.
 
     Args:
         url: http or https.
         part: the unfinished file, shorter than `size`; may be missing.
-        size: bytes of the complete file.
+        size: bytes of the complete file; None as the server states it.
         report: called with the size of `part` after each chunk.
+
+    Returns:
+        Bytes of the complete file.
 
     Raises:
         PermanentError: the server has no such file, or another one.
@@ -66,13 +71,14 @@ def continue_download(url: str, part: Path, size: int, report: Callable[[int], o
         CacheError: `part` cannot be written.
     """
     offset = part.stat().st_size if part.exists() else 0
-    with _response(url, offset, size) as (response, start):
+    with _response(url, offset, size) as (response, start, total):
         try:
             file = part.open("ab" if start else "wb", buffering=0)
         except OSError as error:
             raise cache_error(part, "write the download", error) from error
         with file:
-            _copy(response, file, part, start, size, report)
+            _copy(response, file, part, start, total, report)
+    return total
 
 
 def _copy(
@@ -108,8 +114,8 @@ def _read(response: _Response) -> bytes:
 
 
 @contextmanager
-def _response(url: str, offset: int, size: int) -> Iterator[tuple[_Response, int]]:
-    """The server's response and its first byte: `offset`, or 0 where it cannot resume."""
+def _response(url: str, offset: int, size: int | None) -> Iterator[tuple[_Response, int, int]]:
+    """The server's response, its first byte (`offset`, or 0 where it cannot resume), all bytes."""
     response = _request(url, offset)
     try:
         start = _first_byte(response)
@@ -120,8 +126,7 @@ def _response(url: str, offset: int, size: int) -> Iterator[tuple[_Response, int
             if start != 0:
                 what = f"answers a request for the whole file with HTTP {response.status}"
                 raise PermanentError(what)
-        _check_headers(response, size)
-        yield response, start
+        yield response, start, _checked_size(response, size)
     finally:
         response.close()
 
@@ -134,8 +139,8 @@ def _first_byte(response: _Response) -> int | None:
     return int(content_range[1]) if response.status == 206 and content_range else None
 
 
-def _check_headers(response: _Response, size: int) -> None:
-    """Detect another file (an error page, a login page) before it overwrites the partial one."""
+def _checked_size(response: _Response, size: int | None) -> int:
+    """Bytes of the file; another one (an error page, a login page) does not overwrite `part`."""
     encoding = response.headers.get("Content-Encoding", "identity")
     if encoding not in ("", "identity"):
         raise PermanentError(f"sends the encoding {encoding}, which was not requested")
@@ -144,11 +149,14 @@ def _check_headers(response: _Response, size: int) -> None:
     else:
         length = response.headers.get("Content-Length", "")
     if length.isdecimal() and int(length) == size:
-        return
+        return size
     if response.headers.get_content_type() == "text/html":
         raise PermanentError("answers with an HTML page instead of the file")
-    if length.isdecimal():
+    if size is None and not length.isdecimal():
+        raise PermanentError("does not state the size of its file")
+    if size is not None and length.isdecimal():
         raise PermanentError(f"has a file of {length} bytes, the published one has {size}")
+    return int(length) if size is None else size
 
 
 def _request(url: str, offset: int) -> _Response:

@@ -36,6 +36,18 @@ def test_it_is_what_torch_computes(network, batch):
     backend.close()
 
 
+@pytest.mark.parametrize("threads", [2, 3])
+def test_faces_beside_each_other_have_the_bits_of_faces_one_by_one(batch, threads):
+    spec = spec_of(TinyNetwork())
+    faces = torch.cat([batch, batch.flip(3), batch * 0.5])
+    alone, beside = NcnnBackend(spec, threads=1), NcnnBackend(spec, threads=threads)
+    expected = torch.cat([alone.run(face[None]) for face in faces])
+    assert torch.equal(beside.run(faces), expected)
+    assert torch.equal(torch.cat([beside.run(face[None]) for face in faces]), expected)
+    alone.close()
+    beside.close()
+
+
 def test_a_blob_that_is_read_twice_is_split():
     recorder = NcnnRecorder()
     doubled = recorder.add(recorder.input, recorder.input)

@@ -20,6 +20,7 @@ from musetalk_enhance.errors import (
     RestorerError,
 )
 from musetalk_enhance.runtime.memory import is_out_of_memory
+from musetalk_enhance.weights.onnx_models import GraphFile
 from tests.backends.conftest import CPU
 
 CUDA = torch.device("cuda", 0)
@@ -214,7 +215,7 @@ def test_a_file_of_ones_own(tiny, batch, tmp_path):
 
     path = tmp_path / "tiny.onnx"
     path.write_bytes(onnx_export.trace(tiny))
-    backend = OnnxBackend(tiny, CPU, graph=path)
+    backend = OnnxBackend(tiny, CPU, graph=GraphFile(path, "faces", "restored"))
     assert torch.allclose(backend.run(batch), tiny.module(batch), atol=1e-5)
     backend.close()
     assert path.exists()
@@ -224,7 +225,7 @@ def test_a_file_that_is_no_graph(tiny, tmp_path):
     path = tmp_path / "broken.onnx"
     path.write_bytes(b"no graph")
     with pytest.raises(RestorerError, match="loading tiny into ONNX Runtime"):
-        OnnxBackend(tiny, CPU, graph=path)
+        OnnxBackend(tiny, CPU, graph=GraphFile(path, "faces", "restored"))
 
 
 @pytest.mark.parametrize("package", ["onnxruntime", "onnx"])
@@ -256,7 +257,7 @@ def test_on_a_gpu_nothing_is_copied_to_the_host(tiny, monkeypatch):
         torch.cuda, "current_stream", lambda device: SimpleNamespace(synchronize=lambda: None)
     )
     faces = torch.zeros(2, 3, 16, 16)
-    restored = backend._bound(faces, (2, 3, 32, 32))
+    restored = backend._bound(faces, (3, 32, 32))
     assert noted["input"] == ("faces", "cuda", 0, np.float32, (2, 3, 16, 16), faces.data_ptr())
     assert noted["output"] == (
         "restored",

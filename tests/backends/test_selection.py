@@ -89,6 +89,31 @@ def test_what_was_remembered_decides(tiny, measuring, no_bf16):
         assert str(open_backend(tiny, BackendOptions(), CPU)) == fastest
 
 
+@pytest.mark.parametrize(
+    "entry",
+    [
+        *({"ms": {"torch fp32": value}} for value in (float("nan"), float("-inf"), True, -1.0)),
+        *({"ms": {"torch fp32": 1.0}, "chosen": chosen} for chosen in ([], {}, 5, "nothing fp1")),
+        {"ms": {"nothing": 1.0}},
+        {"ms": []},
+    ],
+)
+def test_an_entry_of_somebody_else_breaks_nothing(tiny, measuring, no_bf16, entry):
+    tuning.remember(tuning.key_of(f"{tiny.key} auto auto auto", CPU), entry)
+    assert str(open_backend(tiny, BackendOptions(), CPU)).endswith(" fp32")
+
+
+@pytest.mark.parametrize("text", ["[" * 100_000, "[]", "\xff", "{", '{"a": 1}', None])
+def test_a_damaged_file_counts_as_empty(text, monkeypatch, tmp_path):
+    monkeypatch.setattr(tuning, "path", lambda: tmp_path / tuning.FILE)
+    if text is None:
+        os.mkfifo(tuning.path())
+    else:
+        tuning.path().write_bytes(text.encode("latin-1"))
+    assert tuning.remembered("a") is None
+    assert tuning.remember("a", {"ms": {}}) is None and tuning.remembered("a") == {"ms": {}}
+
+
 def test_a_remembered_way_that_is_gone_gives_way_to_the_next(tiny, measuring, no_bf16, monkeypatch):
     tuning.remember(
         tuning.key_of(f"{tiny.key} auto auto auto", CPU),

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import json
+import os
 import subprocess
 import sys
 
@@ -128,7 +130,7 @@ def test_a_negated_switch_takes_no_value(value, capsys):
 
 
 def test_models(capsys):
-    assert main(["models", "gfpgan*", "--json"]) == 0
+    assert main(["models", "gfpgan-*", "--json"]) == 0
     rows = json.loads(capsys.readouterr().out)
     assert [row["name"] for row in rows] == ["gfpgan-1.4", "gfpgan-1.3", "gfpgan-1.2"]
     assert all(row["status"] == "no weight" and row["weight"] and row["licence"] for row in rows)
@@ -155,6 +157,72 @@ def test_gfpgan_is_the_newest_gfpgan(tmp_path, capsys):
     assert main([*words, "--face-detector", "none", "--model", "gfpgans"]) == 2
     error = capsys.readouterr().err
     assert "invalid value 'gfpgans'; expected auto, lite, gfpgan-1.4, gfpgan-1.3" in error
+
+
+@pytest.mark.parametrize("name", ["", "a\0b"])
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["images", "?", "--output-dir", "out"],
+        ["images", "in", "--output-dir", "?"],
+        ["video", "?", "out.mp4"],
+        ["video", "in.mp4", "?"],
+        ["video", "in.mp4", "out.mp4", "--report", "?"],
+        ["report", "in.mp4", "?"],
+        ["report", "in.mp4", "out.mp4", "--out", "?"],
+        ["onnx", "?", "--output", "out"],
+    ],
+)
+def test_an_empty_name_is_not_the_current_folder(words, name, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert main([name if word == "?" else word for word in words]) == 2
+    assert f"invalid path {name!r}; expected a name" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["images", ".", "--output-dir", "taken"],
+        ["video", "in.mp4", "out.mp4", "--report", "taken"],
+        ["report", "in.mp4", "out.mp4", "--out", "taken"],
+        ["bench", "--out", "taken"],
+    ],
+)
+def test_a_file_in_the_place_of_a_folder_is_told_before_the_work(
+    words, capsys, tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "taken").write_bytes(b"mine")
+    assert main(words) == 2
+    assert "taken is not a folder" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("encoding", "printed"), [("ascii", "\\xfc\\udc80"), ("utf-8", "ü\\udc80")]
+)
+def test_names_that_stdout_cannot_encode_are_escaped(monkeypatch, encoding, printed):
+    stream = io.TextIOWrapper(io.BytesIO(), encoding)
+    monkeypatch.setattr("sys.stdout", stream)
+    monkeypatch.setattr("musetalk_enhance.cli.weights.run", lambda args: print("ü\udc80") or 0)
+    assert main(["weights", "list"]) == 0
+    assert stream.buffer.getvalue().decode(encoding).strip() == printed
+    assert stream.errors == "strict"
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="no device that is always full")
+def test_a_reader_that_stops_and_a_full_disk():
+    command = [sys.executable, "-m", "musetalk_enhance", "weights", "list", "--json"]
+    reading, writing = os.pipe()
+    os.close(reading)
+    process = subprocess.run(command, stdout=writing, stderr=subprocess.PIPE, text=True)
+    os.close(writing)
+    assert (process.returncode, process.stderr) == (141, "")
+    with open("/dev/full", "w") as full:
+        process = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True)
+    assert process.returncode == 2
+    (line,) = process.stderr.splitlines()
+    assert line.startswith("musetalk-enhance: the output cannot be written (")
 
 
 def test_as_a_module():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from fractions import Fraction
 
@@ -96,11 +97,13 @@ def test_the_sidecar_of_the_enhancer(clips, tmp_path, capsys):
     assert numbers["events"] == {"passthrough": {"frames": {"NaN": 1}, "runs": [[0, 0, "NaN"]]}}
     assert "300 ms, 20.0 ms per face" in (tmp_path / "report.html").read_text(encoding="utf-8")
     bad = tmp_path / "bad.json"
-    for text in ("[1]", "no JSON", '{"notes": 3}'):
+    for text in ("[1]", "no JSON", '{"notes": 3}', "[" * 100_000):
         bad.write_text(text)
         assert main([*words, "--sidecar", str(bad)]) == 2
         assert "--sidecar" in capsys.readouterr().err
-    assert main([*words, "--sidecar", str(tmp_path / "none.json")]) == 2
+    for path in (str(tmp_path / "none.json"), os.devnull, str(tmp_path)):
+        assert main([*words, "--sidecar", path]) == 2
+        assert f"--sidecar: invalid value '{path}'" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("box", ["1,2,3", "a,b,c,d", "5,5,5,9", "-1,0,5,5"])

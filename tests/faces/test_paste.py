@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 from musetalk_enhance.errors import FrameError
-from musetalk_enhance.faces.align import TEMPLATE_SIDE
 from musetalk_enhance.faces.detect import FFHQ_512
 from musetalk_enhance.faces.paste import FEATHER, Paste, coverage, crop_face, paste_faces
+from musetalk_enhance.faces.templates import TEMPLATE_SIDE
 
 SIZE_HW = (700, 900)
 POSES = {  # middle x, y of the template in the picture; its side in the picture; turn in degrees

@@ -10,6 +10,7 @@ import pytest
 from musetalk_enhance.errors import (
     CheckpointError,
     ConfigError,
+    CorruptWeightError,
     MissingDependencyError,
     MissingWeightError,
     RestorerError,
@@ -160,7 +161,7 @@ def test_another_graph_is_refused(outputs, options, tmp_path):
 
 def test_no_graph_and_no_file(tmp_path, monkeypatch):
     (tmp_path / "net.onnx").write_bytes(b"no graph")
-    with pytest.raises(CheckpointError, match="expected an ONNX graph"):
+    with pytest.raises(CorruptWeightError, match="cannot be read as an ONNX graph"):
         make_detector("yolov5", tmp_path / "net.onnx")
     with pytest.raises(MissingWeightError):
         make_detector("yolov5", tmp_path / "none.onnx")
@@ -168,7 +169,7 @@ def test_no_graph_and_no_file(tmp_path, monkeypatch):
         make_detector("yolov5")
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
     with pytest.raises(MissingDependencyError, match=r"musetalk_enhance\[onnx\]"):
-        make_detector("yolov5", tmp_path / "net.onnx")
+        make_detector("yolov5", save(tmp_path / "net.onnx", [(1, 6, 16)]))
 
 
 def test_a_failing_graph_is_a_typed_error(tmp_path, monkeypatch):

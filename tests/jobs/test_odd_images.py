@@ -8,10 +8,10 @@ import os
 import cv2
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageCms
 
 from musetalk_enhance.cli import main
-from musetalk_enhance.errors import ConfigError
+from musetalk_enhance.errors import ConfigError, MediaError
 from musetalk_enhance.jobs import restore_images
 from musetalk_enhance.jobs.folder import list_images, result_names
 from musetalk_enhance.media import contact_sheet, readable_extensions
@@ -39,6 +39,62 @@ def test_a_folder_in_the_place_of_a_result_costs_one_image(network, folders):
     (output / "restored/b.png").rmdir()
     again = restore_images(source, output, WHOLE)
     assert again.errors == 0 and (output / "restored/b.png").is_file()
+
+
+def test_links_that_lead_to_one_another_cost_one_image(network, folders):
+    source, output = folders
+    (source / "loop.png").symlink_to("loop.png")
+    (source / "folder").symlink_to("folder")
+    result = restore_images(source, output, WHOLE)
+    assert list(failed(result)) == ["loop.png"]
+    assert result.stats["pictures"]["with_restored_faces"] == 3
+    with pytest.raises(MediaError, match="does not exist"):
+        restore_images(source / "folder", output, WHOLE)
+
+
+@pytest.mark.parametrize("name", ["../a.png", "/a.png", "sub/../../a.png", "", 5])
+def test_pictures_are_names_inside_the_folder(network, folders, name):
+    source, output = folders
+    put(source.parent, "a.png")
+    with pytest.raises(ConfigError, match="pictures: invalid value .* without \\.\\."):
+        restore_images(source, output, WHOLE, pictures=["b.png", name])
+    assert not output.exists()
+    result = restore_images(source, output, WHOLE, pictures=["b.png", "b.png"])
+    assert result.stats["pictures"]["all"] == 1
+
+
+def test_names_that_no_file_can_have(network, folders):
+    source, output = folders
+    with pytest.raises(MediaError, match="does not exist|null"):
+        restore_images(f"{source}\0", output, WHOLE)
+    with pytest.raises(MediaError, match="null"):
+        restore_images(source, f"{output}\0", WHOLE)
+    with pytest.raises(MediaError, match="is neither a folder nor a file"):
+        restore_images(os.devnull, output, WHOLE)
+
+
+def test_a_device_that_no_machine_has(folders):
+    settings = WHOLE.replace(model="lite", device="cuda:99999999999999999999")
+    with pytest.raises(ConfigError, match="on this machine"):
+        restore_images(*folders, settings)
+
+
+def test_a_profile_that_is_not_kept_is_named(network, tmp_path):
+    kept = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    gray = kept[:16] + b"GRAY" + kept[20:]
+    (tmp_path / "in").mkdir()
+    for name, mode, icc in (
+        ("kept.png", "RGB", kept),
+        ("junk.png", "RGB", b"junk" * 9),
+        ("gray.png", "L", gray),
+        ("gray.webp", "RGB", gray),
+    ):
+        Image.new(mode, (64, 64)).save(tmp_path / "in" / name, icc_profile=icc)
+    losses = restore_images(tmp_path / "in", tmp_path / "out", WHOLE).stats["losses"]
+    assert losses == {
+        "a color profile that is not for RGB or gray": ["junk.png"],
+        "the color profile": ["gray.webp"],
+    }
 
 
 def test_a_name_that_is_too_long_costs_one_image(network, folders):

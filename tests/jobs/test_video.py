@@ -12,6 +12,7 @@ import subprocess
 import sys
 from dataclasses import replace
 from fractions import Fraction
+from functools import partial
 from pathlib import Path
 
 import av
@@ -39,7 +40,17 @@ from musetalk_enhance.restorers.base import LoadRequest
 from musetalk_enhance.restorers.catalog import Choice, Model
 from tests.conftest import PLAIN, RECORD, ROOT, FakeRestorer
 from tests.media import clips
-from tests.media.clips import QUARTERS, decoded, make_film, same_planes, sound, times, turn
+from tests.media.clips import (
+    FLIPS,
+    QUARTERS,
+    as_displayed,
+    decoded,
+    make_film,
+    same_planes,
+    sound,
+    times,
+    turn,
+)
 
 COUNT, SIDE, SEGMENT = 36, 256, 16
 SMALL = replace(RECORD, input_size=64, output_size=128)
@@ -108,16 +119,17 @@ def cheaply(with_network: bool):
     torch.set_num_threads(threads)
 
 
-def load_fake(settings, *, pinned=None) -> LoadedModel:
+def more_contrast(faces):
+    return (faces * 1.2 - 0.1).clip(0, 1)
+
+
+def load_fake(settings, *, pinned=None, function=more_contrast, record=SMALL) -> LoadedModel:
     """A network that adds contrast, in place of the lite model."""
     if settings.model != "lite":
         return load(settings, pinned=pinned)
     wanted = settings.enhancer()
-    restorer = FakeRestorer(
-        LoadRequest(SMALL, wanted, torch.device("cpu")),
-        lambda faces: (faces * 1.2 - 0.1).clip(0, 1),
-    )
-    return LoadedModel(restorer, Choice(Model(SMALL, lambda: FakeRestorer), wanted), None, [])
+    restorer = FakeRestorer(LoadRequest(record, wanted, torch.device("cpu")), function)
+    return LoadedModel(restorer, Choice(Model(record, lambda: FakeRestorer), wanted), None, [])
 
 
 def run_through(clip, settings, folder, with_network):
@@ -406,10 +418,13 @@ def test_a_result_that_is_gone_or_damaged_is_made_again(
 @pytest.mark.parametrize(
     "text", ["", "[]", '{"job": "x"}', '{"job": {"facts": {"threads": 1}}}', "\x00\xff"]
 )
-def test_a_file_beside_it_that_says_nothing_is_looked_past(clip, settings, tmp_path, made, text):
+def test_a_file_beside_it_that_is_not_ours_is_not_replaced(clip, settings, tmp_path, made, text):
     out = tmp_path / "out.mp4"
     sidecar_path(out).write_text(text, encoding="latin-1")
-    restore_video(clip, out, settings, end=0.1)
+    with pytest.raises(ConfigError, match="without out.mp4.json, .*--overwrite replaces it"):
+        restore_video(clip, out, settings, end=0.1)
+    assert sidecar_path(out).read_text(encoding="latin-1") == text and not out.exists()
+    restore_video(clip, out, settings.replace(overwrite=True), end=0.1)
     assert made == [0] and json.loads(sidecar_path(out).read_text())["totals"]["frames"] == 3
 
 
@@ -459,18 +474,49 @@ def test_a_stretch_is_that_stretch(clip, settings, tmp_path):
         assert part == clip
 
 
-def test_a_turned_film_stays_turned(small, settings, tmp_path):
-    source, out = tmp_path / "in.mp4", tmp_path / "out.mp4"
-    with VideoWriter(source, Fraction(25), (SIDE, SIDE), crf=10) as writer:
-        for frame in small[:8]:
-            writer.write(np.ascontiguousarray(np.rot90(frame, -1)))
-    turn(source, QUARTERS[90])
+def turned_film(path, frames, name) -> Path:
+    """Upright frames as a phone stores them: rotated, with a display matrix that rotates back."""
+    back = {90: 270, 270: 90}.get(name, name)
+    stored = [np.ascontiguousarray(as_displayed(frame, back)) for frame in frames]
+    height, width = stored[0].shape[:2]
+    with VideoWriter(path, Fraction(25), (width, height), crf=1) as writer:
+        for frame in stored:
+            writer.write(frame)
+    return turn(path, (QUARTERS | FLIPS)[name])
+
+
+@pytest.mark.parametrize("name", [*QUARTERS, *FLIPS])
+def test_a_turned_film_stays_turned(small, settings, tmp_path, monkeypatch, name):
+    upright = small[: SEGMENT + 4, :, 16:-16]
+    source, out = turned_film(tmp_path / "in.mp4", upright, name), tmp_path / "out.mp4"
+    settings = settings.replace(crf=1)
+    stopped(source, out, settings, monkeypatch, after=SEGMENT + 2)
     done = restore_video(source, out, settings)
-    assert index_video(out).rotation == index_video(source).rotation == 90
-    assert index_video(out).display_matrix == index_video(source).display_matrix
-    assert done.stats["totals"]["restored"] == 8, "faces are looked for in the upright picture"
-    with pytest.raises(MediaError, match="rotation"):
+    assert done.resumed == SEGMENT
+    index = index_video(out)
+    assert index.display_matrix == index_video(source).display_matrix == (QUARTERS | FLIPS)[name]
+    assert (index.width, index.height) == (SIDE - 32, SIDE)
+    assert done.stats["totals"]["restored"] == len(upright), "faces are detected upright"
+    face = np.s_[SIDE // 4 : SIDE * 3 // 4, SIDE // 4 : SIDE // 2]
+    for before, after in zip(upright, read_frames(out), strict=True):
+        distance = np.abs(before.astype(int) - after)
+        assert distance[:8].mean() < 4 < distance[face].mean() + 2
+    with pytest.raises(MediaError, match="rotation|flip"):
         restore_video(source, tmp_path / "out.mkv", settings)
+
+
+@pytest.mark.parametrize("name", [*QUARTERS, *FLIPS])
+def test_a_turned_film_with_nothing_to_restore_is_displayed_the_same(
+    small, settings, tmp_path, monkeypatch, name
+):
+    record = replace(RECORD, input_size=128, output_size=128)  # that of the crops: no resize
+    identity = partial(load_fake, function=lambda faces: faces, record=record)
+    monkeypatch.setattr(model_loader, "load", identity)
+    source = turned_film(tmp_path / "in.mp4", small[:6, :, 16:-16], name)
+    done = restore_video(source, tmp_path / "out.mp4", settings.replace(crf=0))
+    assert done.stats["totals"]["faces"] == 6 and done.stats["totals"]["restored"] == 0
+    for before, after in zip(read_frames(source), read_frames(done.output), strict=True):
+        assert np.array_equal(before, after)
 
 
 @pytest.mark.parametrize("suffix", [".mp4", ".mkv"])

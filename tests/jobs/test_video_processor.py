@@ -254,6 +254,7 @@ class RecordedEngine:
 
     def __init__(self, fail_at=None):
         self.settings, self.engine = SimpleNamespace(region="full"), self
+        self.model = SimpleNamespace(info=SimpleNamespace(landmark_template=None))
         self.streams, self.fail_at, self.batches = [], fail_at, []
 
     def stream(self):

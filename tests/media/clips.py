@@ -11,6 +11,7 @@ import numpy as np
 import psutil
 
 from musetalk_enhance.media import SegmentWriter, concat_segments, index_video, read_segment
+from musetalk_enhance.media.writer import X264_PARAMS
 
 NTSC = Fraction(30000, 1001)
 QUARTERS = {
@@ -19,6 +20,13 @@ QUARTERS = {
     270: (0, 1 << 16, 0, -1 << 16, 0, 0, 64 << 16, 0, 1 << 30),
 }
 """Display matrices of a 96 x 64 film that a player turns so many degrees to the left."""
+FLIPS = {
+    "left-right": (-1 << 16, 0, 0, 0, 1 << 16, 0, 96 << 16, 0, 1 << 30),
+    "top-bottom": (1 << 16, 0, 0, 0, -1 << 16, 0, 0, 64 << 16, 1 << 30),
+    "transposed": (0, 1 << 16, 0, 1 << 16, 0, 0, 0, 0, 1 << 30),
+    "transversed": (0, -1 << 16, 0, -1 << 16, 0, 0, 64 << 16, 96 << 16, 1 << 30),
+}
+"""Display matrices of a 96 x 64 film that a player mirrors; see `as_displayed`."""
 UPRIGHT = (1 << 16, 0, 0, 0, 1 << 16, 0, 0, 0, 1 << 30)
 
 
@@ -52,7 +60,8 @@ def make_film(
         container.metadata.update(tags or {})
         stream = container.add_stream(codec, rate=fps)
         stream.width, stream.height, stream.pix_fmt = *size_wh, pix_fmt
-        stream.options = dict({"crf": "10"} if codec == "libx264" else {}, **(options or {}))
+        x264 = {"crf": "10", "x264-params": X264_PARAMS} if codec == "libx264" else {}
+        stream.options = dict(x264, **(options or {}))
         stream.codec_context.time_base = time_base or 1 / fps
         tone = None
         if sound is not None:
@@ -121,6 +130,39 @@ def turn(path: Path, matrix) -> Path:
     data[start : start + 36] = struct.pack(">9i", *matrix)
     path.write_bytes(data)
     return path
+
+
+def as_displayed(image: np.ndarray, name) -> np.ndarray:
+    """What a player makes of a stored image, for a name of `QUARTERS` or `FLIPS`."""
+    if name in QUARTERS:
+        return np.rot90(image, name // 90)
+    transposed = image.transpose(1, 0, 2)
+    return {
+        "left-right": image[:, ::-1],
+        "top-bottom": image[::-1],
+        "transposed": transposed,
+        "transversed": transposed[::-1, ::-1],
+    }[name]
+
+
+def with_orientation(path: Path, out: Path, quarter_turns) -> Path:
+    """A raw H.264 stream whose n-th frame states the rotation `quarter_turns[n]`, None for none.
+
+    By a display orientation SEI message before the frame (ITU-T H.264, D.1.27).
+    """
+    at = 0
+    pieces = []
+    for unit in path.read_bytes().split(b"\0\0\1")[1:]:
+        if unit[0] & 31 in (1, 5) and at < len(quarter_turns):
+            turns, at = quarter_turns[at], at + 1
+            if turns is not None:
+                # cancel, flips: 0; 16 bits of angle; repetition period ue(1) = 010; extension 0
+                bits = f"000{turns << 14:016b}0100" + "1"
+                body = int(bits.ljust(24, "0"), 2).to_bytes(3, "big")
+                pieces.append(bytes((6, 47, len(body))) + body + b"\x80")
+        pieces.append(unit.rstrip(b"\0"))
+    out.write_bytes(b"".join(b"\0\0\0\1" + piece for piece in pieces))
+    return out
 
 
 def copied(

@@ -27,8 +27,11 @@ from musetalk_enhance.media import (
 )
 from musetalk_enhance.media.container import disposition
 from tests.media.clips import (
+    FLIPS,
     NTSC,
     QUARTERS,
+    UPRIGHT,
+    as_displayed,
     copied,
     copy_of,
     decoded,
@@ -39,6 +42,7 @@ from tests.media.clips import (
     sound,
     times,
     turn,
+    with_orientation,
 )
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -171,26 +175,74 @@ def test_a_stretch_keeps_pictures_and_sound_together(tmp_path, suffix):
     assert -0.065 <= first <= 0 and 0.9 < last < 1  # one packet is 0.064 s
 
 
-@pytest.mark.parametrize("degrees", QUARTERS)
+@pytest.mark.parametrize("name", [*QUARTERS, *FLIPS])
 @pytest.mark.parametrize("suffix", [".mp4", ".mov"])
-def test_rotation_survives(tmp_path, degrees, suffix):
-    path = turn(make_film(tmp_path / "film.mp4", 12), QUARTERS[degrees])
-    with_sound = turn(make_film(tmp_path / "sound.mp4", 12, sound=0.0), QUARTERS[degrees])
+def test_rotation_survives(tmp_path, name, suffix):
+    matrix = (QUARTERS | FLIPS)[name]
+    path = make_film(tmp_path / "film.mp4", 12)
+    stored = list(read_frames(path))
+    path = turn(path, matrix)
+    with_sound = turn(make_film(tmp_path / "sound.mp4", 12, sound=0.0), matrix)
     for source in (path, with_sound):
         out = copied(source, tmp_path / f"out{suffix}")
         index = index_video(out)
-        assert index.display_matrix == QUARTERS[degrees] and index.rotation == degrees
-        for before, after in zip(read_frames(source), read_frames(out), strict=True):
+        assert index.display_matrix == matrix and index.rotation == index_video(path).rotation
+        for before, after in zip(stored, read_frames(out), strict=True):
+            assert np.array_equal(as_displayed(before, name), after)
+
+
+DEGREES_30 = (56756, 32768, 0, -32768, 56756, 0, 0, 0, 1 << 30)
+
+
+def test_other_angles_survive_too(tmp_path):
+    path = turn(make_film(tmp_path / "film.mp4", 5), DEGREES_30)
+    index = index_video(copied(path, tmp_path / "out.mp4"))
+    assert index.display_matrix == DEGREES_30 and (index.rotation, index.flipped) == (0, False)
+    with pytest.raises(MediaError, match="the source's rotation; choose .mp4 or .mov"):
+        check_output(index, path, tmp_path / "out.mkv")
+
+
+@pytest.mark.parametrize("matrix", [(2 << 16, *UPRIGHT[1:]), (*UPRIGHT[:6], 64 << 16, 0, 1 << 30)])
+def test_a_scale_or_a_shift_is_no_rotation(tmp_path, matrix):
+    path = turn(make_film(tmp_path / "film.mp4", 5), matrix)
+    out = copied(path, tmp_path / "out.mkv")
+    assert not index_video(out).is_rotated
+    ratios = [index_video(each).sample_aspect_ratio or 1 for each in (path, out)]
+    assert ratios == [matrix[0] >> 16] * 2
+
+
+@pytest.mark.parametrize("stated", [(1,), (1, None, None, 2), (None, None, 1)])
+def test_all_frames_of_a_raw_stream_are_rotated_like_the_first(tmp_path, stated):
+    options = {"g": "2", "bf": "0"}
+    raw = make_film(tmp_path / "film.h264", 12, options=options)
+    path = with_orientation(raw, tmp_path / "stated.h264", stated)
+    index, degrees = index_video(path), 90 * (stated[0] or 0)
+    assert index.rotation == degrees
+    stored = [np.rot90(frame, degrees // 90) for frame in read_frames(raw)]
+    out = copied(path, tmp_path / "out.mp4", size=4)
+    assert index_video(out).rotation == degrees
+    for source in (path, out):
+        for before, after in zip(stored, read_frames(source), strict=True):
             assert np.array_equal(before, after)
+    for frame in read_segment(path, index, 4, 12):
+        assert np.array_equal(stored[frame.index], frame.bgr)
 
 
-def test_rotation_needs_mp4_or_mov(tmp_path):
-    path = turn(make_film(tmp_path / "film.mp4", 5), QUARTERS[90])
+@pytest.mark.parametrize(
+    ("matrix", "words"),
+    [
+        (QUARTERS[90], "rotation by 90 degrees"),
+        (FLIPS["left-right"], "flip"),
+        (FLIPS["transposed"], "rotation by 90 degrees and flip"),
+    ],
+)
+def test_rotation_needs_mp4_or_mov(tmp_path, matrix, words):
+    path = turn(make_film(tmp_path / "film.mp4", 5), matrix)
     for action in (
         lambda out: check_output(index_video(path), path, out),
         lambda out: copied(path, out),
     ):
-        with pytest.raises(MediaError, match="rotation by 90 degrees; choose .mp4"):
+        with pytest.raises(MediaError, match=f"the source's {words}; choose .mp4 or .mov"):
             action(tmp_path / "out.mkv")
 
 

@@ -54,8 +54,11 @@ def test_names():
         "gfpgan-1.2",
         "restoreformer",
         "codeformer",
+        *("gfpgan_1.4", "gfpgan_1.3", "gfpgan_1.2", "gfpgan_1024"),
+        *("restoreformer_plus_plus", "vqfr"),
+        *("gpen_bfr_256", "gpen_bfr_512", "gpen_bfr_1024", "gpen_bfr_2048"),
     ]
-    assert catalog.model_names("GFPGAN*") == ["gfpgan-1.4", "gfpgan-1.3", "gfpgan-1.2"]
+    assert catalog.model_names("GFPGAN-*") == ["gfpgan-1.4", "gfpgan-1.3", "gfpgan-1.2"]
 
 
 def test_records_point_to_weights_that_exist():
@@ -126,7 +129,7 @@ def test_refused(options):
 
 
 def test_a_near_miss_gets_a_suggestion():
-    with pytest.raises(ConfigError, match=r"Did you mean 'gfpgan-1\.4'"):
+    with pytest.raises(ConfigError, match=r"Did you mean 'gfpgan[-_]1\.4'"):
         choose(model="gfpgan1.4")
 
 

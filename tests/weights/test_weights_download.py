@@ -64,6 +64,16 @@ def test_force_downloads_again_from_the_first_byte(
     assert server.sent == 2 * len(DATA)
 
 
+def test_force_without_a_connection_says_that_the_file_is_there(
+    server: Server, add: Add, cache_folder: Path
+) -> None:
+    add(server.add("/tiny.pth", DATA))
+    path = quiet()
+    with pytest.raises(ConfigError, match="offline mode: the weight is in the cache"):
+        quiet(force=True, offline=True)
+    assert path.read_bytes() == DATA and len(server.log) == 1
+
+
 def test_a_part_is_gone_on_with(server: Server, add: Add, cache_folder: Path) -> None:
     add(server.add("/tiny.pth", DATA))
     cache_folder.mkdir()

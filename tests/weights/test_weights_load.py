@@ -7,6 +7,7 @@ import contextlib
 import hashlib
 import os
 import pickle
+import random
 import shutil
 import zipfile
 from collections.abc import Callable
@@ -24,6 +25,7 @@ from musetalk_enhance.errors import (
     UntrustedWeightError,
 )
 from musetalk_enhance.weights import Weight, WeightEntry, open_file, require
+from musetalk_enhance.weights.onnx_graph import read_graph
 
 
 def tensors() -> dict[str, torch.Tensor]:
@@ -201,21 +203,24 @@ def test_a_checkpoint_without_named_tensors(tree: Any, words: str, tmp_path: Pat
 
 
 def test_an_onnx_graph_is_opened_but_has_no_state_dict(tmp_path: Path) -> None:
-    path = tmp_path / "net.onnx"
-    path.write_bytes(b"\x08\x08 a graph")
     with pytest.raises(CheckpointError, match="holds an ONNX graph"):
-        open_file(path).state_dict()
+        open_file(graph(tmp_path / "net.onnx")).state_dict()
 
 
-def graph_with_tensors_in(path: Path, name: str) -> Path:
+def graph(
+    path: Path, external: str | None = None, dims: tuple[int, ...] = (1,), nodes: Any = ()
+) -> Path:
+    """A graph with one tensor; `external` names the file that has it."""
     onnx = pytest.importorskip("onnx")
     tensor = onnx.helper.make_tensor("w", onnx.TensorProto.FLOAT, [1], [1.0])
-    tensor.ClearField("float_data")
-    tensor.data_location = onnx.TensorProto.EXTERNAL
-    tensor.external_data.add(key="location", value=name)
+    tensor.dims[:] = dims
+    if external is not None:
+        tensor.ClearField("float_data")
+        tensor.data_location = onnx.TensorProto.EXTERNAL
+        tensor.external_data.add(key="location", value=external)
     value = onnx.helper.make_tensor_value_info("w", onnx.TensorProto.FLOAT, [1])
-    graph = onnx.helper.make_graph([], "g", [], [value], [tensor])
-    path.write_bytes(onnx.helper.make_model(graph).SerializeToString())
+    proto = onnx.helper.make_graph(list(nodes), "g", [], [value], [tensor])
+    path.write_bytes(onnx.helper.make_model(proto).SerializeToString())
     return path
 
 
@@ -227,19 +232,114 @@ def test_tensors_of_a_graph_outside_its_folder_are_refused(tmp_path: Path, name:
     (tmp_path / "own").mkdir()
     (tmp_path / "own" / "link").symlink_to(tmp_path)
     with pytest.raises(CheckpointError, match="outside its own folder"):
-        open_file(graph_with_tensors_in(tmp_path / "own" / "net.onnx", name))
+        open_file(graph(tmp_path / "own" / "net.onnx", name))
 
 
 @pytest.mark.parametrize("name", ["net.onnx.data", "sub/tensors.bin"])
 def test_tensors_beside_a_graph_are_accepted(tmp_path: Path, name: str) -> None:
-    assert open_file(graph_with_tensors_in(tmp_path / "net.onnx", name)).entry is None
-
-
-def test_half_a_name_at_the_end_of_a_graph_raises_nothing_else(tmp_path: Path) -> None:
-    for tail in (b"", b"\x85", b"\x05ab", b"\xff\xff"):
-        path = tmp_path / "net.onnx"
-        path.write_bytes(b"\x0a\x08location\x12" + tail)
+    path = graph(tmp_path / "net.onnx", name)
+    with pytest.raises(CheckpointError, match="which is not there"):
         open_file(path)
+    (tmp_path / "sub").mkdir()
+    (tmp_path / name).write_bytes(b"1234")
+    assert open_file(path).entry is None
+
+
+@pytest.mark.parametrize("order", [1, -1])
+def test_a_name_in_another_encoding_of_protobuf_is_read(tmp_path: Path, order: int) -> None:
+    """The length of the key ``location`` in two bytes, and its value before it."""
+    onnx = pytest.importorskip("onnx")
+    parts = (b"\x0a\x88\x00location", b"\x12\x0d../secret.bin")
+    entry = b"".join(parts[::order])
+    path = graph(tmp_path / "net.onnx", "../secret.bin")
+    model = onnx.load(path, load_external_data=False)
+    tensor = model.graph.initializer[0]
+    tensor.ClearField("external_data")
+    raw = tensor.SerializeToString() + b"\x6a" + bytes([len(entry)]) + entry
+    model.graph.ClearField("initializer")
+    inner = model.graph.SerializeToString() + b"\x2a" + bytes([len(raw)]) + raw
+    model.ClearField("graph")
+    path.write_bytes(model.SerializeToString() + b"\x3a" + bytes([len(inner)]) + inner)
+    with pytest.raises(CheckpointError, match="outside its own folder"):
+        open_file(path)
+
+
+@pytest.mark.parametrize("dims", [(2**20, 2**20), (9,), (2**62, 2**62, 2**62), (-1,)])
+def test_tensors_that_are_larger_than_their_data_are_refused(
+    tmp_path: Path, dims: tuple[int, ...]
+) -> None:
+    with pytest.raises(CheckpointError, match="a graph with tensors of"):
+        open_file(graph(tmp_path / "net.onnx", dims=dims))
+
+
+def test_a_huge_sparse_file_of_tensors_is_refused(tmp_path: Path) -> None:
+    with (tmp_path / "net.data").open("wb") as file:
+        file.truncate(2**40)
+    with pytest.raises(CheckpointError, match="at most"):
+        open_file(graph(tmp_path / "net.onnx", "net.data", (2**37,)))
+
+
+@pytest.mark.parametrize("operator", ["ConstantOfShape", "Expand"])
+def test_a_constant_shape_that_would_fill_the_memory_is_refused(
+    tmp_path: Path, operator: str
+) -> None:
+    onnx = pytest.importorskip("onnx")
+    np = pytest.importorskip("numpy")
+    shape = onnx.numpy_helper.from_array(np.array([2**20, 2**20]), "s")
+    nodes = [onnx.helper.make_node("Constant", [], ["s"], value=shape)]
+    inputs = ["s"] if operator == "ConstantOfShape" else ["w", "s"]
+    nodes.append(onnx.helper.make_node(operator, inputs, ["y"]))
+    with pytest.raises(CheckpointError, match="a graph with tensors of"):
+        open_file(graph(tmp_path / "net.onnx", nodes=nodes))
+
+
+@pytest.mark.parametrize(
+    ("operator", "domain"),
+    [("Evil", "my.library"), ("EPContext", "com.microsoft"), ("PythonOp", "com.microsoft")],
+)
+def test_custom_operators_are_refused(tmp_path: Path, operator: str, domain: str) -> None:
+    """In a graph within an attribute, too."""
+    onnx = pytest.importorskip("onnx")
+    node = onnx.helper.make_node(operator, ["w"], ["y"], domain=domain)
+    inner = onnx.helper.make_graph([node], "inner", [], [])
+    nested = onnx.helper.make_node("If", ["w"], ["z"], then_branch=inner, else_branch=inner)
+    for nodes in ([node], [nested]):
+        with pytest.raises(CheckpointError, match=f"custom operators {domain}"):
+            open_file(graph(tmp_path / "net.onnx", nodes=nodes))
+
+
+def test_operators_of_onnxruntime_and_functions_in_the_file_are_accepted(tmp_path: Path) -> None:
+    onnx = pytest.importorskip("onnx")
+    make = onnx.helper.make_node
+    nodes = [make("FusedConv", ["w"], ["y"], domain="com.microsoft")]
+    nodes.append(make("Own", ["w"], ["z"], domain="mine"))
+    path = graph(tmp_path / "net.onnx", nodes=nodes)
+    with pytest.raises(CheckpointError, match="custom operators mine"):
+        open_file(path)
+    model = onnx.load(path)
+    opsets = [onnx.helper.make_opsetid("", 17)]
+    body = [make("Identity", ["a"], ["b"])]
+    model.functions.append(onnx.helper.make_function("mine", "Own", ["a"], ["b"], body, opsets))
+    path.write_bytes(model.SerializeToString())
+    assert open_file(path).entry is None
+
+
+def test_any_bytes_are_a_graph_or_a_typed_error(tmp_path: Path) -> None:
+    """A graph that was cut off, or has bytes replaced."""
+    source = graph(tmp_path / "net.onnx", nodes=[])
+    data, generator = source.read_bytes(), random.Random(3)
+    outcomes = set()
+    for _ in range(800):
+        changed = bytearray(data[: generator.randint(1, len(data))])
+        for _ in range(generator.randint(0, 3)):
+            changed[generator.randrange(len(changed))] = generator.randrange(256)
+        source.write_bytes(changed)
+        try:
+            read_graph(source)
+            outcomes.add("graph")
+        except (CorruptWeightError, CheckpointError) as error:
+            outcomes.add(type(error).__name__)
+    assert outcomes == {"graph", "CorruptWeightError", "CheckpointError"}
 
 
 def test_a_file_that_changes_after_the_check_is_not_opened(tmp_path: Path) -> None:

@@ -100,15 +100,16 @@ class Guard:
 
         Args:
             faces: the host's, float32 (N, 3, H, W), RGB, 0..1.
-            residual: what would be added to them from `first_row` down, (N, 3, R, W).
+            residual: what would be added to them, in any size, from `first_row` down, (N, 3, R, S).
             first_row: of the rows that may change.
             weight: of the frame before the first, 1.0 at the beginning of a stream.
             cuts: whether a scene begins with a frame: the previous one is no reason to hold it
                 back. Empty: none does.
         """
         originals = resize(faces, (MEASURED_SIDE, MEASURED_SIDE))
-        restored = _restored(originals, residual, first_row, int(faces.shape[2]))
-        side = min(faces.shape[2:])
+        height = first_row + int(residual.shape[2])
+        restored = _restored(originals, residual, first_row, height)
+        side = min(height, int(residual.shape[3]))
         allowed = (
             strength_allowed(self.meter, originals, restored).tolist() if side >= LEAST_SIDE else []
         )
