@@ -18,9 +18,9 @@ from pydantic import Field
 from starlette.websockets import WebSocketDisconnect
 
 from ..errors import EnhanceError, FrameError, MediaError, ServiceError
-from ..faces.align import TEMPLATE_SIDE
 from ..faces.detect import FaceDetector
 from ..faces.paste import FaceCrop, Paste, crop_face, paste_faces, without_added_color
+from ..faces.templates import TEMPLATE_SIDE
 from ..faces.tracks import FaceTracker
 from ..media.arrays import Image
 from ..pipeline.engine import Request, Restored
