@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
 PRECISIONS = {"fp32": "f32", "bf16": "bf16"}
 """OpenVINO's names for the values of `dtype`. Unset, OpenVINO takes bf16 where it can."""
 _TELEMETRY = "openvino_telemetry"
+_WITHOUT_BF16 = ("SSE41", "AVX", "AVX2", "AVX2_VNNI")
 
 
 class OpenVinoBackend(Backend):
@@ -45,11 +47,11 @@ class OpenVinoBackend(Backend):
         self.dtype, self._spec_name = dtype, spec.name
         self._openvino = import_openvino()
         core = self._openvino.Core()
-        if dtype == "bf16" and "BF16" not in capabilities(core):
+        if dtype == "bf16" and not has_bf16(core):
             cpu = core.get_property("CPU", "FULL_DEVICE_NAME")
             raise RestorerError(
                 f"backend openvino has no bf16 on this processor ({cpu}, which has "
-                f"{', '.join(capabilities(core))}); set dtype: fp32"
+                f"{', '.join(capabilities(core))}{_limit()}); set dtype: fp32"
             )
         graph = graph_file(spec)
         with translated(f"loading {spec.name} into OpenVINO"):
@@ -64,6 +66,10 @@ class OpenVinoBackend(Backend):
         faces = batch.detach().to("cpu", torch.float32).contiguous().numpy()
         with translated(f"{self._spec_name} in OpenVINO"):
             restored = self._names.run(faces, self._infer)
+        if len(restored) != len(faces):
+            raise RestorerError(
+                f"{self._spec_name} in OpenVINO returned {len(restored)} faces for {len(faces)}"
+            )
         return torch.from_numpy(restored).to(batch.device)
 
     def _infer(self, inputs: dict[str, Any]) -> Any:
@@ -110,6 +116,27 @@ def import_openvino() -> Any:
 def capabilities(core: Any) -> list[str]:
     """The dtypes that this CPU computes in, as OpenVINO names them: ``["FP32", "BF16", ...]``."""
     return list(core.get_property("CPU", "OPTIMIZATION_CAPABILITIES"))
+
+
+def has_bf16(core: Any) -> bool:
+    """Whether OpenVINO can compute in bf16 here.
+
+    It says so of a processor whatever instructions its oneDNN may use, and then fails or returns
+    nothing.
+    """
+    return "BF16" in capabilities(core) and not _limit()
+
+
+def _limit() -> str:
+    """The switch that keeps oneDNN from what bf16 needs, for a message; empty where there is none.
+
+    oneDNN reads either name: https://uxlfoundation.github.io/oneDNN/dev_guide_cpu_dispatcher_control.html
+    """
+    for name in ("ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA"):
+        value = os.environ.get(name, "")
+        if value.upper() in _WITHOUT_BF16:
+            return f", and {name}={value} is set"
+    return ""
 
 
 def _config(dtype: str) -> dict[str, Any]:

@@ -11,7 +11,6 @@ import torch
 from musetalk_enhance.backends import onnx_export, openvino_backend
 from musetalk_enhance.backends.openvino_backend import (
     OpenVinoBackend,
-    capabilities,
     import_openvino,
 )
 from musetalk_enhance.errors import (
@@ -25,7 +24,7 @@ from tests.conftest import ROOT
 
 
 def has_bf16() -> bool:
-    return "BF16" in capabilities(import_openvino().Core())
+    return openvino_backend.has_bf16(import_openvino().Core())
 
 
 @pytest.mark.parametrize("count", [1, 2, 5])
@@ -71,6 +70,7 @@ def test_precision_and_threads_are_said(tiny):
 
 def test_bf16_is_refused_where_the_processor_has_none(tiny, monkeypatch):
     monkeypatch.setattr(openvino_backend, "capabilities", lambda core: ["FP32", "INT8"])
+    monkeypatch.delenv("ONEDNN_MAX_CPU_ISA", raising=False)
     with pytest.raises(
         RestorerError, match=r"no bf16 on this processor .* FP32, INT8\); set dtype: fp32"
     ):
@@ -84,6 +84,28 @@ def test_bf16_where_it_has(tiny, batch):
     expected = tiny.module(batch)
     assert backend.dtype == "bf16"
     assert float((backend.run(batch) - expected).norm() / expected.norm()) < 0.03
+
+
+@pytest.mark.parametrize("name", ["ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA"])
+def test_bf16_is_refused_where_its_instructions_are_switched_off(tiny, monkeypatch, name):
+    monkeypatch.setattr(openvino_backend, "capabilities", lambda core: ["FP32", "BF16"])
+    for each in ("ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA"):
+        monkeypatch.delenv(each, raising=False)
+    monkeypatch.setenv(name, "avx2")
+    with pytest.raises(RestorerError, match=f"no bf16 .*{name}=avx2 is set.*dtype: fp32"):
+        OpenVinoBackend(tiny, CPU, dtype="bf16")
+
+
+def test_a_run_that_returns_too_few_faces_is_an_error(tiny, batch):
+    backend = OpenVinoBackend(tiny, CPU)
+
+    class Names:
+        def run(self, faces, infer):
+            return faces[:0]
+
+    backend._names = Names()
+    with pytest.raises(RestorerError, match=f"returned 0 faces for {len(batch)}"):
+        backend.run(batch)
 
 
 def test_an_unknown_precision(tiny):
