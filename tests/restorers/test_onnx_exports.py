@@ -110,10 +110,10 @@ def test_codeformer_s_export_is_codeformer(tmp_path, crops):
     """Where the same codes win; on these inputs they all do."""
     source_path = tmp_path / "codeformer.pth"
     torch.save({"params_ema": random_codeformer()}, source_path)
-    given = {"arch": "CodeFormer", "trust_unpinned": True}
-    path = exported(tmp_path, "codeformer", model=str(source_path), **given)
+    path = exported(tmp_path, "codeformer", model=str(source_path), arch="CodeFormer")
     options = {"output_size": "native", **PLAIN}
-    source = FaceEnhancer(str(source_path), backend="torch", dtype="fp32", **given, **options)
+    given = {"arch": "CodeFormer", "trust_unpinned": True, "backend": "torch", "dtype": "fp32"}
+    source = FaceEnhancer(str(source_path), **given, **options)
     expected = source(crops[:2])
     enhancer = FaceEnhancer(str(path), backend="onnx", **options)
     restored = enhancer(crops[:2])
