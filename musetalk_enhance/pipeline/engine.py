@@ -33,6 +33,8 @@ if TYPE_CHECKING:
 
     from ..config.settings import EnhancerSettings
     from ..faces.landmarks import LandmarkFinder
+    from ..faces.paste import FaceCrop
+    from ..media.arrays import Image
     from ..restorers.base import Restorer
 
 logger = logging.getLogger("musetalk_enhance")
@@ -182,6 +184,26 @@ class Engine:
         if self._planner is None:
             self._planner = BatchPlanner(self.settings, self.model.info, self.device)
         return self._planner
+
+    def crop_face(self, image_bgr: Image, landmarks: Any) -> FaceCrop:
+        """Crop a face from a whole image on the network's template.
+
+        The side is the network's own input or output, so that no detail is lost, and at least the
+        512 px of a template.
+
+        Args:
+            image_bgr: BGR uint8 (H, W, 3).
+            landmarks: (5, 2) x, y in pixels, in the order of `Face.landmarks`.
+
+        Raises:
+            FrameError: see `faces.paste.crop_face`.
+        """
+        from ..faces.paste import crop_face
+        from ..faces.templates import TEMPLATE_SIDE
+
+        info = self.model.info
+        side = max(TEMPLATE_SIDE, info.input_size or 0, info.output_size or 0)
+        return crop_face(image_bgr, landmarks, side, info.landmark_template)
 
     def stream(self, settings: EnhancerSettings | None = None) -> Stream:
         """Open another stream over this network, with options of its own if given."""

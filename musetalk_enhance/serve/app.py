@@ -28,6 +28,7 @@ from ..errors import (
 from ..restorers.catalog import get_model, model_names
 from . import generate, live, page, sdapi, videos
 from .body import read_body
+from .images import face_size_of
 from .middleware import Guard
 from .runner import CancelledError
 from .schemas import ErrorAnswer, ModelAnswer, RestoreAnswer, RestoreFields, body_schema
@@ -180,6 +181,7 @@ def _model_answers(service: Service) -> list[ModelAnswer]:
                 license=info.license,
                 commercial=info.commercial,
                 has_fidelity=info.has_fidelity,
+                face_size=face_size_of(info),
                 default=name == default.name,
             )
         )

@@ -7,7 +7,8 @@ import json
 import logging
 import struct
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal
 
@@ -19,8 +20,7 @@ from starlette.websockets import WebSocketDisconnect
 
 from ..errors import EnhanceError, FrameError, MediaError, ServiceError
 from ..faces.detect import FaceDetector
-from ..faces.paste import FaceCrop, Paste, crop_face, paste_faces, without_added_color
-from ..faces.templates import TEMPLATE_SIDE
+from ..faces.paste import FaceCrop, Paste, paste_faces, without_added_color
 from ..faces.tracks import FaceTracker
 from ..media.arrays import Image
 from ..pipeline.engine import Request, Restored
@@ -28,7 +28,7 @@ from ..pipeline.outcome import Cause, Outcome, passed_through
 from ..pipeline.stream import Stream
 from .body import checked
 from .images import blend
-from .networks import Network
+from .networks import Network, NetworkPool
 from .schemas import Detector, Fields, Weight
 from .service import Service, service_of
 
@@ -107,7 +107,7 @@ class _Session:
             self._track = max(tracks, key=lambda track: _area(tracks[track].box_xyxy))
             self.stream = self._network.live.stream()
         try:
-            crop = crop_face(pixels, tracks[self._track].landmarks, TEMPLATE_SIDE)
+            crop = self._network.live.engine.crop_face(pixels, tracks[self._track].landmarks)
         except FrameError:
             return pixels, None, None
         return pixels, crop, crop.aligned
@@ -191,10 +191,8 @@ async def _serve(socket: WebSocket, service: Service) -> None:
         raise ServiceError(422, "invalid", f"at most {service.settings.max_pixels} pixels")
     weight = fields.face_restoration_weight
     weight = service.settings.strength if weight is None else weight
-    fidelity = weight if service.pool.has_fidelity(fields.model) else None
-    use = service.pool.use(fields.model, fidelity)
-    network = await asyncio.to_thread(use.__enter__)
-    try:
+    fidelity = weight if service.pool.info(fields.model).has_fidelity else None
+    async with _network(service.pool, fields.model, fidelity) as network:
         detector = None
         if fields.input == "frames":
             detector = await asyncio.to_thread(service.pool.detector, fields.det_model)
@@ -210,8 +208,27 @@ async def _serve(socket: WebSocket, service: Service) -> None:
             )
         )
         await _Loop(socket, session, service.metrics.count_frame).run()
+
+
+@asynccontextmanager
+async def _network(
+    pool: NetworkPool, model: str | None, fidelity: float | None
+) -> AsyncIterator[Network]:
+    """`NetworkPool.use`, entered in a thread.
+
+    The thread goes on loading when the session is canceled; the model is then left when it is done.
+    """
+    use = pool.use(model, fidelity)
+    entering = asyncio.ensure_future(asyncio.to_thread(use.__enter__))
+
+    def leave(entered: asyncio.Future[Network]) -> None:
+        if not entered.cancelled() and entered.exception() is None:
+            use.__exit__(None, None, None)
+
+    try:
+        yield await asyncio.shield(entering)
     finally:
-        use.__exit__(None, None, None)
+        entering.add_done_callback(leave)
 
 
 class _Loop:

@@ -85,7 +85,7 @@ def _add(service: Service, upload: UploadFile, fields: VideoFields) -> str:
     if fields.det_model == "none":
         raise ServiceError(422, "invalid", "det_model: a video needs a detector")
     weight = fields.face_restoration_weight
-    has_fidelity = service.pool.has_fidelity(fields.model)
+    has_fidelity = service.pool.info(fields.model).has_fidelity
     decided = VideoOrder(
         **fields.model_dump(exclude={"face_restoration_weight", "det_model"}),
         face_restoration_weight=service.settings.strength if weight is None else weight,
