@@ -185,8 +185,18 @@ def test_invalid_options_are_refused(serve):
 def test_a_session_that_is_canceled_while_its_model_loads_leaves_the_model_idle(
     network, monkeypatch
 ):
-    """With room for one model, the next one takes its place."""
+    """With room for one model, the next one takes its place.
+
+    What was entered is kept here: without that, CPython's reference count leaves it.
+    """
     monkeypatch.setattr(networks.weights, "find", lambda name: name)
+    entered, use = [], networks.NetworkPool.use
+
+    def kept(*args):
+        entered.append(use(*args))
+        return entered[-1]
+
+    monkeypatch.setattr(networks.NetworkPool, "use", kept)
 
     async def cancel(pool) -> None:
         async def open_session() -> None:
