@@ -134,14 +134,6 @@ class ImageService:
     def close(self) -> None:
         """Nothing is held beside the models, which are the pool's."""
 
-    def decode_frame(self, data: bytes) -> Image:
-        """The pixels of a frame of a live stream, BGR uint8 (H, W, 3).
-
-        Raises:
-            MediaError: it is not a readable image, or too large.
-        """
-        return self.decode(data).bgr
-
     def _restored(
         self,
         bgr: Image,

@@ -23,11 +23,13 @@ from ..faces.detect import FaceDetector
 from ..faces.paste import FaceCrop, Paste, paste_faces, without_added_color
 from ..faces.tracks import FaceTracker
 from ..media.arrays import Image
+from ..media.image import StillImage
 from ..pipeline.engine import Request, Restored
 from ..pipeline.outcome import Cause, Outcome, passed_through
 from ..pipeline.stream import Stream
 from .body import checked
 from .images import blend
+from .middleware import error_body
 from .networks import Network, NetworkPool
 from .schemas import Detector, Fields, Weight
 from .service import Service, service_of
@@ -85,7 +87,7 @@ class _Session:
         network: Network,
         detector: FaceDetector | None,
         strength: float,
-        decode: Callable[[bytes], Image],
+        decode: Callable[[bytes], StillImage],
     ) -> None:
         self.fields, self._strength, self._decode = fields, strength, decode
         self._network, self._detector = network, detector
@@ -137,7 +139,7 @@ class _Session:
     def _pixels(self, data: bytes) -> Image:
         fields = self.fields
         if fields.format == "jpeg":
-            return self._decode(data)
+            return self._decode(data).bgr
         assert fields.width is not None and fields.height is not None
         size = fields.width * fields.height * 3
         if len(data) != size:
@@ -172,7 +174,7 @@ async def stream(socket: WebSocket) -> None:
 async def _refuse(socket: WebSocket, error: ServiceError) -> None:
     """Say why in a text message, then close."""
     try:
-        await socket.send_text(json.dumps({"error": {"code": error.code, "message": str(error)}}))
+        await socket.send_text(error_body(error.code, str(error)))
         await socket.close(_TRY_LATER if error.status in (429, 503) else _POLICY, error.code)
     except (RuntimeError, WebSocketDisconnect):
         pass  # the client is gone
@@ -197,7 +199,7 @@ async def _serve(socket: WebSocket, service: Service) -> None:
         if fields.input == "frames":
             detector = await asyncio.to_thread(service.pool.detector, fields.det_model)
         strength = weight if network.fidelity is None else 1.0
-        session = _Session(fields, network, detector, strength, service.images.decode_frame)
+        session = _Session(fields, network, detector, strength, service.images.decode)
         await socket.send_text(
             json.dumps(
                 {

@@ -156,24 +156,16 @@ def body_schema(fields: type[BaseModel], file_field: str, media: str = "image") 
     schema = fields.model_json_schema(ref_template="#/components/schemas/{model}")
     schema.pop("description", None)
     options = schema.get("properties", {})
-    as_file = {"type": "string", "format": "binary", "description": f"The {media} file."}
-    as_text = {"type": "string", "format": "byte", "description": f"The {media} file in base64."}
+
+    def with_file(form: str, text: str) -> dict[str, Any]:
+        file = {"type": "string", "format": form, "description": f"The {media} file{text}."}
+        properties = {file_field: file, **options}
+        return {"schema": {**schema, "properties": properties, "required": [file_field]}}
+
     return {
         "required": True,
         "content": {
-            "multipart/form-data": {
-                "schema": {
-                    **schema,
-                    "properties": {file_field: as_file, **options},
-                    "required": [file_field],
-                },
-            },
-            "application/json": {
-                "schema": {
-                    **schema,
-                    "properties": {file_field: as_text, **options},
-                    "required": [file_field],
-                },
-            },
+            "multipart/form-data": with_file("binary", ""),
+            "application/json": with_file("byte", " in base64"),
         },
     }
