@@ -1,7 +1,7 @@
 """`PictureRestorer`: restores every face in whole images.
 
-Faces are detected, cropped on the FFHQ template, restored together whatever image they come from,
-and pasted back.
+Faces are detected, cropped on the network's template, restored together whatever image they come
+from, and pasted back.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import numpy as np
 
 from ..errors import ConfigError, EnhanceError, FrameError
 from ..faces.detect import Face, FaceDetector, NetworkDetector, WholeImage
-from ..faces.paste import FaceCrop, Paste, crop_face, paste_faces, without_added_color
+from ..faces.paste import FaceCrop, Paste, paste_faces, without_added_color
 from ..faces.rotated import RotatedFaces
 from ..media.arrays import Image
 from ..pipeline.engine import Request, Restored
@@ -272,9 +272,8 @@ class PictureRestorer:
 
     def _crop(self, item: Item, index: int, note: FaceNote) -> FaceNote:
         try:
-            template = self._enhancer.engine.model.info.landmark_template
             points = item.faces[index].landmarks
-            item.crops[index] = crop_face(item.image, points, template=template)
+            item.crops[index] = self._enhancer.engine.crop_face(item.image, points)
         except FrameError as error:
             if self._enhancer.settings.on_error == "raise":
                 raise

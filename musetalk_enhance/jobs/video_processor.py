@@ -25,7 +25,6 @@ from ..faces.paste import (
     FaceCrop,
     Image,
     Paste,
-    crop_face,
     paste_faces,
     without_added_color,
 )
@@ -238,7 +237,7 @@ class _Faces:
     def _crop(self, frame: _FrameFaces, face: TrackedFace) -> bool:
         """Crop a face; False, with an outcome, if it cannot be aligned or is no longer there."""
         try:
-            crop = crop_face(frame.decoded.bgr, face.landmarks, TEMPLATE_SIDE, self._template)
+            crop = self._enhancer.engine.crop_face(frame.decoded.bgr, face.landmarks)
         except FrameError as error:
             frame.outcomes[face.track] = passed_through(Cause.ALIGNMENT, error.reason)
             return False
@@ -258,12 +257,10 @@ class _Faces:
         aligned = np.stack([frame.crops[track].aligned for frame in frames])
         points = None
         if self._enhancer.settings.region == "mouth":
-            points = [template_points(self._template)] * len(aligned)
+            template = self._enhancer.engine.model.info.landmark_template
+            scale = aligned.shape[1] / TEMPLATE_SIDE
+            points = [template_points(template) * scale] * len(aligned)
         return Request(self._streams[track], aligned, (points, None, None, None))
-
-    @property
-    def _template(self) -> str | None:
-        return self._enhancer.engine.model.info.landmark_template
 
 
 class _SegmentCounts:

@@ -33,7 +33,9 @@ if TYPE_CHECKING:
 
     from ..config.settings import EnhancerSettings
     from ..faces.landmarks import LandmarkFinder
-    from ..restorers.base import Restorer
+    from ..faces.paste import FaceCrop
+    from ..media.arrays import Image
+    from ..restorers.base import ModelInfo, Restorer
 
 logger = logging.getLogger("musetalk_enhance")
 
@@ -182,6 +184,21 @@ class Engine:
         if self._planner is None:
             self._planner = BatchPlanner(self.settings, self.model.info, self.device)
         return self._planner
+
+    def crop_face(self, image_bgr: Image, landmarks: Any) -> FaceCrop:
+        """Crop a face from a whole image, on the network's template and at its `crop_size`.
+
+        Args:
+            image_bgr: BGR uint8 (H, W, 3).
+            landmarks: (5, 2) x, y in pixels, in the order of `Face.landmarks`.
+
+        Raises:
+            FrameError: see `faces.paste.crop_face`.
+        """
+        from ..faces.paste import crop_face
+
+        info = self.model.info
+        return crop_face(image_bgr, landmarks, crop_size(info), info.landmark_template)
 
     def stream(self, settings: EnhancerSettings | None = None) -> Stream:
         """Open another stream over this network, with options of its own if given."""
@@ -750,6 +767,13 @@ class Engine:
             outcomes.append(work.outcomes[index])
             stream.notify(batch.frames[index], frame, work.outcomes[index])
         return Restored(batch.close(frames), outcomes)
+
+
+def crop_size(info: ModelInfo) -> int:
+    """Side of a face crop, in pixels: a template's, or more so that the network loses nothing."""
+    from ..faces.templates import TEMPLATE_SIDE
+
+    return max(TEMPLATE_SIDE, info.input_size or 0, info.output_size or 0)
 
 
 def _first(work: _Work) -> int:

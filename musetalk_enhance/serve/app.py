@@ -14,8 +14,9 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.middleware.cors import CORSMiddleware
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
-from starlette.responses import JSONResponse, Response
+from starlette.responses import Response
 
+from .. import weights
 from .._version import __version__
 from ..errors import (
     ConfigError,
@@ -28,7 +29,8 @@ from ..errors import (
 from ..restorers.catalog import get_model, model_names
 from . import generate, live, page, sdapi, videos
 from .body import read_body
-from .middleware import Guard
+from .images import face_size_of
+from .middleware import Guard, error_body
 from .runner import CancelledError
 from .schemas import ErrorAnswer, ModelAnswer, RestoreAnswer, RestoreFields, body_schema
 from .service import Service, service_of
@@ -118,8 +120,7 @@ async def _answer_error(request: Request, error: Exception) -> Response:
         status, code, message = _CLIENT_GONE, "gone", "the client closed the connection"
     if status == 500:
         logger.error("%s failed: %s", request.url.path, error)
-    content = {"error": {"code": code, "message": message}}
-    return JSONResponse(content, status, headers)
+    return Response(error_body(code, message), status, headers, "application/json")
 
 
 @router.get("/health", tags=["state"], summary="Whether the process is alive")
@@ -157,8 +158,6 @@ async def models(request: Request) -> list[ModelAnswer]:
 
 
 def _model_answers(service: Service) -> list[ModelAnswer]:
-    from .. import weights
-
     loaded, default = service.pool.loaded(), service.pool.default
     infos = {default.name: default}
     answers = []
@@ -180,6 +179,7 @@ def _model_answers(service: Service) -> list[ModelAnswer]:
                 license=info.license,
                 commercial=info.commercial,
                 has_fidelity=info.has_fidelity,
+                face_size=face_size_of(info),
                 default=name == default.name,
             )
         )

@@ -83,15 +83,13 @@ class Batcher:
 
     def _gather(self, is_open: bool) -> tuple[list[_Entry], bool]:
         """The entries of the next batch, and whether more may come."""
-        batch, self._postponed = self._postponed, []
+        waiting, self._postponed = self._postponed, []
+        batch: list[_Entry] = []
         streams: set[int] = set()
-        faces, until = 0, time.monotonic() + self._wait_s
-        waiting, batch = batch, []
-        while True:
+        faces, until = 0, 0.0
+        while waiting or (is_open and faces < self.size):
             if waiting:
                 entry: _Entry | None = waiting.pop(0)
-            elif not is_open or faces >= self.size:
-                break
             else:
                 try:
                     timeout = max(0.0, until - time.monotonic()) if batch else None
@@ -103,7 +101,8 @@ class Batcher:
             elif id(entry.request.stream) in streams:
                 self._postponed.append(entry)  # a stream is in a batch once
             else:
-                until = until if batch else time.monotonic() + self._wait_s
+                if not batch:
+                    until = time.monotonic() + self._wait_s
                 batch.append(entry)
                 streams.add(id(entry.request.stream))
                 faces += entry.faces

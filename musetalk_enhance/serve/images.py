@@ -11,12 +11,15 @@ from dataclasses import dataclass, replace
 import cv2
 import numpy as np
 
+from ..errors import ServiceError
 from ..faces.detect import WholeImage
+from ..faces.templates import TEMPLATE_SIDE
 from ..jobs.image_restorer import PictureRestorer, RestoredImage
 from ..media.arrays import Image
 from ..media.image import StillImage, decode_image, encode_image
 from ..pipeline.engine import Request, Restored
 from ..pipeline.outcome import Outcome
+from ..restorers.base import ModelInfo
 from .networks import Network, NetworkPool
 from .runner import Ticket
 from .schemas import FaceAnswer, RestoreAnswer, RestoreFields
@@ -70,7 +73,7 @@ class ImageService:
         Raises:
             MediaError: it is not a readable image, or too large.
             ConfigError: there is no such model.
-            ServiceError: the model is not available.
+            ServiceError: the model is not available, or has another `face_size`.
             CancelledError: the ticket was cancelled.
         """
         timer = Timer()
@@ -98,7 +101,11 @@ class ImageService:
         settings = self._settings
         weight = fields.face_restoration_weight
         weight = settings.strength if weight is None else weight
-        is_fidelity = self._pool.has_fidelity(fields.model)
+        info = self._pool.info(fields.model)
+        is_fidelity = info.has_fidelity
+        if fields.face_size not in (None, face_size_of(info)):
+            text = f"face_size: {fields.face_size}; {info.name} has {face_size_of(info)}"
+            raise ServiceError(422, "invalid", text)
         with self._pool.use(fields.model, weight if is_fidelity else None) as network:
             strength = 1.0 if is_fidelity else weight
             restored = self._restored(image.bgr, fields, network, strength, ticket, timer)
@@ -126,14 +133,6 @@ class ImageService:
 
     def close(self) -> None:
         """Nothing is held beside the models, which are the pool's."""
-
-    def decode_frame(self, data: bytes) -> Image:
-        """The pixels of a frame of a live stream, BGR uint8 (H, W, 3).
-
-        Raises:
-            MediaError: it is not a readable image, or too large.
-        """
-        return self.decode(data).bgr
 
     def _restored(
         self,
@@ -172,6 +171,11 @@ class ImageService:
         ticket.check()
         with timer.step("paste"):
             return restorer.paste(items)[0]
+
+
+def face_size_of(info: ModelInfo) -> int:
+    """Side in pixels of the faces that a network gets; a template's, where it takes any."""
+    return info.input_size or TEMPLATE_SIDE
 
 
 def blended(request: Request, restored: Restored, strength: float) -> Restored:
@@ -235,4 +239,12 @@ class Timer:
         return {**self._ms, "total": round((time.perf_counter() - self._begin) * 1e3, 2)}
 
 
-__all__ = ["MEDIA_TYPES", "ImageResult", "ImageService", "Timer", "blend", "blended"]
+__all__ = [
+    "MEDIA_TYPES",
+    "ImageResult",
+    "ImageService",
+    "Timer",
+    "blend",
+    "blended",
+    "face_size_of",
+]

@@ -7,7 +7,8 @@ import json
 import logging
 import struct
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal
 
@@ -19,16 +20,17 @@ from starlette.websockets import WebSocketDisconnect
 
 from ..errors import EnhanceError, FrameError, MediaError, ServiceError
 from ..faces.detect import FaceDetector
-from ..faces.paste import FaceCrop, Paste, crop_face, paste_faces, without_added_color
-from ..faces.templates import TEMPLATE_SIDE
+from ..faces.paste import FaceCrop, Paste, paste_faces, without_added_color
 from ..faces.tracks import FaceTracker
 from ..media.arrays import Image
+from ..media.image import StillImage
 from ..pipeline.engine import Request, Restored
 from ..pipeline.outcome import Cause, Outcome, passed_through
 from ..pipeline.stream import Stream
 from .body import checked
 from .images import blend
-from .networks import Network
+from .middleware import error_body
+from .networks import Network, NetworkPool
 from .schemas import Detector, Fields, Weight
 from .service import Service, service_of
 
@@ -85,7 +87,7 @@ class _Session:
         network: Network,
         detector: FaceDetector | None,
         strength: float,
-        decode: Callable[[bytes], Image],
+        decode: Callable[[bytes], StillImage],
     ) -> None:
         self.fields, self._strength, self._decode = fields, strength, decode
         self._network, self._detector = network, detector
@@ -107,7 +109,7 @@ class _Session:
             self._track = max(tracks, key=lambda track: _area(tracks[track].box_xyxy))
             self.stream = self._network.live.stream()
         try:
-            crop = crop_face(pixels, tracks[self._track].landmarks, TEMPLATE_SIDE)
+            crop = self._network.live.engine.crop_face(pixels, tracks[self._track].landmarks)
         except FrameError:
             return pixels, None, None
         return pixels, crop, crop.aligned
@@ -137,7 +139,7 @@ class _Session:
     def _pixels(self, data: bytes) -> Image:
         fields = self.fields
         if fields.format == "jpeg":
-            return self._decode(data)
+            return self._decode(data).bgr
         assert fields.width is not None and fields.height is not None
         size = fields.width * fields.height * 3
         if len(data) != size:
@@ -172,7 +174,7 @@ async def stream(socket: WebSocket) -> None:
 async def _refuse(socket: WebSocket, error: ServiceError) -> None:
     """Say why in a text message, then close."""
     try:
-        await socket.send_text(json.dumps({"error": {"code": error.code, "message": str(error)}}))
+        await socket.send_text(error_body(error.code, str(error)))
         await socket.close(_TRY_LATER if error.status in (429, 503) else _POLICY, error.code)
     except (RuntimeError, WebSocketDisconnect):
         pass  # the client is gone
@@ -191,15 +193,13 @@ async def _serve(socket: WebSocket, service: Service) -> None:
         raise ServiceError(422, "invalid", f"at most {service.settings.max_pixels} pixels")
     weight = fields.face_restoration_weight
     weight = service.settings.strength if weight is None else weight
-    fidelity = weight if service.pool.has_fidelity(fields.model) else None
-    use = service.pool.use(fields.model, fidelity)
-    network = await asyncio.to_thread(use.__enter__)
-    try:
+    fidelity = weight if service.pool.info(fields.model).has_fidelity else None
+    async with _network(service.pool, fields.model, fidelity) as network:
         detector = None
         if fields.input == "frames":
             detector = await asyncio.to_thread(service.pool.detector, fields.det_model)
         strength = weight if network.fidelity is None else 1.0
-        session = _Session(fields, network, detector, strength, service.images.decode_frame)
+        session = _Session(fields, network, detector, strength, service.images.decode)
         await socket.send_text(
             json.dumps(
                 {
@@ -210,8 +210,27 @@ async def _serve(socket: WebSocket, service: Service) -> None:
             )
         )
         await _Loop(socket, session, service.metrics.count_frame).run()
+
+
+@asynccontextmanager
+async def _network(
+    pool: NetworkPool, model: str | None, fidelity: float | None
+) -> AsyncIterator[Network]:
+    """`NetworkPool.use`, entered in a thread.
+
+    The thread goes on loading when the session is canceled; the model is then left when it is done.
+    """
+    use = pool.use(model, fidelity)
+    entering = asyncio.ensure_future(asyncio.to_thread(use.__enter__))
+
+    def leave(entered: asyncio.Future[Network]) -> None:
+        if not entered.cancelled() and entered.exception() is None:
+            use.__exit__(None, None, None)
+
+    try:
+        yield await asyncio.shield(entering)
     finally:
-        use.__exit__(None, None, None)
+        entering.add_done_callback(leave)
 
 
 class _Loop:

@@ -139,7 +139,7 @@ class _Exchange:
             await self._receive()
             await self._send({"type": "websocket.close", "code": 1008, "reason": error.code})
             return
-        body = error_body(error.code, str(error))
+        body = error_body(error.code, str(error)).encode()
         headers = [(b"content-type", b"application/json"), (b"connection", b"close")]
         if error.status == 401:
             headers.append((b"www-authenticate", b"Bearer"))
@@ -158,9 +158,9 @@ class _Exchange:
         return ServiceError(413, "too_large", f"the body is larger than {self._limit} bytes")
 
 
-def error_body(code: str, message: str) -> bytes:
-    """The JSON of every error."""
-    return json.dumps({"error": {"code": code, "message": message}}).encode()
+def error_body(code: str, message: str) -> str:
+    """The JSON of every error; see `ErrorAnswer`."""
+    return json.dumps({"error": {"code": code, "message": message}})
 
 
 def _host_name(host: str) -> str | None:

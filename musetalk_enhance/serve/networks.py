@@ -73,12 +73,15 @@ class NetworkPool:
         self, settings: ServeSettings, on_batch: Callable[[int], None] | None = None
     ) -> None:
         self._settings, self._on_batch = settings, on_batch
-        self._networks: dict[tuple[str, float | None], Network] = {}  # the last used is last
+        self._networks: dict[tuple[str, float | None], Network] = {}  # by last use
         self._detectors: dict[str, FaceDetector] = {}
         self._lock, self._load_lock = threading.Lock(), threading.Lock()
         self.detector(None)
-        named = settings.model.lower() == "codeformer" or settings.arch == "CodeFormer"
-        with self.use(None, settings.strength if named else None) as network:
+        name = MODELS.canonical(settings.model)
+        has_fidelity = settings.arch == "CodeFormer" or (
+            name is not None and get_model(name).info.has_fidelity
+        )
+        with self.use(None, settings.strength if has_fidelity else None) as network:
             self.default, self.batch_size = network.info, network.batcher.size
 
     @contextmanager
@@ -101,7 +104,7 @@ class NetworkPool:
                 network.users -= 1
 
     def loaded(self) -> list[str]:
-        """Names of the models in memory, the last used last."""
+        """Names of the models in memory, the most recently used last."""
         with self._lock:
             return list(dict.fromkeys(network.info.name for network in self._networks.values()))
 
@@ -149,14 +152,14 @@ class NetworkPool:
         name = self._settings.face_detector if name is None else name.lower()
         return DETECTOR_NAMES.get(name, name)
 
-    def has_fidelity(self, model: str | None) -> bool:
-        """Whether a model has CodeFormer's w.
+    def info(self, model: str | None) -> ModelInfo:
+        """Facts about a model, which need not be loaded; None is the service's own.
 
         Raises:
             ConfigError: there is no such model.
         """
         name = self.resolve(model)
-        return (self.default if name == self._settings.model else get_model(name).info).has_fidelity
+        return self.default if name == self._settings.model else get_model(name).info
 
     def close(self) -> None:
         """Run what is queued and close every model."""
@@ -168,7 +171,7 @@ class NetworkPool:
 
     def _acquire(self, model: str | None, fidelity: float | None) -> Network:
         name = self.resolve(model)
-        if hasattr(self, "default") and not self.has_fidelity(name):
+        if hasattr(self, "default") and not self.info(name).has_fidelity:
             fidelity = None
         if fidelity is not None:
             fidelity = round(round(fidelity / FIDELITY_STEP) * FIDELITY_STEP, 2)
@@ -198,13 +201,17 @@ class NetworkPool:
             return network
 
     def _make_room(self) -> None:
-        """Close the idle models that were used last, until there is room for one more."""
+        """Close the least recently used idle models, until there is room for one more.
+
+        Raises:
+            ServiceError: too few are idle; none is closed then.
+        """
         with self._lock:
             idle = [key for key, network in self._networks.items() if not network.users]
             surplus = len(self._networks) - self._settings.max_models + 1
+            if surplus > len(idle):
+                raise ServiceError(429, "busy", "every model in memory is in use", 5)
             closable = [self._networks.pop(key) for key in idle[: max(0, surplus)]]
-        if surplus > len(closable):
-            raise ServiceError(429, "busy", "every model in memory is in use", 5)
         for network in closable:
             logger.info("closing %s to make room for another model", network.info.name)
             network.resources.close()

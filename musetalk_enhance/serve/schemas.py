@@ -42,8 +42,11 @@ class RestoreFields(Fields):
     upscale_factor: float = Field(
         1, ge=1, le=4, allow_inf_nan=False, description="Scale of the output."
     )
-    face_size: Literal[512] = Field(
-        512, description="Side in pixels of the crops that the network gets. Every model has 512."
+    face_size: int | None = Field(
+        None,
+        ge=1,
+        description="Side in pixels of the faces that the network gets: only the model's own, "
+        "which `GET /models` names and which is the default.",
     )
     det_model: Detector | None = Field(
         None, description="Face detector, by its name here or in facexlib. Default: the server's."
@@ -120,6 +123,7 @@ class ModelAnswer(BaseModel):
     license: str | None = None
     commercial: bool | None = None
     has_fidelity: bool = False
+    face_size: int | None = Field(None, description="side of the faces that it gets, in pixels")
     default: bool = False
 
 
@@ -152,24 +156,16 @@ def body_schema(fields: type[BaseModel], file_field: str, media: str = "image") 
     schema = fields.model_json_schema(ref_template="#/components/schemas/{model}")
     schema.pop("description", None)
     options = schema.get("properties", {})
-    as_file = {"type": "string", "format": "binary", "description": f"The {media} file."}
-    as_text = {"type": "string", "format": "byte", "description": f"The {media} file in base64."}
+
+    def with_file(form: str, text: str) -> dict[str, Any]:
+        file = {"type": "string", "format": form, "description": f"The {media} file{text}."}
+        properties = {file_field: file, **options}
+        return {"schema": {**schema, "properties": properties, "required": [file_field]}}
+
     return {
         "required": True,
         "content": {
-            "multipart/form-data": {
-                "schema": {
-                    **schema,
-                    "properties": {file_field: as_file, **options},
-                    "required": [file_field],
-                },
-            },
-            "application/json": {
-                "schema": {
-                    **schema,
-                    "properties": {file_field: as_text, **options},
-                    "required": [file_field],
-                },
-            },
+            "multipart/form-data": with_file("binary", ""),
+            "application/json": with_file("byte", " in base64"),
         },
     }

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from typing import Any, Literal
 
 from fastapi import APIRouter
@@ -40,10 +40,6 @@ def _answer(job: VideoJob) -> JobAnswer:
     return JobAnswer(**shared)
 
 
-async def _in_thread(function: Callable[..., Any], *args: Any) -> Any:
-    return await asyncio.to_thread(function, *args)
-
-
 def _queue(request: Request) -> VideoQueue:
     queue: VideoQueue = service_of(request).videos
     return queue
@@ -74,10 +70,10 @@ async def restore_video(request: Request) -> JobAnswer:
         values, upload = await read_form(request, "video")
         try:
             fields = checked(VideoFields, values)
-            job_id = await _in_thread(_add, service, upload, fields)
+            job_id = await asyncio.to_thread(_add, service, upload, fields)
         finally:
             await upload.close()
-    return _answer(await _in_thread(service.videos.get, job_id))
+    return _answer(await asyncio.to_thread(service.videos.get, job_id))
 
 
 def _add(service: Service, upload: UploadFile, fields: VideoFields) -> str:
@@ -85,7 +81,7 @@ def _add(service: Service, upload: UploadFile, fields: VideoFields) -> str:
     if fields.det_model == "none":
         raise ServiceError(422, "invalid", "det_model: a video needs a detector")
     weight = fields.face_restoration_weight
-    has_fidelity = service.pool.has_fidelity(fields.model)
+    has_fidelity = service.pool.info(fields.model).has_fidelity
     decided = VideoOrder(
         **fields.model_dump(exclude={"face_restoration_weight", "det_model"}),
         face_restoration_weight=service.settings.strength if weight is None else weight,
@@ -99,7 +95,7 @@ def _add(service: Service, upload: UploadFile, fields: VideoFields) -> str:
 @router.get("/restore/video/{job_id}", summary="State and progress of a job")
 async def video_job(request: Request, job_id: str) -> JobAnswer:
     """Progress counts frames."""
-    return _answer(await _in_thread(_queue(request).get, job_id))
+    return _answer(await asyncio.to_thread(_queue(request).get, job_id))
 
 
 @router.get(
@@ -110,7 +106,7 @@ async def video_job(request: Request, job_id: str) -> JobAnswer:
 )
 async def video_events(request: Request, job_id: str) -> Response:
     """Each event is the job; the last one is named `end`."""
-    await _in_thread(_queue(request).get, job_id)
+    await asyncio.to_thread(_queue(request).get, job_id)
     return StreamingResponse(_events(service_of(request), job_id), media_type="text/event-stream")
 
 
@@ -118,7 +114,7 @@ async def _events(service: Service, job_id: str) -> AsyncIterator[str]:
     text, quiet = "", 0
     while not service.is_stopping():
         try:
-            job = await _in_thread(service.videos.get, job_id)
+            job = await asyncio.to_thread(service.videos.get, job_id)
         except ServiceError:
             return
         data = _answer(job).model_dump_json()
@@ -167,12 +163,12 @@ async def video_report(request: Request, job_id: str) -> Response:
 @router.delete("/restore/video/{job_id}", status_code=204, summary="Cancel or delete a job")
 async def delete_video(request: Request, job_id: str) -> Response:
     """A job in progress is canceled, one that is over is deleted, both with their files."""
-    await _in_thread(_queue(request).remove, job_id)
+    await asyncio.to_thread(_queue(request).remove, job_id)
     return Response(status_code=204)
 
 
 async def _finished(queue: VideoQueue, job_id: str) -> VideoJob:
-    job: VideoJob = await _in_thread(queue.get, job_id)
+    job = await asyncio.to_thread(queue.get, job_id)
     if job.state != FINISHED:
         raise ServiceError(409, "not_finished", f"the job is {job.state}", 1)
     return job

@@ -12,10 +12,11 @@ import pytest
 import torch
 
 from musetalk_enhance.cli import main, video
-from musetalk_enhance.jobs import model_loader, video_processor
+from musetalk_enhance.jobs import model_loader
 from musetalk_enhance.jobs.models import LoadedModel
 from musetalk_enhance.jobs.video_processor import VideoProcessor
 from musetalk_enhance.media import VideoWriter, index_video, read_frames
+from musetalk_enhance.pipeline import engine
 from musetalk_enhance.restorers.base import LoadRequest
 from musetalk_enhance.restorers.catalog import Choice, Model
 from tests.conftest import RECORD, FakeRestorer
@@ -51,7 +52,7 @@ def cheap(monkeypatch):
         )
 
     monkeypatch.setattr(model_loader, "load", load)
-    monkeypatch.setattr(video_processor, "TEMPLATE_SIDE", 128)
+    monkeypatch.setattr(engine, "crop_size", lambda _: 128)
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield

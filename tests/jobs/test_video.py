@@ -36,6 +36,7 @@ from musetalk_enhance.media import (
     index_video,
     read_frames,
 )
+from musetalk_enhance.pipeline import engine
 from musetalk_enhance.restorers.base import LoadRequest
 from musetalk_enhance.restorers.catalog import Choice, Model
 from tests.conftest import PLAIN, RECORD, ROOT, FakeRestorer
@@ -110,7 +111,7 @@ def cheaply(with_network: bool):
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(video_processor, "TEMPLATE_SIDE", 128)
+        patch.setattr(engine, "crop_size", lambda _: 128)
         for module in (video_processor, video):
             patch.setattr(module, "PREROLL", 4)
         if not with_network:
@@ -586,7 +587,8 @@ KILLED = """
 import sys
 import torch
 from musetalk_enhance.jobs import VideoSettings, restore_video, video, video_processor
-video_processor.TEMPLATE_SIDE, video_processor.PREROLL, video.PREROLL = 128, 4, 4
+from musetalk_enhance.pipeline import engine
+engine.crop_size, video_processor.PREROLL, video.PREROLL = lambda _: 128, 4, 4
 torch.set_num_threads(1)
 source, out, detector, *quick = sys.argv[1:]
 settings = VideoSettings(detector_path=detector, **eval(quick[0]))

@@ -16,6 +16,7 @@ import torch
 
 from musetalk_enhance.errors import MediaError, RestorerError
 from musetalk_enhance.faces.detect import FFHQ_512, Face, FaceDetector
+from musetalk_enhance.faces.paste import crop_face
 from musetalk_enhance.jobs import VideoSettings, video_processor
 from musetalk_enhance.jobs.manifest import file_digest, outputs_of
 from musetalk_enhance.jobs.model_loader import VideoModels
@@ -27,6 +28,7 @@ from musetalk_enhance.jobs.video_processor import (
     VideoProcessorFactory,
 )
 from musetalk_enhance.media import SegmentWriter, VideoWriter, index_video, segment_reader
+from musetalk_enhance.pipeline import engine as engine_module
 from musetalk_enhance.pipeline.engine import Restored
 from musetalk_enhance.pipeline.outcome import Cause, Outcome
 from musetalk_enhance.pipeline.stability import sharpness
@@ -44,7 +46,7 @@ SETTINGS = VideoSettings(crf=0, preset="ultrafast", min_face=16, batch_size=4, *
 @pytest.fixture(autouse=True)
 def cheap(monkeypatch):
     """Faces of 128 px and one thread: the squares are small, and the machine may be busy."""
-    monkeypatch.setattr(video_processor, "TEMPLATE_SIDE", SIDE)
+    monkeypatch.setattr(engine_module, "crop_size", lambda _: SIDE)
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -257,6 +259,9 @@ class RecordedEngine:
         self.model = SimpleNamespace(info=SimpleNamespace(landmark_template=None))
         self.streams, self.fail_at, self.batches = [], fail_at, []
 
+    def crop_face(self, image_bgr, landmarks):
+        return crop_face(image_bgr, landmarks, SIDE)
+
     def stream(self):
         self.streams.append(RecordedStream())
         return self.streams[-1]
@@ -321,7 +326,7 @@ def test_mouths_come_with_the_landmarks_of_the_template(moving, tmp_path):
     engine.settings.region = "mouth"
     make(moving, tmp_path, opened, stop=8)
     points = engine.streams[0].points
-    assert len(points) == 8 and all(np.array_equal(each, FFHQ_512) for each in points)
+    assert len(points) == 8 and all(np.array_equal(each, FFHQ_512 * SIDE / 512) for each in points)
 
 
 @pytest.mark.parametrize("stability", [0, 0.6])

@@ -18,7 +18,7 @@ import torch
 
 from musetalk_enhance.faces.detect import FFHQ_512
 from musetalk_enhance.jobs.models import LoadedModel
-from musetalk_enhance.restorers.base import LoadRequest
+from musetalk_enhance.restorers.base import LoadRequest, ModelInfo
 from musetalk_enhance.restorers.catalog import Choice, Model
 from musetalk_enhance.serve import ServeSettings, create_app, networks
 from musetalk_enhance.serve.server import make_server
@@ -38,12 +38,14 @@ class Network:
         begun: set when the network begins.
         free: the network waits for it.
         function: from faces to faces, RGB 0..1.
+        info: its facts, but for the name.
     """
 
     batches: list = field(default_factory=list)
     begun: threading.Event = field(default_factory=threading.Event)
     free: threading.Event = field(default_factory=threading.Event)
     function: object = staticmethod(lambda faces: 1 - faces)
+    info: ModelInfo = SMALL
     loads: list = field(default_factory=list)
     fidelities: list = field(default_factory=list)
     closed: list = field(default_factory=list)
@@ -57,7 +59,7 @@ class Network:
         self.fidelities.append(settings.fidelity)
         wanted = settings.enhancer(model="lite", color_match=False, batch_size=self.batch_size)
         name = "lite" if settings.model == "auto" else settings.model
-        info = replace(SMALL, name=name, has_fidelity=name == "codeformer")
+        info = replace(self.info, name=name, has_fidelity=name == "codeformer")
         restorer = FakeRestorer(LoadRequest(info, wanted, torch.device("cpu")), self.run)
         restorer.close = lambda: self.closed.append(name)
         return LoadedModel(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
@@ -13,6 +14,7 @@ from torch.nn.functional import avg_pool2d
 from websockets.exceptions import ConnectionClosed
 from websockets.sync.client import connect
 
+from musetalk_enhance.serve import ServeSettings, live, networks
 from musetalk_enhance.serve.live import HEAD, RAW, STATUSES
 from tests.serve.conftest import TOKEN, decoded, png, portrait
 from tests.serve.test_restore import wait_for
@@ -178,6 +180,50 @@ def test_invalid_options_are_refused(serve):
             {"format": "raw", "width": 16000, "height": 16000},
         ):
             assert code_of(client, **options) == "invalid", options
+
+
+def test_a_session_that_is_canceled_while_its_model_loads_leaves_the_model_idle(
+    network, monkeypatch
+):
+    """With room for one model, the next one takes its place.
+
+    What was entered is kept here: without that, CPython's reference count leaves it.
+    """
+    monkeypatch.setattr(networks.weights, "find", lambda name: name)
+    entered, use = [], networks.NetworkPool.use
+
+    def kept(*args):
+        entered.append(use(*args))
+        return entered[-1]
+
+    monkeypatch.setattr(networks.NetworkPool, "use", kept)
+
+    async def cancel(pool) -> None:
+        async def open_session() -> None:
+            async with live._network(pool, "gfpgan-1.4", None):
+                pytest.fail("it was canceled")
+
+        network.free.clear()
+        task = asyncio.create_task(open_session())
+        while "gfpgan-1.4" not in network.loads:
+            await asyncio.sleep(0.01)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        assert pool.loaded() == [], "it is still loading"
+        network.free.set()
+        while pool.loaded() != ["gfpgan-1.4"]:
+            await asyncio.sleep(0.01)
+
+    pool = networks.NetworkPool(ServeSettings(max_models=1))
+    try:
+        asyncio.run(asyncio.wait_for(cancel(pool), 30))
+        with pool.use("restoreformer", None) as loaded:
+            assert loaded.users == 1
+        assert pool.loaded() == ["restoreformer"]
+    finally:
+        network.free.set()
+        pool.close()
 
 
 def test_a_session_needs_the_token_and_a_place(serve, network):

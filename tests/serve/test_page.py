@@ -14,6 +14,7 @@ import pytest
 from musetalk_enhance.serve.page import ASSETS
 from tests.serve.conftest import TOKEN, png, portrait
 from tests.serve.test_restore import wait_for
+from tests.serve.test_videos import YUNET, write_clip
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 SCREENSHOTS = os.environ.get("MUSETALK_ENHANCE_SCREENSHOTS")
@@ -89,9 +90,17 @@ def shown(page) -> np.ndarray:
     return cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR).astype(int)
 
 
-def until(page, expression: str) -> None:
+def until(page, expression: str, seconds: float = 60) -> None:
     """Wait for a condition of the page; Playwright's own way is stopped by the page's policy."""
-    wait_for(lambda: page.evaluate(expression), 60)
+    wait_for(lambda: page.evaluate(expression), seconds)
+
+
+RECORD = """() => {
+  window.words = [];
+  const node = document.getElementById("message");
+  new MutationObserver(() => words.push(node.textContent)).observe(node, { childList: true });
+}"""
+"""Collects everything that the page says."""
 
 
 def slide(page, name: str, value: float) -> None:
@@ -143,3 +152,35 @@ def test_drop_an_image_and_move_the_sliders(serve, browser_page, tmp_path):
         screenshot(page, tmp_path, "phone")
         drop(page, b"no image", "x.png", "image/png")
         until(page, "/Failed/.test(document.getElementById('message').textContent)")
+
+
+@pytest.mark.long
+@pytest.mark.shared
+def test_a_video_is_uploaded_and_its_progress_and_report_are_shown(
+    serve, browser_page, shared, tmp_path
+):
+    page, clip = browser_page, write_clip(tmp_path / "talk.mp4", 17)
+    options = {"model": "lite", "backend": "torch", "data_dir": str(tmp_path / "data")}
+    with serve(**options, detector_path=str(shared / "weights" / YUNET)) as client:
+        page.goto(str(client.base_url))
+        until(page, "document.getElementById('state').textContent === 'Ready.'")
+        page.check("#report")
+        page.evaluate(RECORD)
+        page.set_input_files("#file", clip)
+        until(page, "!document.getElementById('cancel').hidden")
+        assert page.locator("#progress").is_visible()
+        until(page, "!document.getElementById('page').hidden", 180)
+        words = page.evaluate("words")
+        assert "Uploading…" in words and any(re.fullmatch(r"\d+ of 17 frames", w) for w in words)
+        pattern = r"\d+ faces in \d+ of 17 frames restored by lite\."
+        assert re.fullmatch(pattern, page.locator("#message").inner_text())
+        assert page.locator("#progress").is_hidden() and page.locator("#cancel").is_hidden()
+        until(page, "document.getElementById('video').videoWidth === 192")
+        report = page.frame_locator("#page").locator("h1").first
+        assert "talk.mp4, before and after" in report.inner_text()
+        with page.expect_download() as download:
+            page.click("#download")
+        job = page.evaluate("state.job")
+        result = client.get(f"/restore/video/{job}/result").content
+        assert Path(download.value.path()).read_bytes() == result
+        screenshot(page, tmp_path, "video")

@@ -6,10 +6,14 @@ import base64
 import json
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 
+import cv2
 import numpy as np
 import pytest
 
+from musetalk_enhance.faces.paste import crop_face
+from tests.jobs.conftest import SMALL, Middle
 from tests.serve.conftest import decoded, png, portrait, upload
 
 ALIGNED = {"has_aligned": "true", "face_restoration_weight": "1", "response": "image"}
@@ -31,6 +35,52 @@ def test_a_face_is_restored_and_described(serve):
     }
     assert np.abs(after[100, 100].astype(int) - (255 - image[100, 100])).max() < 40
     assert np.array_equal(after[:10], image[:10])
+
+
+def test_the_face_size_is_the_models_own(serve):
+    with serve() as client:
+        listed = {model["name"]: model["face_size"] for model in client.get("/models").json()}
+        own = client.post("/restore", **upload(portrait(), face_size="64"))
+        other = client.post("/restore", **upload(portrait(), face_size="512"))
+        named = client.post("/restore", **upload(portrait(), face_size="512", model="gpen_bfr_256"))
+    assert (listed["lite"], listed["gfpgan-1.4"], listed["gpen_bfr_2048"]) == (64, 512, 2048)
+    assert own.status_code == 200
+    assert other.status_code == named.status_code == 422
+    assert other.json()["error"]["message"] == "face_size: 512; lite has 64"
+    assert named.json()["error"]["message"] == "face_size: 512; gpen_bfr_256 has 256"
+
+
+@pytest.mark.parametrize("route", ["/restore", "/stream"])
+@pytest.mark.parametrize("side", [256, 1024])
+def test_a_face_is_cropped_as_its_network_expects(serve, network, side, route):
+    """On its own template, and in its own size without a detour over a smaller one."""
+    image, received = portrait(3, 300), []
+    network.info = replace(SMALL, landmark_template="arcface_128", input_size=side)
+    network.info = replace(network.info, output_size=side)
+
+    def function(faces):
+        received.append(faces)
+        return 1 - faces
+
+    with serve() as client:
+        network.function = function
+        if route == "/restore":
+            assert client.post("/restore", **upload(image)).status_code == 200
+        else:
+            from tests.serve.test_live import exchange, session
+
+            options = {"format": "raw", "width": 300, "height": 300, "input": "frames"}
+            with session(client, **options) as socket:
+                assert exchange(socket, image.tobytes())[1] != "late"
+    (faces,) = received
+    (face,) = Middle().detect(image)
+    crop = crop_face(image, face.landmarks, max(side, 512), "arcface_128").aligned
+    expected = cv2.resize(crop, (side, side), interpolation=cv2.INTER_AREA)
+    actual = faces[0].permute(1, 2, 0).numpy()[..., ::-1] * 255
+    assert actual.shape == (side, side, 3)
+    assert np.abs(actual - expected).max() <= (0.01 if side == 1024 else 2)
+    ffhq = crop_face(image, face.landmarks, side).aligned
+    assert np.abs(actual - ffhq).mean() > 2
 
 
 def test_json_and_multipart_give_the_same_bytes(serve):

@@ -28,13 +28,16 @@ YUNET = "face_detection_yunet_2023mar.onnx"
 
 @pytest.fixture(scope="module")
 def clip(tmp_path_factory) -> Path:
+    return write_clip(tmp_path_factory.mktemp("clip") / "talk.mp4", FRAMES)
+
+
+def write_clip(path: Path, frames: int) -> Path:
     """A face that moves over a plain ground, 192x192."""
     data = pytest.importorskip("skimage.data")
     face = cv2.resize(data.astronaut()[0:256, 96:352, ::-1], (160, 160))
     face = cv2.GaussianBlur(face, (0, 0), 1.5)
-    path = tmp_path_factory.mktemp("clip") / "talk.mp4"
     with VideoWriter(path, Fraction(24), (192, 192)) as writer:
-        for index in range(FRAMES):
+        for index in range(frames):
             frame = np.full((192, 192, 3), 90, np.uint8)
             x = 16 + round(8 * np.sin(index / 6))
             frame[16:176, x : x + 160] = face
@@ -42,11 +45,22 @@ def clip(tmp_path_factory) -> Path:
     return path
 
 
+SHORT_SEGMENTS = """
+import sys
+from musetalk_enhance.cli import main
+from musetalk_enhance.serve import ServeSettings
+plain = ServeSettings.videos
+ServeSettings.videos = lambda self, **changes: plain(self, segment=16, **changes)
+sys.exit(main(sys.argv[1:]))
+"""
+"""The command with segments of the least length: by default they have 240 frames."""
+
+
 @contextmanager
-def server(shared: Path, folder: Path):
+def server(shared: Path, folder: Path, program=("-m", "musetalk_enhance")):
     """A server in a process of its own; its URL and process."""
     command = [
-        *(sys.executable, "-m", "musetalk_enhance", "serve", "--port", "0", "--model", "lite"),
+        *(sys.executable, *program, "serve", "--port", "0", "--model", "lite"),
         *("--backend", "torch", "--data-dir", str(folder), "--keep-hours", "1"),
         *("--detector-path", str(shared / "weights" / YUNET)),
     ]
@@ -91,11 +105,14 @@ def ended(job: str, seconds: float = 180) -> dict:
 
 @pytest.fixture(scope="module")
 def restored(clip, shared, tmp_path_factory) -> bytes:
-    """What the library makes of the clip without a service and without a break."""
-    path = tmp_path_factory.mktemp("whole") / "restored.mp4"
+    return restored_alone(clip, tmp_path_factory.mktemp("whole") / "restored.mp4", shared)
+
+
+def restored_alone(clip: Path, path: Path, shared: Path, **changes) -> bytes:
+    """What the library makes of a clip without a service and without a break."""
     detector = str(shared / "weights" / YUNET)
     options = {"model": "lite", "backend": "torch", "strength": 0.6, "detector_path": detector}
-    restore_video(clip, path, VideoSettings(**options))
+    restore_video(clip, path, VideoSettings(**options, **changes))
     return path.read_bytes()
 
 
@@ -128,6 +145,28 @@ def test_a_job_survives_a_kill_in_the_middle_and_gives_the_same_bytes(
         assert httpx.get(f"{job}/report").status_code == 404
         assert httpx.delete(job).status_code == 204 and httpx.get(job).status_code == 404
         assert not (folder / "videos" / job[-32:]).exists()
+
+
+@pytest.mark.long
+def test_a_kill_after_two_segments_loses_neither(shared, tmp_path):
+    segment, frames, folder = 16, 60, tmp_path / "data"
+    clip, program = write_clip(tmp_path / "talk.mp4", frames), ("-c", SHORT_SEGMENTS)
+    with server(shared, folder, program) as (url, process):
+        job = start(url, clip)
+        wait_for(lambda: httpx.get(job).json()["frames_processed"] > 2 * segment, 200)
+        assert httpx.get(job).json()["state"] == "running"
+        os.kill(process.pid, signal.SIGKILL)
+        process.wait()
+    with server(shared, folder, program) as (url, _):
+        job = f"{url}{httpx.URL(job).path}"
+        with httpx.stream("GET", f"{job}/events", timeout=200) as stream:
+            lines = [line[6:] for line in stream.iter_lines() if line.startswith("data: ")]
+        events = [json.loads(line) for line in lines]
+        assert events[-1]["state"] == "finished" and events[-1]["result"]["frames"] == frames
+        resumed = [each["frames_processed"] for each in events if each["frames_total"]]
+        assert min(resumed[1:]) >= 2 * segment, "it began with the third segment"
+        content = httpx.get(f"{job}/result").content
+    assert content == restored_alone(clip, tmp_path / "whole.mp4", shared, segment=segment)
 
 
 def test_a_job_is_canceled_or_fails(serve, clip, shared, tmp_path):
