@@ -300,6 +300,8 @@ def _from_path(path: Path, settings: EnhancerSettings) -> Choice:
 def _rename(model: Model, weight: weights.Weight) -> Model:
     """The model under the name of a user's own file."""
     license = weight.entry.license if weight.entry else "the file's own"
+    if not weight.entry and not model.info.commercial:  # an export of it says so, too
+        license = f"{license}; the network's: {model.info.license}"
     info = replace(model.info, name=weight.path.stem, weight=None, license=license)
     return replace(model, info=info)
 

@@ -80,7 +80,8 @@ def test_commercial_use_of_a_file_is_that_of_its_network(tmp_path, monkeypatch):
     (tmp_path / "mine.pth").write_bytes(b"x" * 64)
     monkeypatch.setattr(weights, "open_file", lambda path, **_: weight)
     monkeypatch.setattr(weights.Weight, "state_dict", lambda self: {})
-    assert not choose(model=str(weight.path), arch="CodeFormer").model.info.commercial
+    info = choose(model=str(weight.path), arch="CodeFormer").model.info
+    assert not info.commercial and "(non-commercial)" in info.license
     assert choose(model=str(weight.path)).model.info.commercial
 
 
