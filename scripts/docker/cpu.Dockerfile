@@ -1,5 +1,5 @@
 # The service on a CPU. From the root of a checkout:
-#   docker build -f scripts/docker/cpu.Dockerfile -t musetalk-enhance .
+#   docker build -f scripts/docker/cpu.Dockerfile --build-arg TORCH_INDEX_URL=... -t musetalk-enhance .
 #   docker run --rm -p 127.0.0.1:7860:7860 -e MUSETALK_ENHANCE_TOKEN -v enhance:/data musetalk-enhance
 FROM python:3.12-slim
 
@@ -8,7 +8,10 @@ RUN apt-get update \
     && apt-get install --yes --no-install-recommends libgl1 libglib2.0-0 \
     && rm -rf /var/lib/apt/lists/*
 
-RUN pip install --no-cache-dir torch torchvision --index-url https://download.pytorch.org/whl/cpu
+# the index of PyTorch's CPU wheels, which its installation page names; without it several GB of CUDA
+# libraries come along
+ARG TORCH_INDEX_URL=""
+RUN pip install --no-cache-dir torch torchvision ${TORCH_INDEX_URL:+--index-url "$TORCH_INDEX_URL"}
 
 WORKDIR /src
 COPY setup.cfg pyproject.toml README.md LICENSE ./
@@ -21,6 +24,6 @@ WORKDIR /data
 ENV MUSETALK_ENHANCE_CACHE=/data/weights
 VOLUME /data
 EXPOSE 7860
-HEALTHCHECK --start-period=60s CMD ["python", "-c", "import urllib.request as u; u.urlopen('http://127.0.0.1:7860/ready')"]
+HEALTHCHECK --start-period=60s CMD python -c "from urllib.request import urlopen; urlopen('http://127.0.0.1:7860/ready')"
 # the container's own address is not this machine's: MUSETALK_ENHANCE_TOKEN must be set
 ENTRYPOINT ["musetalk-enhance", "serve", "--host", "0.0.0.0", "--data-dir", "/data/service"]

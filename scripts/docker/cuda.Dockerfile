@@ -8,7 +8,6 @@ RUN apt-get update \
     && apt-get install --yes --no-install-recommends libgl1 libglib2.0-0 \
     && rm -rf /var/lib/apt/lists/*
 
-
 WORKDIR /src
 COPY setup.cfg pyproject.toml README.md LICENSE ./
 COPY musetalk_enhance musetalk_enhance
@@ -21,6 +20,6 @@ WORKDIR /data
 ENV MUSETALK_ENHANCE_CACHE=/data/weights
 VOLUME /data
 EXPOSE 7860
-HEALTHCHECK --start-period=60s CMD ["python", "-c", "import urllib.request as u; u.urlopen('http://127.0.0.1:7860/ready')"]
+HEALTHCHECK --start-period=60s CMD python -c "from urllib.request import urlopen; urlopen('http://127.0.0.1:7860/ready')"
 # the container's own address is not this machine's: MUSETALK_ENHANCE_TOKEN must be set
 ENTRYPOINT ["musetalk-enhance", "serve", "--host", "0.0.0.0", "--device", "cuda", "--data-dir", "/data/service"]
