@@ -130,7 +130,7 @@ def has_bf16(core: Any) -> bool:
 def _limit() -> str:
     """The switch that keeps oneDNN from what bf16 needs, for a message; empty where there is none.
 
-    oneDNN reads either name: https://uxlfoundation.github.io/oneDNN/dev_guide_cpu_dispatcher_control.html
+    oneDNN reads either name (its developer guide, "CPU Dispatcher Control").
     """
     for name in ("ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA"):
         value = os.environ.get(name, "")
