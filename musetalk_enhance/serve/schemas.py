@@ -115,7 +115,7 @@ class ErrorAnswer(BaseModel):
 
 
 class ModelAnswer(BaseModel):
-    """A model of `GET /models`."""
+    """A model of `GET /models`; `face_size` is the side of the faces that it gets, in pixels."""
 
     name: str
     status: Literal["loaded", "ready", "no weight", "broken"]
@@ -123,7 +123,7 @@ class ModelAnswer(BaseModel):
     license: str | None = None
     commercial: bool | None = None
     has_fidelity: bool = False
-    face_size: int | None = Field(None, description="side of the faces that it gets, in pixels")
+    face_size: int | None = None
     default: bool = False
 
 
