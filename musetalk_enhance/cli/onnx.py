@@ -6,9 +6,10 @@ import argparse
 import dataclasses
 import json
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from ..config.schema import checked, help_text
 from ..errors import ConfigError, EnhanceError, MediaError
@@ -26,6 +27,7 @@ UNREADABLE = 3
 """Exit code if images could not be read or restored; all others were."""
 
 logger = logging.getLogger("musetalk_enhance")
+Result = TypeVar("Result")
 
 
 class _Providers(argparse.Action):
@@ -90,10 +92,14 @@ def run(args: argparse.Namespace) -> int:
     jobs = list(_jobs(args.images, args.output, args.analysis))
     services = Services.open(PipelineOptions(**values))
     rows: list[dict[str, Any]] = []
-    for source, analysis, output in jobs:
+
+    def prepared(source: Path, analysis: Path | None, output: Path) -> Pipeline:
+        output.parent.mkdir(parents=True, exist_ok=True)
+        return Pipeline(source, analysis, output=output, services=services).prepare()
+
+    for (source, _, output), ahead in zip(jobs, _ahead(prepared, jobs), strict=True):
         try:
-            output.parent.mkdir(parents=True, exist_ok=True)
-            row = Pipeline(source, analysis, output=output, services=services).run()
+            row = ahead.result().run()
         except (EnhanceError, OSError) as error:
             logger.warning("%s: %s", source, error)
             rows.append({"source": str(source), "status": "error", "error": str(error)})
@@ -106,6 +112,16 @@ def run(args: argparse.Namespace) -> int:
         content = rows[0] if len(rows) == 1 and not args.images[0].is_dir() else rows
         write_bytes(args.json, json.dumps(content, indent=1).encode())
     return UNREADABLE if any(row["status"] == "error" for row in rows) else 0
+
+
+def _ahead(function: Callable[..., Result], jobs: list[Any]) -> Iterator[Future[Result]]:
+    """The result of each job, in order; the next one is computed while a result is used."""
+    with ThreadPoolExecutor(1) as pool:
+        upcoming = pool.submit(function, *jobs[0])
+        for job in jobs[1:]:
+            ready, upcoming = upcoming, pool.submit(function, *job)
+            yield ready
+        yield upcoming
 
 
 def _jobs(

@@ -96,6 +96,19 @@ def test_only_the_face_changes_and_blend_halves_it(restorer, portrait, face):
     assert corners.min() > -2 and corners.max() < 514
 
 
+def test_an_image_prepared_in_another_thread_is_restored_alike(restorer, portrait, face):
+    from concurrent.futures import ThreadPoolExecutor
+
+    pipeline = Pipeline(portrait, face, model=str(restorer(shift=0.4)), threads=1)
+    expected = pipeline.run()
+    with ThreadPoolExecutor(1) as pool:
+        prepared = pool.submit(pipeline.prepare).result()
+    assert prepared is pipeline
+    assert np.array_equal(decoded(pipeline.run()), decoded(expected))
+    pipeline.image = portrait[:, ::-1]  # a run after that prepares anew
+    assert not np.array_equal(decoded(pipeline.run()), decoded(expected))
+
+
 def rest(face, portrait):
     """A prepared face, and white in the network's range."""
     prepared = Preprocess(MODELS.get("gfpgan_1.4")).run(portrait, face)
