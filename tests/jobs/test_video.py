@@ -508,13 +508,14 @@ def test_a_turned_film_stays_turned(small, settings, tmp_path, monkeypatch, name
 
 @pytest.mark.parametrize("name", [*QUARTERS, *FLIPS])
 def test_a_turned_film_with_nothing_to_restore_is_displayed_the_same(
-    small, settings, tmp_path, monkeypatch, name
+    small, settings, tmp_path, name
 ):
     record = replace(RECORD, input_size=128, output_size=128)  # that of the crops: no resize
     identity = partial(load_fake, function=lambda faces: faces, record=record)
-    monkeypatch.setattr(model_loader, "load", identity)
     source = turned_film(tmp_path / "in.mp4", small[:6, :, 16:-16], name)
-    done = restore_video(source, tmp_path / "out.mp4", settings.replace(crf=0))
+    with pytest.MonkeyPatch.context() as patch:  # undone before `cheap` is: it patches it, too
+        patch.setattr(model_loader, "load", identity)
+        done = restore_video(source, tmp_path / "out.mp4", settings.replace(crf=0))
     assert done.stats["totals"]["faces"] == 6 and done.stats["totals"]["restored"] == 0
     for before, after in zip(read_frames(source), read_frames(done.output), strict=True):
         assert np.array_equal(before, after)
