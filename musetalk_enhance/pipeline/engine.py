@@ -613,7 +613,8 @@ class Engine:
                     )
                     outcomes = result.finished_outcomes()
             finished.append((each, result, rows, outcomes))
-        last_frames: list[LastFrame] = []
+        # only the last part of a stream is remembered: a copy of every other would be for nothing
+        last_parts = {id(each.part.work.stream): each.part for each in prepared}
         try:
             for each, _, rows, outcomes in finished:
                 work = each.part.work
@@ -625,14 +626,17 @@ class Engine:
                     else:
                         outcome = self._left_alone(work, index, each.prepared, place)
                         work.outcomes[index] = outcome
-                last_frames.append(self._last_frame(work, each.part.indices[-1]))
+            last_frames = {
+                stream: self._last_frame(part.work, part.indices[-1])
+                for stream, part in last_parts.items()
+            }
         except Exception:
             for each in prepared:
                 for index in each.part.indices:
                     each.part.work.results.pop(index, None)
             raise
         restorer = self.model.restorer
-        for (each, result, _, _), last_frame in zip(finished, last_frames, strict=True):
+        for each, result, _, _ in finished:
             work, stream = each.part.work, each.part.work.stream
             for index in each.part.indices:
                 stream.stats.add(work.outcomes[index], stream.settings.strength)
@@ -640,7 +644,7 @@ class Engine:
             stream.state = _after(state, each)
             stream.stats.batches += result is not None
             stream.stats.fallbacks = restorer.fallbacks
-            stream.last = last_frame
+            stream.last = last_frames[id(stream)]
 
     def _left_alone(self, work: _Work, index: int, prepared: Prepared, place: int) -> Outcome:
         """Return a frame that skipped the network: the input, or the repeated result."""
