@@ -75,6 +75,7 @@ class FaceEnhancer:
         color_match: keep the input's colors at low frequencies, or ``"auto"``.
         guard: lower the strength where mouth, eyes or structure moved, or ``"auto"``.
         sharpness_gate: leave faces that are sharp already unchanged, or ``"auto"``.
+        match: ``"none"``, or ``"source"``: sharpness, color and grain of the host's `sources`.
         occluder: path of an ONNX occlusion model (``dfl_xseg.onnx``).
         mode: ``"batch"`` for throughput, ``"memory"`` to stay within `memory_budget`. In both, a
             batch that runs out of memory is halved and its frames are tried again.
@@ -121,6 +122,7 @@ class FaceEnhancer:
         color_match: str | bool = "auto",
         guard: str | bool = "auto",
         sharpness_gate: str | bool = "auto",
+        match: str = "none",
         occluder: str | None = None,
         mode: str = "batch",
         batch_size: str | int = "auto",
@@ -314,6 +316,7 @@ class FaceEnhancer:
         occlusion: Any = None,
         keys: Any = None,
         cuts: Any = None,
+        sources: Any = None,
     ) -> Any:
         """Restore a batch of frames; see the class for the containers.
 
@@ -327,6 +330,10 @@ class FaceEnhancer:
                 are detected once for each key.
             cuts: whether each frame begins another scene, independent of the previous frame.
                 Visible cuts are detected anyway; all true makes every frame a still image.
+            sources: (N, h, w, 3), or a sequence with None: the host's original crop of each frame,
+                in the color order and value range of the frames, of any size; with
+                ``match="source"`` the restored faces are matched to it. Where it is the frame
+                itself, the face around the mouth is what counts.
 
         Raises:
             FrameError: `frames` is not a batch of frames; landmarks or keys are invalid, or their
@@ -334,7 +341,8 @@ class FaceEnhancer:
                 occlusion mask is bad, or the batch is empty.
             RestorerError: with ``on_error="raise"``, the network failed.
         """
-        return self._run(frames, self.settings.output_size, (landmarks, occlusion, keys, cuts))
+        hints = (landmarks, occlusion, keys, cuts, sources)
+        return self._run(frames, self.settings.output_size, hints)
 
     def observe(self, observer: Observer) -> None:
         """Call `observer` with every frame of this enhancer's stream; see `Stream.observe`."""
@@ -418,7 +426,7 @@ class FaceEnhancer:
         self,
         frames: Any,
         output_size: str | int,
-        hints: tuple[Any, Any, Any, Any] = (None, None, None, None),
+        hints: tuple[Any, ...] = (),
         batch_size: Any = None,
     ) -> Any:
         if self._engine is None:

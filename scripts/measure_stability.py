@@ -111,7 +111,7 @@ class Oracle(Restorer):
 
     def __init__(self, request: LoadRequest, answers: torch.Tensor) -> None:
         super().__init__(request)
-        self.answers, self.place = answers, 0
+        self.info, self.answers, self.place = request.info, answers, 0
 
     def restore(self, faces_rgb: torch.Tensor) -> torch.Tensor:
         self.place += len(faces_rgb)
@@ -125,10 +125,12 @@ class Oracle(Restorer):
 
 
 @contextmanager
-def oracle(answers: Frames, **options: Any) -> Iterator[GFPGANEnhancer]:
+def oracle(
+    answers: Frames, info: ModelInfo = Oracle.info, **options: Any
+) -> Iterator[GFPGANEnhancer]:
     """An enhancer whose restorer hands back `answers`."""
     settings = EnhancerSettings(enabled=True, on_error="raise", **(OFF | options))
-    request = LoadRequest(Oracle.info, settings, torch.device("cpu"))
+    request = LoadRequest(info, settings, torch.device("cpu"))
     with GFPGANEnhancer.from_settings(settings, Oracle(request, to_faces(answers))) as enhancer:
         yield enhancer
 

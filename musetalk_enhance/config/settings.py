@@ -189,6 +189,13 @@ class EnhancerSettings:
         "decoder has just generated the face; true in the command video.",
         schema.auto(schema.switch()),
     )
+    match: str = schema.option(
+        "none",
+        "source: the mouth becomes as sharp as it is in the host's original crop of the same "
+        "frame, not more, with that crop's grain, and with the color of the face around it. Needs "
+        "a host that passes sources (run, attach and video do).",
+        schema.choice("none", "source"),
+    )
     occluder: str | None = schema.option(
         None,
         "Path of an ONNX occlusion model (dfl_xseg.onnx); what covers a face stays unchanged.",

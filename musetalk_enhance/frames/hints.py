@@ -1,4 +1,5 @@
-"""What a host knows about its frames beyond pixels: landmarks, occlusion, keys, scene cuts."""
+"""What a host knows about its frames beyond pixels: landmarks, occlusion, keys, scene cuts, and the
+originals."""
 
 from __future__ import annotations
 
@@ -10,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import FrameError
-from .batch import is_frame, same_bits
+from .batch import is_frame, is_tensor, same_bits
 
 
 @dataclass(frozen=True)
@@ -23,12 +24,14 @@ class Hints:
         occlusion: (H, W), not 0 where something covers the face.
         keys: names of the frames; landmarks are detected once for each key.
         cuts: whether another scene begins with the frame.
+        sources: the host's original of the frame, as a frame of any size.
     """
 
     landmarks: list[NDArray[np.float32] | None]
     occlusion: list[Any]
     keys: list[Hashable | None]
     cuts: list[bool]
+    sources: list[Any]
 
     @classmethod
     def of(
@@ -38,6 +41,7 @@ class Hints:
         occlusion: Any = None,
         keys: Any = None,
         cuts: Any = None,
+        sources: Any = None,
     ) -> Hints:
         """The hints of `count` frames.
 
@@ -47,6 +51,7 @@ class Hints:
             occlusion: (N, H, W), a sequence of (H, W) and None, or one (H, W) for all frames.
             keys: a sequence of hashable things and None.
             cuts: a sequence of true and false; None is false.
+            sources: (N, h, w, 3), or a sequence of frames and None.
 
         Raises:
             FrameError: another number of entries than of frames, landmarks of another shape, or a
@@ -61,6 +66,7 @@ class Hints:
             [occlusion] * count if _is_mask(occlusion) else _each(occlusion, count, "occlusion"),
             [_key(each, index) for index, each in enumerate(_each(keys, count, "keys"))],
             [bool(each) for each in _each(cuts, count, "cuts")],
+            _each(sources, count, "sources"),
         )
 
     def with_landmarks(self, landmarks: list[Any]) -> Hints:
@@ -70,7 +76,8 @@ class Hints:
     def same(self, index: int, other: Hints, at: int) -> bool:
         """Whether frame `index` has the same hints as frame `at` of `other`, except the key."""
         landmarks = same_bits(self.landmarks[index], other.landmarks[at])
-        return landmarks and same_bits(self.occlusion[index], other.occlusion[at])
+        occlusion = same_bits(self.occlusion[index], other.occlusion[at])
+        return landmarks and occlusion and same_bits(self.sources[index], other.sources[at])
 
     def at(self, indices: Sequence[int]) -> Hints:
         """Those of some frames."""
@@ -79,12 +86,14 @@ class Hints:
             [self.occlusion[index] for index in indices],
             [self.keys[index] for index in indices],
             [self.cuts[index] for index in indices],
+            [self.sources[index] for index in indices],
         )
 
     def own(self, index: int) -> Hints:
         """Those of one frame, as copies: a host may go on using its arrays."""
         landmarks, occlusion = _copied(self.landmarks[index]), _copied(self.occlusion[index])
-        return Hints([landmarks], [occlusion], [self.keys[index]], [self.cuts[index]])
+        source = _copied(self.sources[index])
+        return Hints([landmarks], [occlusion], [self.keys[index]], [self.cuts[index]], [source])
 
 
 def _is_mask(occlusion: Any) -> bool:
@@ -95,7 +104,7 @@ def _is_mask(occlusion: Any) -> bool:
 def _copied(value: Any) -> Any:
     if value is None:
         return None
-    return value.detach().clone() if hasattr(value, "detach") else np.array(value)
+    return value.detach().clone() if is_tensor(value) else np.array(value)
 
 
 def _each(values: Any, count: int, name: str) -> list[Any]:

@@ -255,12 +255,13 @@ class _Faces:
         if track not in self._streams:
             self._streams[track] = self._enhancer.stream()
         aligned = np.stack([frame.crops[track].aligned for frame in frames])
-        points = None
-        if self._enhancer.settings.region == "mouth":
+        points, settings = None, self._enhancer.settings
+        if settings.region == "mouth" or settings.match == "source":
             template = self._enhancer.engine.model.info.landmark_template
             scale = aligned.shape[1] / TEMPLATE_SIDE
             points = [template_points(template) * scale] * len(aligned)
-        return Request(self._streams[track], aligned, (points, None, None, None))
+        sources = aligned if settings.match == "source" else None
+        return Request(self._streams[track], aligned, (points, None, None, None, sources))
 
 
 class _SegmentCounts:

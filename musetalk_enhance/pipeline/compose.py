@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from ..config.settings import EnhancerSettings
     from ..faces.align import Aligner, Alignment
     from ..frames.hints import Hints
+    from .match import Source
     from .stability.guard import Guard
     from .stability.motion import Motion
     from .stream import StreamState
@@ -48,6 +49,7 @@ class ComposeInput:
         needs: how much restoring each frame needs, 0..1.
         visibility: (N, 1, H, W), 0..1, where the face is seen; None where nothing covers it.
         alignment: which frames were aligned to the template, and how; None where none was.
+        sources: the host's original of each frame; None where it has none. Empty: of no frame.
     """
 
     faces: torch.Tensor
@@ -60,6 +62,7 @@ class ComposeInput:
     needs: list[float]
     visibility: torch.Tensor | None = None
     alignment: tuple[list[int], Alignment] | None = None
+    sources: Sequence[Source | None] = ()
 
 
 @dataclass(frozen=True)
@@ -132,6 +135,9 @@ class Compositor:
         residual, state = self._steady(residual, batch, mask, state, first_row)
         if mask is not None:
             residual.mul_(mask)
+        matched = None
+        if settings.match == "source":
+            residual, matched, state = self._matched(residual, base, batch, state, first_row)
         weights = [settings.strength * need for need in batch.needs]
         residual = _weighted(residual, weights)
         causes: list[Cause | None] = [None] * len(weights)
@@ -139,6 +145,9 @@ class Compositor:
             residual, weights, causes, state = self._guarded(
                 residual, batch, first_row, weights, causes, state
             )
+        if matched is not None:
+            matched = matched if mask is None else matched.mul_(mask)
+            residual.add_(_weighted(matched, weights))
         outcomes = self._outcomes(batch, weights, causes)
         rows = base[:, :, first_row:]
         restored_rows = residual.add_(rows)
@@ -227,6 +236,28 @@ class Compositor:
             residual, batch.motions, state.temporal, amount, first_row, height, mask
         )
         return residual, replace(state, temporal=temporal)
+
+    def _matched(
+        self,
+        residual: torch.Tensor,
+        base: torch.Tensor,
+        batch: ComposeInput,
+        state: StreamState,
+        first_row: int,
+    ) -> tuple[torch.Tensor, torch.Tensor, StreamState]:
+        from .match import match
+
+        height, width = batch.faces.shape[2:]
+        landmarks = [
+            None if points is None else points / (width, height) for points in batch.hints.landmarks
+        ]
+        single = not self.settings.stability_amount  # every frame by itself
+        cuts = [True] * len(base) if single else batch.cuts
+        sources = batch.sources or [None] * len(base)
+        residual, added, matching = match(
+            base, residual, sources, landmarks, cuts, first_row, state.match
+        )
+        return residual, added, replace(state, match=matching)
 
     def _guarded(
         self,

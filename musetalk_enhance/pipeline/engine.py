@@ -14,7 +14,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from ..errors import EnhanceError, FrameError, NoFaceError, OutOfMemoryError, RestorerError
-from ..frames.batch import FrameBatch, is_tensor
+from ..frames.batch import FrameBatch, is_tensor, same_bits
 from ..frames.hints import Hints
 from ..frames.resize import resize
 from ..runtime import memory
@@ -22,6 +22,7 @@ from ..runtime.precision import without_autocast
 from ..runtime.threads import submit
 from .batch_planner import BatchPlanner
 from .compose import Composed, ComposeInput, Compositor
+from .match import Source
 from .model_handle import ModelHandle
 from .outcome import Cause, Outcome, Status, passed_through
 from .prepare import Prepared, Preparer
@@ -44,8 +45,8 @@ LANDMARKS_AT_ONCE = 16
 MOST_IN_ROUND = 4
 """Frames of one round, as a multiple of the batch: frames that skip the network are free."""
 
-HostHints = tuple[Any, Any, Any, Any]
-"""Landmarks, occlusion, keys and cuts, as passed by the host."""
+HostHints = tuple[Any, ...]
+"""Landmarks, occlusion, keys, cuts and sources, as passed by the host; those left out are None."""
 
 
 @dataclass(frozen=True)
@@ -55,14 +56,14 @@ class Request:
     Attributes:
         stream: the stream that they continue.
         frames: the host's frames.
-        hints: landmarks, occlusion, keys and cuts of each frame.
+        hints: landmarks, occlusion, keys, cuts and sources of each frame.
         output_size: as the option of that name.
         batch_size: faces in one run of the network, for this call; None as the engine plans.
     """
 
     stream: Stream
     frames: Any
-    hints: HostHints = (None, None, None, None)
+    hints: HostHints = ()
     output_size: str | int = "same"
     batch_size: int | None = None
 
@@ -119,6 +120,7 @@ class _PreparedPart:
     inputs: torch.Tensor | None
     alignment: Any
     motions: Future[Any] | None
+    sources: list[Source | None]
 
     @property
     def active(self) -> list[int]:
@@ -279,6 +281,8 @@ class Engine:
         if batch.value_range is not None and batch.range_shown:
             stream.value_range = batch.value_range
         hints = Hints.of(len(batch), *request.hints)
+        if self.settings.match == "none":
+            hints = replace(hints, sources=[None] * len(batch))
         work = _Work(request, batch, hints, hints)
         stream.stats.frames += len(batch)
         if len(batch) == 0 and stream.settings.on_error == "raise":
@@ -459,6 +463,7 @@ class Engine:
             hints = work.hints.at(part.indices)
             prepared = self._preparer.prepare(faces, hints, self._repeats(part, round_parts), state)
             active, inputs, alignment = prepared.active, None, None
+            sources = [self._source(work, part.indices[place]) for place in active]
             if active:
                 some = faces if len(active) == len(faces) else faces[active]
                 inputs, alignment = self._preparer.inputs(
@@ -469,7 +474,23 @@ class Engine:
             previous = state.motion_image if continues else None
             motions = submit(self._pool, self._preparer.motions, prepared, previous)
         states[id(stream)] = _advanced(state, prepared), _continues(prepared, continues)
-        return _PreparedPart(part, prepared, state, inputs, alignment, motions)
+        return _PreparedPart(part, prepared, state, inputs, alignment, motions, sources)
+
+    def _source(self, work: _Work, index: int) -> Source | None:
+        """The host's original of a frame; None where there is none that can be used."""
+        picture = work.hints.sources[index]
+        if picture is None:
+            return None
+        stream = work.stream
+        try:
+            batch = FrameBatch.open([picture], stream.settings.value_range, stream.value_range)
+            if batch.problems:
+                raise batch.problems[0]
+            faces = batch.to_network([0], self.device, batch.color or work.color)
+        except FrameError as error:
+            stream.warn_once("source", "a source cannot be used (%s): there is none", error)
+            return None
+        return Source(faces[0], same_bits(work.batch.frames[index], picture))
 
     def _repeats(self, part: _Part, round_parts: Sequence[_Part]) -> list[bool]:
         """Whether each frame has the same bits and hints as the one before it."""
@@ -594,6 +615,7 @@ class Engine:
             if every or prepared.visibility is None
             else prepared.visibility[active],
             alignment=each.alignment,
+            sources=each.sources,
         )
         return self._compositor.compose(batch, state)
 

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from ..config.settings import EnhancerSettings
     from ..faces.align import LandmarkTrack
     from .engine import Engine
+    from .match import MatchState
     from .stability.temporal import TemporalState
 
 logger = logging.getLogger("musetalk_enhance")
@@ -38,6 +39,7 @@ class StreamState:
         temporal: its restored detail.
         sharpness: how sharp the faces have been; see `stability.sharpness`.
         guard: how much of the restorer it got.
+        match: how its detail was matched to the source.
     """
 
     size_hw: tuple[int, int] | None = None
@@ -46,10 +48,13 @@ class StreamState:
     temporal: TemporalState | None = None
     sharpness: float | None = None
     guard: float = 1.0
+    match: MatchState | None = None
 
     def to(self, device: torch.device) -> StreamState:
         """The same on another device: a stream outlives the network's move to the CPU."""
-        return self if self.temporal is None else replace(self, temporal=self.temporal.to(device))
+        temporal = None if self.temporal is None else self.temporal.to(device)
+        match = None if self.match is None else self.match.to(device)
+        return replace(self, temporal=temporal, match=match)
 
 
 @dataclass(frozen=True)
@@ -100,13 +105,13 @@ class Stream:
         occlusion: Any = None,
         keys: Any = None,
         cuts: Any = None,
+        sources: Any = None,
     ) -> Any:
         """Restore the next frames of this stream; see `GFPGANEnhancer.__call__`."""
         from .engine import Request
 
-        request = Request(
-            self, frames, (landmarks, occlusion, keys, cuts), self.settings.output_size
-        )
+        hints = (landmarks, occlusion, keys, cuts, sources)
+        request = Request(self, frames, hints, self.settings.output_size)
         return self.engine.restore([request])[0].frames
 
     def observe(self, observer: Observer) -> None:

@@ -33,10 +33,13 @@ def without_tint(residual: torch.Tensor, support: torch.Tensor | None) -> torch.
     return residual.sub_(resize(low_frequencies(residual, support), size, enlarge="bilinear"))
 
 
-def low_frequencies(values: torch.Tensor, support: torch.Tensor | None = None) -> torch.Tensor:
+def low_frequencies(
+    values: torch.Tensor, support: torch.Tensor | None = None, prior: float = 0.0
+) -> torch.Tensor:
     """The low frequencies of (N, C, H, W) on a grid of about `CELLS` across, weighted by `support`.
 
-    Normalized convolution: Knutsson and Westin, CVPR 1993.
+    Where there is little support they go to 0, the more the greater `prior` is, which is added to
+    the support of each cell. Normalized convolution: Knutsson and Westin, CVPR 1993.
     """
     import torch
 
@@ -49,7 +52,7 @@ def low_frequencies(values: torch.Tensor, support: torch.Tensor | None = None) -
     else:
         product = torch.mul(values, support, out=empty(tuple(values.shape), values.device))
         weights, weighted = resize(support, grid).clamp(0, 1), resize(product, grid)
-    return _blurred(weighted) / _blurred(weights).clamp(min=1e-3)
+    return _blurred(weighted) / _blurred(weights).add_(prior).clamp_(min=1e-3)
 
 
 def _blurred(cells: torch.Tensor) -> torch.Tensor:
