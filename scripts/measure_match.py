@@ -111,7 +111,7 @@ def figures(restored: Frames, originals: Frames) -> dict[str, float]:
     ]
     jumps = []
     for index in range(1, len(ours)):
-        own = np.abs(theirs[index].astype(np.float32) - theirs[index - 1]).mean()
+        own = max(np.abs(theirs[index].astype(np.float32) - theirs[index - 1]).mean(), 0.1)
         jumps.append(float(np.abs(ours[index].astype(np.float32) - theirs[index - 1]).mean() / own))
     return {
         "sharpness": float(np.mean(shares)),
