@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from .enhancer import FaceEnhancer, GFPGANEnhancer
     from .errors import EnhanceError
     from .hosts.musetalk import Attachment, attach
+    from .hosts.wrap import wrap
     from .pipeline.outcome import Outcome
     from .pipeline.stats import EnhancerStats
     from .pipeline.stream import Stream
@@ -37,6 +38,7 @@ _HOMES = {
     "attach": ".hosts.musetalk",
     "model_names": ".restorers.catalog",
     "monitor_gpu_memory": ".runtime.memory",
+    "wrap": ".hosts.wrap",
 }
 
 __all__ = [
@@ -53,6 +55,7 @@ __all__ = [
     "attach",
     "model_names",
     "monitor_gpu_memory",
+    "wrap",
 ]
 
 

@@ -349,6 +349,11 @@ class FaceEnhancer:
         if self._engine is not None:
             self._stream.observe(observer)
 
+    @property
+    def observers(self) -> tuple[Observer, ...]:
+        """What observes this enhancer's own stream."""
+        return () if self._engine is None else tuple(self._stream.observers)
+
     def enhance_face(self, face: Any) -> Any:
         """Restore one frame.
 

@@ -16,8 +16,8 @@ PARTICIPLES = set(
     "Broken Finished Gauged Guarded Held Known Laid Loaded Made Measured Opened Refused Seen Shown "
     "Told Tried".split()
 )
-GERUND_TERMS = {"parsing", "tracking", "tuning"}
-"""Nouns of the field that happen to be gerunds."""
+GERUND_TERMS = {"parsing", "tracking", "tuning", "livetalking"}
+"""Nouns of the field that happen to be gerunds, and the name of a host."""
 MAX_SHARE = 0.01
 """Of the functions may bind a vague name. In httpx, spandrel, torchcodec and PyAV it is 0.2 %."""
 MAX_COLUMNS = 100

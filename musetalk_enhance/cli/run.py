@@ -7,21 +7,24 @@ import logging
 import re
 from collections.abc import Sequence
 from contextlib import suppress
+from typing import TYPE_CHECKING
 
 from ..config.flags import add_gfpgan_arguments, flag_of, given_flags
 from ..config.settings import SECTION, options
 from ..errors import ConfigError
 
-HELP = "run MuseTalk's own script unmodified and restore its faces"
+HELP = "run a host's own script (MuseTalk, LiveTalking, Wav2Lip, ...) and restore its faces"
 EXAMPLES = (
     "musetalk-enhance run app.py --enable_gfpgan",
     "musetalk-enhance run -m scripts.inference --enable_gfpgan --inference_config task.yaml "
     "--unet_config models/musetalkV15/musetalk.json",
 )
 
-REPORT = "--report"
-HOST_FPS = 25.0
-"""MuseTalk's default frames per second, used without ``--fps`` in its arguments."""
+REPORT, HOST = "--report", "--host"
+
+if TYPE_CHECKING:
+    from ..enhancer import FaceEnhancer
+    from ..report import Recorder
 
 logger = logging.getLogger("musetalk_enhance")
 
@@ -29,11 +32,16 @@ logger = logging.getLogger("musetalk_enhance")
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add what ``run --help`` shows; `split` parses the arguments."""
     parser.usage = (
-        "musetalk-enhance run [--report FOLDER] (SCRIPT | -m MODULE) --enable_gfpgan "
-        "[--gfpgan_...] [the script's own arguments]"
+        "musetalk-enhance run [--report FOLDER] [--host NAME] (SCRIPT | -m MODULE) "
+        "--enable_gfpgan [--gfpgan_...] [the script's own arguments]"
     )
     parser.add_argument(
         "script", metavar="SCRIPT", help="scripts/inference.py or app.py; -m scripts.inference"
+    )
+    parser.add_argument(
+        HOST,
+        metavar="NAME",
+        help="whose script it is, instead of what its imports say; goes before SCRIPT",
     )
     parser.add_argument(
         REPORT,
@@ -45,7 +53,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Run ``args.script`` without arguments of its own (`main` calls `run_words` instead)."""
-    return _run(args.script, [], args, args.report)
+    return _run(args.script, [], args, {REPORT: args.report, HOST: args.host})
 
 
 def split(words: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
@@ -93,61 +101,75 @@ def run_words(words: Sequence[str]) -> int:
         EnhanceError: an option is invalid, or the script cannot be run.
     """
     args, rest = split(words)
-    folder, rest = split_report(rest)
+    own, rest = split_own(rest)
     as_module = rest[:1] == ["-m"]
     rest = rest[as_module:]
     if not rest or rest[0].startswith("-"):
         kind = "name of the host's module" if as_module else "host's script, or -m and its module"
         value = rest[0] if rest else "nothing"
         raise ConfigError("SCRIPT", value, f"the {kind}, followed by its arguments")
-    return _run(rest[0], rest[1:], args, folder, as_module)
+    return _run(rest[0], rest[1:], args, own, as_module)
 
 
-def split_report(words: Sequence[str]) -> tuple[str | None, list[str]]:
-    """The folder of a leading ``--report FOLDER``, and the other words.
+def split_own(words: Sequence[str]) -> tuple[dict[str, str | None], list[str]]:
+    """The values of a leading ``--report FOLDER`` and ``--host NAME``, and the other words.
 
     Raises:
-        ConfigError: the folder is missing.
+        ConfigError: a value is missing.
     """
-    if not words or words[0].partition("=")[0] != REPORT:
-        return None, list(words)
-    _, equals, folder = words[0].partition("=")
-    rest = list(words[1:])
-    if not equals:
-        folder, rest = (rest[0] if rest else ""), rest[1:]
-    if not folder or folder.endswith(".py") or (folder.startswith("-") and not equals):
-        raise ConfigError(REPORT, folder or "nothing", "a folder, before the script")
-    return folder, rest
+    values: dict[str, str | None] = {REPORT: None, HOST: None}
+    kinds = {REPORT: "a folder", HOST: "the name of a host"}
+    rest = list(words)
+    while rest and (flag := rest[0].partition("=")[0]) in values:
+        _, equals, value = rest.pop(0).partition("=")
+        if not equals:
+            value = rest.pop(0) if rest else ""
+        if not value or value.endswith(".py") or (value.startswith("-") and not equals):
+            raise ConfigError(flag, value or "nothing", f"{kinds[flag]}, before the script")
+        values[flag] = value
+    return values, rest
 
 
-def _fps(arguments: Sequence[str]) -> float:
-    """The host's frames per second: the value of its ``--fps``, or `HOST_FPS`."""
-    for word, following in zip(arguments, [*arguments[1:], ""], strict=True):
-        flag, _, value = word.partition("=")
-        if flag == "--fps":
-            with suppress(ValueError):
-                return float(value or following)
-    return HOST_FPS
+def _fps(arguments: Sequence[str], default: float) -> float:
+    """The host's frames per second: the value of its ``--fps``, or its default."""
+    from ..hosts.base import argument_of
+
+    with suppress(TypeError, ValueError):
+        return float(argument_of(arguments, "--fps") or default)
+    return default
 
 
 def _run(
     script: str,
     arguments: Sequence[str],
     args: argparse.Namespace,
-    folder: str | None = None,
+    own: dict[str, str | None],
     as_module: bool = False,
 ) -> int:
-    from ..hosts.musetalk import run_script
+    from ..hosts.base import Host
+    from ..hosts.registry import host_named, recognize
+    from ..hosts.script import run_script
 
-    recorder = None
-    if folder is not None:
-        from ..report import Recorder
+    folder, name = own[REPORT], own[HOST]
+    host_by_name = host_named(name) if name is not None else None
+    recorder: Recorder | None = None
 
-        recorder = Recorder(_fps(arguments), f"{script} {' '.join(arguments)}")
+    def choose(path: str) -> Host:
+        nonlocal recorder
+        host = host_by_name or recognize(path)
+        if folder is not None:
+            from ..report import Recorder
+
+            recorder = Recorder(_fps(arguments, host.fps), f"{script} {' '.join(arguments)}")
+        return host
+
+    def watch(enhancer: FaceEnhancer) -> None:
+        if recorder is not None:
+            recorder.watch(enhancer)
+
     try:
-        watch = recorder.watch if recorder is not None else None
         enhancer = run_script(
-            script, arguments, given_flags(args), watch, as_module=as_module
+            script, arguments, given_flags(args), watch, as_module=as_module, choose=choose
         )
     except SystemExit as stop:
         if stop.code is None or isinstance(stop.code, int):

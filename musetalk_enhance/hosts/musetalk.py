@@ -2,7 +2,8 @@
 
 The host's files stay as they are: `attach` wraps one VAE from Python, `run_script` runs the host's
 own script with every VAE wrapped and with our flags and the YAML section ``gfpgan:`` taken out
-before the host sees them (MuseTalk walks every top-level key of its YAML as a task).
+before the host sees them (MuseTalk walks every top-level key of its YAML as a task). ``app.py``
+serves each request of its page in a thread; each has a stream of its own.
 
 Neither a detector nor a parser runs here: MuseTalk computed the boxes of the faces before its loop
 (once per avatar in ``realtime_inference.py``), and its own blending pastes the restored faces.
@@ -11,22 +12,22 @@ Neither a detector nor a parser runs here: MuseTalk computed the boxes of the fa
 from __future__ import annotations
 
 import importlib
-import importlib.util
 import logging
-import os
 import re
-import runpy
 import sys
+import threading
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from typing import Any
 from weakref import WeakKeyDictionary
 
-from ..config.loader import merge, section_of
-from ..config.settings import SECTION, EnhancerSettings
 from ..enhancer import GFPGANEnhancer
 from ..errors import ConfigError, HostError
+from . import script as script_runner
+from .base import Host, HostRun
 from .decoder import Decoder, to_array
+from .lazy import LazyEnhancer, has_gpu
+from .sessions import RequestStreams
 
 logger = logging.getLogger("musetalk_enhance")
 
@@ -36,7 +37,6 @@ ENCODE = "get_latents_for_unet"
 """Method of the VAE that a host calls for a new clip or avatar before it decodes frames."""
 AUDIO_MODULE, AUDIO_METHOD = "musetalk.utils.audio_processor", "get_audio_feature"
 """Class ``AudioProcessor`` and its method that a script calls at the beginning of each task."""
-CONFIG_FLAG = "--inference_config"
 
 
 class Attachment:
@@ -47,7 +47,10 @@ class Attachment:
         enhancer: what restores its frames.
         on_device: whether the decoder's tensor is taken before the host copies it to the CPU; see
             `attach`.
+        requests: streams for the requests of a Gradio page; None: all frames are one stream's.
     """
+
+    requests: RequestStreams | None = None
 
     def __init__(
         self, owner: Any, enhancer: Callable[[Any], Any], on_device: str | bool = "auto"
@@ -82,7 +85,10 @@ class Attachment:
 
     def begin_task(self) -> None:
         """Begin a new stream with the next frames: a new clip, avatar or audio."""
-        self._task_begins = True
+        if self.requests is not None and _serves_a_page():
+            self.requests.begin()
+        else:
+            self._task_begins = True
 
     def _decode(
         self, original: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
@@ -102,13 +108,16 @@ class Attachment:
             or self.on_device is False
             or not _takes_tensors(self.enhancer)
         )
+        stream: Any = self.enhancer
+        if self.requests is not None and _serves_a_page():
+            stream = self.requests.current()
         if plain or not Decoder.fits(vae):
-            return self.enhancer(original(*args, **kwargs))
+            return stream(original(*args, **kwargs))
         if vae not in self._verdicts:
-            return self.enhancer(self._first(vae, original, args))
+            return stream(self._first(vae, original, args))
         if not self._verdicts[vae]:
-            return self.enhancer(original(*args))
-        return to_array(self.enhancer(Decoder(vae).decode(latents[0])))
+            return stream(original(*args))
+        return to_array(stream(Decoder(vae).decode(latents[0])))
 
     def _first(self, vae: Any, original: Callable[..., Any], args: tuple[Any, ...]) -> Any:
         """Frames of the host's own decoding of `vae`'s first batch; decides how to go on."""
@@ -169,6 +178,12 @@ class Attachment:
         self.detach()
 
 
+def _serves_a_page() -> bool:
+    """Whether the calling thread serves a request of a Gradio page."""
+    is_main = threading.current_thread() is threading.main_thread()
+    return "gradio" in sys.modules and not is_main
+
+
 def _takes_tensors(enhancer: Any) -> bool:
     """Whether `enhancer` takes tensors: an enabled `GFPGANEnhancer`. Others get arrays."""
     if isinstance(enhancer, LazyEnhancer):
@@ -206,147 +221,11 @@ def attach(vae: Any, enhancer: Callable[[Any], Any], on_device: str | bool = "au
     return Attachment(vae, enhancer, on_device)
 
 
-class LazyEnhancer:
-    """Stands in for the enhancer until flags and YAML are read, which is before the first frame.
-
-    Args:
-        flags: options by name; they win over the YAML section.
-        on_load: called with each enhancer that is loaded.
-    """
-
-    def __init__(
-        self, flags: dict[str, Any], on_load: Callable[[GFPGANEnhancer], None] | None = None
-    ) -> None:
-        self.flags, self.settings, self._on_load = flags, merge(None, flags), on_load
-        self.enhancer: GFPGANEnhancer | None = None
-        self.calls = 0
-        self._device: str | None = None
-
-    def check(self) -> None:
-        """Raise if the flags name a missing model, without loading it; a YAML may add options."""
-        if {"model", "model_path"} & set(self.flags):
-            self._check()
-
-    def _check(self) -> None:
-        from ..restorers.catalog import choose
-
-        if self.settings.enabled:
-            choose(self.settings)
-
-    def configure(self, section: dict[str, Any] | None) -> None:
-        """Take the options of a YAML section; an enhancer that was loaded with others is replaced.
-
-        It is loaded at once, so that what is missing is reported before the host loads gigabytes;
-        where a GPU could be chosen, only when the host's VAE tells which one it uses.
-        """
-        self.settings = merge(section, self.flags)
-        if self.enhancer is not None:
-            if self.enhancer.settings == self._on_device(self.settings):
-                return
-            self.enhancer.close()
-            self.enhancer = None
-        if (
-            self.settings.enabled
-            and self.settings.device == "auto"
-            and self._device is None
-            and _has_gpu()
-        ):
-            self._check()
-        else:
-            self._load()
-
-    def _load(self) -> GFPGANEnhancer:
-        enhancer = self.enhancer = GFPGANEnhancer.from_settings(self._on_device(self.settings))
-        if self._on_load is not None:
-            self._on_load(enhancer)
-        if enhancer.enabled:
-            logger.info("faces are restored with %s on %s", enhancer.model_name, enhancer.device)
-        return enhancer
-
-    def _on_device(self, settings: EnhancerSettings) -> EnhancerSettings:
-        if settings.device != "auto" or self._device is None:
-            return settings
-        return settings.replace(device=self._device)
-
-    def use_device_of(self, vae: Any) -> None:
-        """Run on the device of the host's VAE where the options leave the device open."""
-        if self.enhancer is None and self._device is None:
-            self._device = _device_of(vae)
-
-    def ready(self) -> GFPGANEnhancer:
-        """The enhancer, loaded from the flags alone where no YAML was read."""
-        return self._load() if self.enhancer is None else self.enhancer
-
-    def reset(self) -> None:
-        """Begin a new stream of frames."""
-        if self.enhancer is not None:
-            self.enhancer.reset()
-
-    def close(self) -> None:
-        """Free what the enhancer holds."""
-        if self.enhancer is not None:
-            self.enhancer.close()
-
-    def __call__(self, frames: Any) -> Any:
-        self.calls += 1
-        return self.ready()(frames)
-
-
-def _has_gpu() -> bool:
-    import torch
-
-    return torch.cuda.is_available()
-
-
-def _device_of(vae: Any) -> str | None:
-    """The device of MuseTalk's VAE; None where it is not one that an enhancer can use."""
-    device = getattr(vae, "device", None) or getattr(getattr(vae, "vae", None), "device", None)
-    name = str(device) if device is not None else ""
-    return name if name == "cpu" or name.startswith("cuda") else None
-
-
 @contextmanager
-def _config_without_section(lazy: LazyEnhancer) -> Iterator[None]:
-    """While inside, ``OmegaConf.load`` moves the section ``gfpgan:`` to `lazy`."""
-    from omegaconf import DictConfig, OmegaConf
-
-    original = OmegaConf.load
-
-    def load(file_: Any) -> Any:
-        config = original(file_)
-        if isinstance(config, DictConfig) and SECTION in config:
-            section = section_of(config)
-            del config[SECTION]
-            lazy.configure(section)
-        return config
-
-    OmegaConf.load = staticmethod(load)  # type: ignore[method-assign, assignment]
-    try:
-        yield
-    finally:
-        OmegaConf.load = staticmethod(original)  # type: ignore[method-assign]
-
-
-def _config_path(arguments: Sequence[str]) -> str | None:
-    """The value of the host's argument ``--inference_config``; the last one, as in argparse.
-
-    A beginning of the flag counts as well (argparse takes one that is unique); it is three letters
-    at least.
-    """
-    path = None
-    for position, word in enumerate(arguments):
-        if word == "--":
-            break
-        flag, equals, value = word.partition("=")
-        if CONFIG_FLAG.startswith(flag) and len(flag) >= len("--inf"):
-            path = value if equals else next(iter(arguments[position + 1 : position + 2]), path)
-    return path
-
-
-@contextmanager
-def _attached(owner: Any, lazy: LazyEnhancer) -> Iterator[Attachment]:
+def _attached(owner: Any, lazy: LazyEnhancer, requests: RequestStreams) -> Iterator[Attachment]:
     """Attach `lazy` while inside. A wrapper that the host added stays."""
     attachment = attach(owner, lazy)
+    attachment.requests = requests
     try:
         yield attachment
     finally:
@@ -366,25 +245,36 @@ def _vae_class() -> Any:
         ) from error
 
 
-@contextmanager
-def _tasks_begin(attachment: Attachment) -> Iterator[None]:
-    """While inside, each audio that MuseTalk's scripts read begins a new stream."""
+def _install(run: HostRun) -> None:
+    """Attach to the class of VAEs; each audio that MuseTalk's scripts read begins a new stream."""
+    if re.search(r"(^|[./\\])realtime_inference(\.py)?$", run.script) and not has_gpu():
+        logger.warning(
+            "no GPU is available: MuseTalk's realtime_inference.py puts its last batch on cuda:0 "
+            "and does not end without one; use scripts/inference.py"
+        )
+    requests = RequestStreams(run.sessions)
+    attachment = run.patches.enter_context(_attached(_vae_class(), run.enhancer, requests))
     try:
         owner = importlib.import_module(AUDIO_MODULE).AudioProcessor
         original = getattr(owner, AUDIO_METHOD)
     except (ImportError, AttributeError):  # an older MuseTalk
-        yield
         return
 
     def get_audio_feature(*args: Any, **kwargs: Any) -> Any:
         attachment.begin_task()
         return original(*args, **kwargs)
 
-    setattr(owner, AUDIO_METHOD, get_audio_feature)
-    try:
-        yield
-    finally:
-        setattr(owner, AUDIO_METHOD, original)
+    run.patches.replace(owner, AUDIO_METHOD, get_audio_feature)
+
+
+MUSETALK = Host(
+    name="musetalk",
+    title="MuseTalk",
+    imports=("musetalk",),
+    scripts="scripts/inference.py, scripts/realtime_inference.py, app.py",
+    install=_install,
+    config_flag="--inference_config",
+)
 
 
 def run_script(
@@ -395,109 +285,10 @@ def run_script(
     *,
     as_module: bool = False,
 ) -> GFPGANEnhancer:
-    """Run a script of MuseTalk's, unmodified, with its faces restored.
-
-    Args:
-        script: its path, for example ``scripts/inference.py``, or the name of its module, for
-            example ``scripts.inference``; the working directory is MuseTalk's folder.
-        arguments: the script's own arguments.
-        flags: our options, by name, that win over the YAML section.
-        on_load: called with the enhancer before its first frame, for example to `observe` it.
-        as_module: `script` is a module's name, run as ``python -m`` runs it.
-
-    Returns:
-        The enhancer that ran, closed, with its counts in ``stats``.
-
-    Raises:
-        ConfigError: an option in `flags` or in the YAML section is wrong.
-        HostError: the script or MuseTalk's package does not exist, or the script never decoded a
-            frame.
-        SystemExit: the script ended itself with a code other than 0, or has shown its help.
-    """
-    lazy = LazyEnhancer(flags, on_load)
-    argv, path = sys.argv, list(sys.path)
-    with ExitStack() as stack:
-        stack.callback(lazy.close)
-        stack.callback(setattr, sys, "argv", argv)
-        stack.callback(sys.path.__setitem__, slice(None), path)
-        sys.argv = [script, *arguments]
-        sys.path.insert(0, os.getcwd())
-        if not as_module:
-            sys.path.insert(1, os.path.dirname(os.path.abspath(script)))
-        _check_script(script, as_module)
-        config = _config_path(arguments)
-        # before the host loads gigabytes; a missing file is the host's own error to report
-        if config is not None and os.path.isfile(config):
-            lazy.configure(section_of(config))
-        else:
-            lazy.check()
-        is_help = bool({"-h", "--help"} & set(arguments))
-        if not is_help:
-            _warn_at_start(script, lazy.settings.enabled, config)
-        stack.enter_context(_config_without_section(lazy))
-        attachment = stack.enter_context(_attached(_vae_class(), lazy))
-        stack.enter_context(_tasks_begin(attachment))
-        try:
-            if as_module:
-                runpy.run_module(script, run_name="__main__", alter_sys=True)
-            else:
-                runpy.run_path(script, run_name="__main__")
-        except SystemExit as stop:
-            if stop.code not in (None, 0) or is_help:
-                raise
-    if lazy.settings.enabled and not lazy.calls:
-        message = f"{script} ended without decoding a single frame"
-        if "gradio" not in sys.modules:
-            raise HostError(f"{message}; see its messages above")
-        logger.warning("%s", message)  # a page that was opened and closed
-    return lazy.enhancer or GFPGANEnhancer.from_settings(lazy.settings.replace(enabled=False))
+    """Run a script of MuseTalk's, unmodified, with its faces restored; see `script.run_script`."""
+    return script_runner.run_script(
+        script, arguments, flags, on_load, as_module=as_module, choose=lambda path: MUSETALK
+    )
 
 
-def _check_script(script: str, as_module: bool) -> None:
-    """Raise a HostError, before MuseTalk is imported, if there is no such script or module."""
-    if as_module:
-        try:
-            exists = importlib.util.find_spec(script) is not None
-        except (ImportError, ValueError):  # no such package; not a name
-            exists = False
-        if not exists:
-            raise HostError(
-                f"no module {script!r} in {os.getcwd()}; run this in MuseTalk's folder, with the "
-                "name of a module such as scripts.inference"
-            )
-    elif not os.path.isfile(script):
-        raise HostError(
-            f"no script {script!r} in {os.getcwd()}; expected MuseTalk's own, such as "
-            "scripts/inference.py"
-        )
-    elif script.endswith((".sh", ".bat")):
-        raise HostError(
-            f"{script} is a shell script; pass the Python script that it runs, and its arguments. "
-            "MuseTalk's inference.sh runs: python3 -m scripts.inference --inference_config ..."
-        )
-
-
-def _warn_at_start(script: str, enabled: bool, config: str | None) -> None:
-    """Warn about a run that restores nothing, or that cannot end, before it takes hours."""
-    if not enabled and config is not None:
-        logger.warning(
-            "nothing will be restored: add --%s, or enabled: true under %s: in %s",
-            f"enable_{SECTION}",
-            SECTION,
-            config,
-        )
-    elif not enabled:
-        logger.warning(
-            "nothing will be restored without --%s (or enabled: true under %s: in the YAML file "
-            "that the script reads by default)",
-            f"enable_{SECTION}",
-            SECTION,
-        )
-    if re.search(r"(^|[./\\])realtime_inference(\.py)?$", script) and not _has_gpu():
-        logger.warning(
-            "no GPU is available: MuseTalk's realtime_inference.py puts its last batch on cuda:0 "
-            "and does not end without one; use scripts/inference.py"
-        )
-
-
-__all__ = ["Attachment", "attach", "run_script"]
+__all__ = ["MUSETALK", "Attachment", "attach", "run_script"]

@@ -185,6 +185,18 @@ class EnhancerStats:
             self.share_total += outcome.strength / strength if strength else 0.0
             self.partial.update([reason] if reason else [])
 
+    def merge(self, other: EnhancerStats) -> None:
+        """Add the counters of another stream to these."""
+        for each in fields(self):
+            own, more = getattr(self, each.name), getattr(other, each.name)
+            if isinstance(own, Counter):
+                own.update(more)
+            elif isinstance(own, dict):
+                for stage, value in more.items():
+                    own[stage] += value
+            else:
+                setattr(self, each.name, own + more)
+
     @contextmanager
     def timed(self, stage: str) -> Iterator[None]:
         """Add the time spent inside to ``ms[stage]``."""

@@ -13,7 +13,7 @@ import torch
 
 from musetalk_enhance import GFPGANEnhancer, attach
 from musetalk_enhance.cli import main
-from musetalk_enhance.hosts import musetalk
+from musetalk_enhance.hosts import script as runner
 from musetalk_enhance.media import read_frames, read_image
 from musetalk_enhance.pipeline.stats import EnhancerStats, counted
 from tests.pictures import to_faces, to_frames
@@ -98,13 +98,13 @@ def test_run(soft, tmp_path, monkeypatch, capsys):
     np.save(tmp_path / "soft.npy", soft)
     monkeypatch.chdir(tmp_path)
     ran: list[GFPGANEnhancer] = []
-    run_script = musetalk.run_script
+    run_script = runner.run_script
 
     def keep(*words, **options) -> GFPGANEnhancer:
         ran.append(run_script(*words, **options))
         return ran[0]
 
-    monkeypatch.setattr(musetalk, "run_script", keep)
+    monkeypatch.setattr(runner, "run_script", keep)
     for name in [name for name in sys.modules if name.split(".")[0] == "musetalk"]:
         monkeypatch.delitem(sys.modules, name)
     words = ["--gfpgan_model", "lite", "--gfpgan_backend", "torch"]

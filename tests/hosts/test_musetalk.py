@@ -18,7 +18,7 @@ from musetalk_enhance import GFPGANEnhancer, attach
 from musetalk_enhance.cli import main
 from musetalk_enhance.cli.run import split
 from musetalk_enhance.errors import HostError
-from musetalk_enhance.hosts.musetalk import _config_path
+from musetalk_enhance.hosts.script import _config_path
 
 VAE = """
 import numpy as np
@@ -210,7 +210,7 @@ def test_a_run_that_will_restore_nothing_says_so_at_its_start(host, capsys, word
     ],
 )
 def test_realtime_without_a_gpu_is_warned_about(host, capsys, monkeypatch, words, is_realtime, gpu):
-    monkeypatch.setattr("musetalk_enhance.hosts.musetalk._has_gpu", lambda: gpu)
+    monkeypatch.setattr("musetalk_enhance.hosts.musetalk.has_gpu", lambda: gpu)
     (host / "scripts/realtime_inference.py").write_text(SCRIPT)
     assert run(*words, "--inference_config", "configs/off.yaml")[0] == 0
     assert ("no GPU is available" in capsys.readouterr().err) == (is_realtime and not gpu)
@@ -427,7 +427,7 @@ def test_every_enhancer_is_closed_the_replaced_one_too(host, made):
     ],
 )
 def test_the_config_is_found_as_argparse_finds_it(words, path):
-    assert _config_path(words) == path
+    assert _config_path(words, "--inference_config") == path
 
 
 def test_a_value_may_begin_with_a_minus(host):
@@ -536,16 +536,16 @@ def test_within_a_task_the_stream_goes_on(make_enhancer):
 )
 def test_the_device_is_that_of_the_hosts_vae(monkeypatch, device, expected):
     """With ``--gpu_id 1`` the VAE is on cuda:1, whatever torch's current device is."""
-    from musetalk_enhance.hosts import musetalk
+    from musetalk_enhance.hosts import lazy as loader
 
     used = []
-    monkeypatch.setattr(musetalk, "_has_gpu", lambda: True)
+    monkeypatch.setattr(loader, "has_gpu", lambda: True)
     monkeypatch.setattr(
         GFPGANEnhancer,
         "from_settings",
         lambda settings: used.append(settings.device) or GFPGANEnhancer(model="lite"),
     )
-    lazy = musetalk.LazyEnhancer({"enabled": True, "model": "lite"})
+    lazy = loader.LazyEnhancer({"enabled": True, "model": "lite"})
     lazy.configure({"strength": 0.5})
     assert lazy.enhancer is None and not used, "it waits for the VAE"
     lazy.use_device_of(SimpleNamespace(device=device))

@@ -1,0 +1,81 @@
+"""One stream for each session of a host, over one network."""
+
+from __future__ import annotations
+
+import threading
+from typing import Any
+
+from ..enhancer import FaceEnhancer
+from ..pipeline.stream import Stream
+from .lazy import LazyEnhancer
+
+
+class Sessions:
+    """The streams of a host's sessions; the counters of those that ended are the enhancer's.
+
+    Args:
+        enhancer: holds the network; what observes its frames observes those of all sessions.
+    """
+
+    def __init__(self, enhancer: FaceEnhancer | LazyEnhancer) -> None:
+        self._enhancer = enhancer
+        self._streams: set[Stream] = set()
+        self._lock = threading.Lock()
+
+    def open(self, **options: Any) -> Stream | FaceEnhancer:
+        """A stream for a new session; `options` as in `FaceEnhancer.stream`.
+
+        With a disabled enhancer that is the enhancer itself, which returns its frames.
+        """
+        enhancer = self._enhancer
+        ready = enhancer.ready() if isinstance(enhancer, LazyEnhancer) else enhancer
+        if not ready.enabled:
+            return ready
+        stream = ready.stream(**options)
+        for observer in ready.observers:
+            stream.observe(observer)
+        with self._lock:
+            self._streams.add(stream)
+        return stream
+
+    def close(self, stream: Stream | FaceEnhancer) -> None:
+        """End a session: free its state and keep its counters; a second call does nothing."""
+        with self._lock:
+            if stream not in self._streams or not isinstance(stream, Stream):
+                return
+            self._streams.remove(stream)
+            enhancer = self._enhancer
+            enhancer.stats.merge(stream.stats)
+        stream.close()
+
+    def close_all(self) -> None:
+        """End every session that is open."""
+        for stream in list(self._streams):
+            self.close(stream)
+
+
+class RequestStreams:
+    """A stream for each request of a page that serves every request in one thread.
+
+    Args:
+        sessions: opens the streams.
+    """
+
+    def __init__(self, sessions: Sessions) -> None:
+        self._sessions = sessions
+        self._streams: dict[threading.Thread, Stream | FaceEnhancer] = {}
+
+    def begin(self) -> None:
+        """Begin another request in the calling thread."""
+        stream = self._streams.pop(threading.current_thread(), None)
+        if stream is not None:
+            self._sessions.close(stream)
+
+    def current(self) -> Stream | FaceEnhancer:
+        """The stream of the request that the calling thread serves."""
+        thread = threading.current_thread()
+        if thread not in self._streams:
+            for other in [each for each in list(self._streams) if not each.is_alive()]:
+                self._sessions.close(self._streams.pop(other))
+            self._streams[thread] = self._sessions.open()
+        return self._streams[thread]
