@@ -25,6 +25,7 @@ from ..enhancer import GFPGANEnhancer
 from ..errors import ConfigError, HostError
 from . import script as script_runner
 from .base import Host, HostRun
+from .crops import LoopedCrops
 from .decoder import Decoder, to_array
 from .lazy import LazyEnhancer, has_gpu
 from .sessions import RequestStreams
@@ -51,6 +52,7 @@ class Attachment:
     """
 
     requests: RequestStreams | None = None
+    _warned = False
 
     def __init__(
         self, owner: Any, enhancer: Callable[[Any], Any], on_device: str | bool = "auto"
@@ -60,6 +62,7 @@ class Attachment:
         self._own = vars(owner).get(METHOD)
         self._own_encode = vars(owner).get(ENCODE)
         self._task_begins = False
+        self._crops = LoopedCrops()
         self._verdicts: WeakKeyDictionary[Any, bool] = WeakKeyDictionary()
         original = getattr(owner, METHOD)
 
@@ -78,6 +81,8 @@ class Attachment:
 
         def get_latents_for_unet(*args: Any, **kwargs: Any) -> Any:
             self.begin_task()
+            if args and _takes_sources(self.enhancer):
+                self._crops.add(args[-1])
             return original(*args, **kwargs)
 
         setattr(self.owner, ENCODE, get_latents_for_unet)
@@ -85,6 +90,7 @@ class Attachment:
 
     def begin_task(self) -> None:
         """Begin a new stream with the next frames: a new clip, avatar or audio."""
+        self._crops.rewind()
         if self.requests is not None and _serves_a_page():
             self.requests.begin()
         else:
@@ -112,12 +118,24 @@ class Attachment:
         if self.requests is not None and _serves_a_page():
             stream = self.requests.current()
         if plain or not Decoder.fits(vae):
-            return stream(original(*args, **kwargs))
+            return self._restored(stream, original(*args, **kwargs))
         if vae not in self._verdicts:
-            return stream(self._first(vae, original, args))
+            return self._restored(stream, self._first(vae, original, args))
         if not self._verdicts[vae]:
-            return stream(original(*args))
-        return to_array(stream(Decoder(vae).decode(latents[0])))
+            return self._restored(stream, original(*args))
+        return to_array(self._restored(stream, Decoder(vae).decode(latents[0])))
+
+    def _restored(self, stream: Any, frames: Any) -> Any:
+        if not _takes_sources(self.enhancer):
+            return stream(frames)
+        sources = self._crops.take(len(frames))
+        if sources is None and not self._warned:
+            self._warned = True
+            logger.warning(
+                "match: source has no effect: MuseTalk encoded no crops in this run, because its "
+                "avatar was prepared in an earlier one"
+            )
+        return stream(frames, sources=sources)
 
     def _first(self, vae: Any, original: Callable[..., Any], args: tuple[Any, ...]) -> Any:
         """Frames of the host's own decoding of `vae`'s first batch; decides how to go on."""
@@ -189,6 +207,12 @@ def _takes_tensors(enhancer: Any) -> bool:
     if isinstance(enhancer, LazyEnhancer):
         enhancer = enhancer.ready()
     return isinstance(enhancer, GFPGANEnhancer) and enhancer.enabled
+
+
+def _takes_sources(enhancer: Any) -> bool:
+    """Whether `enhancer` matches faces to the host's original crops."""
+    settings = getattr(enhancer, "settings", None)
+    return getattr(settings, "match", "none") == "source" and bool(settings.enabled)
 
 
 def attach(vae: Any, enhancer: Callable[[Any], Any], on_device: str | bool = "auto") -> Attachment:

@@ -1,0 +1,99 @@
+"""Original crops for `match: source`, as MuseTalk's attachment keeps them."""
+
+from __future__ import annotations
+
+import logging
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pytest
+
+from musetalk_enhance import GFPGANEnhancer, attach
+from musetalk_enhance.hosts.crops import LoopedCrops, mirror_index
+
+
+def crop(value: int) -> np.ndarray:
+    return np.full((32, 24, 3), value, np.uint8)
+
+
+def values(crops) -> list[int]:
+    return [int(each[0, 0, 0]) for each in crops]
+
+
+def test_crops_come_as_the_host_plays_them():
+    crops = LoopedCrops()
+    for value in range(3):
+        crops.add(crop(value))
+    assert values(crops.take(4)) == [0, 1, 2, 2]
+    assert values(crops.take(4)) == [1, 0, 0, 1]
+    crops.rewind()
+    assert values(crops.take(2)) == [0, 1]
+    crops.rewind()
+    crops.add(crop(9))
+    assert values(crops.take(2)) == [9, 9]
+
+
+def test_a_crop_comes_back_bit_for_bit(rng):
+    crops, picture = LoopedCrops(), rng.integers(0, 256, (256, 256, 3), np.uint8)
+    crops.add(picture)
+    assert np.array_equal(crops.take(1)[0], picture)
+
+
+def test_threads_have_crops_of_their_own():
+    crops = LoopedCrops()
+    crops.add(crop(1))
+    with ThreadPoolExecutor(1) as pool:
+        assert pool.submit(crops.take, 1).result() is None
+
+
+def test_the_loop_turns_at_both_ends():
+    assert [mirror_index(3, step) for step in range(8)] == [0, 1, 2, 2, 1, 0, 0, 1]
+
+
+class Vae:
+    """MuseTalk's, which gives back a blurred crop."""
+
+    def __init__(self, soft: np.ndarray) -> None:
+        self.soft = soft
+
+    def get_latents_for_unet(self, image):
+        return image
+
+    def decode_latents(self, latents):
+        return self.soft[[int(each) for each in latents]].copy()
+
+
+@pytest.fixture
+def frames(take, soft):
+    from tests.pictures import to_frames
+
+    return to_frames(take[:6]), to_frames(soft[:6])
+
+
+def test_attach_passes_the_crops_on(frames):
+    """The same as passing them by hand; another task begins with the first crop again."""
+    sharp, blurred = frames
+    vae = Vae(blurred)
+    options = {"model": "lite", "backend": "torch", "match": "source"}
+    enhancer, by_hand = GFPGANEnhancer(**options), GFPGANEnhancer(**options)
+    expected = by_hand(blurred[:4], sources=sharp[:4])
+    with attach(vae, enhancer):
+        for each in sharp:
+            vae.get_latents_for_unet(each)
+        first = vae.decode_latents(range(4))
+        for each in sharp:
+            vae.get_latents_for_unet(each)
+        again = vae.decode_latents(range(4))
+    assert np.array_equal(first, expected)
+    assert np.array_equal(again, expected)
+    assert not np.array_equal(first, GFPGANEnhancer(model="lite", backend="torch")(blurred[:4]))
+
+
+def test_without_crops_it_says_so_once(frames, caplog):
+    vae = Vae(frames[1])
+    enhancer = GFPGANEnhancer(model="lite", backend="torch", match="source")
+    with attach(vae, enhancer), caplog.at_level(logging.WARNING):
+        first = vae.decode_latents(range(2))
+        vae.decode_latents(range(2))
+    assert caplog.text.count("match: source has no effect") == 1
+    assert np.array_equal(first, GFPGANEnhancer(model="lite", backend="torch")(frames[1][:2]))
