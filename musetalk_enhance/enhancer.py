@@ -15,6 +15,7 @@ from .config.settings import EnhancerSettings
 from .errors import FrameError, RestorerError
 from .frames.batch import is_frame
 from .frames.resize import resize_image
+from .pipeline.deadline import DeadlineEngine
 from .pipeline.engine import Engine, Request
 from .pipeline.stats import EnhancerStats
 from .pipeline.stream import Observer, Stream
@@ -82,6 +83,8 @@ class FaceEnhancer:
         batch_size: faces in one run of the network, or ``"auto"``.
         memory_budget: bytes, ``"2GiB"``, a share of what is free (float), or ``"auto"``.
         cpu_fallback: in memory mode, finish on the CPU when not even one face fits.
+        deadline_ms: milliseconds that a call may take; 0 sets no limit.
+        budget_ms: the same for each frame of a call.
         dtype: arithmetic, ``"auto"``, ``"fp32"``, ``"bf16"`` or ``"fp16"``.
         backend: runtime, ``"auto"``, ``"torch"``, ``"onnx"``, ``"openvino"`` or ``"ncnn"``.
         provider: of ``backend="onnx"``: ``"auto"``, ``"cpu"``, ``"cuda"`` or ``"tensorrt"``.
@@ -128,6 +131,8 @@ class FaceEnhancer:
         batch_size: str | int = "auto",
         memory_budget: str | int | float = "auto",
         cpu_fallback: bool = True,
+        deadline_ms: float = 0,
+        budget_ms: float = 0,
         dtype: str = "auto",
         backend: str = "auto",
         provider: str = "auto",
@@ -196,7 +201,8 @@ class FaceEnhancer:
             return
         if settings.mode == "batch" and settings.memory_budget != "auto":
             _warn_that_the_budget_is_unused()
-        self._engine = Engine(settings, restorer)
+        limited = settings.deadline_ms > 0 or settings.budget_ms > 0
+        self._engine = (DeadlineEngine if limited else Engine)(settings, restorer)
         self._stream = self._engine.stream()
         self._streams.add(self._stream)
 

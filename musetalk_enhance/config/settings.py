@@ -220,6 +220,19 @@ class EnhancerSettings:
         "In memory mode, continue on the CPU if not even one face fits on the GPU.",
         schema.switch(),
     )
+    deadline_ms: float = schema.option(
+        0.0,
+        "Milliseconds that a call may take, for live hosts; 0: as long as it needs. What would be "
+        "late is done with less, in this order: only the lower half of the face, the model lite, "
+        "fewer streams, whose strength fades.",
+        schema.number(0, 600000),
+    )
+    budget_ms: float = schema.option(
+        0.0,
+        "The same for each frame of a call, such as what is left of 40 ms at 25 fps; 0: no limit. "
+        "With deadline_ms the smaller limit counts.",
+        schema.number(0, 600000),
+    )
     on_error: str = schema.option(
         "passthrough",
         "Bad frames: passthrough returns them unchanged and counts them; raise stops with an "

@@ -212,7 +212,7 @@ def _takes_tensors(enhancer: Any) -> bool:
 def _takes_sources(enhancer: Any) -> bool:
     """Whether `enhancer` matches faces to the host's original crops."""
     settings = getattr(enhancer, "settings", None)
-    return getattr(settings, "match", "none") == "source" and bool(settings.enabled)
+    return bool(getattr(settings, "enabled", False) and settings.match == "source")
 
 
 def attach(vae: Any, enhancer: Callable[[Any], Any], on_device: str | bool = "auto") -> Attachment:

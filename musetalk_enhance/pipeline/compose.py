@@ -47,6 +47,7 @@ class ComposeInput:
             Empty where nothing is kept steady.
         cuts: whether a scene begins with a frame.
         needs: how much restoring each frame needs, 0..1.
+        shares: of the strength that each frame may get, 0..1; empty: all of it.
         visibility: (N, 1, H, W), 0..1, where the face is seen; None where nothing covers it.
         alignment: which frames were aligned to the template, and how; None where none was.
         sources: the host's original of each frame; None where it has none. Empty: of no frame.
@@ -63,6 +64,7 @@ class ComposeInput:
     visibility: torch.Tensor | None = None
     alignment: tuple[list[int], Alignment] | None = None
     sources: Sequence[Source | None] = ()
+    shares: Sequence[float] = ()
 
 
 @dataclass(frozen=True)
@@ -138,7 +140,11 @@ class Compositor:
         matched = None
         if settings.match == "source":
             residual, matched, state = self._matched(residual, base, batch, state, first_row)
-        weights = [settings.strength * need for need in batch.needs]
+        shares = batch.shares or [1.0] * len(batch.needs)
+        weights = [
+            settings.strength * need * share
+            for need, share in zip(batch.needs, shares, strict=True)
+        ]
         residual = _weighted(residual, weights)
         causes: list[Cause | None] = [None] * len(weights)
         if settings.guard_on:
@@ -164,12 +170,14 @@ class Compositor:
         self, batch: ComposeInput, weights: Sequence[float], causes: Sequence[Cause | None]
     ) -> list[Outcome]:
         aligned = None if self._aligner is None else set((batch.alignment or ([],))[0])
-        strength = self.settings.strength
         outcomes = []
-        for index, (weight, guard, need) in enumerate(
-            zip(weights, causes, batch.needs, strict=True)
+        shares = batch.shares or [1.0] * len(weights)
+        for index, (weight, guard, need, share) in enumerate(
+            zip(weights, causes, batch.needs, shares, strict=True)
         ):
-            cause = _greater_cause(guard, need, weight, strength)
+            cause = _greater_cause(guard, need, weight, self.settings.strength * share)
+            if cause is None and share < 1:
+                cause = Cause.DEADLINE
             outcomes.append(
                 Outcome(
                     strength=weight,

@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 import os
 import threading
+import time
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field, replace
@@ -59,6 +60,7 @@ class Request:
         hints: landmarks, occlusion, keys, cuts and sources of each frame.
         output_size: as the option of that name.
         batch_size: faces in one run of the network, for this call; None as the engine plans.
+        shares: of the strength that each frame gets, 0..1; None: all of it.
     """
 
     stream: Stream
@@ -66,6 +68,7 @@ class Request:
     hints: HostHints = ()
     output_size: str | int = "same"
     batch_size: int | None = None
+    shares: Sequence[float] | None = None
 
 
 @dataclass(frozen=True)
@@ -262,6 +265,8 @@ class Engine:
                 "its threads. Create it in the child process, or start that with the method 'spawn'"
             )
         with self.lock:
+            start = time.perf_counter()
+            spent = [dict(request.stream.stats.ms) for request in requests]
             works = [self._open(request) for request in requests]
             if any(work.batch.runs() for work in works) and self._awake(works):
                 self._find_landmarks(works)
@@ -270,6 +275,9 @@ class Engine:
             if self.settings.mode == "memory":
                 # the C library's heap would swell and shrink with the sizes of the batches
                 memory.trim()
+            seconds = time.perf_counter() - start
+            for request, before in zip(requests, spent, strict=True):
+                request.stream.stats.add_call(before, 1e3 * seconds)
             return restored
 
     def _open(self, request: Request) -> _Work:
@@ -461,7 +469,14 @@ class Engine:
         with stream.stats.timed("prepare"):
             faces = work.batch.to_network(part.indices, self.device, work.color)
             hints = work.hints.at(part.indices)
-            prepared = self._preparer.prepare(faces, hints, self._repeats(part, round_parts), state)
+            shares = work.request.shares
+            prepared = self._preparer.prepare(
+                faces,
+                hints,
+                self._repeats(part, round_parts),
+                state,
+                None if shares is None else [shares[index] for index in part.indices],
+            )
             active, inputs, alignment = prepared.active, None, None
             sources = [self._source(work, part.indices[place]) for place in active]
             if active:
@@ -611,6 +626,7 @@ class Engine:
             motions=motions,
             cuts=[prepared.cuts[place] for place in active],
             needs=[prepared.needs[place] for place in active],
+            shares=[prepared.shares[place] for place in active],
             visibility=prepared.visibility
             if every or prepared.visibility is None
             else prepared.visibility[active],

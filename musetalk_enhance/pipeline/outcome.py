@@ -28,6 +28,7 @@ class Cause(Enum):
     RECOVERY = "held back: recovery"
     STRENGTH = "strength 0"
     COVERED = "covered"
+    DEADLINE = "no time"
     UNCHANGED = "unchanged"
     INPUT = "input"
     NO_FACE = "no face"

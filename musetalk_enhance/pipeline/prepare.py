@@ -38,6 +38,7 @@ class Prepared:
         hints: of each frame.
         cuts: whether a scene begins with a frame.
         needs: how much restoring each frame needs, 0..1.
+        shares: of the strength that each frame may get, 0..1.
         left_alone: why a frame need not go through the network; None where it must.
         sharpness: of each frame, averaged over time; empty where the gate is off.
         motion_images: as the motions are measured, uint8 (h, w, 3), RGB; empty where nothing is
@@ -50,6 +51,7 @@ class Prepared:
     hints: Hints
     cuts: list[bool]
     needs: list[float]
+    shares: list[float]
     left_alone: list[Cause | None]
     sharpness: list[float]
     motion_images: list[NDArray[np.uint8]]
@@ -92,7 +94,12 @@ class Preparer:
             self.occluder.close()
 
     def prepare(
-        self, faces: torch.Tensor, hints: Hints, repeated: Sequence[bool], state: StreamState
+        self,
+        faces: torch.Tensor,
+        hints: Hints,
+        repeated: Sequence[bool],
+        state: StreamState,
+        shares: Sequence[float] | None = None,
     ) -> Prepared:
         """Decide what each frame needs.
 
@@ -101,7 +108,9 @@ class Preparer:
             hints: of each of them.
             repeated: whether a frame has the same bits and hints as the one before.
             state: of the stream; not changed.
+            shares: of the strength that each frame may get, 0..1; None: all of it.
         """
+        shares = [1.0] * len(faces) if shares is None else list(shares)
         small = self._thumbnails(faces)
         cuts = [
             bool(cut) or declared
@@ -118,6 +127,8 @@ class Preparer:
         for place in range(len(faces)):
             if repeated[place]:
                 left_alone[place] = Cause.UNCHANGED
+            elif shares[place] <= 0:
+                left_alone[place] = Cause.DEADLINE
             elif self.settings.strength == 0:
                 left_alone[place] = Cause.STRENGTH
             elif needs[place] <= 0:
@@ -126,7 +137,7 @@ class Preparer:
                 left_alone[place] = Cause.COVERED
         images = self._motion_images(faces)
         return Prepared(
-            faces, hints, cuts, needs, left_alone, sharpness, images, small[-1:], visible
+            faces, hints, cuts, needs, shares, left_alone, sharpness, images, small[-1:], visible
         )
 
     def _thumbnails(self, faces: torch.Tensor) -> torch.Tensor:

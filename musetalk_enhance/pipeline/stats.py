@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import time
-from collections import Counter, defaultdict
+from collections import Counter, defaultdict, deque
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, fields
 from typing import Any
+
+import numpy as np
 
 from .outcome import GUARD, Outcome, Status
 
@@ -17,7 +19,12 @@ def counted(number: int, what: str) -> str:
     return f"{number} {what}{'' if number == 1 else 's'}"
 
 
+LAST_CALLS = 1000
+"""Calls whose times are kept, for percentiles."""
+PERCENTILES = (50, 95, 99)
+
 _REMEDIES = (
+    ("no time", "deadline_ms", "0"),
     ("sharp already", "sharpness_gate", "false"),
     ("held back", "guard", "false"),
     ("strength 0", "strength", "1"),
@@ -113,8 +120,12 @@ class EnhancerStats:
         cuts: frames that begin another scene.
         repeated: frames with the same bits as the one before, whose results have the same bits.
         reloads: times the network was loaded again after `FaceEnhancer.unload`.
+        steps: frames by what a deadline left of the work: ``full``, ``lower half``, ``lite``,
+            ``none``; empty without a deadline.
+        late: calls that took longer than a deadline allows.
         ms: stage to milliseconds spent: ``prepare``, ``network``, ``finish``, and where they are
             needed ``landmarks`` and ``motion``.
+        calls: stage to milliseconds of each of the last `LAST_CALLS` calls; ``call`` is all of one.
         strength_total: sum of the strengths of the restored frames; see `mean_strength`.
         change_total: sum of the mean changes of the restored frames; see `mean_change`.
         share_total: sum of strength / option `strength` over `processed` frames; see `mean_share`.
@@ -134,7 +145,12 @@ class EnhancerStats:
     cuts: int = 0
     repeated: int = 0
     reloads: int = 0
+    late: int = 0
+    steps: Counter[str] = field(default_factory=Counter)
     ms: dict[str, float] = field(default_factory=lambda: defaultdict(float))
+    calls: dict[str, deque[float]] = field(
+        default_factory=lambda: defaultdict(lambda: deque(maxlen=LAST_CALLS))
+    )
     left_alone: Counter[str] = field(default_factory=Counter)
     partial: Counter[str] = field(default_factory=Counter)
     strength_total: float = 0.0
@@ -192,7 +208,7 @@ class EnhancerStats:
             if isinstance(own, Counter):
                 own.update(more)
             elif isinstance(own, dict):
-                for stage, value in more.items():
+                for stage, value in more.items():  # of a deque: its values
                     own[stage] += value
             else:
                 setattr(self, each.name, own + more)
@@ -206,6 +222,30 @@ class EnhancerStats:
         finally:
             self.ms[stage] += (time.perf_counter() - start) * 1e3
 
+    def add_call(self, before: Mapping[str, float], ms: float) -> None:
+        """Note how long a call took.
+
+        Args:
+            before: `ms` when it began.
+            ms: milliseconds of all of it.
+        """
+        self.calls["call"].append(ms)
+        for stage, total in self.ms.items():
+            if total > before.get(stage, 0.0):
+                self.calls[stage].append(total - before.get(stage, 0.0))
+
+    def percentiles(self) -> dict[str, dict[str, float]]:
+        """Milliseconds of a call: stage to ``p50``, ``p95`` and ``p99`` of the last calls."""
+        return {
+            stage: {
+                f"p{share}": round(float(value), 2)
+                for share, value in zip(
+                    PERCENTILES, np.percentile(list(times), PERCENTILES), strict=True
+                )
+            }
+            for stage, times in self.calls.items()
+        }
+
     def clear(self) -> None:
         """Set every counter to zero."""
         self.__init__()  # type: ignore[misc]
@@ -215,11 +255,12 @@ class EnhancerStats:
         counts = {
             each.name: getattr(self, each.name)
             for each in fields(self)
-            if not each.name.endswith("_total")
+            if not each.name.endswith("_total") and each.name != "calls"
         }
         return {
             **{name: dict(n) if isinstance(n, Counter) else n for name, n in counts.items()},
             "ms": {stage: round(value, 2) for stage, value in self.ms.items()},
+            "call_ms": self.percentiles(),
             "processed": self.processed,
             "mean_strength": self.mean_strength,
             "mean_change": self.mean_change,

@@ -84,6 +84,8 @@ class Stream:
         settings: the engine's, with this stream's changes.
         stats: counters of this stream.
         value_range: lowest and highest value of its float frames, once known.
+        share: of the strength that a deadline left to its last frame, 0..1.
+        step: of a deadline, that its last frame was restored with.
     """
 
     def __init__(self, engine: Engine, settings: EnhancerSettings) -> None:
@@ -93,6 +95,7 @@ class Stream:
         self.state = StreamState()
         self.last: LastFrame | None = None
         self.landmark_track: LandmarkTrack | None = None
+        self.share, self.step = 1.0, 0
         self.observers: list[Observer] = []
         self.warned: set[str] = set()
         self.closed = False
@@ -145,6 +148,7 @@ class Stream:
         """Forget what was learned of the frames so far; call it between clips."""
         with self.engine.lock:
             self.value_range = None
+            self.share = 1.0
             self.begin_again()
             self.last = None
             if self.landmark_track is not None:

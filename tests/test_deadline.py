@@ -1,0 +1,260 @@
+"""`deadline_ms` and `budget_ms`, on a clock that the restorers themselves move on."""
+
+from __future__ import annotations
+
+import logging
+
+import numpy as np
+import pytest
+import torch
+
+from musetalk_enhance import GFPGANEnhancer
+from musetalk_enhance.config.settings import EnhancerSettings
+from musetalk_enhance.errors import ConfigError, FrameError
+from musetalk_enhance.pipeline import deadline
+from musetalk_enhance.pipeline.deadline import Cost, DeadlineEngine, Governor
+from musetalk_enhance.pipeline.engine import Engine, Request
+from musetalk_enhance.restorers.base import LoadRequest, ModelInfo
+from tests.conftest import PLAIN, FakeRestorer
+
+SAME = ModelInfo("fake", "no network", 256, 256, (0.0, 1.0), "none", bytes_per_face=2**20)
+
+
+class Clock:
+    """Seconds that pass only where somebody works."""
+
+    def __init__(self) -> None:
+        self.now = 100.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def clock(monkeypatch) -> Clock:
+    clock = Clock()
+    monkeypatch.setattr(deadline.time, "perf_counter", clock)
+    return clock
+
+
+def brightened(result, frames) -> list[int]:
+    """How many levels each frame is brighter than it was."""
+    means = (np.asarray(each).mean((1, 2, 3)) for each in (result, frames))
+    return np.rint(np.subtract(*means)).astype(int).tolist()
+
+
+class Machine:
+    """An engine whose steps take 40, 20 and 10 ms a face, times `load`, and brighten by 24, 16 and
+    8 levels."""
+
+    def __init__(self, clock: Clock, **options) -> None:
+        self.clock, self.load = clock, 1.0
+        self.settings = EnhancerSettings(enabled=True, batch_size=8, **(PLAIN | options))
+        plain = self.settings.replace(deadline_ms=0, budget_ms=0)
+        cheaper = [
+            (name, Engine(plain, self.restorer(seconds, level)))
+            for name, seconds, level in (("lower half", 0.02, 16), ("lite", 0.01, 8))
+        ]
+        self.engine = DeadlineEngine(self.settings, self.restorer(0.04, 24), cheaper)
+        self.stream = self.engine.stream()
+
+    def restorer(self, seconds: float, level: int) -> FakeRestorer:
+        def work(faces: torch.Tensor) -> torch.Tensor:
+            self.clock.now += self.load * seconds * len(faces)
+            return faces + level / 255
+
+        return FakeRestorer(LoadRequest(SAME, self.settings, torch.device("cpu")), work)
+
+    def call(self, faces: int, wait: float = 0.0, stream=None) -> list[int]:
+        """How much each of some faces was brightened, after `wait` seconds of idleness."""
+        self.clock.now += wait
+        frames = np.random.default_rng(int(self.clock.now * 1e3)).integers(
+            0, 200, (faces, 64, 64, 3), np.uint8
+        )
+        request = Request(stream or self.stream, frames)
+        result = self.engine.restore([request])[0].frames
+        return brightened(result, frames)
+
+
+def test_with_enough_time_all_is_done(clock):
+    machine = Machine(clock, deadline_ms=400)
+    assert machine.call(8) == [24] * 8
+    assert machine.stream.stats.steps == {"full": 8}
+    assert machine.stream.stats.late == 0
+
+
+def test_steps_are_taken_in_order_before_a_call_is_late(clock):
+    for limit, level in ((400, 24), (200, 16), (100, 8)):
+        machine = Machine(clock, deadline_ms=limit)
+        assert machine.call(8) == [level] * 8
+        assert machine.stream.stats.late == 0
+
+
+def test_a_budget_is_for_each_frame(clock):
+    machine = Machine(clock, budget_ms=25)
+    assert machine.call(8) == [16] * 8
+    assert machine.call(1) == [16]
+    both = Machine(clock, budget_ms=50, deadline_ms=100)
+    assert both.call(2) == [24] * 2
+    assert both.call(8) == [8] * 8
+
+
+def test_a_slow_machine_makes_it_step_down_and_a_quiet_while_up_again(clock):
+    machine = Machine(clock, deadline_ms=400)
+    machine.call(8)
+    machine.load = 3.0
+    assert machine.call(8) == [24] * 8, "nobody could know"
+    assert machine.stream.stats.late == 1
+    assert machine.call(8) == [8] * 8, "960 and 480 ms do not fit"
+    machine.load = 1.0
+    levels = [machine.call(8, wait=0.3)[0] for _ in range(60)]
+    assert levels[-1] == 24
+    assert levels == sorted(levels), "one step after the other"
+    assert machine.stream.stats.late == 1
+
+
+def test_when_nothing_fits_faces_fade_and_come_back_by_and_by(clock):
+    machine = Machine(clock, deadline_ms=100)
+    assert machine.call(8) == [8] * 8
+    machine.load = 3.0
+    machine.call(8)
+    fading = machine.call(8)
+    assert fading == [6, 4, 2, 0, 0, 0, 0, 0], "3 faces fit; their strength falls"
+    assert machine.call(8) == [0] * 8
+    assert machine.stream.stats.left_alone["no time"] >= 12
+    assert machine.stream.stats.partial["no time"] == 3
+    machine.load = 1.0
+    seen = [level for _ in range(40) for level in machine.call(8, wait=0.2)]
+    assert seen[-1] == 8
+    assert max(np.diff(seen)) <= 1, "it rises over 8 frames"
+
+
+def test_a_machine_that_stays_slow_is_tried_less_and_less(clock):
+    machine = Machine(clock, deadline_ms=100)
+    machine.load = 50.0
+    machine.call(8)
+    late = [
+        sum(machine.call(8, wait=0.5) != [0] * 8 for _ in range(40)) for _ in range(3)
+    ]
+    assert late[0] >= late[1] >= late[2]
+    assert 0 < machine.stream.stats.late <= 8
+
+
+def test_frames_without_time_have_the_hosts_own_bits(clock):
+    machine = Machine(clock, deadline_ms=1)
+    frames = np.random.default_rng(1).integers(0, 200, (4, 64, 64, 3), np.uint8)
+    result = machine.engine.restore([Request(machine.stream, frames)])[0]
+    assert np.array_equal(result.frames, frames)
+    assert [outcome.reason for outcome in result.outcomes] == ["no time"] * 4
+
+
+def test_the_first_streams_are_restored_and_the_others_wait(clock):
+    """Not every second frame of each: a stream keeps its strength."""
+    machine = Machine(clock, deadline_ms=50)
+    streams = [machine.engine.stream() for _ in range(3)]
+    levels = []
+    for number in range(5):
+        frames = np.random.default_rng(number).integers(0, 200, (2, 64, 64, 3), np.uint8)
+        requests = [Request(stream, frames) for stream in streams]
+        restored = machine.engine.restore(requests)
+        levels.append([brightened(each.frames, frames)[1] for each in restored])
+        clock.now += 0.01
+    assert [row[0] for row in levels] == [8] * 5
+    assert [row[2] for row in levels] == [0] * 5
+
+
+def test_time_that_other_streams_took_counts(clock):
+    """A call that waits for the engine has less time left."""
+    machine = Machine(clock, deadline_ms=100)
+    own = machine.engine.lock
+
+    class Busy:
+        def __enter__(self):
+            clock.now += 0.07
+            return own.__enter__()
+
+        def __exit__(self, *exception):
+            return own.__exit__(*exception)
+
+    machine.engine.lock = Busy()
+    assert machine.call(4)[0] < 8
+    machine.engine.lock = own
+
+
+def test_another_engine_continues_a_stream_in_another_region(clock):
+    """What a stream remembers has the rows of its region."""
+    machine = Machine(clock, deadline_ms=200, stability=1, guard=True)
+    lower = machine.settings.replace(deadline_ms=0, region="lower", stability=1, guard=True)
+    machine.engine._steps[1] = ("lower half", Engine(lower, machine.restorer(0.02, 16)))
+    machine.call(4)
+    machine.call(8)
+    machine.call(4)
+    assert machine.stream.stats.steps == {"full": 4, "lower half": 12}
+    assert not machine.stream.stats.failed
+
+
+def test_a_stream_keeps_its_size(clock):
+    machine = Machine(clock, deadline_ms=200, output_size="native")
+    small = ModelInfo("fake", "no network", 256, 128, (0.0, 1.0), "none", bytes_per_face=2**20)
+    restorer = machine.restorer(0.02, 16)
+    restorer.info = small
+    lower = Engine(machine.settings.replace(deadline_ms=0), restorer)
+    machine.engine._steps[1] = ("lower half", lower)
+    shapes = set()
+    for faces in (4, 8, 8):
+        frames = np.random.default_rng(faces).integers(0, 200, (faces, 64, 64, 3), np.uint8)
+        request = Request(machine.stream, frames, output_size="native")
+        shapes.add(machine.engine.restore([request])[0].frames.shape[1:])
+    machine.load = 100.0
+    for _ in range(2):
+        frames = np.random.default_rng(9).integers(0, 200, (8, 64, 64, 3), np.uint8)
+        request = Request(machine.stream, frames, output_size="native")
+        shapes.add(machine.engine.restore([request])[0].frames.shape[1:])
+    assert shapes == {(256, 256, 3)}
+
+
+def test_the_enhancer_has_both_options():
+    with GFPGANEnhancer(model="lite", backend="torch", deadline_ms=600000) as enhancer:
+        frames = np.random.default_rng(0).integers(0, 256, (2, 256, 256, 3), np.uint8)
+        plain = GFPGANEnhancer(model="lite", backend="torch")(frames)
+        assert np.array_equal(enhancer(frames), plain)
+        assert enhancer.stats.steps == {"full": 2}
+        assert set(enhancer.stats.percentiles()["network"]) == {"p50", "p95", "p99"}
+        assert enhancer.stats.as_dict()["call_ms"]["call"]["p50"] > 0
+        enhancer.unload()
+        assert np.array_equal(enhancer(frames), plain)
+    with pytest.raises(ConfigError, match="budget_ms"):
+        GFPGANEnhancer(model="lite", budget_ms=-1)
+
+
+def test_steps_of_lite_are_its_lower_half():
+    settings = EnhancerSettings(enabled=True, model="lite", backend="torch", deadline_ms=1000)
+    engine = DeadlineEngine(settings)
+    assert [name for name, _ in engine._steps] == ["full", "lower half"]
+    only = EnhancerSettings(
+        enabled=True, model="lite", backend="torch", deadline_ms=1000, region="lower"
+    )
+    assert [name for name, _ in DeadlineEngine(only)._steps] == ["full"]
+
+
+def test_bad_calls_are_told_as_ever(clock):
+    machine = Machine(clock, deadline_ms=100)
+    with pytest.raises(FrameError):
+        machine.engine.restore([Request(machine.stream, "frames")])
+    assert machine.engine.restore([]) == []
+    assert machine.call(0) == []
+
+
+def test_changes_are_logged(clock, caplog):
+    machine = Machine(clock, deadline_ms=100)
+    with caplog.at_level(logging.INFO, "musetalk_enhance"):
+        machine.call(8)
+    assert "deadline: lite instead of full; a call with 8 faces may take 100 ms" in caplog.text
+
+
+def test_load_rises_at_once_and_falls_slowly():
+    governor = Governor([Cost(0.0, 0.01)], Clock())
+    governor.measured(0, 10, 0.3)
+    assert governor.load == pytest.approx(3)
+    governor.measured(0, 10, 0.1)
+    assert governor.load == pytest.approx(2.6)
