@@ -28,6 +28,7 @@ from .base import Host, HostRun
 from .crops import LoopedCrops
 from .decoder import Decoder, to_array
 from .lazy import LazyEnhancer, has_gpu
+from .overlap import Ahead
 from .sessions import RequestStreams
 
 logger = logging.getLogger("musetalk_enhance")
@@ -49,16 +50,22 @@ class Attachment:
         on_device: whether the decoder's tensor is taken before the host copies it to the CPU; see
             `attach`.
         requests: streams for the requests of a Gradio page; None: all frames are one stream's.
+        ahead: restores while the host goes on; None: before the host gets its frames.
     """
 
     requests: RequestStreams | None = None
     _warned = False
 
     def __init__(
-        self, owner: Any, enhancer: Callable[[Any], Any], on_device: str | bool = "auto"
+        self,
+        owner: Any,
+        enhancer: Callable[[Any], Any],
+        on_device: str | bool = "auto",
+        overlap: bool = False,
     ) -> None:
         """Wrap ``owner.decode_latents``; `attach` is the public way."""
         self.owner, self.enhancer, self.on_device = owner, enhancer, on_device
+        self.ahead = Ahead() if overlap else None
         self._own = vars(owner).get(METHOD)
         self._own_encode = vars(owner).get(ENCODE)
         self._task_begins = False
@@ -100,9 +107,7 @@ class Attachment:
         self, original: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> Any:
         """Decode and restore, on the decoder's device if that gives the same bytes."""
-        if self._task_begins:
-            self._task_begins = False
-            getattr(self.enhancer, "reset", lambda: None)()
+        begins, self._task_begins = self._task_begins, False
         vae, latents = (
             (args[0], args[1:]) if isinstance(self.owner, type) and args else (self.owner, args)
         )
@@ -117,25 +122,35 @@ class Attachment:
         stream: Any = self.enhancer
         if self.requests is not None and _serves_a_page():
             stream = self.requests.current()
+        on_device = False
         if plain or not Decoder.fits(vae):
-            return self._restored(stream, original(*args, **kwargs))
-        if vae not in self._verdicts:
-            return self._restored(stream, self._first(vae, original, args))
-        if not self._verdicts[vae]:
-            return self._restored(stream, original(*args))
-        return to_array(self._restored(stream, Decoder(vae).decode(latents[0])))
+            frames = original(*args, **kwargs)
+        elif vae not in self._verdicts:
+            frames = self._first(vae, original, args)
+        elif not self._verdicts[vae]:
+            frames = original(*args)
+        else:
+            frames, on_device = Decoder(vae).decode(latents[0]), True
+        hints = self._hints(len(frames)) if _takes_sources(self.enhancer) else {}
 
-    def _restored(self, stream: Any, frames: Any) -> Any:
-        if not _takes_sources(self.enhancer):
-            return stream(frames)
-        sources = self._crops.take(len(frames))
+        def restored(frames: Any) -> Any:
+            if begins:
+                getattr(self.enhancer, "reset", lambda: None)()
+            result = stream(frames, **hints)
+            return to_array(result) if on_device else result
+
+        return restored(frames) if self.ahead is None else self.ahead.submit(restored, frames)
+
+    def _hints(self, count: int) -> dict[str, Any]:
+        """The original crops of the next frames."""
+        sources = self._crops.take(count)
         if sources is None and not self._warned:
             self._warned = True
             logger.warning(
                 "match: source has no effect: MuseTalk encoded no crops in this run, because its "
                 "avatar was prepared in an earlier one"
             )
-        return stream(frames, sources=sources)
+        return {"sources": sources}
 
     def _first(self, vae: Any, original: Callable[..., Any], args: tuple[Any, ...]) -> Any:
         """Frames of the host's own decoding of `vae`'s first batch; decides how to go on."""
@@ -176,6 +191,8 @@ class Attachment:
         else:
             delattr(self.owner, METHOD)
         self._wrapper = None
+        if self.ahead is not None:
+            self.ahead.close()
         if (
             self._encode_wrapper is not None
             and vars(self.owner).get(ENCODE) is self._encode_wrapper
@@ -215,7 +232,12 @@ def _takes_sources(enhancer: Any) -> bool:
     return bool(getattr(settings, "enabled", False) and settings.match == "source")
 
 
-def attach(vae: Any, enhancer: Callable[[Any], Any], on_device: str | bool = "auto") -> Attachment:
+def attach(
+    vae: Any,
+    enhancer: Callable[[Any], Any],
+    on_device: str | bool = "auto",
+    overlap: bool = False,
+) -> Attachment:
     """Restore every batch that `vae` decodes, from now until `Attachment.detach`.
 
     Args:
@@ -227,6 +249,9 @@ def attach(vae: Any, enhancer: Callable[[Any], Any], on_device: str | bool = "au
             always. False: never. The first batch goes the host's own way and decides: only where
             its bytes are reproduced to the last bit are the following ones restored on the device.
             What comes back is the same either way: (N, H, W, 3) uint8, BGR, an array.
+        overlap: return at once, with frames that are restored in another thread while the host
+            goes on; see `overlap.Ahead`. For a host that hands each frame to a thread of its own
+            and looks at it only there, as ``realtime_inference.py`` does.
 
     >>> with attach(vae, enhancer):  # doctest: +SKIP
     ...     main(args)
@@ -242,13 +267,15 @@ def attach(vae: Any, enhancer: Callable[[Any], Any], on_device: str | bool = "au
         raise HostError(f"{vae!r} has no method {METHOD}; attach takes MuseTalk's VAE")
     if hasattr(method, "__wrapped__") and method.__qualname__.startswith(Attachment.__qualname__):
         raise HostError(f"an enhancer is attached to {vae!r} already; detach it first")
-    return Attachment(vae, enhancer, on_device)
+    return Attachment(vae, enhancer, on_device, overlap)
 
 
 @contextmanager
-def _attached(owner: Any, lazy: LazyEnhancer, requests: RequestStreams) -> Iterator[Attachment]:
+def _attached(
+    owner: Any, lazy: LazyEnhancer, requests: RequestStreams, overlap: bool
+) -> Iterator[Attachment]:
     """Attach `lazy` while inside. A wrapper that the host added stays."""
-    attachment = attach(owner, lazy)
+    attachment = attach(owner, lazy, overlap=overlap)
     attachment.requests = requests
     try:
         yield attachment
@@ -271,13 +298,16 @@ def _vae_class() -> Any:
 
 def _install(run: HostRun) -> None:
     """Attach to the class of VAEs; each audio that MuseTalk's scripts read begins a new stream."""
-    if re.search(r"(^|[./\\])realtime_inference(\.py)?$", run.script) and not has_gpu():
+    is_realtime = re.search(r"(^|[./\\])realtime_inference(\.py)?$", run.script) is not None
+    if is_realtime and not has_gpu():
         logger.warning(
             "no GPU is available: MuseTalk's realtime_inference.py puts its last batch on cuda:0 "
             "and does not end without one; use scripts/inference.py"
         )
     requests = RequestStreams(run.sessions)
-    attachment = run.patches.enter_context(_attached(_vae_class(), run.enhancer, requests))
+    attachment = run.patches.enter_context(
+        _attached(_vae_class(), run.enhancer, requests, is_realtime)
+    )
     try:
         owner = importlib.import_module(AUDIO_MODULE).AudioProcessor
         original = getattr(owner, AUDIO_METHOD)

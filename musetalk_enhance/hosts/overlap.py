@@ -1,11 +1,21 @@
-"""Enhance one batch while the host generates the next."""
+"""Enhance one batch while the host generates the next.
+
+`overlapped` is for a host that has a generator of batches. `Ahead` is for a host that calls a
+function and hands single frames of its result to another thread: what it gets are frames that are
+not there yet, and whoever looks at one waits for it.
+"""
 
 from __future__ import annotations
 
+import logging
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
+
+import numpy as np
+
+logger = logging.getLogger("musetalk_enhance")
 
 
 def overlapped(
@@ -39,6 +49,99 @@ def overlapped(
                 yield _recorded(queue.popleft().result())
         while queue:
             yield _recorded(queue.popleft().result())
+
+
+class PendingFrame:
+    """A frame that is not there yet; what an array has waits for it: ``astype``, ``shape``, ...
+
+    ``numpy.asarray(frame)`` is the array itself, (H, W, 3).
+    """
+
+    def __init__(self, batch: Future[Any], index: int) -> None:
+        self._batch, self._index = batch, index
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> Any:
+        frame = self._batch.result()[self._index]
+        return np.array(frame, dtype) if copy else np.asarray(frame, dtype)
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        return getattr(self._batch.result()[self._index], name)
+
+    def __getitem__(self, key: Any) -> Any:
+        return self._batch.result()[self._index][key]
+
+    def __len__(self) -> int:
+        return len(self._batch.result()[self._index])
+
+
+class PendingFrames(Sequence[Any]):
+    """A batch of `PendingFrame`; its length is known at once, all else waits for it."""
+
+    def __init__(self, batch: Future[Any], count: int) -> None:
+        self._batch, self._count = batch, count
+
+    def __len__(self) -> int:
+        return self._count
+
+    def __getitem__(self, index: Any) -> Any:
+        if isinstance(index, int):
+            return PendingFrame(self._batch, range(self._count)[index])
+        return self._batch.result()[index]
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        return getattr(self._batch.result(), name)
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> Any:
+        batch = self._batch.result()
+        return np.array(batch, dtype) if copy else np.asarray(batch, dtype)
+
+
+class Ahead:
+    """Enhances batches in order in a thread of its own while the host goes on.
+
+    Args:
+        depth: batches that may be unfinished; a host that is faster waits for the oldest.
+    """
+
+    def __init__(self, depth: int = 2) -> None:
+        self._depth = depth
+        self._pool = ThreadPoolExecutor(1, thread_name_prefix="enhance")
+        self._unfinished: deque[Future[Any]] = deque()
+
+    def submit(self, enhance: Callable[[Any], Any], frames: Any) -> PendingFrames:
+        """Frames that will be ``enhance(frames)``, or `frames` themselves where that fails.
+
+        Args:
+            enhance: called in the thread, one batch after the other.
+            frames: (N, H, W, 3) array or (N, 3, H, W) tensor, which the host does not change.
+        """
+        while len(self._unfinished) >= self._depth:
+            self._unfinished.popleft().result()
+        events, device = _ready_events(frames), _device(frames)
+        batch = self._pool.submit(_enhanced_or_given, enhance, frames, events, device)
+        self._unfinished.append(batch)
+        return PendingFrames(batch, len(frames))
+
+    def close(self) -> None:
+        """Finish what is under way; frames that were handed out stay usable."""
+        self._pool.shutdown()
+
+
+def _enhanced_or_given(
+    enhance: Callable[[Any], Any], frames: Any, events: list[Any], device: int | None
+) -> Any:
+    try:
+        return _on_side_stream(enhance, frames, events, device)
+    except Exception:
+        # a host that loses a frame loses its audio too, or waits for it for ever
+        logger.warning("a batch is returned as it was", exc_info=True)
+        if isinstance(frames, np.ndarray):
+            return frames
+        return frames.permute(0, 2, 3, 1).contiguous().cpu().numpy()
 
 
 def _cuda() -> Any:

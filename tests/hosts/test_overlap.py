@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 import torch
 
-from musetalk_enhance.hosts.overlap import overlapped
+from musetalk_enhance import GFPGANEnhancer, attach
+from musetalk_enhance.hosts.overlap import Ahead, overlapped
 
 
 def test_results_come_in_order_from_one_other_thread():
@@ -126,3 +127,80 @@ def test_tensors_wait_for_the_host_s_stream_and_the_host_s_for_ours(second_gpu, 
 def test_arrays_are_enhanced_on_the_gpu_that_is_current_for_the_host(second_gpu):
     assert list(overlapped(lambda batch: batch, [np.zeros(1)])) == [0]
     assert second_gpu.streams == [1] and not second_gpu.waits and not kept
+
+
+def test_frames_ahead_are_arrays_for_whoever_looks():
+    ahead, gate = Ahead(), threading.Event()
+
+    def enhance(batch):
+        gate.wait(10)
+        return batch + 1
+
+    frames = np.arange(2 * 4 * 4 * 3, dtype=np.uint8).reshape(2, 4, 4, 3)
+    pending = ahead.submit(enhance, frames)
+    assert len(pending) == 2, "known at once"
+    first, second = pending
+    gate.set()
+    assert np.array_equal(first.astype(np.uint8), frames[0] + 1)
+    assert np.array_equal(np.asarray(second), frames[1] + 1)
+    assert first.shape == (4, 4, 3) and first.dtype == np.uint8 and len(first) == 4
+    assert np.array_equal(pending[-1][0], frames[1, 0] + 1)
+    assert np.array_equal(np.asarray(pending), frames + 1)
+    assert pending.shape == (2, 4, 4, 3) and pending[0, 1, 2, 0] == frames[0, 1, 2, 0] + 1
+    ahead.close()
+
+
+def test_the_host_waits_for_the_oldest_of_too_many():
+    ahead, gate, submitted = Ahead(depth=2), threading.Event(), []
+
+    def host():
+        for number in range(4):
+            submitted.append(ahead.submit(lambda batch: gate.wait(10) and batch, np.zeros(number)))
+
+    thread = threading.Thread(target=host)
+    thread.start()
+    while len(submitted) < 2:
+        pass
+    thread.join(0.2)
+    assert thread.is_alive() and len(submitted) == 2
+    gate.set()
+    thread.join(10)
+    assert [len(each) for each in submitted] == [0, 1, 2, 3]
+    ahead.close()
+
+
+def test_a_failed_batch_ahead_is_the_hosts_own(caplog):
+    ahead = Ahead()
+
+    def fail(batch):
+        raise ValueError("no")
+
+    frames = np.full((2, 4, 4, 3), 7, np.uint8)
+    assert np.array_equal(np.asarray(ahead.submit(fail, frames)), frames)
+    tensor = torch.full((2, 3, 4, 4), 7, dtype=torch.uint8)
+    assert np.array_equal(np.asarray(ahead.submit(fail, tensor)), frames)
+    assert caplog.text.count("a batch is returned as it was") == 2
+    ahead.close()
+
+
+def test_attach_ahead_gives_the_same_frames(take):
+    """As MuseTalk's realtime loop uses them: queued one by one, looked at by another thread."""
+    from tests.pictures import soften, to_frames
+
+    soft = to_frames(soften(take[:12]))
+
+    class Vae:
+        def decode_latents(self, numbers):
+            return soft[list(numbers)]
+
+    batches = [range(0, 4), range(4, 8), range(8, 12)]
+    expected = GFPGANEnhancer(model="lite", backend="torch")
+    expected = np.concatenate([expected(soft[list(each)]) for each in batches])
+    vae, frames = Vae(), []
+    with attach(vae, GFPGANEnhancer(model="lite", backend="torch"), overlap=True) as attachment:
+        for numbers in batches:
+            frames.extend(vae.decode_latents(numbers))
+        result = [frame.astype(np.uint8) for frame in frames]
+    assert np.array_equal(np.stack(result), expected)
+    assert attachment.enhancer.stats.frames == 12
+    assert np.array_equal(np.asarray(frames[0]), expected[0]), "also after the end"
