@@ -21,6 +21,7 @@ from contextlib import contextmanager
 from typing import Any
 from weakref import WeakKeyDictionary
 
+from ..config.settings import EnhancerSettings
 from ..enhancer import GFPGANEnhancer
 from ..errors import ConfigError, HostError
 from . import script as script_runner
@@ -229,7 +230,7 @@ def _takes_tensors(enhancer: Any) -> bool:
 def _takes_sources(enhancer: Any) -> bool:
     """Whether `enhancer` matches faces to the host's original crops."""
     settings = getattr(enhancer, "settings", None)
-    return bool(getattr(settings, "enabled", False) and settings.match == "source")
+    return isinstance(settings, EnhancerSettings) and settings.enabled and settings.match == "source"
 
 
 def attach(
