@@ -230,7 +230,9 @@ def _takes_tensors(enhancer: Any) -> bool:
 def _takes_sources(enhancer: Any) -> bool:
     """Whether `enhancer` matches faces to the host's original crops."""
     settings = getattr(enhancer, "settings", None)
-    return isinstance(settings, EnhancerSettings) and settings.enabled and settings.match == "source"
+    if not isinstance(settings, EnhancerSettings):
+        return False
+    return settings.enabled and settings.match == "source"
 
 
 def attach(
