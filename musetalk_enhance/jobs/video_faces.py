@@ -16,7 +16,6 @@ from ..faces.tracks import FaceTracker, TrackedFace
 from ..pipeline.engine import Request
 from ..pipeline.outcome import Cause, Outcome, passed_through
 from ..pipeline.stream import Stream
-from .options import FaceSettings
 
 if TYPE_CHECKING:
     from ..enhancer import GFPGANEnhancer
@@ -50,16 +49,26 @@ class VideoFaces:
     """The faces of consecutive frames, each with a track and a stream of its own.
 
     Args:
-        enhancer: restores the faces.
-        settings: of the job; `min_face` and `only_center_face` are used.
+        enhancer: restores the faces; its `color` and `output_size` are ignored.
         fps: frames per second.
+        min_face: a face whose box is smaller than this on both sides, in pixels, is left
+            unchanged.
+        only_center_face: restore only one face, the one nearest to the center.
+
+    Raises:
+        ConfigError: a value is invalid.
     """
 
-    def __init__(self, enhancer: GFPGANEnhancer, settings: FaceSettings, fps: float) -> None:
+    def __init__(
+        self,
+        enhancer: GFPGANEnhancer,
+        fps: float,
+        *,
+        min_face: float = 0,
+        only_center_face: bool = False,
+    ) -> None:
         self._enhancer = enhancer
-        self._tracks = FaceTracker(
-            fps, min_face=settings.min_face, only_center=settings.only_center_face
-        )
+        self._tracks = FaceTracker(fps, min_face=min_face, only_center=only_center_face)
         self._streams: dict[int, Stream] = {}
         self._thumbnails: dict[int, Image] = {}
 
@@ -109,7 +118,7 @@ class VideoFaces:
     def _request(self, track: int, frames: Sequence[FrameFaces]) -> Request:
         """The request for the faces of one track."""
         if track not in self._streams:
-            self._streams[track] = self._enhancer.stream()
+            self._streams[track] = self._enhancer.stream(color="bgr", output_size="same")
         aligned = np.stack([frame.crops[track].aligned for frame in frames])
         points, settings = None, self._enhancer.settings
         if settings.region == "mouth" or settings.match == "source":

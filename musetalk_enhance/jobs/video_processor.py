@@ -130,7 +130,12 @@ class VideoProcessor:
         path = self._folder / name
         path.parent.mkdir(parents=True, exist_ok=True)
         settings, counts = self.models.settings, _SegmentCounts()
-        faces = VideoFaces(self.models.enhancer, settings, float(self._index.fps))
+        faces = VideoFaces(
+            self.models.enhancer,
+            float(self._index.fps),
+            min_face=settings.min_face,
+            only_center_face=settings.only_center_face,
+        )
         with (
             closing(self._chunks(unit)) as chunks,
             SegmentWriter(path, self._index, settings.crf, settings.preset) as writer,

@@ -262,7 +262,8 @@ class RecordedEngine:
     def crop_face(self, image_bgr, landmarks):
         return crop_face(image_bgr, landmarks, SIDE)
 
-    def stream(self):
+    def stream(self, **hints):
+        assert hints == {"color": "bgr", "output_size": "same"}
         self.streams.append(RecordedStream())
         return self.streams[-1]
 
