@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..errors import FrameError
+from ..errors import ConfigError, FrameError
 from ..jobs.image_restorer import RESTORED, Parser, PictureRestorer, RestoredImage
 from ..jobs.video_faces import FrameFaces, VideoFaces, composite, main_face
 from ..media.arrays import Image
@@ -50,6 +50,8 @@ class WholeImages:
         only_center_face: bool = False,
         parser: Parser | None = None,
     ) -> None:
+        if fps is not None and not 0 < fps < float("inf"):
+            raise ConfigError("fps", fps, "a number above 0")
         self._detector = detector
         self._stills = self._video = None
         if fps is None:

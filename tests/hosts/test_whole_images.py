@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from musetalk_enhance.errors import FrameError
+from musetalk_enhance.errors import ConfigError, FrameError
 from musetalk_enhance.faces.detect import Face, FaceDetector
 from musetalk_enhance.hosts.whole_images import WholeImages, to_bytes
 from tests.jobs.conftest import ADDED, SMALL, Middle, picture
@@ -104,3 +104,9 @@ def test_no_image_is_no_error(enhancer):
     for fps in (None, 25.0):
         after, notes = WholeImages(enhancer, Middle(), fps=fps).restore(images(1)[:0])
         assert len(after) == 0 and notes == []
+
+
+@pytest.mark.parametrize("fps", [0, -1, float("nan"), float("inf")])
+def test_a_rate_that_is_none_is_an_error(enhancer, fps):
+    with pytest.raises(ConfigError, match="fps"):
+        WholeImages(enhancer, Middle(), fps=fps)
