@@ -3,7 +3,8 @@ pasted."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import logging
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -17,6 +18,8 @@ from ..media.arrays import Image
 if TYPE_CHECKING:
     from ..enhancer import FaceEnhancer
     from ..faces.detect import FaceDetector
+
+logger = logging.getLogger("musetalk_enhance")
 
 BATCH = 8
 """Images in one call of `WholeImages.restore` by the hosts: as `musetalk-enhance video` does."""
@@ -67,11 +70,15 @@ class WholeImages:
                 enhancer, fps, min_face=min_face, only_center_face=only_center_face
             )
 
-    def restore(self, images_rgb: NDArray[Any]) -> tuple[NDArray[Any], list[dict[str, Any]]]:
+    def restore(
+        self, images_rgb: NDArray[Any], sources_rgb: NDArray[Any] | None = None
+    ) -> tuple[NDArray[Any], list[dict[str, Any]]]:
         """Restore the next images.
 
         Args:
             images_rgb: RGB (N, H, W, 3), uint8, or float 0..1; not modified.
+            sources_rgb: the originals of a video's frames, in the same form, for an enhancer with
+                ``match="source"``; None: the frames themselves.
 
         Returns:
             As many images of the same shape and dtype, C-contiguous, in which only pixels of
@@ -79,12 +86,18 @@ class WholeImages:
                 in pixels (None without a face), and its outcome in the words of reports.
 
         Raises:
-            FrameError: the shape or dtype is another.
+            FrameError: the shape or dtype is another, or there are sources of stills.
             EnhanceError: with ``on_error="raise"``, restoring failed.
         """
         before = to_bytes(images_rgb)
-        images = [np.ascontiguousarray(image[..., ::-1]) for image in before]
-        pairs = self._still_pairs(images) if self._stills else self._video_pairs(images)
+        images = _bgr(before)
+        sources: Sequence[Image | None] = [None] * len(before)
+        if sources_rgb is not None:
+            if self._stills or sources_rgb.shape != images_rgb.shape:
+                expected = f"{images_rgb.shape}, of a video"
+                raise FrameError("sources", str(sources_rgb.shape), expected)
+            sources = _bgr(to_bytes(sources_rgb))
+        pairs = self._still_pairs(images) if self._stills else self._video_pairs(images, sources)
         restored, notes = np.array(images_rgb, order="C"), []
         for image, old, (new_bgr, note) in zip(restored, before, pairs, strict=True):
             new = new_bgr[..., ::-1]
@@ -96,14 +109,24 @@ class WholeImages:
     def _still_pairs(self, images: list[Image]) -> Iterator[tuple[Image, dict[str, Any]]]:
         assert self._stills is not None
         for result in self._stills.restore(images):
+            if result.error is not None:
+                logger.warning("an image is not restored: %s", result.error)
             yield result.bgr, _still_note(result)
 
-    def _video_pairs(self, images: list[Image]) -> Iterator[tuple[Image, dict[str, Any]]]:
+    def _video_pairs(
+        self, images: list[Image], sources: Sequence[Image | None]
+    ) -> Iterator[tuple[Image, dict[str, Any]]]:
         assert self._video is not None
-        frames = [FrameFaces(image, self._detector.detect(image)) for image in images]
+        frames = [
+            FrameFaces(image, self._detector.detect(image), source)
+            for image, source in zip(images, sources, strict=True)
+        ]
         if frames:
             self._video.restore(frames)
         for frame in frames:
+            for outcome in frame.outcomes.values():
+                if outcome.failed:
+                    logger.warning("a face is not restored: %s", outcome.reason)
             yield composite(frame)[0], _video_note(frame)
 
 
@@ -121,6 +144,10 @@ def to_bytes(images_rgb: NDArray[Any]) -> NDArray[np.uint8]:
         raise FrameError("dtype", str(images_rgb.dtype), "uint8, or float 0..1")
     unit = np.clip(np.nan_to_num(images_rgb), 0, 1)
     return np.asarray(np.rint(unit * 255), np.uint8)
+
+
+def _bgr(images_rgb: NDArray[np.uint8]) -> list[Image]:
+    return [np.ascontiguousarray(image[..., ::-1]) for image in images_rgb]
 
 
 def _still_note(result: RestoredImage) -> dict[str, Any]:

@@ -31,16 +31,21 @@ class FrameFaces:
     Attributes:
         image: BGR uint8 (H, W, 3); not modified.
         faces: detected faces.
+        source: the original of the frame, of the same size, for ``match: source``; None: the frame
+            itself.
         tracked: the same with their tracks, and those that the detector has just missed.
         crops: track to its crop.
+        sources: track to its crop of the source.
         pastes: track to the restored face.
         outcomes: track to its outcome.
     """
 
     image: Image
     faces: list[Face]
+    source: Image | None = None
     tracked: list[TrackedFace] = field(default_factory=list)
     crops: dict[int, FaceCrop] = field(default_factory=dict)
+    sources: dict[int, Image] = field(default_factory=dict)
     pastes: dict[int, Paste] = field(default_factory=dict)
     outcomes: dict[int, Outcome] = field(default_factory=dict)
 
@@ -113,6 +118,9 @@ class VideoFaces:
             frame.outcomes[face.track] = passed_through(Cause.LOST)
             return False
         frame.crops[face.track] = crop
+        if frame.source is not None:
+            source = self._enhancer.engine.crop_face(frame.source, face.landmarks)
+            frame.sources[face.track] = source.aligned
         return True
 
     def _request(self, track: int, frames: Sequence[FrameFaces]) -> Request:
@@ -125,7 +133,9 @@ class VideoFaces:
             template = self._enhancer.engine.model.info.landmark_template
             scale = aligned.shape[1] / TEMPLATE_SIDE
             points = [template_points(template) * scale] * len(aligned)
-        sources = aligned if settings.match == "source" else None
+        sources = None
+        if settings.match == "source":
+            sources = [frame.sources.get(track, frame.crops[track].aligned) for frame in frames]
         return Request(self._streams[track], aligned, (points, None, None, None, sources))
 
 

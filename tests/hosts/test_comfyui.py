@@ -252,6 +252,60 @@ def test_restore_talking_head_honors_its_options(restorer):
         node.restore(restorer, images, 1.0, align="sideways")
 
 
+class Recorder:
+    """In place of `make_enhancer`: records options and the sources of each call."""
+
+    def __init__(self, monkeypatch):
+        self.matches, self.sources, original = [], [], nodes.make_enhancer
+
+        def make_enhancer(*args, **changes):
+            enhancer = original(*args, **changes)
+            self.matches.append(enhancer.settings.match)
+            restore = enhancer.engine.restore
+
+            def recorded(requests):
+                self.sources += [request.hints[4] for request in requests]
+                return restore(requests)
+
+            monkeypatch.setattr(enhancer.engine, "restore", recorded)
+            return enhancer
+
+        monkeypatch.setattr(nodes, "make_enhancer", make_enhancer)
+
+
+@pytest.mark.parametrize("count", [1, 10])
+def test_match_to_source_of_crops(restorer, monkeypatch, count):
+    record, crops = Recorder(monkeypatch), batch(10)[:, 16:112]
+    source = batch(10)[:count] * 0.9  # of another size
+    (matched,) = nodes.MatchToSource().match(restorer, source)
+    result, _ = nodes.RestoreTalkingHead().restore(matched, crops, 1.0, guard="off")
+    plain, _ = nodes.RestoreTalkingHead().restore(restorer, crops, 1.0, guard="off")
+    assert record.matches == ["source", "none"] and not torch.equal(result, plain)
+    assert record.sources[2:] == [None, None]
+    expected = source.expand(10, -1, -1, -1)
+    assert np.array_equal(np.concatenate(record.sources[:2]), expected)
+
+
+def test_match_to_source_of_a_video(restorer, monkeypatch):
+    record, images = Recorder(monkeypatch), batch(10)
+    (matched,) = nodes.MatchToSource().match(restorer, 1 - images)
+    nodes.RestoreFaces().restore(matched, images, "video", 1.0)
+    assert record.matches == ["source"] and len(record.sources) == 2
+    crops = np.concatenate([np.stack(sources) for sources in record.sources])
+    assert crops.shape == (10, 512, 512, 3) and crops.dtype == np.uint8
+    center = 255 * (1 - images[:, 64, 48].numpy())  # of the face, in the middle of its crop
+    assert np.abs(crops[:, 256, 256] - center).max() < 4
+
+
+def test_a_source_that_does_not_fit_is_an_error(restorer):
+    for source, mode in ((batch(3), "images"), (batch(2), "video"), (batch(3)[:, :64], "video")):
+        (matched,) = nodes.MatchToSource().match(restorer, source)
+        with pytest.raises(FrameError):
+            nodes.RestoreFaces().restore(matched, batch(3), mode, 1.0)
+    with pytest.raises(FrameError):
+        nodes.MatchToSource().match(restorer, batch(1)[0])
+
+
 def test_decisions_reach_the_enhancer(restorer, monkeypatch):
     settings = []
     original = nodes.make_enhancer

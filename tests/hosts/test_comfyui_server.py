@@ -204,6 +204,12 @@ def test_a_talking_head(server, workflow):
     after = server.image(outputs["4"])
     assert after.shape == before.shape and (after != before).mean() > 0.5
 
+    source = {"restorer": ["2", 0], "source": ["7", 0]}
+    prompt["5"] = {"class_type": "MuseTalkEnhanceMatchToSource", "inputs": source}
+    inputs["restorer"] = ["5", 0]
+    matched = server.image(server.run(prompt)["4"])
+    assert (matched != before).any() and (matched != after).any()
+
     prompt["9"]["inputs"]["align"] = "sideways"
     with pytest.raises(urllib.error.HTTPError) as error:  # ComfyUI checks the lists itself
         server.post(prompt)

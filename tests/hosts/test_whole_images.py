@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+
 import numpy as np
 import pytest
 
@@ -69,6 +71,17 @@ def test_a_video_is_tracked_over_batches_and_stills_are_not(enhancer):
         assert [
             bool((a != b).any()) for a, b in zip(np.concatenate(parts), before, strict=True)
         ] == changed
+
+
+@pytest.mark.parametrize("fps", [None, 25.0])
+def test_a_failure_of_the_network_is_logged(make_enhancer, caplog, fps):
+    before = images(2)
+    enhancer = make_enhancer(lambda faces: 1 / 0, SMALL)
+    with caplog.at_level(logging.WARNING, "musetalk_enhance.hosts"):
+        after, notes = WholeImages(enhancer, Middle(), fps=fps).restore(before)
+    assert np.array_equal(after, before)
+    assert len([line for line in caplog.messages if "is not restored" in line]) == 2
+    assert all("ZeroDivisionError" in str(note) for note in notes)
 
 
 def test_small_faces_and_those_at_the_side_are_left_alone(enhancer):

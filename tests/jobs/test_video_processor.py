@@ -255,7 +255,7 @@ class RecordedEngine:
     was opened."""
 
     def __init__(self, fail_at=None):
-        self.settings, self.engine = SimpleNamespace(region="full"), self
+        self.settings, self.engine = SimpleNamespace(region="full", match="none"), self
         self.model = SimpleNamespace(info=SimpleNamespace(landmark_template=None))
         self.streams, self.fail_at, self.batches = [], fail_at, []
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from ...config.settings import EnhancerSettings
@@ -64,10 +64,30 @@ class FaceRestorer:
     Attributes:
         loaded: the network.
         settings: that it was loaded with.
+        source: IMAGE that results are matched to; None: not matched.
     """
 
     loaded: LoadedModel
     settings: VideoSettings
+    source: torch.Tensor | None = None
+
+    @property
+    def match(self) -> str:
+        """The option of that name."""
+        return "none" if self.source is None else "source"
+
+    def sources(self, images: torch.Tensor) -> NDArray[Any] | None:
+        """The source of each image, (B, h, w, 3).
+
+        Raises:
+            FrameError: there is another number of them.
+        """
+        if self.source is None:
+            return None
+        if len(self.source) not in (1, len(images)):
+            expected = f"1, or {len(images)} as images"
+            raise FrameError("length", f"{len(self.source)} sources", expected)
+        return _rgb(self.source.expand(len(images), -1, -1, -1))
 
 
 class LoadRestorer:
@@ -157,6 +177,35 @@ class LoadRestorer:
             trust_unpinned=trust_unpinned,
         )
         return (FaceRestorer(load(settings), settings),)
+
+
+class MatchToSource:
+    """Makes a restorer match what it restores to the original."""
+
+    CATEGORY, FUNCTION = CATEGORY, "match"
+    DESCRIPTION = (
+        "The mouth becomes as sharp as it is in the original of the same frame, not more, with the "
+        "original's grain and the color of the face around it. For the nodes that get the restorer."
+    )
+    RETURN_TYPES, RETURN_NAMES = (RESTORER,), ("restorer",)
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict[str, Any]:
+        """The node's inputs."""
+        source = {
+            "tooltip": "The frames, or face crops, that the talking-head model was given: as many "
+            "as are restored, or one for all."
+        }
+        return {"required": {"restorer": (RESTORER,), "source": ("IMAGE", source)}}
+
+    def match(self, restorer: FaceRestorer, source: torch.Tensor) -> tuple[FaceRestorer]:
+        """The same network with a source.
+
+        Raises:
+            FrameError: `source` has another shape.
+        """
+        _rgb(source)
+        return (replace(restorer, source=source),)
 
 
 class RestoreFaces:
@@ -252,7 +301,11 @@ class RestoreFaces:
         changes = {name: getattr(settings, name) for name in DECISIONS}
         whole_images = WholeImages(
             make_enhancer(
-                restorer.loaded, settings, stability=stability if is_video else 0, **changes
+                restorer.loaded,
+                settings,
+                stability=stability if is_video else 0,
+                match=restorer.match,
+                **changes,
             ),
             load_detector(settings, 0 if is_video else min_face),
             fps=fps if is_video else None,
@@ -262,10 +315,12 @@ class RestoreFaces:
             if isinstance(settings, ImageSettings)
             else None,
         )
-        frames, notes = _rgb(images), []
+        frames, sources, notes = _rgb(images), restorer.sources(images), []
         result, mask = images.clone(), torch.zeros(images.shape[:3])
         for batch in host.batches(len(frames), BATCH):
-            restored, batch_notes = whole_images.restore(frames[batch])
+            restored, batch_notes = whole_images.restore(
+                frames[batch], None if sources is None else sources[batch]
+            )
             result[batch, ..., :3] = torch.from_numpy(restored).to(result)
             mask[batch] = torch.from_numpy((restored != frames[batch]).any(-1)).float()
             notes += batch_notes
@@ -340,16 +395,15 @@ class RestoreTalkingHead:
             value_range="0..1",
             align=align,
             output_size=output_size,
+            match=restorer.match,
         )
         notes: list[dict[str, Any]] = []
         enhancer.observe(lambda frame, result, outcome: notes.append(outcome.as_dict()))
-        frames, covers = _rgb(images), _covers(occlusion, images)
-        results = [
-            torch.from_numpy(
-                enhancer(frames[batch], occlusion=None if covers is None else covers[batch])
-            )
-            for batch in host.batches(len(frames), BATCH)
-        ]
+        frames, results = _rgb(images), []
+        hints = {"occlusion": _covers(occlusion, images), "sources": restorer.sources(images)}
+        for batch in host.batches(len(frames), BATCH):
+            parts = {name: None if hint is None else hint[batch] for name, hint in hints.items()}
+            results.append(torch.from_numpy(enhancer(frames[batch], **parts)))
         logger.info("%s", enhancer.stats.summary())
         warning = enhancer.stats.warning()
         if warning is not None:
@@ -469,12 +523,14 @@ def _covers(mask: torch.Tensor | None, images: torch.Tensor) -> NDArray[Any] | N
 _PREFIX = "MuseTalkEnhance"
 NODE_CLASS_MAPPINGS = {
     f"{_PREFIX}LoadRestorer": LoadRestorer,
+    f"{_PREFIX}MatchToSource": MatchToSource,
     f"{_PREFIX}RestoreFaces": RestoreFaces,
     f"{_PREFIX}RestoreTalkingHead": RestoreTalkingHead,
     f"{_PREFIX}Report": Report,
 }
 NODE_DISPLAY_NAME_MAPPINGS = {
     f"{_PREFIX}LoadRestorer": "Load Restorer",
+    f"{_PREFIX}MatchToSource": "Match to Source",
     f"{_PREFIX}RestoreFaces": "Restore Faces",
     f"{_PREFIX}RestoreTalkingHead": "Restore Talking Head",
     f"{_PREFIX}Report": "Restoration Report",
