@@ -21,9 +21,9 @@ LAYERS = [
     {"faces"},
     {"pipeline", "onnx_pipeline"},
     {"enhancer"},
-    {"hosts", "jobs"},
+    {"jobs"},
     {"report"},
-    {"serve"},
+    {"hosts", "serve"},
     {"cli"},
     {"__main__", "_deprecated"},
 ]

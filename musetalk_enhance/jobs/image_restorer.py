@@ -134,7 +134,7 @@ class PictureRestorer:
     Images are independent of one another: the same faces in the same order give the same bits.
 
     Args:
-        enhancer: restores faces; its `output_size` and `upscale` are ignored.
+        enhancer: restores faces; its `color`, `output_size` and `upscale` are ignored.
         detector: detects the faces, of a `NetworkDetector` in every rotation (see `RotatedFaces`);
             `WholeImage` takes each image as one face crop, neither cropped nor pasted.
         upscale: scale factor of the output.
@@ -177,7 +177,7 @@ class PictureRestorer:
         self._parser, self._background = parser, background
         self._size = "upscale" if self._whole else "same"
         self._stream = enhancer.engine.stream(
-            enhancer.settings.replace(output_size=self._size, upscale=upscale)
+            enhancer.settings.replace(output_size=self._size, upscale=upscale, color="bgr")
         )
         self._run = run or (lambda request: enhancer.engine.restore([request])[0])
 

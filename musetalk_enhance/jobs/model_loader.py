@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -18,6 +18,9 @@ from ..runtime.devices import pick_device
 from .image_restorer import PictureRestorer
 from .models import LoadedModel, RunInfo, load, run_info_of
 from .options import FaceSettings, ImageSettings, VideoSettings
+
+if TYPE_CHECKING:
+    from ..faces.parsing import FaceParser
 
 PARSENET, REALESRGAN = "ParseNet", "RealESRGAN_x2plus"
 _WARM_UP_SIDE = 512
@@ -73,7 +76,7 @@ def load_image_models(settings: ImageSettings, pinned: RunInfo | None = None) ->
         whole = isinstance(detector, WholeImage)
         enhancer = make_enhancer(loaded, settings, output_size="same", stability=0)
         stack.enter_context(closing(enhancer))
-        parser = None if whole else _open_parser(settings, loaded)
+        parser = None if whole else load_parser(settings, loaded)
         if parser is not None:
             stack.enter_context(closing(parser))
         restorer = PictureRestorer(
@@ -218,8 +221,13 @@ def detector_digest(settings: FaceSettings) -> str | None:
     return None if name is None else weights.table.WEIGHTS.get(name).sha256
 
 
-def _open_parser(settings: ImageSettings, loaded: LoadedModel) -> Any:
-    """Load ParseNet if enabled; with ``auto``, if its weight is available and may be used."""
+def load_parser(settings: ImageSettings, loaded: LoadedModel) -> FaceParser | None:
+    """Load ParseNet if enabled; with ``auto``, if its weight is available and may be used.
+
+    Raises:
+        ConfigError: its license does not allow ``commercial: true``.
+        WeightError, MissingDependencyError: with ``parsed``, it cannot be loaded.
+    """
     from ..faces.parsing import FaceParser
 
     auto = settings.face_mask == "auto"

@@ -670,7 +670,7 @@ def test_what_was_opened_is_closed_where_a_later_step_fails(network, folders, mo
     def fail(*_):
         raise WeightError("no parser")
 
-    monkeypatch.setattr(model_loader, "_open_parser", fail)
+    monkeypatch.setattr(model_loader, "load_parser", fail)
     with pytest.raises(WeightError, match="no parser"):
         restore_images(*folders, WHOLE.replace(face_detector="yunet", min_face=0))
     assert network.opened == 1 and network.closed

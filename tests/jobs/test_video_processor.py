@@ -255,14 +255,15 @@ class RecordedEngine:
     was opened."""
 
     def __init__(self, fail_at=None):
-        self.settings, self.engine = SimpleNamespace(region="full"), self
+        self.settings, self.engine = SimpleNamespace(region="full", match="none"), self
         self.model = SimpleNamespace(info=SimpleNamespace(landmark_template=None))
         self.streams, self.fail_at, self.batches = [], fail_at, []
 
     def crop_face(self, image_bgr, landmarks):
         return crop_face(image_bgr, landmarks, SIDE)
 
-    def stream(self):
+    def stream(self, **hints):
+        assert hints == {"color": "bgr", "output_size": "same"}
         self.streams.append(RecordedStream())
         return self.streams[-1]
 

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import base64
-import json
 
 import numpy as np
 import pytest
-import torch
 
+from tests.diffusion import stable_diffusion
 from tests.serve.conftest import decoded
 
 BODY = {"prompt": "a face", "width": 64, "height": 64, "num_inference_steps": 2, "seed": 3}
@@ -17,54 +16,8 @@ BODY = {"prompt": "a face", "width": 64, "height": 64, "num_inference_steps": 2,
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     """A pipeline of the published layout with random weights, saved as diffusers saves it."""
-    diffusers = pytest.importorskip("diffusers")
-    transformers = pytest.importorskip("transformers")
     path = tmp_path_factory.mktemp("sd")
-    torch.manual_seed(0)
-    words = ["<|startoftext|>", "<|endoftext|>", "a</w>", "face</w>", "f", "a", "c", "e</w>"]
-    vocabulary, merges = path / "vocab.json", path / "merges.txt"
-    vocabulary.write_text(json.dumps({word: index for index, word in enumerate(words)}))
-    merges.write_text("#version: 0.2\n")
-    text_config = transformers.CLIPTextConfig(
-        vocab_size=len(words),
-        hidden_size=16,
-        intermediate_size=16,
-        num_hidden_layers=1,
-        num_attention_heads=2,
-        max_position_embeddings=77,
-        bos_token_id=0,
-        eos_token_id=1,
-        pad_token_id=1,
-        projection_dim=16,
-    )
-    pipeline = diffusers.StableDiffusionPipeline(
-        vae=diffusers.AutoencoderKL(
-            block_out_channels=(8, 8),
-            norm_num_groups=4,
-            latent_channels=4,
-            layers_per_block=1,
-            down_block_types=("DownEncoderBlock2D",) * 2,
-            up_block_types=("UpDecoderBlock2D",) * 2,
-        ),
-        text_encoder=transformers.CLIPTextModel(text_config),
-        tokenizer=transformers.CLIPTokenizer(str(vocabulary), str(merges), model_max_length=77),
-        unet=diffusers.UNet2DConditionModel(
-            block_out_channels=(8, 8),
-            norm_num_groups=4,
-            layers_per_block=1,
-            sample_size=32,
-            in_channels=4,
-            out_channels=4,
-            cross_attention_dim=16,
-            attention_head_dim=2,
-            down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
-            up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
-        ),
-        scheduler=diffusers.DDIMScheduler(num_train_timesteps=50),
-        safety_checker=None,
-        feature_extractor=None,
-        requires_safety_checker=False,
-    )
+    pipeline = stable_diffusion(path)
     pipeline.save_pretrained(path / "pipeline")
     return path / "pipeline"
 

@@ -1,0 +1,188 @@
+"""The faces of a video's frames: tracked, restored with a stream for each track, and pasted."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ..errors import FrameError
+from ..faces.detect import Face
+from ..faces.paste import Box, FaceCrop, Image, Paste, paste_faces, without_added_color
+from ..faces.templates import TEMPLATE_SIDE, template_points
+from ..faces.tracks import FaceTracker, TrackedFace
+from ..pipeline.engine import Request
+from ..pipeline.outcome import Cause, Outcome, passed_through
+from ..pipeline.stream import Stream
+
+if TYPE_CHECKING:
+    from ..enhancer import GFPGANEnhancer
+
+_ALIKE = 0.5  # correlation of two images of one face
+_THUMBNAIL_SIDE = 32  # pixels at which it is taken
+
+
+@dataclass
+class FrameFaces:
+    """A frame with its faces, and their outcomes.
+
+    Attributes:
+        image: BGR uint8 (H, W, 3); not modified.
+        faces: detected faces.
+        source: the original of the frame, of the same size, for ``match: source``; None: the frame
+            itself.
+        tracked: the same with their tracks, and those that the detector has just missed.
+        crops: track to its crop.
+        sources: track to its crop of the source.
+        pastes: track to the restored face.
+        outcomes: track to its outcome.
+    """
+
+    image: Image
+    faces: list[Face]
+    source: Image | None = None
+    tracked: list[TrackedFace] = field(default_factory=list)
+    crops: dict[int, FaceCrop] = field(default_factory=dict)
+    sources: dict[int, Image] = field(default_factory=dict)
+    pastes: dict[int, Paste] = field(default_factory=dict)
+    outcomes: dict[int, Outcome] = field(default_factory=dict)
+
+
+class VideoFaces:
+    """The faces of consecutive frames, each with a track and a stream of its own.
+
+    Args:
+        enhancer: restores the faces; its `color` and `output_size` are ignored.
+        fps: frames per second.
+        min_face: a face whose box is smaller than this on both sides, in pixels, is left
+            unchanged.
+        only_center_face: restore only one face, the one nearest to the center.
+
+    Raises:
+        ConfigError: a value is invalid.
+    """
+
+    def __init__(
+        self,
+        enhancer: GFPGANEnhancer,
+        fps: float,
+        *,
+        min_face: float = 0,
+        only_center_face: bool = False,
+    ) -> None:
+        self._enhancer = enhancer
+        self._tracks = FaceTracker(fps, min_face=min_face, only_center=only_center_face)
+        self._streams: dict[int, Stream] = {}
+        self._thumbnails: dict[int, Image] = {}
+
+    def restore(self, chunk: Sequence[FrameFaces]) -> None:
+        """Track, crop and restore the faces of the next frames together."""
+        frames_of: dict[int, list[FrameFaces]] = {}
+        for frame in chunk:
+            height, width = frame.image.shape[:2]
+            frame.tracked = self._tracks.update(frame.faces, (width, height))
+            for face in frame.tracked:
+                if self._crop(frame, face):
+                    frames_of.setdefault(face.track, []).append(frame)
+        visible = {face.track for face in chunk[-1].tracked}
+        for track in [
+            track for track in self._streams if track not in frames_of and track not in visible
+        ]:
+            self._thumbnails.pop(track, None)
+            self._streams.pop(track).close()
+        requests = [self._request(track, frames) for track, frames in frames_of.items()]
+        for (track, frames), restored in zip(
+            frames_of.items(), self._enhancer.engine.restore(requests), strict=True
+        ):
+            for frame, face, outcome in zip(
+                frames, restored.frames, restored.outcomes, strict=True
+            ):
+                frame.outcomes[track] = outcome
+                if outcome.restored:
+                    crop = frame.crops[track]
+                    frame.pastes[track] = Paste(crop, without_added_color(crop.aligned, face))
+
+    def _crop(self, frame: FrameFaces, face: TrackedFace) -> bool:
+        """Crop a face; False, with an outcome, if it cannot be aligned or is no longer there."""
+        try:
+            crop = self._enhancer.engine.crop_face(frame.image, face.landmarks)
+        except FrameError as error:
+            frame.outcomes[face.track] = passed_through(Cause.ALIGNMENT, error.reason)
+            return False
+        thumbnail = _thumbnail(crop.aligned)
+        if not face.missed:
+            self._thumbnails[face.track] = thumbnail
+        elif face.track in self._thumbnails and not _alike(self._thumbnails[face.track], thumbnail):
+            frame.outcomes[face.track] = passed_through(Cause.LOST)
+            return False
+        frame.crops[face.track] = crop
+        if frame.source is not None:
+            source = self._enhancer.engine.crop_face(frame.source, face.landmarks)
+            frame.sources[face.track] = source.aligned
+        return True
+
+    def _request(self, track: int, frames: Sequence[FrameFaces]) -> Request:
+        """The request for the faces of one track."""
+        if track not in self._streams:
+            self._streams[track] = self._enhancer.stream(color="bgr", output_size="same")
+        aligned = np.stack([frame.crops[track].aligned for frame in frames])
+        points, settings = None, self._enhancer.settings
+        if settings.region == "mouth" or settings.match == "source":
+            template = self._enhancer.engine.model.info.landmark_template
+            scale = aligned.shape[1] / TEMPLATE_SIDE
+            points = [template_points(template) * scale] * len(aligned)
+        sources = None
+        if settings.match == "source":
+            sources = [frame.sources.get(track, frame.crops[track].aligned) for frame in frames]
+        return Request(self._streams[track], aligned, (points, None, None, None, sources))
+
+
+def main_face(frame: FrameFaces) -> TrackedFace | None:
+    """The largest face, of the restored ones if there are any; None without a face."""
+
+    def weight(face: TrackedFace) -> tuple[bool, float]:
+        return face.track in frame.pastes, float(np.prod(face.box_xyxy[2:] - face.box_xyxy[:2]))
+
+    return max(frame.tracked, key=weight, default=None)
+
+
+def main_note(frame: FrameFaces) -> dict[str, Any]:
+    """The outcome of the main face."""
+    face = main_face(frame)
+    return {"passthrough": "no face"} if face is None else frame.outcomes[face.track].as_dict()
+
+
+def composite(frame: FrameFaces) -> tuple[Image, list[Box]]:
+    """Paste the restored faces of a frame.
+
+    Returns:
+        A new image, BGR uint8 (H, W, 3), and the boxes outside of which it is the frame.
+    """
+    canvas = frame.image.copy()
+    pastes = [frame.pastes[face.track] for face in _by_weight(frame)]
+    paste_faces(canvas, pastes)
+    boxes = [paste.crop.box() for paste in pastes]
+    return canvas, [box for box in boxes if box[0] < box[2] and box[1] < box[3]]
+
+
+def _by_weight(frame: FrameFaces) -> list[TrackedFace]:
+    """The restored faces in paste order: a detected face covers one that is only predicted."""
+    restored = [face for face in frame.tracked if face.track in frame.pastes]
+    return sorted(restored, key=lambda face: (face.missed, face.track))
+
+
+def _thumbnail(aligned: Image) -> Image:
+    """A face as a small gray image."""
+    import cv2
+
+    small = cv2.resize(aligned, (_THUMBNAIL_SIDE, _THUMBNAIL_SIDE), interpolation=cv2.INTER_AREA)
+    return np.asarray(cv2.cvtColor(small, cv2.COLOR_BGR2GRAY), np.uint8)
+
+
+def _alike(first: Image, second: Image) -> bool:
+    """Whether two thumbnails show the same thing, by the correlation of their pixels."""
+    a, b = (image.astype(np.float64) - image.mean() for image in (first, second))
+    scale = float(np.sqrt((a * a).sum() * (b * b).sum()))
+    return scale > 0 and float((a * b).sum()) >= _ALIKE * scale
