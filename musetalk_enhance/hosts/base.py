@@ -50,6 +50,7 @@ class Host:
         value_range: of its faces, as the option of that name.
         layout: order of the axes, see `wrap.LAYOUTS`.
         resizes: whether it takes faces of any size.
+        output_size: default of the option of that name: what serves the host best.
         fps: frames per second without ``--fps`` in its arguments.
         config_flag: argument of its scripts that names a YAML file with the section ``gfpgan:``.
         is_service: whether its scripts run until they are interrupted, perhaps without a frame.
@@ -65,6 +66,7 @@ class Host:
     value_range: str = "auto"
     layout: str = "NHWC"
     resizes: bool = True
+    output_size: str = "same"
     fps: float = HOST_FPS
     config_flag: str | None = None
     is_service: bool = False

@@ -24,6 +24,7 @@ WAV2LIP = Host(
     hooks=(Hook("models.wav2lip", "Wav2Lip.forward"),),
     value_range="0..1",
     layout="NCHW",
+    output_size="native",  # of 96 pixels little is left to see; the host resizes to the face box
 )
 
 ENHANCER_FLAG = "--enhancer"
