@@ -27,12 +27,13 @@ class Hook:
     Attributes:
         module: its module, as the host imports it.
         attribute: its name there, such as ``"Wav2Lip.forward"``.
-        hints: called with the arguments of a call, returns what the enhancer takes beside frames.
+        sources: called with the arguments of a call, returns the original crops of its faces in
+            their form, for ``match: source``; None where the host does not pass them.
     """
 
     module: str
     attribute: str
-    hints: Callable[..., dict[str, Any]] | None = None
+    sources: Callable[..., Any] | None = None
 
 
 @dataclass(frozen=True)
@@ -109,7 +110,13 @@ class HostRun:
                 f"{hook.module} has no {hook.attribute}: this version of {self.host.title} is not "
                 f"one that musetalk_enhance was tested with; see docs/hosts"
             ) from error
-        wrapper = Wrapper(function, lambda *_, **__: self.enhancer, self.host.layout, hook.hints)
+
+        def hints(*args: Any, **kwargs: Any) -> dict[str, Any]:
+            if hook.sources is None or self.enhancer.settings.match != "source":
+                return {}
+            return {"sources": hook.sources(*args, **kwargs)}
+
+        wrapper = Wrapper(function, lambda *_, **__: self.enhancer, self.host.layout, hints)
         self.patches.replace(owner, name, wrapper)
 
 

@@ -27,6 +27,7 @@ from numpy.typing import NDArray
 from ..enhancer import FaceEnhancer
 from ..errors import ConfigError, HostError
 from .base import Host, HostRun
+from .crops import mirror_index
 from .patches import Patches
 from .sessions import Sessions
 from .wrap import Wrapper
@@ -40,12 +41,6 @@ SPEECH = 0
 """`type` of an audio frame with speech; others are silence or the audio of a custom action."""
 
 Faces = NDArray[Any]
-
-
-def mirror_index(length: int, index: int) -> int:
-    """The frame of a loop of `length` frames, played forward and backward, at step `index`."""
-    turn, rest = divmod(index, length)
-    return rest if turn % 2 == 0 else length - 1 - rest
 
 
 @dataclass(frozen=True)
@@ -163,6 +158,7 @@ class Session:
             np.ascontiguousarray(faces[shown]),
             keys=[numbers[position] for position in shown],
             cuts=[not speech[first + position - 1] for position in shown],
+            sources=self._sources([numbers[position] for position in shown]),
         )
         if self._kind is not None:
             weights = fade_weights(speech, self._fade)[first:]
@@ -177,6 +173,12 @@ class Session:
             result[position] = cv2.resize(faces[position], restored.shape[2:0:-1])
         result[shown] = restored
         return result
+
+    def _sources(self, numbers: Sequence[int]) -> list[Faces] | None:
+        """The original crops of some frames of the loop, where faces are matched to them."""
+        if self._kind is None or self.stream.settings.match != "source":
+            return None
+        return [self._kind.source(self._avatar, number) for number in numbers]
 
     def _speech(self, count: int) -> list[bool]:
         """Whether the frames before a batch of `count` and those of the batch have speech.
@@ -304,4 +306,4 @@ LIVETALKING = Host(
     is_service=True,
 )
 
-__all__ = ["LIVETALKING", "Session", "attach", "fade_weights", "mirror_index"]
+__all__ = ["LIVETALKING", "Session", "attach", "fade_weights"]

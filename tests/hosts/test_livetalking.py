@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from musetalk_enhance.errors import ConfigError, HostError
-from musetalk_enhance.hosts.livetalking import attach, fade_weights, mirror_index
+from musetalk_enhance.hosts.livetalking import attach, fade_weights
 from tests.hosts.host_folder import host_folder, run_host
 
 BASE = """
@@ -217,24 +217,27 @@ def test_weights_of_the_fade(speech, frames, weights):
     assert fade_weights([letter == "s" for letter in speech], frames) == pytest.approx(weights)
 
 
-def test_the_loop_goes_forward_and_backward(host):
-    module = importlib.import_module("avatars.base_avatar")
-    assert [mirror_index(3, index) for index in range(8)] == [0, 1, 2, 2, 1, 0, 0, 1]
-    assert all(mirror_index(5, i) == module.mirror_index(5, i) for i in range(40))
-
-
-def test_keys_are_the_frames_of_the_loop(host, make_enhancer, monkeypatch):
-    keys = []
+@pytest.mark.parametrize("match", ["none", "source"])
+def test_keys_and_sources_are_those_of_the_loops_frames(host, make_enhancer, monkeypatch, match):
+    keys, sources = [], []
     run = sys.modules["musetalk_enhance.pipeline.stream"].Stream.__call__
 
     def noting(stream, frames, **hints):
         keys.append(hints["keys"])
+        sources.extend(hints["sources"] or [None])
         return run(stream, frames, **hints)
 
     monkeypatch.setattr("musetalk_enhance.pipeline.stream.Stream.__call__", noting)
-    with attach(make_enhancer(halve)):
-        talk(new_avatar("wav2lip"), "ssssss.s")
+    avatar = new_avatar("wav2lip")
+    avatar.frame_list_cycle = [np.full((300, 300, 3), value, np.uint8) for value in range(5)]
+    with attach(make_enhancer(halve, match=match)):
+        talk(avatar, "ssssss.s")
     assert keys == [[0, 1, 2, 3], [4, 4, 2]]
+    if match == "none":
+        assert sources == [None, None]
+        return
+    assert [int(source.mean()) for source in sources] == [0, 1, 2, 3, 4, 4, 2]
+    assert all(source.shape == (120, 100, 3) for source in sources)
 
 
 def test_sessions_have_streams_of_their_own_over_one_network(host, make_enhancer):
