@@ -27,12 +27,13 @@ class Hook:
     Attributes:
         module: its module, as the host imports it.
         attribute: its name there, such as ``"Wav2Lip.forward"``.
-        hints: called with the arguments of a call, returns what the enhancer takes beside frames.
+        sources: called with the arguments of a call, returns the original crops of its faces in
+            their form, for ``match: source``; None where the host does not pass them.
     """
 
     module: str
     attribute: str
-    hints: Callable[..., dict[str, Any]] | None = None
+    sources: Callable[..., Any] | None = None
 
 
 @dataclass(frozen=True)
@@ -50,6 +51,7 @@ class Host:
         value_range: of its faces, as the option of that name.
         layout: order of the axes, see `wrap.LAYOUTS`.
         resizes: whether it takes faces of any size.
+        output_size: default of the option of that name: what serves the host best.
         fps: frames per second without ``--fps`` in its arguments.
         config_flag: argument of its scripts that names a YAML file with the section ``gfpgan:``.
         is_service: whether its scripts run until they are interrupted, perhaps without a frame.
@@ -65,6 +67,7 @@ class Host:
     value_range: str = "auto"
     layout: str = "NHWC"
     resizes: bool = True
+    output_size: str = "same"
     fps: float = HOST_FPS
     config_flag: str | None = None
     is_service: bool = False
@@ -107,7 +110,13 @@ class HostRun:
                 f"{hook.module} has no {hook.attribute}: this version of {self.host.title} is not "
                 f"one that musetalk_enhance was tested with; see docs/hosts"
             ) from error
-        wrapper = Wrapper(function, lambda *_, **__: self.enhancer, self.host.layout, hook.hints)
+
+        def hints(*args: Any, **kwargs: Any) -> dict[str, Any]:
+            if hook.sources is None or self.enhancer.settings.match != "source":
+                return {}
+            return {"sources": hook.sources(*args, **kwargs)}
+
+        wrapper = Wrapper(function, lambda *_, **__: self.enhancer, self.host.layout, hints)
         self.patches.replace(owner, name, wrapper)
 
 

@@ -59,7 +59,7 @@ def run_script(
         if not as_module:
             sys.path.insert(1, os.path.dirname(os.path.abspath(script)))
         host = choose(_path_of(script, as_module))
-        defaults = {"color": host.color, "value_range": host.value_range}
+        defaults = {name: getattr(host, name) for name in ("color", "value_range", "output_size")}
         fixed_size = None if host.resizes else host.title
         lazy = LazyEnhancer(flags, on_load, defaults, fixed_size)
         patches.callback(lazy.close)

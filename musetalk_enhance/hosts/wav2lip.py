@@ -16,14 +16,24 @@ from ..errors import HostError
 from .base import Hook, Host, HostRun, argument_of
 from .wrap import Wrapper
 
+
+def _original_faces(network: Any, audio: Any, images: Any) -> Any:
+    """The whole faces in Wav2Lip's input, (N, 3, 96, 96).
+
+    Its images are (N, 6, 96, 96): the face with its lower half black, then the whole face.
+    """
+    return images[:, 3:] if images.ndim == 4 else None
+
+
 WAV2LIP = Host(
     name="wav2lip",
     title="Wav2Lip",
     imports=("models.Wav2Lip", "models.wav2lip"),
     scripts="inference.py",
-    hooks=(Hook("models.wav2lip", "Wav2Lip.forward"),),
+    hooks=(Hook("models.wav2lip", "Wav2Lip.forward", _original_faces),),
     value_range="0..1",
     layout="NCHW",
+    output_size="native",  # of 96 pixels little is left to see; the host resizes to the face box
 )
 
 ENHANCER_FLAG = "--enhancer"
@@ -50,7 +60,12 @@ def _install_enhancer(run: HostRun) -> None:
         def __init__(self, *args: Any, **kwargs: Any) -> None:
             """Take the host's path of a weight and device, which are not used."""
 
-        enhance = Wrapper(lambda self, face: face, lambda *_: run.enhancer)
+        # the face around the mouth that the host pasted is the original's own
+        enhance = Wrapper(
+            lambda self, face: face,
+            lambda *_: run.enhancer,
+            hints=lambda self, face: {"sources": [face]},
+        )
 
     def replace(module: ModuleType) -> None:
         run.patches.replace(module, "GFPGAN", Replacement)

@@ -54,7 +54,7 @@ class Wrapper:
             layout: one of `LAYOUTS`.
             hints: called with the arguments of a call, returns the keyword arguments of the stream.
         """
-        functools.update_wrapper(self, function)
+        functools.update_wrapper(self, function, updated=())
         self.layout, self.attached = layout, True
         self._pick, self._hints = pick, hints
         self._warned: set[str] = set()

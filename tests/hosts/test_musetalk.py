@@ -552,3 +552,78 @@ def test_the_device_is_that_of_the_hosts_vae(monkeypatch, device, expected):
     lazy.ready()
     assert used == [expected]
     lazy.close()
+
+
+PAGE = """
+import json, pathlib, threading
+import gradio
+from musetalk.models.vae import VAE
+from musetalk.utils.audio_processor import AudioProcessor
+vae, audio = VAE(), AudioProcessor()
+def inference(name, gate):
+    audio.get_audio_feature(name)
+    for _ in range(2):
+        gate.wait(timeout=60)
+        result = vae.decode_latents([0, 0])
+    shapes[name] = result.shape
+def serve(names):
+    gate = threading.Barrier(len(names))
+    threads = [threading.Thread(target=inference, args=(name, gate)) for name in names]
+    [thread.start() for thread in threads]
+    [thread.join() for thread in threads]
+shapes = {}
+serve(["first", "second"])  # at the same time
+serve(["third"])
+pathlib.Path("seen.json").write_text(json.dumps(shapes))
+"""
+
+
+def test_each_request_of_the_page_has_a_stream_of_its_own(host, monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "gradio", SimpleNamespace())
+    (host / "app.py").write_text(PAGE)
+    (host / "musetalk/utils").mkdir()
+    (host / "musetalk/utils/audio_processor.py").write_text(
+        "class AudioProcessor:\n    def get_audio_feature(self, path):\n        return path"
+    )
+    streams, start = [], GFPGANEnhancer.stream
+
+    def noting(enhancer, **options):
+        streams.append(start(enhancer, **options))
+        return streams[-1]
+
+    monkeypatch.setattr(GFPGANEnhancer, "stream", noting)
+    code, shapes = run(
+        "--report", "report", "app.py", "--enable_gfpgan", "--gfpgan_model", "lite",
+        "--gfpgan_output_size", "native",
+    )  # fmt: skip
+    assert code == 0 and list(shapes.values()) == [[2, 512, 512, 3]] * 3
+    assert [stream.stats.frames for stream in streams] == [4, 4, 4]
+    assert all(stream.closed for stream in streams)
+    printed = capsys.readouterr().err
+    assert "of 12 faces restored" in printed, "the counts of all requests"
+    assert json.loads((host / "report/report.json").read_text())["frames"] == 12
+
+
+def test_a_thread_that_serves_another_request_begins_anew(make_enhancer):
+    from musetalk_enhance.hosts.sessions import RequestStreams, Sessions
+
+    enhancer = make_enhancer(stability=1)
+    requests = RequestStreams(Sessions(enhancer))
+    first = requests.current()
+    assert requests.current() is first
+    requests.begin()
+    requests.begin()
+    assert first.closed and requests.current() is not first
+
+
+def test_streams_of_threads_that_ended_are_closed(make_enhancer):
+    import threading
+
+    from musetalk_enhance.hosts.sessions import RequestStreams, Sessions
+
+    requests, streams = RequestStreams(Sessions(make_enhancer())), []
+    for _ in range(3):
+        thread = threading.Thread(target=lambda: streams.append(requests.current()))
+        thread.start()
+        thread.join()
+    assert [stream.closed for stream in streams] == [True, True, False]

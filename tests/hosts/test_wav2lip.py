@@ -92,16 +92,18 @@ def test_wav2lip_gets_its_faces_back_in_its_form(wav2lip, capsys):
     assert code == 0 and "nothing was restored" in capsys.readouterr().err
     code, rows = run_host("inference.py", *FLAGS)
     assert code == 0
-    assert [row[:2] for row in rows] == [[[4, 96, 96, 3], "float32"], [[2, 96, 96, 3], "float32"]]
+    sizes = [[[4, 512, 512, 3], "float32"], [[2, 512, 512, 3], "float32"]]
+    assert [row[:2] for row in rows] == sizes, "the host resizes, so that nothing is lost"
     for (_, _, red, edges), (_, _, plain_red, plain_edges) in zip(rows, plain, strict=True):
-        assert abs(red - plain_red) <= 3, "the channels keep their places"
+        assert abs(red - plain_red) <= 10, "the channels keep their places"
         assert edges != plain_edges
     assert "6 of 6 faces restored" in capsys.readouterr().err
 
 
-def test_wav2lip_takes_larger_faces(wav2lip):
-    _, rows = run_host("inference.py", *FLAGS, "--gfpgan_output_size", "256")
-    assert [row[0] for row in rows] == [[4, 256, 256, 3], [2, 256, 256, 3]]
+@pytest.mark.parametrize(("size", "side"), [("same", 96), ("256", 256)])
+def test_the_size_of_wav2lips_faces_can_be_set(wav2lip, size, side):
+    _, rows = run_host("inference.py", *FLAGS, "--gfpgan_output_size", size)
+    assert [row[0] for row in rows] == [[4, side, side, 3], [2, side, side, 3]]
 
 
 def test_another_version_of_wav2lip_is_an_error_at_once(wav2lip, capsys):
@@ -137,3 +139,24 @@ def test_the_hosts_classes_are_put_back(wav2lip):
 
     pred = module.Wav2Lip()(None, torch.zeros(1, 6, 96, 96))
     assert pred.shape == (1, 3, 96, 96) and np.isclose(pred[0, 2, 0, 0], 0.2)
+
+
+@pytest.mark.parametrize("match", ["none", "source"])
+def test_wav2lips_original_faces_are_sources(wav2lip, monkeypatch, match):
+    from musetalk_enhance.hosts.lazy import LazyEnhancer
+
+    sources, call = [], LazyEnhancer.__call__
+
+    def noting(enhancer, frames, **hints):
+        sources.append(hints.get("sources"))
+        return call(enhancer, frames, **hints)
+
+    monkeypatch.setattr(LazyEnhancer, "__call__", noting)
+    assert run_host("inference.py", *FLAGS, "--gfpgan_match", match)[0] == 0
+    shapes = [None if each is None else tuple(each.shape) for each in sources]
+    assert shapes == ([None] * 2 if match == "none" else [(4, 3, 96, 96), (2, 3, 96, 96)])
+
+
+def test_onnx_hq_with_match(onnx_hq, capsys):
+    assert run_host("inference_onnxModel.py", *FLAGS, "--gfpgan_match", "source")[0] == 0
+    assert "; 0 passed through" in capsys.readouterr().err

@@ -94,6 +94,13 @@ def test_a_method_of_a_class_and_of_an_object(enhancer, monkeypatch):
     assert not decode.attached
 
 
+def test_a_network_as_a_function(enhancer):
+    network = torch.nn.Identity()
+    decode = wrap(network, enhancer, value_range="0..1", color="rgb")
+    assert decode(torch.full((1, 3, 96, 96), 0.8)).max() == pytest.approx(0.4, abs=0.01)
+    assert not hasattr(decode, "training"), "nothing of the network's own is copied"
+
+
 def test_each_user_has_a_stream_and_warm_up_has_none(enhancer):
     streams = {name: enhancer.stream() for name in ("ann", "bob")}
     decode = wrap(lambda user: uint8_frames(2), enhancer, stream=lambda user: streams.get(user))

@@ -1,0 +1,59 @@
+"""The command line: each check in a process of its own."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import subprocess
+import sys
+import traceback
+from importlib import import_module
+from pathlib import Path
+from typing import NoReturn
+
+CHECKS = {
+    "musetalk_page": "MuseTalk",
+    "livetalking": "LiveTalking",
+    "wav2lip": "Wav2Lip",
+    "wav2lip_onnx_hq": "wav2lip-onnx-HQ",
+}
+"""Module of each check, and the name of the host's repository."""
+
+
+def _run_one(name: str, hosts: Path) -> NoReturn:
+    """Run one check, and end the process, whichever threads of the host still run."""
+    code = 1
+    try:
+        import_module(f"scripts.host_checks.{name}").check(hosts / CHECKS[name])
+        code = 0
+    except BaseException:  # what the host raises, too
+        traceback.print_exc()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
+
+
+def main() -> int:
+    """Run the checks that are named, or all whose host is there; 0 where everything holds."""
+    parser = argparse.ArgumentParser(prog="python -m scripts.host_checks", description=__doc__)
+    parser.add_argument("--hosts", type=Path, required=True, help="folder with the checkouts")
+    parser.add_argument("--one", choices=CHECKS, help=argparse.SUPPRESS)
+    parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(CHECKS)}")
+    args = parser.parse_args()
+    hosts = args.hosts.resolve()
+    if args.one:
+        _run_one(args.one, hosts)
+    if unknown := set(args.names) - set(CHECKS):
+        parser.error(f"no check {', '.join(sorted(unknown))}; there are {', '.join(CHECKS)}")
+    failed = []
+    for name in args.names or [name for name in CHECKS if (hosts / CHECKS[name]).is_dir()]:
+        print(f"{name}:", flush=True)
+        command = [sys.executable, "-m", "scripts.host_checks", "--hosts", str(hosts)]
+        if subprocess.run([*command, "--one", name], check=False).returncode:
+            failed.append(name)
+    print(f"failed: {', '.join(failed)}" if failed else "everything holds")
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,165 @@
+"""What the checks share: a talking head, a softened face, modules that are missing, comparisons."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import sys
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import cv2
+import numpy as np
+import torch
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+FLAGS = ("--enable_gfpgan", "--gfpgan_model", "lite", "--gfpgan_device", "cpu")
+SIZE = 320
+SOFT_SIDE = 64
+"""Side of the face that the stand-ins for networks keep, in pixels."""
+
+Box = tuple[int, int, int, int]
+
+
+def talking_head(count: int) -> tuple[list[np.ndarray], list[Box]]:
+    """Frames, BGR uint8 (320, 320, 3), and the boxes of their faces: left, top, right, bottom."""
+    sys.path.append(str(ROOT / "examples"))
+    from talking_head import talking_head as frames_of
+
+    frames, boxes = [], []
+    for frame, box in frames_of(count, size=SIZE):
+        frames.append(np.ascontiguousarray(frame))
+        boxes.append(tuple(int(value) for value in box))
+    return frames, boxes
+
+
+def soft(faces: torch.Tensor) -> torch.Tensor:
+    """Faces (N, 3, H, W) with the detail of 64 px, within the range of the input."""
+    resize = torch.nn.functional.interpolate
+    small = resize(faces.float(), size=(SOFT_SIDE, SOFT_SIDE), mode="area")
+    large = resize(small, size=faces.shape[2:], mode="bicubic")
+    return large.clamp(float(faces.min()), float(faces.max()))
+
+
+class _AnyType(type):
+    def __getattr__(cls, name: str) -> Any:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        return Anything()
+
+
+class Anything(metaclass=_AnyType):
+    """Has every attribute and may be called, subclassed and used as a decorator."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        pass
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return args[0] if len(args) == 1 and callable(args[0]) else self
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        return Anything()
+
+
+def replace_missing(*names: str) -> None:
+    """Put empty modules where these cannot be imported; a dotted name after its package."""
+    missing = {
+        name
+        for name in names
+        if name.split(".")[0] in sys.modules
+        and isinstance(sys.modules[name.split(".")[0]], _Empty)
+        or importlib.util.find_spec(name.split(".")[0]) is None
+    }
+    for name in names:
+        if name in missing:
+            sys.modules[name] = _Empty(name)
+
+
+class _Empty(ModuleType):
+    __path__: list[str] = []
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        return type(name, (Anything,), {})
+
+
+class CapturedVideo:
+    """Stands in for `cv2.VideoWriter`: keeps the frames that the host writes."""
+
+    frames: list[np.ndarray] = []
+
+    def __init__(self, *args: Any) -> None:
+        CapturedVideo.frames = []
+
+    def write(self, frame: np.ndarray) -> None:
+        CapturedVideo.frames.append(frame.copy())
+
+    def release(self) -> None:
+        pass
+
+
+@contextmanager
+def working_folder() -> Iterator[Path]:
+    """A new folder as the working directory."""
+    before = os.getcwd()
+    with tempfile.TemporaryDirectory() as folder:
+        os.chdir(folder)
+        try:
+            yield Path(folder)
+        finally:
+            os.chdir(before)
+
+
+def run_without_and_with(words: Sequence[str], collect: Callable[[], Any]) -> list[Any]:
+    """Run a host's script without us and with us; what `collect` returns after each."""
+    from musetalk_enhance.cli import main
+
+    results = []
+    for flags in ((), FLAGS):
+        code = main(["run", *words, *flags])
+        expect(code == 0, f"{words[0]} ended with {code}")
+        results.append(collect())
+    return results
+
+
+def sharpness(frame: np.ndarray, box: Box) -> float:
+    """Variance of the Laplacian within a box, in gray."""
+    left, top, right, bottom = box
+    gray = cv2.cvtColor(frame[top:bottom, left:right], cv2.COLOR_BGR2GRAY)
+    return float(cv2.Laplacian(gray, cv2.CV_64F).var())
+
+
+def compare(
+    label: str, plain: list[np.ndarray], ours: list[np.ndarray], boxes: Sequence[Box]
+) -> None:
+    """What holds of the same frames of a host without us and with us; prints the figures.
+
+    Raises:
+        AssertionError: a frame is missing, not sharper, or differs outside the face's box.
+    """
+    expect(len(plain) == len(ours) > 0, f"{len(plain)} frames without us, {len(ours)} with us")
+    sharp = np.zeros((2, len(plain)))
+    for row, (before, after, box) in enumerate(zip(plain, ours, boxes, strict=True)):
+        left, top, right, bottom = box
+        outside = np.ones(before.shape[:2], bool)
+        outside[top:bottom, left:right] = False
+        expect((before[outside] == after[outside]).all(), f"{label} {row}: outside the box")
+        sharp[:, row] = sharpness(before, box), sharpness(after, box)
+        expect(sharp[1, row] > sharp[0, row], f"{label}: frame {row} is not sharper")
+        drift = np.abs(before.mean((0, 1)) - after.mean((0, 1))).max()
+        expect(drift < 1, f"{label}: the colors of frame {row} drift by {drift:.2f}")
+    low, high = sharp.mean(1)
+    print(f"  {label}: {len(ours)} frames, sharpness {low:.0f} -> {high:.0f}, outside identical")
+
+
+def expect(condition: Any, statement: str) -> None:
+    """Raise an AssertionError with `statement` where something does not hold."""
+    if not condition:
+        raise AssertionError(statement)
