@@ -3,8 +3,9 @@
 ``python scripts/eval_lite.py --work WORK [--name lite] --split validation --data DATA
 --repositories REPOSITORIES --yunet YUNET.onnx --decoder tiny_autoencoder.py [--out OUT]``
 
-Rows: bicubic, Lanczos, a mild unsharp mask (sigma 1.5, amount 1), the first lite, the checkpoint,
-and what ``--compare NAME=FILE`` adds (any enlarging network that spandrel knows: RLFN, Compact;
+Rows: bicubic, Lanczos, a mild unsharp mask (sigma 1.5, amount 1), the shipped lite, the checkpoint,
+the first lite where ``--first`` names its weights, and what ``--compare NAME=FILE`` adds (any
+enlarging network that spandrel knows: RLFN, Compact;
 or an ncnn ``.param`` file beside its ``.bin``, such as realesr-animevideov3). Columns: PSNR,
 HaarPSI, GMSD, MS-SSIM and *share* (fine detail against the original's, `lite_data.fine_energy`) for
 every softness, and for networks the *rival*: the unsharp mask over bicubic (sigma 1 to 3, amount
@@ -51,12 +52,20 @@ from lite_net import LiteNet
 from torch import Tensor
 from train_lite import apply, psnr
 
-ASSET = (
-    Path(__file__).parent.parent / "musetalk_enhance" / "restorers" / "assets" / "lite.safetensors"
-)
+from musetalk_enhance.config.settings import EnhancerSettings
+from musetalk_enhance.restorers.base import LoadRequest
+from musetalk_enhance.restorers.lite import LiteRestorer
+
 SIGMAS, AMOUNTS = (1.0, 1.5, 2.0, 2.5, 3.0), (0.5, 1.0, 1.5, 2.0, 2.5, 3.0)
 VIDEO_CONDITIONS = ("96 px", "decoder .25/.1")
 Method = Callable[[Image], Image]
+
+
+def shipped_lite() -> Callable[[Tensor], Tensor]:
+    """The embedded model."""
+    request = LoadRequest(LiteRestorer.info, EnhancerSettings(), torch.device("cpu"))
+    module: Callable[[Tensor], Tensor] = LiteRestorer.network(request).module
+    return module
 
 
 def first_lite(path: Path) -> Callable[[Tensor], Tensor]:
@@ -136,7 +145,8 @@ def methods(args: argparse.Namespace) -> dict[str, Method]:
         "lanczos": lambda image: resize(image, TARGET),
         "unsharp": lambda image: unsharp(bicubic(image), 1.5, 1.0),
     }
-    if args.first.exists():
+    rows["shipped"] = of(shipped_lite())
+    if args.first is not None:
         rows["first lite"] = of(first_lite(args.first))
     checkpoint = args.work / f"{args.name}.pt"
     if checkpoint.exists():
@@ -357,7 +367,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add("--repositories", type=Path, required=True)
     add("--yunet", type=Path, required=True)
     add("--decoder", type=Path, help="file with decoder_soft(crops, blend, noise, generator)")
-    add("--first", type=Path, default=ASSET, help="weights of the first lite")
+    add("--first", type=Path, help="weights of the first lite, as versions up to 0.3 ship them")
     add("--compare", nargs="*", default=[], metavar="NAME=FILE", help="networks of others")
     add("--only", nargs="*", default=list(CONDITIONS), help="conditions")
     add("--frames", type=int, default=48, help="of every video; 0 leaves the videos out")

@@ -1,7 +1,7 @@
 """The network of the second lite: 256 px in, 512 px out, at a quarter of the input's resolution.
 
-`LiteNet` is what is trained. `FusedLite` says the same in terms of `musetalk_enhance.backends.ops`,
-for a restorer to run on every backend, with the rows that are needed only.
+`LiteNet` is what is trained; `musetalk_enhance.restorers.lite_network.LiteNetwork` is the same for
+inference.
 """
 
 from __future__ import annotations
@@ -12,15 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from musetalk_enhance.backends.ops import SLOPE, TORCH, Conv, Modulated, Ops
-
-MARGIN = 24
-"""Rows above the first one needed that `FusedLite` reads. The network reaches 68 px in theory, but
-what lies beyond this margin changes no pixel by more than 0.03 of 255."""
-_GRID = 8
-PADDING = 4
-"""Copies of the outermost pixels around the input; 256 px stay a multiple of 8."""
-
+from musetalk_enhance.backends.ops import SLOPE, Conv
+from musetalk_enhance.restorers.lite_network import PADDING
 
 SCALE = 1 / 16
 """Of the last layer: what is added to bicubic is a few gray levels."""
@@ -181,91 +174,3 @@ class LiteNet(nn.Module):
         for layer, shrink in zip(self.look.layers, (4, 8, 8, side), strict=True):
             total += layer.weight.numel() * (side // shrink) ** 2
         return total
-
-
-class FusedLite(nn.Module):
-    """What is exported of a `LiteNet`, as a restorer will run it on every backend.
-
-    Args:
-        state: fused weights and biases by name, as ``train_lite.py`` exports them.
-        keep: first row of the 256 that is needed; rows above it are copies of it. 0 computes the
-            whole face.
-
-    Attributes:
-        width: channels of the body.
-        blocks: residual blocks in it.
-        first: first row of the input that is read.
-
-    Raises:
-        KeyError: a weight is missing.
-    """
-
-    def __init__(self, state: dict[str, torch.Tensor], keep: int = 0) -> None:
-        super().__init__()
-        self.blocks = sum(name.startswith("first.") for name in state) // 2
-        numbers = range(self.blocks)
-        self.head = _conv(state, "head", leaky=True)
-        self.first_convs: Any = nn.ModuleList(_conv(state, f"first.{n}", True) for n in numbers)
-        self.second_convs: Any = nn.ModuleList(_styled(state, n) for n in numbers)
-        self.look: Any = nn.ModuleList(_conv(state, f"look.layers.{n}", True) for n in range(4))
-        context = range(4 if "context.0.weight" in state else 0)
-        self.context: Any = nn.ModuleList(
-            _conv(state, f"context.{n}", leaky=n in (1, 2)) for n in context
-        )
-        self.skip = _conv(state, "skip", leaky=True)
-        self.mix = _conv(state, "mix", leaky=True)
-        self.tail = _conv(state, "tail")
-        self.width = int(self.head.weight.shape[0])
-        self.keep = keep
-        # what is read, with the padding below it, is a multiple of 8 rows
-        self.first = max(0, (keep - MARGIN - PADDING) // _GRID * _GRID + PADDING) if keep else 0
-        self.eval().requires_grad_(False)
-
-    def forward(self, faces_rgb: torch.Tensor) -> torch.Tensor:
-        """Sharpen float (N, 3, 256, 256), RGB, 0..1, to (N, 3, 512, 512), not clamped."""
-        sharp: torch.Tensor = self.compute(TORCH, faces_rgb)
-        return sharp
-
-    def compute(self, ops: Ops, faces_rgb: Any) -> Any:
-        """The whole network, in terms of `ops`."""
-        look = self._looked(ops, faces_rgb)
-        faces = ops.crop(faces_rgb, self.first)
-        top = 0 if self.first else PADDING
-        half = ops.unshuffle2(ops.pad_edge(faces, top, PADDING, PADDING, PADDING))
-        x = ops.conv(ops.unshuffle2(half), self.head)
-        for number, (first, second) in enumerate(
-            zip(self.first_convs, self.second_convs, strict=True)
-        ):
-            x = ops.add(x, ops.modulated(ops.conv(x, first), look, second))
-            if number == 0 and len(self.context):
-                wide = ops.unshuffle2(x)
-                for layer in self.context:
-                    wide = ops.conv(wide, layer)
-                x = ops.add(x, ops.shuffle2(wide))
-        x = ops.add(ops.shuffle2(x), ops.conv(half, self.skip))
-        x = ops.conv(ops.conv(x, self.mix), self.tail)
-        rim = 2 * PADDING
-        detail = ops.cut(ops.shuffle2(ops.shuffle2(x)), 2 * top, rim, rim, rim)
-        sharp = ops.add(ops.bicubic2(faces), detail)
-        return ops.rows_below(sharp, 2 * self.first, 2 * self.keep)
-
-    def _looked(self, ops: Ops, faces_rgb: Any) -> Any:
-        x = ops.conv(ops.unshuffle2(ops.unshuffle2(faces_rgb)), self.look[0])
-        x = ops.conv(ops.conv(ops.unshuffle2(x), self.look[1]), self.look[2])
-        for _ in range(5):  # the mean of 32x32
-            x = ops.down2(x)
-        return ops.flatten(ops.conv(x, self.look[3]))
-
-
-def _styled(state: dict[str, torch.Tensor], number: int) -> Modulated:
-    style, second = f"styles.{number}", f"second.{number}"
-    return Modulated(
-        state[f"{second}.weight"],
-        state[f"{style}.weight"],
-        state[f"{style}.bias"],
-        state[f"{second}.bias"],
-    )
-
-
-def _conv(state: dict[str, torch.Tensor], name: str, leaky: bool = False) -> Conv:
-    return Conv(state[f"{name}.weight"], state[f"{name}.bias"], leaky)

@@ -52,7 +52,7 @@ def net() -> lite_net.LiteNet:
 @pytest.fixture(scope="module")
 def shipped():
     """The shipped network."""
-    return eval_lite.first_lite(WEIGHTS)
+    return eval_lite.shipped_lite()
 
 
 def crop(source: str = "a", person: int = 0) -> lite_data.Crop:
@@ -396,14 +396,15 @@ def test_what_is_exported_is_the_net_on_every_backend(tmp_path, keep):
 
     from musetalk_enhance.backends import NetworkSpec
     from musetalk_enhance.backends.ncnn_backend import NcnnBackend
+    from musetalk_enhance.restorers.lite_network import LiteNetwork
 
     torch.manual_seed(0)
     full = lite_net.LiteNet().eval()
     with torch.no_grad():
         for parameter in full.parameters():
             parameter.add_(0.02 * torch.randn_like(parameter))
-    train_lite.export(full, tmp_path / "net.safetensors", 1)
-    fused = lite_net.FusedLite(load_file(tmp_path / "net.safetensors"), keep)
+    train_lite.export(full, tmp_path / "net.safetensors", 1, torch.float32)
+    fused = LiteNetwork(load_file(tmp_path / "net.safetensors"), keep)
     assert (fused.width, fused.blocks) == (96, 4) and fused.first == (92 if keep else 0)
     x = F.interpolate(torch.rand(1, 3, 40, 40), size=256, mode="bicubic").clamp(0, 1)
     with torch.inference_mode():
@@ -632,7 +633,7 @@ def test_export_fuses_replaces_the_file_and_says_what_it_is(net, tmp_path):
     train_lite.export(net, path, 7)
     with safe_open(path, "pt") as file:
         assert file.metadata()["steps"] == "7" and file.metadata()["license"] == "apache-2.0"
-        assert torch.equal(file.get_tensor("mix.weight"), net.mix.kernel())
+        assert torch.equal(file.get_tensor("mix.weight"), net.mix.kernel().half())
         assert not [name for name in file.keys() if "point" in name]  # noqa: SIM118
     assert [p.name for p in tmp_path.iterdir()] == ["lite.safetensors"]
 
@@ -682,7 +683,7 @@ def test_warping_error_sees_flicker(texture):
 def test_shipped_weights_are_small_and_keep_a_flat_color(shipped):
     assert WEIGHTS.stat().st_size <= 8 * 2**20
     colors = np.random.default_rng(0).integers(0, 256, (8, 1, 1, 3)).astype(np.uint8)
-    flat = np.ascontiguousarray(np.broadcast_to(colors, (8, 64, 64, 3)))
+    flat = np.ascontiguousarray(np.broadcast_to(colors, (8, 256, 256, 3)))
     out = train_lite.apply(shipped, flat)
     assert np.abs(out.astype(int) - colors).max() <= 1
 

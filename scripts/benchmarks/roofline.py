@@ -45,13 +45,13 @@ def work_of(subject: Subject) -> WorkloadCost | None:
     from . import checkpoints
 
     if subject.name == "lite":
-        from spandrel.architectures.Compact import CompactArch
+        from musetalk_enhance.config.settings import EnhancerSettings
+        from musetalk_enhance.restorers.base import LoadRequest
+        from musetalk_enhance.restorers.lite import LiteRestorer
 
-        from musetalk_enhance.restorers import lite
-        from musetalk_enhance.weights import open_file
-
-        network = CompactArch().load(open_file(lite.ASSET).state_dict()).model.to("meta")
-        return count(lambda: lite.operator(network, torch.empty(1, 3, 256, 256, device="meta")))
+        request = LoadRequest(LiteRestorer.info, EnhancerSettings(), torch.device("cpu"))
+        network = LiteRestorer.network(request).module.to("meta")
+        return count(lambda: network(torch.empty(1, 3, 256, 256, device="meta")))
     if subject.arch is None:
         return None
     gfpgan = checkpoints.architecture(subject.arch)
