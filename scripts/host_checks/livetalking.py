@@ -248,10 +248,10 @@ def check(folder: Path) -> None:
         *("resampy", "soundfile", "librosa", "librosa.filters", "aiohttp_cors", "python_speech"),
     )
     sys.path.insert(0, str(folder))
+    with working_folder():  # the host writes its log where it is imported
+        import registry
     output = ModuleType("streamout.rtmp")
     sys.modules["streamout.rtmp"] = output
-    import registry
-
     registry.register("streamout", "rtmp")(Output)
     asyncio.new_event_loop = Loop
     torch.multiprocessing.set_start_method = lambda *args, **kwargs: None
@@ -264,14 +264,14 @@ def check(folder: Path) -> None:
             replace_networks(kind, frames, box)
             (plain,) = run_app(folder, kind, ())
             ours, second = run_app(folder, kind, FLAGS, sessions=2)
-            with failing_streams():
+            with FailingStreams():
                 (broken,) = run_app(folder, kind, FLAGS)
         judge(kind, box, plain, ours, broken)
         same = all(map(np.array_equal, ours["frames"], second["frames"]))
         expect(same and len(second["frames"]) == len(SPEECH), "the sessions mix")
 
 
-class failing_streams:
+class FailingStreams:
     """While inside, every stream of ours raises."""
 
     def __enter__(self) -> None:
