@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from musetalk_enhance import FaceEnhancer, attach, monitor_gpu_memory
+from musetalk_enhance import FaceEnhancer, attach, monitor_gpu_memory, wrap
 from musetalk_enhance.backends import BackendOptions, TorchBackend, selection
 from musetalk_enhance.backends.execution import Execution
 from musetalk_enhance.config.settings import EnhancerSettings
@@ -144,6 +144,15 @@ class Vae:
         image = self.vae.decode(((1 / self.scaling_factor) * latents).to(self.vae.dtype)).sample
         image = (image / 2 + 0.5).clamp(0, 1).detach().cpu().permute(0, 2, 3, 1).float().numpy()
         return (image * 255).round().astype("uint8")[..., ::-1]
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32])
+def test_wrap_gives_tensors_back_on_their_device(lite, frames, device, dtype):
+    given = (chw(frames, device).to(dtype) / 127.5 - 1).contiguous()
+    decode = wrap(lambda: given, lite(), color="bgr", value_range="-1..1", layout="NCHW")
+    restored = decode()
+    assert (restored.device, restored.dtype) == (given.device, dtype)
+    assert restored.shape == given.shape and not torch.equal(restored, given)
 
 
 def test_attach_takes_the_tensor_before_it_leaves_the_gpu(lite, frames, device):

@@ -27,7 +27,7 @@ GROUPS = {
     ),
     "result": (
         *("strength", "fidelity", "region", "face_mask", "bg_upsampler", "occluder", "stability"),
-        *("color_match", "guard", "sharpness_gate"),
+        *("color_match", "guard", "sharpness_gate", "match"),
     ),
     "frames and files": (
         *("upscale", "output_size", "color", "value_range", "format", "quality", "crf", "preset"),
@@ -35,7 +35,7 @@ GROUPS = {
     ),
     "device, speed and memory": (
         *("device", "allow_cpu", "backend", "dtype", "provider", "mode", "batch_size"),
-        *("memory_budget", "cpu_fallback"),
+        *("memory_budget", "cpu_fallback", "deadline_ms", "budget_ms"),
     ),
     "service": ("cors", "data_dir", "diffusers_model", "ray_config", "keep_hours"),
     "limits": (

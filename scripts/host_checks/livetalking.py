@@ -36,14 +36,21 @@ SPEECH = "............ssssssssssssssss............sssssss........."
 DELAY = 5
 """Frames of silence that the host puts before them: its context of 10 audio frames."""
 FEATURES = {"wav2lip": (80, 16), "musetalk": (50, 384), "ultralight": (16, 32, 32)}
-CAPTURED: dict[str, Any] = {}
+LABEL = np.s_[:30, :90]
+"""Where the host writes its name, into the avatar's own frames, again and again."""
+CAPTURED: dict[str, dict[str, Any]] = {}
+"""Avatar, frames and audio of each session, by its id."""
+SESSIONS: list[str] = []
+"""Sessions of a run; the host begins the first itself."""
 
 
 class Output:
     """Stands in for a stream: keeps every frame and the audio."""
 
     def __init__(self, opt: Any = None, parent: Any = None) -> None:
-        CAPTURED.update(avatar=parent, frames=[], audio=[])
+        self.frames: list[np.ndarray] = []
+        self.audio: list[np.ndarray] = []
+        CAPTURED[parent.sessionid] = {"avatar": parent, "frames": self.frames, "audio": self.audio}
 
     def start(self) -> None:
         pass
@@ -51,10 +58,12 @@ class Output:
     stop = start
 
     def push_video_frame(self, frame: np.ndarray) -> None:
-        CAPTURED["frames"].append(frame.copy())
+        frame = frame.copy()
+        frame[LABEL] = 0
+        self.frames.append(frame)
 
     def push_audio_frame(self, frame: np.ndarray, userdata: Any = None) -> None:
-        CAPTURED["audio"].append(frame.copy())
+        self.audio.append(frame.copy())
 
 
 class Loop(asyncio.SelectorEventLoop):  # type: ignore[misc, valid-type]
@@ -73,14 +82,25 @@ class Loop(asyncio.SelectorEventLoop):  # type: ignore[misc, valid-type]
         if self._runs_one:
             super().run_forever()
             return
+        from server.session_manager import session_manager
+
+        stop = threading.Event()
+        for name in SESSIONS[1:]:
+            avatar = session_manager.build_session_fn(name, {})
+            threading.Thread(target=avatar.render, args=(stop,), name="render").start()
         deadline = time.monotonic() + 240
-        while len(CAPTURED.get("audio", [])) < 2 * len(SPEECH) and time.monotonic() < deadline:
+        while not all(map(is_complete, SESSIONS)) and time.monotonic() < deadline:
             time.sleep(0.2)
-        avatar = CAPTURED["avatar"]
-        avatar.quit_event.set()
-        while any(thread is not threading.main_thread() for thread in host_threads()):
+        for session in CAPTURED.values():
+            session["avatar"].quit_event.set()
+        while host_threads():
             time.sleep(0.2)
         raise KeyboardInterrupt
+
+
+def is_complete(name: str) -> bool:
+    """Whether everything that a session hears was streamed."""
+    return name in CAPTURED and len(CAPTURED[name]["audio"]) >= 2 * len(SPEECH)
 
 
 def host_threads() -> list[threading.Thread]:
@@ -194,11 +214,14 @@ def replace_networks(kind: str, frames: list[np.ndarray], box: Any) -> None:
         module.warm_up = lambda *args: None  # its latents are of no image
 
 
-def run_app(folder: Path, kind: str, flags: tuple[str, ...]) -> dict[str, Any]:
-    """Run ``app.py`` with one session until it has said everything; what was captured."""
+def run_app(
+    folder: Path, kind: str, flags: tuple[str, ...], sessions: int = 1
+) -> list[dict[str, Any]]:
+    """Run ``app.py`` until its sessions have said everything; what was captured of each."""
     from musetalk_enhance.cli import main
 
     CAPTURED.clear()
+    SESSIONS[:] = map(str, range(sessions))
     words = [str(folder / "app.py"), "--transport", "rtmp", "--model", kind, "--avatar_id", kind]
     words += ["--batch_size", str(BATCH), "--listenport", "0", *flags]
     try:
@@ -206,11 +229,11 @@ def run_app(folder: Path, kind: str, flags: tuple[str, ...]) -> dict[str, Any]:
         expect(code == 0, f"app.py ended with {code}")
     except KeyboardInterrupt:
         pass
-    return dict(CAPTURED)
+    return [CAPTURED[name] for name in SESSIONS]
 
 
 def check(folder: Path) -> None:
-    """Run the page for each kind of avatar: without us, with us, and with us failing."""
+    """Run the page for each kind of avatar: without us, with us in two sessions, and failing."""
     # before anything is replaced: these look for packages while they are imported
     from diffusers import AutoencoderKL, UNet2DConditionModel  # noqa: F401
     from transformers import (  # noqa: F401
@@ -225,10 +248,10 @@ def check(folder: Path) -> None:
         *("resampy", "soundfile", "librosa", "librosa.filters", "aiohttp_cors", "python_speech"),
     )
     sys.path.insert(0, str(folder))
+    with working_folder():  # the host writes its log where it is imported
+        import registry
     output = ModuleType("streamout.rtmp")
     sys.modules["streamout.rtmp"] = output
-    import registry
-
     registry.register("streamout", "rtmp")(Output)
     asyncio.new_event_loop = Loop
     torch.multiprocessing.set_start_method = lambda *args, **kwargs: None
@@ -239,14 +262,16 @@ def check(folder: Path) -> None:
             (work / "web").mkdir()  # the pages of the host
             write_avatar(work / "data" / "avatars" / kind, frames, box, kind)
             replace_networks(kind, frames, box)
-            plain = run_app(folder, kind, ())
-            ours = run_app(folder, kind, (*FLAGS, "--gfpgan_sharpness_gate", "false"))
-            with failing_streams():
-                broken = run_app(folder, kind, FLAGS)
+            (plain,) = run_app(folder, kind, ())
+            ours, second = run_app(folder, kind, FLAGS, sessions=2)
+            with FailingStreams():
+                (broken,) = run_app(folder, kind, FLAGS)
         judge(kind, box, plain, ours, broken)
+        same = all(map(np.array_equal, ours["frames"], second["frames"]))
+        expect(same and len(second["frames"]) == len(SPEECH), "the sessions mix")
 
 
-class failing_streams:
+class FailingStreams:
     """While inside, every stream of ours raises."""
 
     def __enter__(self) -> None:
