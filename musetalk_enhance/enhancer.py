@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from .config.flags import given_flags
 from .config.loader import alone, merge, section_of
 from .config.settings import EnhancerSettings
-from .errors import FrameError, RestorerError
+from .errors import ConfigError, FrameError, RestorerError
 from .frames.batch import is_frame
 from .frames.resize import resize_image
 from .pipeline.deadline import DeadlineEngine
@@ -193,6 +193,9 @@ class FaceEnhancer:
         return cls.from_settings(merge(section_of(cfg), given_flags(args)))
 
     def _start(self, settings: EnhancerSettings, restorer: Restorer | None = None) -> None:
+        if not isinstance(settings, EnhancerSettings):
+            expected = "EnhancerSettings; from_config takes a mapping or a YAML file"
+            raise ConfigError("settings", type(settings).__name__, expected)
         self.settings = settings
         self._engine: Engine | None = None
         self._streams: weakref.WeakSet[Stream] = weakref.WeakSet()
@@ -279,8 +282,6 @@ class FaceEnhancer:
             ConfigError: an option that is not one of these, or an invalid value.
             RestorerError: the enhancer is disabled or closed.
         """
-        from .errors import ConfigError
-
         for name, value in hints.items():
             if name not in STREAM_OPTIONS:
                 raise ConfigError.unknown(name, value, STREAM_OPTIONS)

@@ -9,6 +9,7 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 
+from musetalk_enhance import GFPGANEnhancer
 from musetalk_enhance.config.flags import add_gfpgan_arguments, flag_of, given_flags
 from musetalk_enhance.config.loader import merge, plain, section_of
 from musetalk_enhance.config.settings import EnhancerSettings, options
@@ -17,6 +18,17 @@ from musetalk_enhance.errors import ConfigError
 
 def parse(*words: str) -> dict:
     return given_flags(add_gfpgan_arguments(argparse.ArgumentParser()).parse_args(words))
+
+
+def test_a_section_in_capitals_is_told():
+    """A host would take it for a task of its own."""
+    with pytest.raises(ConfigError, match="GFPGAN:.*in lower case"):
+        section_of({"GFPGAN": {"enabled": True}, "task_0": {}})
+
+
+def test_settings_of_another_class_are_told():
+    with pytest.raises(ConfigError, match="from_config takes a mapping"):
+        GFPGANEnhancer.from_settings({"model": "lite"})
 
 
 def test_a_section_that_is_too_deep_is_a_typed_error():

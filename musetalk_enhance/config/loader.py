@@ -19,7 +19,8 @@ def section_of(cfg: Any) -> dict[str, Any] | None:
     `cfg`: a mapping, an OmegaConf node, the path of a YAML file, or None.
 
     Raises:
-        ConfigError: the file or the section is not a mapping.
+        ConfigError: the file or the section is not a mapping, or the section is in capitals, which
+            a host would take for something else.
     """
     from omegaconf import OmegaConf
 
@@ -27,6 +28,9 @@ def section_of(cfg: Any) -> dict[str, Any] | None:
         return None
     with _read(cfg) as node:
         if SECTION not in node:
+            other = next((key for key in node if str(key).lower() == SECTION), None)
+            if other is not None:
+                raise ConfigError("section", f"{other}:", f"{SECTION}: in lower case")
             return None
         section = node[SECTION]
         if OmegaConf.is_config(section):  # of the host's other keys nothing is resolved
