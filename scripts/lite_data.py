@@ -332,7 +332,7 @@ def _compressed(image_rgb: Image, rng: np.random.Generator) -> Image:
 
 
 # shares of the kinds of softness; the rest is left as sharp as 256 px can be
-DECODER_SHARE, RESIZE_SHARE, BLUR_SHARE, COMPRESS_SHARE = 0.45, 0.32, 0.05, 0.06
+DECODER_SHARE, RESIZE_SHARE, BLUR_SHARE, COMPRESS_SHARE = 0.38, 0.34, 0.05, 0.06
 
 
 def degrade(

@@ -65,6 +65,10 @@ class Layer(nn.Module):
         return Conv(kernel.detach().clone(), bias.detach().clone(), self.leaky)
 
 
+DROPOUT = 0.2
+"""Share of a look's means that a step of training leaves out: they must not tell people apart."""
+
+
 class Look(nn.Module):
     """How a whole face is soft, as a vector: means of features at an eighth of its resolution.
 
@@ -88,7 +92,8 @@ class Look(nn.Module):
         """float (N, 3, 256, 256), RGB, 0..1, to (N, features)."""
         x = self.layers[0](F.pixel_unshuffle(F.pixel_unshuffle(faces_rgb, 2), 2))
         x = self.layers[2](self.layers[1](F.pixel_unshuffle(x, 2)))
-        return self.layers[3](x.mean((2, 3), keepdim=True)).flatten(1)
+        means = F.dropout(x.mean((2, 3), keepdim=True), DROPOUT, self.training)
+        return self.layers[3](means).flatten(1)
 
 
 class LiteNet(nn.Module):
