@@ -16,6 +16,9 @@ CHECKS = {
     "livetalking": "LiveTalking",
     "wav2lip": "Wav2Lip",
     "wav2lip_onnx_hq": "wav2lip-onnx-HQ",
+    "latentsync": "LatentSync",
+    "sadtalker": "SadTalker",
+    "linly_talker": "Linly-Talker",
 }
 """Module of each check, and the name of the host's repository."""
 
