@@ -19,6 +19,9 @@ CHECKS = {
     "latentsync": "LatentSync",
     "sadtalker": "SadTalker",
     "linly_talker": "Linly-Talker",
+    "openavatarchat": "OpenAvatarChat",
+    "ditto": "ditto-talkinghead",
+    "liveportrait": "LivePortrait",
 }
 """Module of each check, and the name of the host's repository."""
 

@@ -37,6 +37,15 @@ def talking_head(count: int) -> tuple[list[np.ndarray], list[Box]]:
     return frames, boxes
 
 
+def example(name: str) -> Any:
+    """The module of an example."""
+    spec = importlib.util.spec_from_file_location(name, ROOT / "examples" / f"{name}.py")
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
 def soft(faces: torch.Tensor) -> torch.Tensor:
     """Faces (N, 3, H, W) with the detail of 64 px, within the range of the input."""
     resize = torch.nn.functional.interpolate

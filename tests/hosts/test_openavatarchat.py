@@ -195,8 +195,7 @@ def test_another_version_is_an_error(folder, enhancer):
 
 
 def test_the_example_runs_the_hosts_script(folder, monkeypatch, capsys):
-    (folder / "src/demo.py").write_text(DEMO.replace("raise KeyboardInterrupt", ""))
-    monkeypatch.setattr(sys, "argv", ["run_openavatarchat.py"])
+    monkeypatch.setattr(sys, "argv", ["openavatarchat.py"])
     monkeypatch.setattr(sys, "path", ["examples", *sys.path])
-    runpy.run_path(str(ROOT / "examples" / "run_openavatarchat.py"), run_name="__main__")
+    runpy.run_path(str(ROOT / "examples" / "openavatarchat.py"), run_name="__main__")
     assert "of 7 faces restored" in capsys.readouterr().out

@@ -236,7 +236,7 @@ def test_attach_goes_before_the_hosts_modules(folder, make_enhancer):
 
 
 def test_the_example_runs_the_hosts_script(folder, monkeypatch, capsys):
-    monkeypatch.setattr(sys, "argv", ["run_sadtalker.py"])
+    monkeypatch.setattr(sys, "argv", ["sadtalker.py"])
     monkeypatch.setattr(sys, "path", ["examples", *sys.path])
-    runpy.run_path(str(ROOT / "examples" / "run_sadtalker.py"), run_name="__main__")
+    runpy.run_path(str(ROOT / "examples" / "sadtalker.py"), run_name="__main__")
     assert f"{2 * COUNT} of {2 * COUNT} faces restored" in capsys.readouterr().out

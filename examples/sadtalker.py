@@ -1,6 +1,6 @@
 """SadTalker with restored faces, from Python; run it in SadTalker's folder.
 
-    python .../examples/run_sadtalker.py --driven_audio voice.wav --source_image face.png ...
+    python .../examples/sadtalker.py --driven_audio voice.wav --source_image face.png ...
 
 The arguments are those of SadTalker's ``inference.py``, which stays as it is and needs no GFPGAN of
 its own. In code of your own, and in Linly-Talker, the line with ``attach`` goes before the host's
