@@ -1,9 +1,9 @@
-"""SadTalker, and Linly-Talker, which holds a copy of it: stands in for their face enhancer.
+"""SadTalker, and Linly-Talker, which holds copies of it, of Wav2Lip and of MuseTalk.
 
-Both hand a finished video to ``src.utils.face_enhancer``, which returns its frames one by one, RGB
-uint8, and has a length. The module here has the same functions. It reads the video while its frames
-are written, a few at a time, and every tracked face is a stream. The host's own module, which needs
-``gfpgan`` and ``basicsr``, is never imported.
+SadTalker hands a finished video to its face enhancer, ``src.utils.face_enhancer``, which returns
+the frames one by one, RGB uint8, and has a length. The module here has the same functions. It reads
+the video while its frames are written, a few at a time, and every tracked face is a stream. The
+host's own module, which needs ``gfpgan`` and ``basicsr``, is never imported.
 """
 
 from __future__ import annotations
@@ -24,9 +24,11 @@ import numpy as np
 
 from ..enhancer import FaceEnhancer
 from ..errors import ConfigError, HostError
-from .base import HOST_FPS, Host, HostRun
+from .base import HOST_FPS, Hook, Host, HostRun
+from .musetalk import VAE_MODULE, attach_to_run
 from .patches import Patches
 from .sessions import Sessions, enhancer_of
+from .wav2lip import original_faces
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -276,6 +278,17 @@ def _install(run: HostRun) -> None:
         _replace_enhancer(run.patches, run.sessions, run.enhancer.ready())
 
 
+def _install_all(run: HostRun) -> None:
+    """As `_install`, and attach to Linly-Talker's copy of MuseTalk."""
+    _install(run)
+    if run.enhancer.settings.enabled:
+        run.patches.when_imported(VAE_MODULE, lambda module: _attach_to_vae(run, module))
+
+
+def _attach_to_vae(run: HostRun, module: ModuleType) -> None:
+    attach_to_run(run, module.VAE)
+
+
 SADTALKER = Host(
     name="sadtalker",
     title="SadTalker",
@@ -288,9 +301,12 @@ LINLY_TALKER = Host(
     name="linly-talker",
     title="Linly-Talker",
     imports=("TFG",),
-    scripts="webui.py, app.py, app_img.py, app_talk.py",
-    install=_install,
-    resizes=False,
+    scripts="webui.py, app.py, app_img.py, app_talk.py, app_musetalk.py",
+    hooks=(Hook("src.models.wav2lip", "Wav2Lip.forward", original_faces),),
+    install=_install_all,
+    value_range="0..1",
+    layout="NCHW",
+    output_size="native",  # its Wav2Lip and MuseTalk resize to the face box
 )
 
 __all__ = ["LINLY_TALKER", "SADTALKER", "EnhancedFrames", "FaceEnhancerModule", "attach"]

@@ -55,6 +55,20 @@ FILES = {
     "src/facerender/pirender_animate.py": CALLER.replace("Coeff:", "Coeff_PIRender:"),
     "TFG/__init__.py": "from .SadTalker import SadTalker",
     "TFG/SadTalker.py": "from src.facerender.animate import AnimateFromCoeff as SadTalker",
+    "TFG/MuseTalk.py": "import sys\nsys.path.append('./Musetalk')\n"
+    "from musetalk.models.vae import VAE",
+    "TFG/Wav2Lip.py": "from src.models import Wav2Lip",
+    "src/models/__init__.py": "from .wav2lip import Wav2Lip",
+    "src/models/wav2lip.py": "import torch\nclass Wav2Lip(torch.nn.Module):\n"
+    "    def forward(self, audio, images):\n        return images[:, :3] + 0.3",
+    "Musetalk/musetalk/models/vae.py": "import numpy as np\nclass VAE:\n"
+    "    def decode_latents(self, latents):\n"
+    "        return np.full((len(latents), 256, 256, 3), 99, np.uint8)",
+    "app_musetalk.py": "from TFG.MuseTalk import VAE\nfrom TFG.Wav2Lip import Wav2Lip\n"
+    "import json, pathlib, torch\nfaces = VAE().decode_latents([0, 0])\n"
+    "mouths = Wav2Lip()(torch.zeros(1, 1, 80, 16), torch.zeros(2, 6, 96, 96))\n"
+    "result = [[list(faces.shape), str(faces.dtype)], [list(mouths.shape), str(mouths.dtype)]]\n"
+    "pathlib.Path('result.json').write_text(json.dumps(result))",
     "inference.py": INFERENCE,
     "app_sadtalker.py": "from src.gradio_demo import SadTalker",
     "app.py": "from TFG import SadTalker\n"
@@ -124,6 +138,13 @@ def test_linly_talker_is_recognized_by_its_package(folder, capsys):
     assert recognize("inference.py").name == recognize("app_sadtalker.py").name == "sadtalker"
     code, result = run_host("app.py", *FLAGS)
     assert code == 0 and result["length"] == COUNT
+
+
+def test_linly_talkers_musetalk_and_wav2lip_are_restored_too(folder, capsys):
+    code, result = run_host("app_musetalk.py", *FLAGS)
+    assert code == 0
+    assert result == [[[2, 512, 512, 3], "uint8"], [[2, 3, 512, 512], "torch.float32"]]
+    assert "of 4 faces restored" in capsys.readouterr().err
 
 
 def test_without_our_flag_the_host_is_as_it_was(folder):
