@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from operator import methodcaller
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -74,7 +75,7 @@ class VideoFaces:
         min_face: float = 0,
         only_center_face: bool = False,
         open_stream: Callable[..., Stream] | None = None,
-        close_stream: Callable[[Stream], None] = Stream.close,
+        close_stream: Callable[[Stream], None] = methodcaller("close"),
     ) -> None:
         self._enhancer = enhancer
         self._open, self._close = open_stream or enhancer.stream, close_stream
