@@ -17,7 +17,17 @@ import cv2
 import numpy as np
 import torch
 
-from .stand_ins import SIZE, compare, expect, replace_missing, soft, talking_head, working_folder
+from .stand_ins import (
+    SIZE,
+    MissingPackages,
+    compare,
+    expect,
+    need,
+    replace_missing,
+    soft,
+    talking_head,
+    working_folder,
+)
 
 COUNT = 20
 SCRIPT = """
@@ -36,11 +46,15 @@ animate.generate(x, os.getcwd(), "face.png", ((256, 256),), img_size=256)
 
 def check(folder: Path) -> None:
     """Render a clip, and let the host enhance it."""
+    from musetalk_enhance import weights
     from musetalk_enhance.cli import main
     from musetalk_enhance.hosts.sadtalker import EnhancedFrames
     from musetalk_enhance.media import index_video, read_segment
 
-    replace_missing("skimage", "pydub", "safetensors")
+    need("pydub", "imageio_ffmpeg", "skimage")
+    if weights.find("YuNet") is None:
+        raise MissingPackages("needs YuNet: musetalk-enhance weights fetch YuNet")
+    replace_missing("safetensors")
     sys.path.insert(0, str(folder))
     import imageio
 

@@ -90,6 +90,17 @@ def replace_missing(*names: str) -> None:
             sys.modules[name] = _Empty(name)
 
 
+class MissingPackages(ImportError):
+    """A check needs packages of the host that no stand-in replaces."""
+
+
+def need(*names: str) -> None:
+    """Raise `MissingPackages` where one of these cannot be imported."""
+    missing = [name for name in names if importlib.util.find_spec(name) is None]
+    if missing:
+        raise MissingPackages(f"needs {', '.join(missing)}")
+
+
 class _Empty(ModuleType):
     __path__: list[str] = []
 
