@@ -151,7 +151,7 @@ class Attachment:
                 "match: source has no effect: MuseTalk encoded no crops in this run, because its "
                 "avatar was prepared in an earlier one"
             )
-        return {"sources": sources}
+        return {"sources": sources or [None] * count}
 
     def _first(self, vae: Any, original: Callable[..., Any], args: tuple[Any, ...]) -> Any:
         """Frames of the host's own decoding of `vae`'s first batch; decides how to go on."""
