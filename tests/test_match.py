@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 
 from musetalk_enhance.errors import ConfigError, FrameError
-from musetalk_enhance.pipeline.match import _smoothed, octaves
+from musetalk_enhance.pipeline.match import MatchState, _smoothed, octaves
 from musetalk_enhance.report.metrics import fine_detail_energy
 from musetalk_enhance.restorers.base import ModelInfo
 from tests.pictures import to_faces, to_frames
@@ -234,6 +234,14 @@ def test_results_of_another_size_begin_anew(make_enhancer, sharp, blurred):
     assert enhancer.enhance_batch(blurred[4:6]).shape == (2, 512, 512, 3)
     enhancer(blurred[6:], sources=sharp[6:])
     assert not enhancer.stats.failed
+
+
+def test_what_is_remembered_moves_with_the_network(restore, sharp, blurred, monkeypatch):
+    """After `unload`, and where memory of a GPU ran out."""
+    devices = []
+    monkeypatch.setattr(MatchState, "to", lambda self, to: devices.append(to) or self)
+    restore(blurred, sharp, sharp, step=4)
+    assert devices == [torch.device("cpu")]
 
 
 def test_pil_images_may_be_their_own_sources(make_enhancer, sharp, blurred):

@@ -126,8 +126,8 @@ def match(
     rows = base[:, :, first_row:]
     added = torch.zeros_like(residual)
     count = max(1, round(log2(min(base.shape[2:]) / COARSEST)))
-    if state is not None and state.size_hw != _size(base):
-        state = None
+    if state is not None:  # the network may have moved since
+        state = state.to(base.device) if state.size_hw == _size(base) else None
     for index, source in enumerate(sources):
         frame = 0 if state is None else state.frame
         picture, detail = base[index : index + 1], residual[index : index + 1]
