@@ -192,7 +192,7 @@ class FaceEnhancer:
         """
         return cls.from_settings(merge(section_of(cfg), given_flags(args)))
 
-    def _start(self, settings: EnhancerSettings, restorer: Restorer | None = None) -> None:
+    def _start(self, settings: Any, restorer: Restorer | None = None) -> None:
         if not isinstance(settings, EnhancerSettings):
             expected = "EnhancerSettings; from_config takes a mapping or a YAML file"
             raise ConfigError("settings", type(settings).__name__, expected)

@@ -15,6 +15,7 @@ from musetalk_enhance.pipeline import deadline
 from musetalk_enhance.pipeline.deadline import Cost, DeadlineEngine, Governor
 from musetalk_enhance.pipeline.engine import Engine, Request
 from musetalk_enhance.restorers.base import LoadRequest, ModelInfo
+from musetalk_enhance.restorers.catalog import choose
 from tests.conftest import PLAIN, FakeRestorer
 
 SAME = ModelInfo("fake", "no network", 256, 256, (0.0, 1.0), "none", bytes_per_face=2**20)
@@ -179,6 +180,81 @@ def test_time_that_other_streams_took_counts(clock):
     machine.engine.lock = Busy()
     assert machine.call(4)[0] < 8
     machine.engine.lock = own
+
+
+def test_waiting_for_other_streams_says_nothing_about_the_load(clock):
+    """Each of three streams waits for the two before it, and all three fit."""
+    machine = Machine(clock, deadline_ms=400)
+    own = machine.engine.lock
+
+    class Busy:
+        waits = True
+
+        def __enter__(self):
+            clock.now += 0.1 * self.waits
+            self.waits = False
+            return own.__enter__()
+
+        def __exit__(self, *exception):
+            return own.__exit__(*exception)
+
+    for _ in range(4):
+        machine.engine.lock = Busy()
+        assert machine.call(4) == [24] * 4
+    assert machine.engine.governor.load == pytest.approx(1)
+    assert machine.stream.stats.late == 0
+
+
+def test_frames_without_work_say_nothing_about_the_load(clock):
+    """An idle avatar repeats its frame; the first new ones are not late after that."""
+    machine = Machine(clock, deadline_ms=200)
+    still = np.full((1, 64, 64, 3), 90, np.uint8)
+    bad = np.full((1, 64, 64, 3), np.nan, np.float32)
+    for frames in [still] * 12 + [bad] * 12:
+        machine.engine.restore([Request(machine.stream, frames)])
+    assert machine.engine.governor.load == pytest.approx(1)
+    assert machine.call(8) == [16] * 8
+    assert machine.stream.stats.late == 0
+
+
+def test_loading_the_network_again_says_nothing_about_the_load(clock):
+    machine = Machine(clock, deadline_ms=400)
+    model = machine.engine.model
+    model.restorer.to = lambda device: setattr(clock, "now", clock.now + 9)
+    model._parked_from = torch.device("cpu")  # as after `unload`
+    machine.call(8)
+    assert machine.stream.stats.late == machine.stream.stats.reloads == 1
+    assert machine.call(8) == [24] * 8
+
+
+def test_costs_are_those_of_faces_that_need_restoring(clock):
+    machine = Machine(clock, deadline_ms=400, sharpness_gate=True)
+    assert [cost.seconds(8) for cost in machine.engine.governor._costs] == pytest.approx(
+        [0.32, 0.16, 0.08]
+    )
+
+
+def test_frames_without_time_are_counted_as_such(clock):
+    machine = Machine(clock, deadline_ms=100)
+    machine.load = 3.0
+    machine.call(8)
+    assert machine.call(8)[3:] == [0] * 5
+    assert machine.stream.stats.steps == {"lite": 8 + 3, "none": 5}
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"model_path": "codeformer.pth", "arch": "CodeFormer", "fidelity": 0.3},
+        {"model_path": "narrow.pth", "channel_multiplier": 1},
+        {"model": "gpen_bfr_256", "onnx_input_size": 256, "onnx_value_range": "-1..1"},
+        {"model": "gfpgan", "engine": "official"},
+    ],
+)
+def test_the_small_model_gets_no_options_of_another(options):
+    settings = EnhancerSettings(enabled=True, backend="torch", deadline_ms=50, **options)
+    small = dict(deadline._cheaper(settings, "another"))["lite"]
+    assert choose(small).model.info.name == "lite"
 
 
 def test_another_engine_continues_a_stream_in_another_region(clock):

@@ -224,3 +224,18 @@ def test_unload_gives_the_memory_back_and_the_next_call_is_the_same(lite, frames
     enhancer.unload()
     assert monitor_gpu_memory()["allocated_bytes"] < in_use
     assert steps(enhancer(frames[:4]), before) == 0
+
+
+def test_matching_continues_after_unload(lite, frames, device):
+    """What the stream remembers waits on the CPU."""
+    still = np.repeat(frames[:1], 8, 0)
+    still[:, 0, 0, 0] = np.arange(8)  # no frame repeats the one before
+    sources = np.clip(still.astype(int) + (6, -4, 3), 0, 255).astype(np.uint8)
+    enhancer, on_cpu = lite(match="source"), lite(match="source", device="cpu")
+    for part in (slice(0, 4), slice(4, 8)):
+        difference = steps(
+            enhancer(still[part], sources=sources[part]), on_cpu(still[part], sources=sources[part])
+        )
+        assert difference <= TOLERANCE["fp32"]
+        enhancer.unload()
+    assert enhancer.stats.restored == 8

@@ -27,7 +27,7 @@ LAYERS = [
     {"cli"},
     {"__main__", "_deprecated"},
 ]
-BESIDE = {("media", "frames"), ("frames", "config")}
+BESIDE = {("media", "frames"), ("frames", "config"), ("hosts", "jobs")}
 """Rooms of one level of which the first may import the second."""
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
 

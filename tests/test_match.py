@@ -8,9 +8,10 @@ import cv2
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from musetalk_enhance.errors import ConfigError, FrameError
-from musetalk_enhance.pipeline.match import _smoothed, octaves
+from musetalk_enhance.pipeline.match import MatchState, _smoothed, octaves
 from musetalk_enhance.report.metrics import fine_detail_energy
 from musetalk_enhance.restorers.base import ModelInfo
 from tests.pictures import to_faces, to_frames
@@ -217,6 +218,65 @@ def test_a_bad_source_is_none_and_is_told_once(restore, sharp, blurred, caplog):
         result = restore(blurred[:6], answers, bad)
     assert np.array_equal(result, restore(blurred[:6], answers))
     assert caplog.text.count("a source cannot be used") == 1
+
+
+def test_a_source_without_any_content_is_none(restore, sharp, blurred):
+    """A host's buffer that it has not filled."""
+    answers = with_detail(sharp, 0.5)
+    for level in (0, 99):
+        empty = np.full_like(sharp, level)
+        assert np.array_equal(restore(blurred, answers, empty), restore(blurred, answers))
+
+
+def test_results_of_another_size_begin_anew(make_enhancer, sharp, blurred):
+    enhancer = make_enhancer(None, SAME, match="source", upscale=2, stability=1)
+    enhancer(blurred[:4], sources=sharp[:4])
+    assert enhancer.enhance_batch(blurred[4:6]).shape == (2, 512, 512, 3)
+    enhancer(blurred[6:], sources=sharp[6:])
+    assert not enhancer.stats.failed
+
+
+def test_what_is_remembered_moves_with_the_network(restore, sharp, blurred, monkeypatch):
+    """After `unload`, and where memory of a GPU ran out."""
+    devices = []
+    monkeypatch.setattr(MatchState, "to", lambda self, to: devices.append(to) or self)
+    restore(blurred, sharp, sharp, step=4)
+    assert devices == [torch.device("cpu")]
+
+
+def test_pil_images_may_be_their_own_sources(make_enhancer, sharp, blurred):
+    def result(frames, **options):
+        def answer(faces):
+            return to_faces(with_detail(blurred, 2.0))[: len(faces)]
+
+        return make_enhancer(answer, SAME, match="source", batch_size=8, **options)(
+            frames, sources=frames
+        )
+
+    images = [Image.fromarray(each[..., ::-1].copy()) for each in blurred]
+    expected = result(blurred)[..., ::-1]
+    assert np.array_equal(np.stack([np.asarray(each) for each in result(images)]), expected)
+
+
+def test_a_host_s_default_device_changes_nothing(restore, sharp, blurred, rng):
+    grainy = np.clip(np.rint(sharp + rng.normal(0, 3, sharp.shape)), 0, 255).astype(np.uint8)
+    expected = restore(blurred, sharp, grainy)
+    torch.set_default_device("meta")
+    try:
+        result = restore(blurred, sharp, grainy)
+    finally:
+        torch.set_default_device(None)
+    assert np.array_equal(result, expected)
+
+
+def test_a_host_that_passes_no_sources_is_told_once(restore, sharp, blurred, caplog):
+    with caplog.at_level(logging.WARNING):
+        restore(blurred, sharp, step=2)
+    assert caplog.text.count("match: source has no effect") == 1
+    caplog.clear()
+    restore(blurred, sharp, [None] * 8)
+    restore(blurred, sharp, match="none")
+    assert not caplog.text
 
 
 def test_another_number_of_sources_is_an_error(make_enhancer, sharp, blurred):

@@ -151,7 +151,7 @@ class Attachment:
                 "match: source has no effect: MuseTalk encoded no crops in this run, because its "
                 "avatar was prepared in an earlier one"
             )
-        return {"sources": sources}
+        return {"sources": sources or [None] * count}
 
     def _first(self, vae: Any, original: Callable[..., Any], args: tuple[Any, ...]) -> Any:
         """Frames of the host's own decoding of `vae`'s first batch; decides how to go on."""
@@ -299,6 +299,15 @@ def _vae_class() -> Any:
         ) from error
 
 
+def attach_to_run(run: HostRun, vae: Any, overlap: bool = False) -> Attachment:
+    """Attach the run's enhancer to a VAE or its class until the run ends.
+
+    Each request of a Gradio page has a stream of its own.
+    """
+    requests = RequestStreams(run.sessions)
+    return run.patches.enter_context(_attached(vae, run.enhancer, requests, overlap))
+
+
 def _install(run: HostRun) -> None:
     """Attach to the class of VAEs; each audio that MuseTalk's scripts read begins a new stream."""
     is_realtime = re.search(r"(^|[./\\])realtime_inference(\.py)?$", run.script) is not None
@@ -307,10 +316,7 @@ def _install(run: HostRun) -> None:
             "no GPU is available: MuseTalk's realtime_inference.py puts its last batch on cuda:0 "
             "and does not end without one; use scripts/inference.py"
         )
-    requests = RequestStreams(run.sessions)
-    attachment = run.patches.enter_context(
-        _attached(_vae_class(), run.enhancer, requests, is_realtime)
-    )
+    attachment = attach_to_run(run, _vae_class(), is_realtime)
     try:
         owner = importlib.import_module(AUDIO_MODULE).AudioProcessor
         original = getattr(owner, AUDIO_METHOD)
@@ -348,4 +354,4 @@ def run_script(
     )
 
 
-__all__ = ["MUSETALK", "Attachment", "attach", "run_script"]
+__all__ = ["MUSETALK", "Attachment", "attach", "attach_to_run", "run_script"]

@@ -15,6 +15,8 @@ from typing import Any
 
 import numpy as np
 
+from ..errors import HostError
+
 logger = logging.getLogger("musetalk_enhance")
 
 
@@ -135,7 +137,10 @@ def _enhanced_or_given(
     enhance: Callable[[Any], Any], frames: Any, events: list[Any], device: int | None
 ) -> Any:
     try:
-        return _on_side_stream(enhance, frames, events, device)
+        result = _on_side_stream(enhance, frames, events, device)
+        if len(result) != len(frames):
+            raise HostError(f"{len(result)} frames came back for {len(frames)}")
+        return result
     except Exception:
         # a host that loses a frame loses its audio too, or waits for it for ever
         logger.warning("a batch is returned as it was", exc_info=True)

@@ -40,6 +40,19 @@ class Patches(ExitStack):
 
         self.callback(undo)
 
+    def replace_module(self, name: str, module: ModuleType) -> None:
+        """Let imports of `name` get `module` until the end."""
+        before = sys.modules.get(name)
+        sys.modules[name] = module
+
+        def undo() -> None:
+            if before is None:
+                sys.modules.pop(name, None)
+            else:
+                sys.modules[name] = before
+
+        self.callback(undo)
+
     def when_imported(self, module: str, change: Callable[[ModuleType], None]) -> None:
         """Call `change` with a module when it has been imported; at once where it already is."""
         if module in sys.modules:

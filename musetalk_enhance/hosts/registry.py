@@ -10,11 +10,23 @@ from pathlib import Path
 
 from ..errors import ConfigError, HostError, suggest
 from .base import Host
+from .latentsync import LATENTSYNC
 from .livetalking import LIVETALKING
 from .musetalk import MUSETALK
+from .openavatarchat import OPENAVATARCHAT
+from .sadtalker import LINLY_TALKER, SADTALKER
 from .wav2lip import WAV2LIP, WAV2LIP_ONNX_HQ
 
-HOSTS: tuple[Host, ...] = (LIVETALKING, WAV2LIP_ONNX_HQ, WAV2LIP, MUSETALK)
+HOSTS: tuple[Host, ...] = (
+    LIVETALKING,
+    OPENAVATARCHAT,
+    LINLY_TALKER,
+    SADTALKER,
+    LATENTSYNC,
+    WAV2LIP_ONNX_HQ,
+    WAV2LIP,
+    MUSETALK,
+)
 """Those that hold parts of others come first: the first that fits a script is its host."""
 
 MAX_DEPTH = 4

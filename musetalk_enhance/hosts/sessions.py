@@ -3,11 +3,26 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Mapping
 from typing import Any
 
 from ..enhancer import FaceEnhancer
+from ..errors import ConfigError
 from ..pipeline.stream import Stream
 from .lazy import LazyEnhancer
+
+
+def enhancer_of(enhancer: FaceEnhancer | None, options: Mapping[str, Any]) -> FaceEnhancer:
+    """`enhancer`, or a new one with these options.
+
+    Raises:
+        ConfigError: there are both.
+    """
+    if enhancer is None:
+        return FaceEnhancer(**options)
+    for name, value in options.items():
+        raise ConfigError(name, value, "nothing beside an enhancer: set it in FaceEnhancer(...)")
+    return enhancer
 
 
 class Sessions:

@@ -17,7 +17,7 @@ from .base import Hook, Host, HostRun, argument_of
 from .wrap import Wrapper
 
 
-def _original_faces(network: Any, audio: Any, images: Any) -> Any:
+def original_faces(network: Any, audio: Any, images: Any) -> Any:
     """The whole faces in Wav2Lip's input, (N, 3, 96, 96).
 
     Its images are (N, 6, 96, 96): the face with its lower half black, then the whole face.
@@ -30,7 +30,7 @@ WAV2LIP = Host(
     title="Wav2Lip",
     imports=("models.Wav2Lip", "models.wav2lip"),
     scripts="inference.py",
-    hooks=(Hook("models.wav2lip", "Wav2Lip.forward", _original_faces),),
+    hooks=(Hook("models.wav2lip", "Wav2Lip.forward", original_faces),),
     value_range="0..1",
     layout="NCHW",
     output_size="native",  # of 96 pixels little is left to see; the host resizes to the face box

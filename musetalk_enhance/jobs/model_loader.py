@@ -160,9 +160,9 @@ def warm_up(enhancer: GFPGANEnhancer) -> None:
     import cv2
 
     coarse = np.random.default_rng(5).integers(0, 256, (1, 9, 9, 3), np.uint8)
-    enhancer(
-        cv2.resize(coarse[0], (_WARM_UP_SIDE, _WARM_UP_SIDE), interpolation=cv2.INTER_CUBIC)[None]
-    )
+    size = (_WARM_UP_SIDE, _WARM_UP_SIDE)
+    frame = cv2.resize(coarse[0], size, interpolation=cv2.INTER_CUBIC)[None]
+    enhancer(frame, sources=frame)
     enhancer.reset()
     enhancer.stats.clear()
 

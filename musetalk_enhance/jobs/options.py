@@ -279,6 +279,11 @@ class VideoSettings(FaceSettings):
     )
     stability: str | float = borrowed("stability")
     sharpness_gate: str | bool = borrowed("sharpness_gate", True, _GATE_HELP)
+    match: str = borrowed(
+        "match",
+        help="source: the mouth becomes as sharp as the eyes and the forehead of its frame tell, "
+        "not more.",
+    )
     crf: int = schema.option(
         18,
         "x264's constant rate factor: 0 is lossless, 18 visually almost lossless.",

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from operator import methodcaller
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -59,6 +60,8 @@ class VideoFaces:
         min_face: a face whose box is smaller than this on both sides, in pixels, is left
             unchanged.
         only_center_face: restore only one face, the one nearest to the center.
+        open_stream: as the enhancer's `stream`, which it defaults to.
+        close_stream: called with the stream of a track that has ended.
 
     Raises:
         ConfigError: a value is invalid.
@@ -71,8 +74,11 @@ class VideoFaces:
         *,
         min_face: float = 0,
         only_center_face: bool = False,
+        open_stream: Callable[..., Stream] | None = None,
+        close_stream: Callable[[Stream], None] = methodcaller("close"),
     ) -> None:
         self._enhancer = enhancer
+        self._open, self._close = open_stream or enhancer.stream, close_stream
         self._tracks = FaceTracker(fps, min_face=min_face, only_center=only_center_face)
         self._streams: dict[int, Stream] = {}
         self._thumbnails: dict[int, Image] = {}
@@ -91,7 +97,7 @@ class VideoFaces:
             track for track in self._streams if track not in frames_of and track not in visible
         ]:
             self._thumbnails.pop(track, None)
-            self._streams.pop(track).close()
+            self._close(self._streams.pop(track))
         requests = [self._request(track, frames) for track, frames in frames_of.items()]
         for (track, frames), restored in zip(
             frames_of.items(), self._enhancer.engine.restore(requests), strict=True
@@ -103,6 +109,11 @@ class VideoFaces:
                 if outcome.restored:
                     crop = frame.crops[track]
                     frame.pastes[track] = Paste(crop, without_added_color(crop.aligned, face))
+
+    def close(self) -> None:
+        """End the streams of all tracks."""
+        for track in list(self._streams):
+            self._close(self._streams.pop(track))
 
     def _crop(self, frame: FrameFaces, face: TrackedFace) -> bool:
         """Crop a face; False, with an outcome, if it cannot be aligned or is no longer there."""
@@ -126,7 +137,7 @@ class VideoFaces:
     def _request(self, track: int, frames: Sequence[FrameFaces]) -> Request:
         """The request for the faces of one track."""
         if track not in self._streams:
-            self._streams[track] = self._enhancer.stream(color="bgr", output_size="same")
+            self._streams[track] = self._open(color="bgr", output_size="same")
         aligned = np.stack([frame.crops[track].aligned for frame in frames])
         points, settings = None, self._enhancer.settings
         if settings.region == "mouth" or settings.match == "source":
@@ -154,16 +165,24 @@ def main_note(frame: FrameFaces) -> dict[str, Any]:
     return {"passthrough": "no face"} if face is None else frame.outcomes[face.track].as_dict()
 
 
-def composite(frame: FrameFaces) -> tuple[Image, list[Box]]:
+def composite(
+    frame: FrameFaces, canvas: Image | None = None, *, replace: bool = False
+) -> tuple[Image, list[Box]]:
     """Paste the restored faces of a frame.
 
+    Args:
+        frame: the frame.
+        canvas: the frame, or the frame enlarged, BGR uint8; changed. None: a copy of the frame.
+        replace: see `paste_faces`.
+
     Returns:
-        A new image, BGR uint8 (H, W, 3), and the boxes outside of which it is the frame.
+        The canvas, and the boxes outside of which it is as it was.
     """
-    canvas = frame.image.copy()
+    canvas = frame.image.copy() if canvas is None else canvas
+    size_hw = (canvas.shape[0], canvas.shape[1])
     pastes = [frame.pastes[face.track] for face in _by_weight(frame)]
-    paste_faces(canvas, pastes)
-    boxes = [paste.crop.box() for paste in pastes]
+    paste_faces(canvas, pastes, replace=replace)
+    boxes = [paste.crop.box(size_hw) for paste in pastes]
     return canvas, [box for box in boxes if box[0] < box[2] and box[1] < box[3]]
 
 

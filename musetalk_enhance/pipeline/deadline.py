@@ -11,18 +11,20 @@ from __future__ import annotations
 
 import logging
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+from ..config.settings import EnhancerSettings, options
 from ..errors import FrameError
 from ..frames.batch import unpacked
 from .engine import Engine, Request, Restored
+from .outcome import Cause, Outcome
 
 if TYPE_CHECKING:
-    from ..config.settings import EnhancerSettings
     from ..restorers.base import Restorer
     from .stream import Stream
 
@@ -42,6 +44,13 @@ NOTHING = "none"
 """Name of the last step in the statistics."""
 _SIDE = 256
 _MANY = 4
+_OF_MODEL = (
+    *("model_path", "arch", "channel_multiplier", "engine", "bg_upsampler", "fidelity"),
+    *("onnx_input_size", "onnx_value_range", "onnx_template"),
+)
+"""Options that the small model does not have."""
+_SKIPPED = {Cause.SHARP, Cause.COVERED, Cause.STRENGTH, Cause.DEADLINE, Cause.INPUT}
+"""Why a frame never reaches the network."""
 
 
 @dataclass(frozen=True)
@@ -162,26 +171,27 @@ class DeadlineEngine(Engine):
         """See `Engine.restore`. Frames for which there is no time are left alone."""
         start = time.perf_counter()
         with self.lock:
+            begun = time.perf_counter()  # other streams may have been first
             counts = [_count(request) for request in requests]
             faces = sum(counts)
             seconds = self._seconds(faces)
-            left = seconds - (time.perf_counter() - start)  # other streams may have been first
+            left = seconds - (begun - start)
             before = self.governor.step
             step, number = self.governor.choose(faces, left)
             if self.governor.step != before:
                 self._log(before, faces, seconds)
             planned = self._planned(requests, counts, step, number)
+            name, engine = (*self._steps, (NOTHING, self))[step]
+            loaded = engine.model.loaded  # otherwise the call loads it, which says nothing
             restored = self._run_step(step, planned)
-            took = time.perf_counter() - start
-            active = sum(
-                count if request.shares is None else sum(share > 0 for share in request.shares)
-                for request, count in zip(planned, counts, strict=True)
-            )
-            self.governor.measured(step, active, took)
-            for request, count in zip(requests, counts, strict=True):
-                name = NOTHING if step == len(self._steps) else self._steps[step][0]
-                request.stream.stats.steps[name] += count
-                request.stream.stats.late += took > seconds
+            end = time.perf_counter()
+            if loaded:
+                active = sum(_computed(outcome) for each in restored for outcome in each.outcomes)
+                self.governor.measured(step, active, end - begun)
+            for request, count in zip(planned, counts, strict=True):
+                idle = 0 if request.shares is None else sum(share <= 0 for share in request.shares)
+                request.stream.stats.steps += Counter({name: count - idle, NOTHING: idle})
+                request.stream.stats.late += end - start > seconds
             return restored
 
     def close(self) -> None:
@@ -205,14 +215,18 @@ class DeadlineEngine(Engine):
         return min(limit for limit in limits if limit > 0) / 1e3
 
     def _cost(self, step: int) -> Cost:
-        """Measured with noise, after runs that do not count."""
+        """Measured with coarse noise, which is not sharp already, after runs that do not count."""
+        import cv2
+
         stream = self.stream(self.settings.replace(on_error="passthrough"))
         rng = np.random.default_rng(0)
 
         def seconds(faces: int) -> float:
-            noise = rng.integers(0, 256, (faces, _SIDE, _SIDE, 3), np.uint8)  # no frame is repeated
+            cells = rng.integers(0, 256, (faces, 9, 9, 3), np.uint8)  # no frame is repeated
+            size = (_SIDE, _SIDE)
+            noise = [cv2.resize(each, size, interpolation=cv2.INTER_CUBIC) for each in cells]
             start = time.perf_counter()
-            self._run_step(step, [Request(stream, noise)])
+            self._run_step(step, [Request(stream, noise, (None, None, None, None, noise))])
             return time.perf_counter() - start
 
         seconds(1)
@@ -291,11 +305,14 @@ def _cheaper(settings: EnhancerSettings, model: str) -> list[tuple[str, Enhancer
         plain = plain.replace(region="lower")
         steps.append(("lower half", plain))
     if model != SMALL_MODEL:
-        small = plain.replace(
-            model=SMALL_MODEL, model_path=None, engine="native", bg_upsampler=None, fidelity=0.7
-        )
-        steps.append((SMALL_MODEL, small))
+        of_model = {each.name: each.default for each in options() if each.name in _OF_MODEL}
+        steps.append((SMALL_MODEL, plain.replace(**of_model | {"model": SMALL_MODEL})))
     return steps
+
+
+def _computed(outcome: Outcome) -> bool:
+    """Whether a frame went through the network."""
+    return not outcome.repeated and (outcome.restored or outcome.cause not in _SKIPPED)
 
 
 def _count(request: Request) -> int:

@@ -291,6 +291,8 @@ class Engine:
         hints = Hints.of(len(batch), *request.hints)
         if self.settings.match == "none":
             hints = replace(hints, sources=[None] * len(batch))
+        elif len(batch) and (request.hints[4:] or (None,))[0] is None:
+            stream.warn_once("sources", "match: source has no effect: the host passes no sources")
         work = _Work(request, batch, hints, hints)
         stream.stats.frames += len(batch)
         if len(batch) == 0 and stream.settings.on_error == "raise":
@@ -501,11 +503,13 @@ class Engine:
             batch = FrameBatch.open([picture], stream.settings.value_range, stream.value_range)
             if batch.problems:
                 raise batch.problems[0]
-            faces = batch.to_network([0], self.device, batch.color or work.color)
+            color = batch.color or work.color
+            faces = batch.to_network([0], self.device, color)
         except FrameError as error:
             stream.warn_once("source", "a source cannot be used (%s): there is none", error)
             return None
-        return Source(faces[0], same_bits(work.batch.frames[index], picture))
+        same = color == work.color and same_bits(work.batch.frames[index], batch.frames[0])
+        return Source(faces[0], same)
 
     def _repeats(self, part: _Part, round_parts: Sequence[_Part]) -> list[bool]:
         """Whether each frame has the same bits and hints as the one before it."""

@@ -77,12 +77,14 @@ class MatchState:
         tint: what was added at low frequencies, (3, rows, columns), a grid over the rows that may
             change.
         frame: number of the frame, which seeds its grain.
+        size_hw: height and width of the result; one of another size begins anew.
     """
 
     gains: tuple[float, ...]
     grain: tuple[float, ...]
     tint: torch.Tensor | None = None
     frame: int = 0
+    size_hw: tuple[int, int] | None = None
 
     @classmethod
     def neutral(cls, octaves: int) -> MatchState:
@@ -124,6 +126,8 @@ def match(
     rows = base[:, :, first_row:]
     added = torch.zeros_like(residual)
     count = max(1, round(log2(min(base.shape[2:]) / COARSEST)))
+    if state is not None:  # the network may have moved since
+        state = state.to(base.device) if state.size_hw == _size(base) else None
     for index, source in enumerate(sources):
         frame = 0 if state is None else state.frame
         picture, detail = base[index : index + 1], residual[index : index + 1]
@@ -140,7 +144,7 @@ def match(
                     picture, detail, bands, reference, mouth, first_row, source.is_frame, unknown
                 )
         mixed = target if state is None or cuts[index] else _mixed(state, target)
-        state = replace(mixed, frame=frame + 1)
+        state = replace(mixed, frame=frame + 1, size_hw=_size(base))
         for band, gain in zip(bands, state.gains, strict=True):
             if gain != 1:
                 detail.add_(band, alpha=gain - 1)
@@ -243,7 +247,7 @@ def _target(
         gains[:unknown] = [gains[unknown]] * unknown
         grain[:unknown] = [0.0] * unknown
     else:
-        gains = [1.0] * count
+        gains, grain = [1.0] * count, [0.0] * count
     return MatchState(tuple(gains), tuple(grain), tint)
 
 
@@ -294,7 +298,7 @@ def _fits(picture: torch.Tensor, reference: torch.Tensor, around: torch.Tensor) 
             (centered[1], centered[1]),
         )
     )
-    return bool(both >= LEAST_CORRELATION * (one * other) ** 0.5)
+    return bool(both > max(_FLOOR, LEAST_CORRELATION * (one * other) ** 0.5))
 
 
 def _mixed(before: MatchState, target: MatchState) -> MatchState:
@@ -317,7 +321,7 @@ def _grain(rows: torch.Tensor, state: MatchState) -> torch.Tensor:
     import torch
 
     generator = torch.Generator().manual_seed(state.frame)
-    noise = torch.randn((1, 1, *rows.shape[2:]), generator=generator)
+    noise = torch.randn((1, 1, *rows.shape[2:]), generator=generator, device="cpu")
     total = torch.zeros_like(noise)
     for band, energy in zip(octaves(noise, len(state.grain)), state.grain, strict=True):
         total.add_(band, alpha=(energy / (float(band.square().mean()) + _FLOOR)) ** 0.5)

@@ -100,9 +100,10 @@ class EnhancerStats:
         restored: frames of which at least one value changed, rounded to 8 bits.
         left_alone: reason to number of frames that were returned unchanged by decision: ``sharp
             already``, ``held back: mouth`` (``eyes``, ``identity``), ``strength 0``, ``covered``,
-            ``unchanged``.
+            ``no time``, ``unchanged``.
         partial: reason to number of restored frames that got less than the option `strength`:
-            ``sharp already``, ``held back: mouth`` (``eyes``, ``identity``, ``recovery``).
+            ``sharp already``, ``held back: mouth`` (``eyes``, ``identity``, ``recovery``), ``no
+            time``.
         failed: frames whose restoration failed (they are part of `passed_through` as well).
         passed_through: reason to number of frames that could not be restored and were returned
             unchanged.

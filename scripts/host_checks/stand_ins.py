@@ -37,6 +37,15 @@ def talking_head(count: int) -> tuple[list[np.ndarray], list[Box]]:
     return frames, boxes
 
 
+def example(name: str) -> Any:
+    """The module of an example."""
+    spec = importlib.util.spec_from_file_location(name, ROOT / "examples" / f"{name}.py")
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
 def soft(faces: torch.Tensor) -> torch.Tensor:
     """Faces (N, 3, H, W) with the detail of 64 px, within the range of the input."""
     resize = torch.nn.functional.interpolate
@@ -79,6 +88,17 @@ def replace_missing(*names: str) -> None:
     for name in names:
         if name in missing:
             sys.modules[name] = _Empty(name)
+
+
+class MissingPackages(ImportError):
+    """A check needs packages of the host that no stand-in replaces."""
+
+
+def need(*names: str) -> None:
+    """Raise `MissingPackages` where one of these cannot be imported."""
+    missing = [name for name in names if importlib.util.find_spec(name) is None]
+    if missing:
+        raise MissingPackages(f"needs {', '.join(missing)}")
 
 
 class _Empty(ModuleType):

@@ -183,6 +183,15 @@ def test_a_failed_batch_ahead_is_the_hosts_own(caplog):
     ahead.close()
 
 
+@pytest.mark.parametrize("result", [None, np.zeros((1, 4, 4, 3), np.uint8)])
+def test_a_batch_ahead_with_frames_missing_is_the_hosts_own(result):
+    """MuseTalk would wait for the missing ones for ever."""
+    ahead, frames = Ahead(), np.full((2, 4, 4, 3), 7, np.uint8)
+    pending = ahead.submit(lambda batch: result, frames)
+    assert np.array_equal(np.stack([np.asarray(each) for each in pending]), frames)
+    ahead.close()
+
+
 def test_attach_ahead_gives_the_same_frames(take):
     """As MuseTalk's realtime loop uses them: queued one by one, looked at by another thread."""
     from tests.pictures import soften, to_frames

@@ -8,7 +8,7 @@ import pytest
 
 from musetalk_enhance.config.settings import EnhancerSettings
 from musetalk_enhance.errors import ConfigError
-from musetalk_enhance.jobs.options import FaceSettings, ImageSettings, option_named
+from musetalk_enhance.jobs.options import FaceSettings, ImageSettings, VideoSettings, option_named
 
 
 def test_defaults_are_the_issue_s():
@@ -97,6 +97,13 @@ def test_every_option_of_the_enhancer_reaches_it():
     assert isinstance(made, EnhancerSettings) and made.enabled and made.model == "lite"
     for name, value in values.items():
         assert getattr(made, name) == getattr(ImageSettings(**values), name), (name, value)
+
+
+def test_a_video_s_mouths_may_be_matched_to_their_faces():
+    assert VideoSettings(match="source").enhancer(model="lite").match == "source"
+    assert VideoSettings(match="source").decisive() != VideoSettings().decisive()
+    with pytest.raises(ConfigError, match="match"):
+        VideoSettings(match="face")
 
 
 def test_what_decides_the_pixels():

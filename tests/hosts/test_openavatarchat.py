@@ -1,0 +1,201 @@
+"""OpenAvatarChat's MuseTalk avatar in miniature: threads, queues, padding and sizes are its own."""
+
+from __future__ import annotations
+
+import importlib
+import runpy
+import sys
+
+import numpy as np
+import pytest
+
+from musetalk_enhance.errors import HostError
+from musetalk_enhance.hosts.openavatarchat import attach
+from musetalk_enhance.hosts.registry import recognize
+from tests.conftest import ROOT
+from tests.hosts.host_folder import host_folder, run_host
+
+AVATAR = """
+import cv2, numpy as np
+
+class MuseAvatarV15:
+    def __init__(self):
+        self.frame_list_cycle = [np.full((120, 100, 3), 40, np.uint8) for _ in range(6)]
+        self.coord_list_cycle = [[20, 30, 84, 94]] * 6
+
+    def generate_frames_vae(self, latents, idx_list, batch_size):
+        faces = np.full((batch_size, 256, 256, 3), 200, np.uint8)
+        return [(faces[i], idx_list[i]) for i in range(batch_size)]
+
+    def res2combined(self, res_frame, idx):
+        frame = self.frame_list_cycle[idx % 6].copy()
+        if np.all(res_frame == 0):
+            return frame
+        x1, y1, x2, y2 = self.coord_list_cycle[idx % 6]
+        frame[y1:y2, x1:x2] = cv2.resize(res_frame.astype(np.uint8), (x2 - x1, y2 - y1))
+        return frame
+"""
+PROCESSOR = """
+import queue, threading
+from handlers.avatar.musetalk.avatar_musetalk_algo import MuseAvatarV15
+
+class AvatarMuseTalkProcessor:
+    def __init__(self, avatar):
+        self._avatar, self.frames = avatar, []
+        self._vae_queue, self._compose_queue = queue.Queue(), queue.Queue()
+
+    def start(self):
+        self._threads = [threading.Thread(target=self._vae), threading.Thread(target=self._compose)]
+        for thread in self._threads:
+            thread.start()
+
+    def _vae(self):
+        self._avatar.generate_frames_vae(None, [0, 1], 2)  # warm-up
+        while (item := self._vae_queue.get()) is not None:
+            idx_list, valid_num = item
+            for face, idx in self._avatar.generate_frames_vae(None, idx_list, 2)[:valid_num]:
+                self._compose_queue.put((face, idx))
+        self._compose_queue.put(None)
+
+    def _compose(self):
+        while (item := self._compose_queue.get()) is not None:
+            self.frames.append(self._avatar.res2combined(*item))
+
+    def stop(self):
+        self._vae_queue.put(None)
+        for thread in self._threads:
+            thread.join()
+"""
+DEMO = """
+import json, pathlib
+from chat_engine.chat_engine import ChatEngine
+processor = ChatEngine().processor
+processor.start()
+for first in range(0, 8, 2):
+    processor._vae_queue.put(([first, first + 1], 1 if first == 6 else 2))
+processor.stop()
+result = [[frame.shape, int(frame[60, 50, 2]), int(frame[5, 5, 2])] for frame in processor.frames]
+pathlib.Path("result.json").write_text(json.dumps(result))
+raise KeyboardInterrupt
+"""
+ENGINE = """
+import importlib
+class ChatEngine:
+    def __init__(self):
+        package = "handlers.avatar.musetalk.avatar_musetalk_"
+        self.avatar = importlib.import_module(package + "algo").MuseAvatarV15()
+        processor = importlib.import_module(package + "processor")
+        self.processor = processor.AvatarMuseTalkProcessor(self.avatar)
+"""
+FLAGS = ("--enable_gfpgan", "--gfpgan_model", "lite", "--gfpgan_backend", "torch")
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    files = {
+        "handlers/avatar/musetalk/avatar_musetalk_algo.py": AVATAR,
+        "handlers/avatar/musetalk/avatar_musetalk_processor.py": PROCESSOR,
+        "chat_engine/chat_engine.py": ENGINE,
+        "src/demo.py": DEMO,
+    }
+    with host_folder(tmp_path, files, monkeypatch) as folder:
+        monkeypatch.syspath_prepend(str(tmp_path))
+        yield folder
+
+
+@pytest.fixture
+def enhancer(make_enhancer):
+    return make_enhancer(lambda batch: batch * 0.5)
+
+
+def engine():
+    return importlib.import_module("chat_engine.chat_engine").ChatEngine()
+
+
+def speak(processor, number=7):
+    processor.start()
+    for first in range(0, number, 2):
+        processor._vae_queue.put(([first, first + 1], min(2, number - first)))
+    processor.stop()
+    frames, processor.frames = processor.frames, []
+    return frames
+
+
+def test_the_service_shows_every_frame_restored(folder, capsys):
+    assert recognize("src/demo.py").name == "openavatarchat"
+    code, result = run_host("src/demo.py", *FLAGS)
+    assert code == 0 and [row[0] for row in result] == [[120, 100, 3]] * 7
+    assert all(abs(row[1] - 200) <= 4 and row[2] == 40 for row in result)
+    assert "of 7 faces restored" in capsys.readouterr().err
+
+
+def test_only_faces_that_are_shown_reach_the_stream(folder, enhancer):
+    with attach(enhancer):
+        processor = engine().processor
+        frames = speak(processor)
+        assert [int(frame[60, 50, 0]) for frame in frames] == [100] * 7
+        assert enhancer.stats.frames == 7, "neither warm-up nor padding, and the session has ended"
+    assert int(speak(processor)[0][60, 50, 0]) == 200, "detached"
+
+
+def test_each_session_is_a_stream(folder, enhancer):
+    opened = []
+    open_stream = enhancer.stream
+    enhancer.stream = lambda **options: opened.append(open_stream(**options)) or opened[-1]
+    with attach(enhancer):
+        processors = [engine().processor for _ in range(2)]
+        for processor in (*processors, processors[0]):
+            speak(processor, 3)
+    assert [stream.stats.frames for stream in opened] == [3, 3, 3]
+    assert all(stream.closed for stream in opened) and enhancer.stats.frames == 9
+
+
+def test_a_lost_batch_stays_black_so_that_the_host_sees_it(folder, make_enhancer):
+    enhancer = make_enhancer(lambda batch: batch + 0.5)
+    with attach(enhancer):
+        frame = engine().avatar.res2combined(np.zeros((256, 256, 3), np.uint8), 8)
+    assert (frame == 40).all() and enhancer.stats.frames == 0
+
+
+def test_an_error_of_ours_costs_no_frame(folder, make_enhancer):
+    enhancer = make_enhancer(lambda batch: 1 / 0, on_error="raise")
+    with attach(enhancer):
+        frames = speak(engine().processor)
+    assert [int(frame[60, 50, 0]) for frame in frames] == [200] * 7
+    assert enhancer.stats.failed == 7
+
+
+def test_the_avatars_original_is_the_source(folder, make_enhancer, monkeypatch):
+    hints = []
+    enhancer = make_enhancer(match="source")
+    open_stream = enhancer.stream
+
+    def stream(**options):
+        opened = open_stream(**options)
+        call = type(opened).__call__
+        monkeypatch.setattr(
+            type(opened),
+            "__call__",
+            lambda self, frames, **each: hints.append(each) or call(self, frames, **each),
+        )
+        return opened
+
+    enhancer.stream = stream
+    with attach(enhancer):
+        engine().avatar.res2combined(np.full((256, 256, 3), 9, np.uint8), 8)
+    (hint,) = hints
+    assert hint["keys"] == [2] and hint["sources"][0].shape == (64, 64, 3)
+
+
+def test_another_version_is_an_error(folder, enhancer):
+    path = folder / "handlers/avatar/musetalk/avatar_musetalk_algo.py"
+    path.write_text(AVATAR.replace("res2combined", "combine"))
+    with attach(enhancer), pytest.raises(HostError, match=r"MuseAvatarV15\.res2combined"):
+        engine()
+
+
+def test_the_example_runs_the_hosts_script(folder, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["openavatarchat.py"])
+    monkeypatch.setattr(sys, "path", ["examples", *sys.path])
+    runpy.run_path(str(ROOT / "examples" / "openavatarchat.py"), run_name="__main__")
+    assert "of 7 faces restored" in capsys.readouterr().out
