@@ -467,6 +467,20 @@ def test_a_face_that_is_covered_in_a_gap_is_left_alone(tmp_path):
     assert state["items"][0]["left"] == {Cause.LOST.value: 5}
 
 
+def test_a_face_that_looks_as_after_the_gap_is_restored_in_it(tmp_path):
+    """What surrounds it changes while the detector misses it."""
+    pictures = [scene(at, [(100, 64)], blind=12 <= at < 17) for at in range(28)]
+    for picture in pictures[14:]:
+        square = picture[46:82, 82:118].copy()
+        cover(picture)
+        picture[46:82, 82:118] = square // 2
+        picture[46:82, 82:118, 1] = 200
+    source = film(tmp_path / "film.mp4", pictures)
+    _, state = make(source, tmp_path, opened_with(lambda faces: 1 - faces))
+    item = state["items"][0]
+    assert item["left"] == {} and item["counts"]["faces_held"] == 5
+
+
 def test_a_gap_at_the_end_of_a_segment_is_filled(tmp_path):
     source = with_gap(tmp_path, 16, 22)
     whole = decoded(make(source, tmp_path / "whole", opened_with(lambda faces: 1 - faces))[0])
