@@ -587,7 +587,7 @@ class PatchSampler:
             following = self.crops[index].next_index
             if kind == "pairs" and following is not None:
                 indices.append(following)
-            flipped, flat = rng.random() < 0.5, rng.random() < 0.015
+            flipped, flat = rng.random() < 0.5, rng.random() < 0.05
             patches = min(per_image, count - len(inputs[0]))
             places = [self.place(self.crops[index], rng, patch) for _ in range(patches)]
             seed, tone = (int(v) for v in rng.integers(2**31, size=2))

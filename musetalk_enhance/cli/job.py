@@ -72,7 +72,9 @@ def add_options(
                 flag(option.name), action=Switch, metavar=metavar, check=check, **common
             )
         else:
-            group.add_argument(flag(option.name), metavar=option.name.upper(), **common)
+            action = "append" if option.metadata["repeat"] else "store"
+            metavar = option.name.upper()
+            group.add_argument(flag(option.name), action=action, metavar=metavar, **common)
 
 
 def settings_from(args: argparse.Namespace, settings: type[Settings]) -> Settings:

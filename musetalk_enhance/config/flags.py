@@ -23,6 +23,7 @@ GROUPS = {
     ),
     "faces": (
         *("face_detector", "detector_path", "detection_size", "min_face", "only_center_face"),
+        *("at", "face"),
         *("align", "landmarks"),
     ),
     "result": (

@@ -149,12 +149,42 @@ def memory() -> tuple[Check, str]:
     return check, " | ".join((*forms, share))
 
 
+def paths(allowed: str) -> tuple[Check, str]:
+    """None, or one path or several, as a tuple."""
+
+    def check(raw: Any) -> tuple[str, ...] | None:
+        if raw is None:
+            return None
+        several = (raw,) if isinstance(raw, (str, Path)) else tuple(raw)
+        texts = [isinstance(path, (str, Path)) and bool(str(path).strip()) for path in several]
+        if not texts or not all(texts):
+            raise ValueError
+        return tuple(str(path) for path in several)
+
+    return check, allowed
+
+
+def point() -> tuple[Check, str]:
+    """None, or x and y: two numbers, or the text ``X,Y``."""
+
+    def check(raw: Any) -> tuple[float, float] | None:
+        if raw is None:
+            return None
+        x, y = raw.split(",") if isinstance(raw, str) else raw
+        within = number(0, 16384)[0]
+        return within(x), within(y)
+
+    return check, "X,Y in pixels, two numbers from 0 to 16384"
+
+
 def anything() -> tuple[Check, str]:
     """Anything, without a check."""
     return (lambda raw: raw), "an object"
 
 
-def option(default: Any, help: str, check: tuple[Check, str], *, flag: bool = True) -> Any:
+def option(
+    default: Any, help: str, check: tuple[Check, str], *, flag: bool = True, repeat: bool = False
+) -> Any:
     """A field of a settings class.
 
     Args:
@@ -162,10 +192,17 @@ def option(default: Any, help: str, check: tuple[Check, str], *, flag: bool = Tr
         help: one sentence for ``--help`` and the documents.
         check: the check and its valid values in words.
         flag: whether it is also an option of the command line.
+        repeat: whether its flag may be given several times; the check then gets a list.
     """
     return field(
         default=default,
-        metadata={"help": help, "check": check[0], "allowed": check[1], "flag": flag},
+        metadata={
+            "help": help,
+            "check": check[0],
+            "allowed": check[1],
+            "flag": flag,
+            "repeat": repeat,
+        },
     )
 
 

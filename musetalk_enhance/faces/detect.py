@@ -257,7 +257,7 @@ class YuNet(NetworkDetector):
 
         side = 64
         try:
-            with _quiet_opencv():
+            with quiet_opencv():
                 self._net: Any = cv2.FaceDetectorYN.create(
                     str(weight.path), "", (side, side), threshold, 0.3, 5000
                 )
@@ -520,7 +520,7 @@ def _sorted(faces: Iterable[Face]) -> list[Face]:
 
 
 @contextmanager
-def _quiet_opencv() -> Iterator[None]:
+def quiet_opencv() -> Iterator[None]:
     """Keep OpenCV 5 from printing a warning about one of its own settings."""
     import cv2
 

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import ConfigError
+from ..media.arrays import Image
 from .align import LandmarkTrack
 from .detect import Face
 
@@ -31,6 +32,10 @@ class TrackedFace:
         box_xyxy: as detected; the previous frame's where the detector missed the face.
         first: whether the track starts with this frame.
         missed: whether the detector missed the face.
+        selected: whether it is one of the faces to restore.
+        next_image: the frame that ends the gap, BGR uint8 (H, W, 3), where the face is missed and
+            detected again later; else None.
+        next_landmarks: the landmarks detected in it, float32 (5, 2), in pixels.
     """
 
     track: int
@@ -38,43 +43,62 @@ class TrackedFace:
     box_xyxy: NDArray[np.float64]
     first: bool = False
     missed: bool = False
+    selected: bool = True
+    next_image: Image | None = None
+    next_landmarks: NDArray[np.float32] | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Match:
+    """A track in one frame.
+
+    Attributes:
+        track: number of the track; never used twice.
+        face: its detection; None where the detector missed the face.
+        previous: its last detection before this frame; None in the first frame of the track.
+        gap: number of frames since `previous`, 1 for neighbors; 0 in the first frame.
+    """
+
+    track: int
+    face: Face | None
+    previous: Face | None
+    gap: int
 
 
 class _Track:
-    def __init__(self, number: int, fps: float) -> None:
-        self.number, self.missed, self.age = number, 0, 0
-        self.box_xyxy: NDArray[np.float64] = np.zeros(4)
+    def __init__(self, number: int, face: Face) -> None:
+        self.number, self.missed, self.age, self.face = number, 0, 1, face
         self._speed: NDArray[np.float64] = np.zeros(4)
-        self.landmarks = LandmarkTrack(fps=fps, hold=MAX_MISSED)
+
+    @property
+    def box_xyxy(self) -> NDArray[np.float64]:
+        """The last detected box."""
+        return np.asarray(self.face.box_xyxy, np.float64)
 
     def predict(self) -> NDArray[np.float64]:
         """The box in the next frame at constant speed."""
         return self.box_xyxy + self._speed * (self.missed + 1)
 
-    def update(self, face: Face | None) -> TrackedFace | None:
-        """The face in the next frame; None once it has been missed for too long."""
-        no_face = np.full((5, 2), np.nan)
-        points = self.landmarks.update(landmarks=no_face if face is None else face.landmarks)
+    def update(self, face: Face | None) -> Match:
+        """The next frame; None where the detector missed the face."""
+        match = Match(self.number, face, self.face, self.missed + 1)
         if face is not None:
             self._move(np.asarray(face.box_xyxy, np.float64))
+            self.face = face
         self.missed = 0 if face is not None else self.missed + 1
-        if points is None or self.missed > MAX_MISSED:
-            return None
         self.age += 1
-        return TrackedFace(self.number, points, self.box_xyxy, self.age == 1, face is None)
+        return match
 
     def _move(self, box: NDArray[np.float64]) -> None:
-        """Set the box; its speed is its center's, because detectors are less accurate at sides."""
-        if self.age:
-            step = (box - self.box_xyxy) / (self.missed + 1)
-            step = np.tile((step[:2] + step[2:]) / 2, 2)
-            mean = _MOMENTUM * self._speed + (1 - _MOMENTUM) * step
-            self._speed = mean if self.age > 1 else step
-        self.box_xyxy = box
+        """Set the speed to that of the center, because detectors are less accurate at sides."""
+        step = (box - self.box_xyxy) / (self.missed + 1)
+        step = np.tile((step[:2] + step[2:]) / 2, 2)
+        mean = _MOMENTUM * self._speed + (1 - _MOMENTUM) * step
+        self._speed = mean if self.age > 1 else step
 
 
-class FaceTracker:
-    """Tracks all faces of one video.
+class TrackMatcher:
+    """Matches the faces of each frame to tracks.
 
     Faces of two frames are matched greedily by the overlap of their boxes, best pairs first: first
     with each track's position predicted at constant speed, so that two faces that cross keep their
@@ -82,46 +106,50 @@ class FaceTracker:
     of the detector's faces does not matter.
 
     Args:
-        fps: frames per second.
         min_face: smallest longer side of a box, in pixels, that starts a track.
         only_center: track a single face: the one nearest to the center when there is no track.
+        max_missed: frames for which a track waits for a face that the detector misses.
 
     Raises:
         ConfigError: an invalid value.
     """
 
-    def __init__(self, fps: float, *, min_face: float = 0, only_center: bool = False) -> None:
+    def __init__(
+        self, *, min_face: float = 0, only_center: bool = False, max_missed: int = MAX_MISSED
+    ) -> None:
         if min_face < 0:
             raise ConfigError("min_face", min_face, "0 or more pixels")
-        self._fps, self._min_face, self._only_center = fps, min_face, only_center
+        self._min_face, self._only_center, self._max_missed = min_face, only_center, max_missed
         self._tracks: list[_Track] = []
         self._next = 0
 
-    def update(self, faces: Sequence[Face], size_wh: tuple[int, int]) -> list[TrackedFace]:
-        """The tracked faces of the next frame.
+    def update(
+        self, faces: Sequence[Face], size_wh: tuple[int, int], *, cut: bool = False
+    ) -> list[Match]:
+        """The tracks in the next frame.
 
         Args:
             faces: the frame's detections.
             size_wh: width and height of the frame, in pixels.
+            cut: a scene begins with the frame: tracks whose faces are missed end.
         """
+        if cut:
+            self._tracks = [track for track in self._tracks if not track.missed]
         faces = sorted(faces, key=_rank)
         pairs = self._match(faces)
-        matched = set(pairs.values())
-        tracked, alive = [], []
+        matches, alive = [], []
         for index, track in enumerate(self._tracks):
-            face = track.update(faces[pairs[index]] if index in pairs else None)
-            if face is not None and self._is_large(track.box_xyxy, SIZE_HYSTERESIS):
-                tracked.append(face)
+            match = track.update(faces[pairs[index]] if index in pairs else None)
+            is_over = track.missed > (0 if cut else self._max_missed)
+            if not is_over and self._is_large(track.box_xyxy, SIZE_HYSTERESIS):
+                matches.append(match)
                 alive.append(track)
         self._tracks = alive
-        for index in self._unmatched(faces, matched, size_wh):
-            track = _Track(self._next, self._fps)
-            face = track.update(faces[index])
+        for index in self._unmatched(faces, set(pairs.values()), size_wh):
+            self._tracks.append(_Track(self._next, faces[index]))
+            matches.append(Match(self._next, faces[index], None, 0))
             self._next += 1
-            if face is not None:
-                self._tracks.append(track)
-                tracked.append(face)
-        return tracked
+        return matches
 
     def _unmatched(
         self, faces: Sequence[Face], matched: set[int], size_wh: tuple[int, int]
@@ -161,6 +189,74 @@ class FaceTracker:
                 if -negative_iou >= MIN_IOU and is_free:
                     pairs[track] = index
         return pairs
+
+
+class FaceTracker:
+    """Tracks all faces of one video, frame by frame, without a look ahead.
+
+    Args:
+        fps: frames per second.
+        min_face: see `TrackMatcher`.
+        only_center: see `TrackMatcher`.
+
+    Raises:
+        ConfigError: an invalid value.
+    """
+
+    def __init__(self, fps: float, *, min_face: float = 0, only_center: bool = False) -> None:
+        self._matcher = TrackMatcher(min_face=min_face, only_center=only_center)
+        self._smoother = LandmarkSmoother(fps)
+
+    def update(self, faces: Sequence[Face], size_wh: tuple[int, int]) -> list[TrackedFace]:
+        """The tracked faces of the next frame; a missed one stays where it was for `MAX_MISSED`.
+
+        Args:
+            faces: the frame's detections.
+            size_wh: width and height of the frame, in pixels.
+        """
+        matches = self._matcher.update(faces, size_wh)
+        self._smoother.keep({match.track for match in matches})
+        tracked = []
+        for match in matches:
+            points = self._smoother.update(match.track, match.face)
+            face = match.face or match.previous
+            if points is not None and face is not None:
+                box = np.asarray(face.box_xyxy, np.float64)
+                first, missed = match.previous is None, match.face is None
+                tracked.append(TrackedFace(match.track, points, box, first, missed))
+        return tracked
+
+
+class LandmarkSmoother:
+    """The smoothed landmarks of every track.
+
+    Args:
+        fps: frames per second.
+    """
+
+    def __init__(self, fps: float) -> None:
+        self._fps = fps
+        self._tracks: dict[int, LandmarkTrack] = {}
+
+    def update(self, track: int, face: Face | None) -> NDArray[np.float64] | None:
+        """The landmarks of a track's next frame, float64 (5, 2) in pixels.
+
+        Args:
+            track: number of the track.
+            face: None where it is missed: for `MAX_MISSED` frames it stays where it was.
+
+        Raises:
+            ConfigError: `fps` is not above 0.
+        """
+        if track not in self._tracks:
+            self._tracks[track] = LandmarkTrack(fps=self._fps, hold=MAX_MISSED)
+        no_face = np.full((5, 2), np.nan)
+        return self._tracks[track].update(landmarks=no_face if face is None else face.landmarks)
+
+    def keep(self, tracks: set[int]) -> None:
+        """Forget all other tracks."""
+        for track in self._tracks.keys() - tracks:
+            del self._tracks[track]
 
 
 def _rank(face: Face) -> tuple[float, ...]:

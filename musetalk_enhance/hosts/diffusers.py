@@ -152,11 +152,12 @@ class PostProcessor:
         is_video = is_video or self._fps is not None
         sequence = self._sequence((self._fps or FPS) if is_video else None)
         alike = len({image.shape for image in images}) < 2
-        size, results = BATCH if alike else 1, []
-        for start in range(0, len(images), size):
-            batch = np.stack(images[start : start + size])
-            batch[..., :3] = sequence.restore(batch[..., :3])[0]
-            results += list(batch)
+        size, results = BATCH if alike else 1, [np.array(image) for image in images]
+        starts = range(0, len(images), size)
+        batches = ((np.stack(images[i : i + size])[..., :3], None) for i in starts)
+        for start, (restored, _) in zip(starts, sequence.restore_batches(batches), strict=True):
+            for result, image in zip(results[start : start + size], restored, strict=True):
+                result[..., :3] = image
         return results
 
     def _sequence(self, fps: float | None) -> WholeImages:

@@ -93,13 +93,13 @@ class EnhancedFrames:
 
         fps = HOST_FPS if self._index is None else float(self._index.fps)
         open_stream: Any = self._sessions.open
-        faces = VideoFaces(
+        faces: VideoFaces[FrameFaces] = VideoFaces(
             self._enhancer, fps, open_stream=open_stream, close_stream=self._sessions.close
         )
         with closing(faces), closing(self._frames()) as frames:
             while chunk := list(islice(frames, CHUNK)):
-                for frame in self._restored(faces, chunk):
-                    yield np.ascontiguousarray(self._pasted(frame)[..., ::-1])
+                yield from self._finished(faces, faces.track(self._detected(chunk)))
+            yield from self._finished(faces, faces.track_rest())
 
     def _frames(self) -> Any:
         """BGR frames, one by one."""
@@ -110,19 +110,35 @@ class EnhancedFrames:
         decoded = read_segment(self._images, self._index, 0, len(self._index))
         return (frame.bgr for frame in decoded)
 
-    def _restored(self, faces: VideoFaces, chunk: Sequence[NDArray[np.uint8]]) -> list[FrameFaces]:
-        """The frames with their faces; without any where something fails that must not."""
+    def _detected(self, chunk: Sequence[NDArray[np.uint8]]) -> list[FrameFaces]:
+        """The frames with their faces; without any where the detector fails."""
         from ..jobs.video_faces import FrameFaces
 
         try:
-            frames = [FrameFaces(bgr, self._detector.detect(bgr)) for bgr in chunk]
+            return [FrameFaces(bgr, self._detector.detect(bgr)) for bgr in chunk]
+        except Exception:
+            self._warn_or_raise(len(chunk))
+            return [FrameFaces(bgr, []) for bgr in chunk]
+
+    def _finished(
+        self, faces: VideoFaces[FrameFaces], frames: list[FrameFaces]
+    ) -> Iterator[NDArray[np.uint8]]:
+        """The tracked frames, RGB, restored; as they are where something fails that must not."""
+        from ..jobs.video_faces import FrameFaces
+
+        try:
             faces.restore(frames)
         except Exception:
-            if self._enhancer.settings.on_error == "raise":
-                raise
-            logger.warning("%d frames stay as they are", len(chunk), exc_info=True)
-            frames = [FrameFaces(bgr, []) for bgr in chunk]
-        return frames
+            self._warn_or_raise(len(frames))
+            frames = [FrameFaces(frame.image, []) for frame in frames]
+        for frame in frames:
+            yield np.ascontiguousarray(self._pasted(frame)[..., ::-1])
+
+    def _warn_or_raise(self, count: int) -> None:
+        """To be called where an exception is caught."""
+        if self._enhancer.settings.on_error == "raise":
+            raise
+        logger.warning("%d frames stay as they are", count, exc_info=True)
 
     def _pasted(self, frame: FrameFaces) -> NDArray[np.uint8]:
         from ..faces.paste import without_added_color

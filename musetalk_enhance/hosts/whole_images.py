@@ -4,20 +4,23 @@ pasted."""
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import ConfigError, FrameError
+from ..faces.selection import IdentitySelection
 from ..jobs.image_restorer import RESTORED, Parser, PictureRestorer, RestoredImage
-from ..jobs.video_faces import FrameFaces, VideoFaces, composite, main_face
+from ..jobs.video_faces import FrameFaces, VideoFaces, composite, main_face, main_note
 from ..media.arrays import Image
 
 if TYPE_CHECKING:
     from ..enhancer import FaceEnhancer
     from ..faces.detect import FaceDetector
+    from ..faces.identity import ReferenceFaces
 
 logger = logging.getLogger("musetalk_enhance")
 
@@ -37,6 +40,7 @@ class WholeImages:
         fps: frames per second of a video; None: the images are stills, independent of one another.
         min_face: a face whose box is smaller than this on both sides, in pixels, is left unchanged.
         only_center_face: restore only the face nearest to the center.
+        reference: restore only the faces of people on these photos; None: all.
         parser: limits the paste in stills to the face itself; see `PictureRestorer`.
 
     Raises:
@@ -51,29 +55,36 @@ class WholeImages:
         fps: float | None = None,
         min_face: float = 0,
         only_center_face: bool = False,
+        reference: ReferenceFaces | None = None,
         parser: Parser | None = None,
     ) -> None:
         if fps is not None and not 0 < fps < float("inf"):
             raise ConfigError("fps", fps, "a number above 0")
         self._detector = detector
-        self._stills = self._video = None
+        self._stills: PictureRestorer | None = None
+        self._video: VideoFaces[FrameFaces] | None = None
         if fps is None:
             self._stills = PictureRestorer(
                 enhancer,
                 detector,
                 min_face=min_face,
                 only_center_face=only_center_face,
+                reference=reference,
                 parser=parser,
             )
         else:
             self._video = VideoFaces(
-                enhancer, fps, min_face=min_face, only_center_face=only_center_face
+                enhancer,
+                fps,
+                min_face=min_face,
+                only_center_face=only_center_face,
+                selection=None if reference is None else IdentitySelection(reference),
             )
 
     def restore(
         self, images_rgb: NDArray[Any], sources_rgb: NDArray[Any] | None = None
     ) -> tuple[NDArray[Any], list[dict[str, Any]]]:
-        """Restore the next images.
+        """Restore the next images by themselves: no later frame of a video is looked at.
 
         Args:
             images_rgb: RGB (N, H, W, 3), uint8, or float 0..1; not modified.
@@ -89,22 +100,66 @@ class WholeImages:
             FrameError: the shape or dtype is another, or there are sources of stills.
             EnhanceError: with ``on_error="raise"``, restoring failed.
         """
-        before = to_bytes(images_rgb)
-        images = _bgr(before)
-        sources: Sequence[Image | None] = [None] * len(before)
+        return next(self.restore_batches([(images_rgb, sources_rgb)]))
+
+    def restore_batches(
+        self, batches: Iterable[tuple[NDArray[Any], NDArray[Any] | None]]
+    ) -> Iterator[tuple[NDArray[Any], list[dict[str, Any]]]]:
+        """Restore a sequence up to its end, batch by batch.
+
+        A batch of a video is returned when the frames after it are known, so that gaps of the
+        detector are filled from both sides.
+
+        Args:
+            batches: images and sources, see `restore`.
+
+        Yields:
+            What `restore` returns, for each batch.
+
+        Raises:
+            EnhanceError: see `restore`.
+        """
+        if self._video is None:
+            for images_rgb, sources_rgb in batches:
+                if sources_rgb is not None:
+                    raise FrameError("sources", str(sources_rgb.shape), "None of stills")
+                image_bytes = to_bytes(images_rgb)
+                yield _merged(images_rgb, image_bytes, self._still_pairs(_bgr(image_bytes)))
+            return
+        pending: deque[tuple[NDArray[Any], NDArray[np.uint8], list[FrameFaces]]] = deque()
+        ready = 0
+        for images_rgb, sources_rgb in batches:
+            image_bytes = to_bytes(images_rgb)
+            pending.append(
+                (images_rgb, image_bytes, self._frames(images_rgb, image_bytes, sources_rgb))
+            )
+            frames = self._video.track(pending[-1][2])
+            self._video.restore(frames)
+            ready += len(frames)
+            while pending and ready >= len(pending[0][2]):
+                images, image_bytes, frames = pending.popleft()
+                ready -= len(frames)
+                yield _merged(images, image_bytes, _video_pairs(frames))
+        self._video.restore(self._video.track_rest())
+        for images, image_bytes, frames in pending:
+            yield _merged(images, image_bytes, _video_pairs(frames))
+
+    def _frames(
+        self,
+        images_rgb: NDArray[Any],
+        image_bytes: NDArray[np.uint8],
+        sources_rgb: NDArray[Any] | None,
+    ) -> list[FrameFaces]:
+        """The frames of a video with their detected faces."""
+        sources: Sequence[Image | None] = [None] * len(image_bytes)
         if sources_rgb is not None:
-            if self._stills or sources_rgb.shape != images_rgb.shape:
-                expected = f"{images_rgb.shape}, of a video"
-                raise FrameError("sources", str(sources_rgb.shape), expected)
+            if sources_rgb.shape != images_rgb.shape:
+                raise FrameError("sources", str(sources_rgb.shape), str(images_rgb.shape))
             sources = _bgr(to_bytes(sources_rgb))
-        pairs = self._still_pairs(images) if self._stills else self._video_pairs(images, sources)
-        restored, notes = np.array(images_rgb, order="C"), []
-        for image, old, (new_bgr, note) in zip(restored, before, pairs, strict=True):
-            new = new_bgr[..., ::-1]
-            changed = (new != old).any(-1)
-            image[changed] = new[changed] if image.dtype == np.uint8 else new[changed] / 255
-            notes.append(note)
-        return restored, notes
+        return [
+            FrameFaces(image, self._detector.detect(image), source)
+            for image, source in zip(_bgr(image_bytes), sources, strict=True)
+        ]
 
     def _still_pairs(self, images: list[Image]) -> Iterator[tuple[Image, dict[str, Any]]]:
         assert self._stills is not None
@@ -113,21 +168,28 @@ class WholeImages:
                 logger.warning("an image is not restored: %s", result.error)
             yield result.bgr, _still_note(result)
 
-    def _video_pairs(
-        self, images: list[Image], sources: Sequence[Image | None]
-    ) -> Iterator[tuple[Image, dict[str, Any]]]:
-        assert self._video is not None
-        frames = [
-            FrameFaces(image, self._detector.detect(image), source)
-            for image, source in zip(images, sources, strict=True)
-        ]
-        if frames:
-            self._video.restore(frames)
-        for frame in frames:
-            for outcome in frame.outcomes.values():
-                if outcome.failed:
-                    logger.warning("a face is not restored: %s", outcome.reason)
-            yield composite(frame)[0], _video_note(frame)
+
+def _merged(
+    images_rgb: NDArray[Any],
+    image_bytes: NDArray[np.uint8],
+    pairs: Iterable[tuple[Image, dict[str, Any]]],
+) -> tuple[NDArray[Any], list[dict[str, Any]]]:
+    """The images with the pixels that changed, and their notes."""
+    restored, notes = np.array(images_rgb, order="C"), []
+    for image, old, (new_bgr, note) in zip(restored, image_bytes, pairs, strict=True):
+        new = new_bgr[..., ::-1]
+        changed = (new != old).any(-1)
+        image[changed] = new[changed] if image.dtype == np.uint8 else new[changed] / 255
+        notes.append(note)
+    return restored, notes
+
+
+def _video_pairs(frames: Sequence[FrameFaces]) -> Iterator[tuple[Image, dict[str, Any]]]:
+    for frame in frames:
+        for outcome in frame.outcomes.values():
+            if outcome.failed:
+                logger.warning("a face is not restored: %s", outcome.reason)
+        yield composite(frame)[0], _video_note(frame)
 
 
 def to_bytes(images_rgb: NDArray[Any]) -> NDArray[np.uint8]:
@@ -163,10 +225,10 @@ def _still_note(result: RestoredImage) -> dict[str, Any]:
 
 def _video_note(frame: FrameFaces) -> dict[str, Any]:
     face = main_face(frame)
-    if face is None:
-        return {"box_xyxy": None, "passthrough": "no face"}
-    box = tuple(round(float(side), 1) for side in face.box_xyxy)
-    return {"box_xyxy": box} | frame.outcomes[face.track].as_dict()
+    box = None
+    if face is not None:
+        box = tuple(round(float(side), 1) for side in face.box_xyxy)
+    return {"box_xyxy": box} | main_note(frame)
 
 
 __all__ = ["BATCH", "WholeImages", "to_bytes"]

@@ -15,6 +15,7 @@ import numpy as np
 
 from ..errors import ConfigError, EnhanceError, FrameError
 from ..faces.detect import Face, FaceDetector, NetworkDetector, WholeImage
+from ..faces.identity import ReferenceFaces
 from ..faces.paste import FaceCrop, Paste, paste_faces, without_added_color
 from ..faces.rotated import RotatedFaces
 from ..media.arrays import Image
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
     from ..enhancer import GFPGANEnhancer
 
 RESTORED, TOO_SMALL, NOT_CENTER = "restored", "too small", "not the center face"
-NOT_ALIGNED = "landmarks do not fit a face"
+NOT_ALIGNED, NOT_SELECTED = "landmarks do not fit a face", "not selected"
 FACES_AT_ONCE = 32
 """Most faces passed to the enhancer in one call; it splits them into batches itself."""
 
@@ -143,6 +144,7 @@ class PictureRestorer:
         only_center_face: restore only the face nearest to the center.
         parser: limits the paste to the face itself; None: the whole template, feathered at its
             border.
+        reference: restore only the faces of people on these photos; None: all.
         background: enlarges, or restores at scale 1, what surrounds the faces; None:
             interpolation.
         run: restores the frames of one request; None: the enhancer's engine, which then must not
@@ -160,6 +162,7 @@ class PictureRestorer:
         upscale: float = 1,
         min_face: float = 0,
         only_center_face: bool = False,
+        reference: ReferenceFaces | None = None,
         parser: Parser | None = None,
         background: Background | None = None,
         run: Callable[[Request], Restored] | None = None,
@@ -174,6 +177,7 @@ class PictureRestorer:
             self._detector = RotatedFaces(detector)
         self._enhancer, self._upscale = enhancer, upscale
         self._min_face, self._only_center_face = min_face, only_center_face
+        self._reference = reference
         self._parser, self._background = parser, background
         self._size = "upscale" if self._whole else "same"
         self._stream = enhancer.engine.stream(
@@ -247,6 +251,7 @@ class PictureRestorer:
         """Detect, select and crop."""
         try:
             item.faces = self._detector.detect(item.image)
+            others = self._others(item)
         except Exception as error:  # of any class: detectors are also made by others
             self._failed(item, "the face detector", error)
             return
@@ -261,9 +266,21 @@ class PictureRestorer:
                 note = replace(note, state=NOT_CENTER)
             elif not face.aligned:
                 note = replace(note, state=NOT_ALIGNED)
+            elif index in others:
+                note = replace(note, state=NOT_SELECTED)
             else:
                 note = self._crop(item, index, note)
             item.notes.append(note)
+
+    def _others(self, item: Item) -> set[int]:
+        """Indices of the faces that are not those of people on the reference photos."""
+        if self._reference is None:
+            return set()
+        return {
+            index
+            for index, face in enumerate(item.faces)
+            if not self._reference.is_same_person(item.image, face)
+        }
 
     def _failed(self, item: Item, who: str, error: Exception) -> None:
         if self._enhancer.settings.on_error == "raise":

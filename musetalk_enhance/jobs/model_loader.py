@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -13,9 +14,12 @@ from .. import weights
 from ..enhancer import GFPGANEnhancer
 from ..errors import ConfigError, MissingDependencyError, WeightError
 from ..faces.detect import FaceDetector, WholeImage, make_detector, weight_of
+from ..faces.identity import ReferenceFaces, SFace
+from ..media import read_image
 from ..pipeline.batch_planner import BatchPlanner
 from ..runtime.devices import pick_device
 from .image_restorer import PictureRestorer
+from .manifest import digest, file_digest
 from .models import LoadedModel, RunInfo, load, run_info_of
 from .options import FaceSettings, ImageSettings, VideoSettings
 
@@ -68,6 +72,7 @@ def load_image_models(settings: ImageSettings, pinned: RunInfo | None = None) ->
     with ExitStack() as stack:
         threads = stack.enter_context(use_threads(pinned))
         detector = stack.enter_context(closing(load_detector(settings, settings.min_face)))
+        reference = load_reference(settings, detector)
         background = _open_background(settings)
         if background is not None:
             stack.enter_context(closing(background))
@@ -87,6 +92,7 @@ def load_image_models(settings: ImageSettings, pinned: RunInfo | None = None) ->
             only_center_face=settings.only_center_face,
             parser=parser,
             background=background,
+            reference=reference,
         )
         helpers = {
             "face_detector": detector_digest(settings),
@@ -94,6 +100,7 @@ def load_image_models(settings: ImageSettings, pinned: RunInfo | None = None) ->
             "bg_upsampler": None
             if background is None
             else weights.table.WEIGHTS.get(REALESRGAN).sha256,
+            **reference_digests(settings),
         }
         run_info = run_info_of(loaded, enhancer, settings, helpers, threads)
         return ImageModels(restorer, detector, enhancer, loaded, run_info, stack.pop_all())
@@ -108,6 +115,7 @@ class VideoModels:
         enhancer: restores them, each track with a stream of its own.
         settings: of the job, with a fixed batch size.
         run_info: what runs.
+        reference: the faces of the reference photos; None without a photo.
         resources: closes detector and network.
     """
 
@@ -115,6 +123,7 @@ class VideoModels:
     enhancer: GFPGANEnhancer
     settings: VideoSettings
     run_info: RunInfo
+    reference: ReferenceFaces | None = None
     held: ExitStack = field(default_factory=ExitStack, repr=False, compare=False)
 
     def close(self) -> None:
@@ -127,17 +136,18 @@ def load_video_models(settings: VideoSettings, pinned: RunInfo | None = None) ->
     with ExitStack() as stack:
         threads = stack.enter_context(use_threads(pinned))
         detector = stack.enter_context(closing(load_detector(settings)))
+        reference = load_reference(settings, detector)
         loaded = load(settings, pinned=pinned)
         stack.enter_context(closing(loaded.restorer))
         enhancer = stack.enter_context(closing(make_enhancer(loaded, settings, output_size="same")))
-        run_info = run_info_of(
-            loaded, enhancer, settings, {"face_detector": detector_digest(settings)}, threads
-        )
+        helpers = {"face_detector": detector_digest(settings), **reference_digests(settings)}
+        run_info = run_info_of(loaded, enhancer, settings, helpers, threads)
         return VideoModels(
             detector,
             enhancer,
             settings.replace(batch_size=run_info.batch_size),
             run_info,
+            reference,
             stack.pop_all(),
         )
 
@@ -219,6 +229,32 @@ def detector_digest(settings: FaceSettings) -> str | None:
             settings.detector_path, trust_unpinned=settings.trust_unpinned
         ).sha256
     return None if name is None else weights.table.WEIGHTS.get(name).sha256
+
+
+def load_reference(settings: FaceSettings, detector: FaceDetector) -> ReferenceFaces | None:
+    """Load the faces of the reference photos; None without a photo.
+
+    Raises:
+        ConfigError: a photo has no face, or more than one.
+        MediaError: a photo cannot be read.
+        WeightError: the recognizer cannot be loaded; says what to fetch.
+    """
+    if settings.face is None:
+        return None
+    photos = {path: read_image(path) for path in settings.face}
+    return ReferenceFaces(SFace(download=settings.download), detector, photos)
+
+
+def reference_digests(settings: FaceSettings) -> dict[str, str | None]:
+    """sha256 of the reference photos, in any order, and of the recognizer; empty without a photo.
+
+    The names are those of `RunInfo.helpers`.
+    """
+    if settings.face is None:
+        return {}
+    photos = sorted(str(file_digest(Path(path))) for path in settings.face)
+    weight = weights.table.WEIGHTS.get(SFace.weight_name)
+    return {"face": digest(photos), "face_recognizer": weight.sha256}
 
 
 def load_parser(settings: ImageSettings, loaded: LoadedModel) -> FaceParser | None:

@@ -47,7 +47,7 @@ class RunInfo:
         device: kind of device, such as ``"cpu"``.
         batch_size: faces in one run.
         threads: CPU threads of one worker.
-        helpers: sha256 of the files of detector, parser and upsampler, by name.
+        helpers: sha256 of the files of detector, parser, upsampler and photos, by name.
         passed_over: restorers of higher priority that could not be loaded: name and reason.
         version: of this library.
     """

@@ -27,7 +27,8 @@ _NOT_DECISIVE = {
         "arch",
         "fidelity",
         "detector_path",
-    ),  # the models themselves are identified by their hashes
+        "face",
+    ),  # the models and photos themselves are identified by their hashes
     *(
         "device",
         "provider",
@@ -123,6 +124,13 @@ class FaceSettings:
     only_center_face: bool = schema.option(
         False, "Restore only the face nearest to the center of the image.", schema.switch()
     )
+    face: tuple[str, ...] | None = schema.option(
+        None,
+        "Restore only the faces of people on a photo with one face; give it once for each photo. "
+        "Needs the weight sface.",
+        schema.paths("the path of a photo"),
+        repeat=True,
+    )
     device: str = borrowed("device", help="Device that runs the network. auto: the best available.")
     backend: str = borrowed("backend")
     dtype: str = borrowed(
@@ -167,6 +175,10 @@ class FaceSettings:
             raise ConfigError(
                 "only_center_face", True, "false with face_detector: none (there is one face)"
             )
+        if self.face is not None and self.face_detector == "none":
+            raise ConfigError("face", self.face, "unset with face_detector: none (no detection)")
+        if self.face is not None and self.only_center_face:
+            raise ConfigError("face", self.face, "unset with only_center_face: true")
         for name in ("detection_size", "min_face"):
             default = getattr(type(self), name)
             if self.face_detector == "none" and getattr(self, name) != default:
@@ -186,9 +198,10 @@ class FaceSettings:
         ]
         if not is_path(self.model):
             names.remove("model")
-        return self.replace(
-            **{name: os.path.abspath(os.path.expanduser(getattr(self, name))) for name in names}
-        )
+        paths: dict[str, Any] = {name: _absolute(getattr(self, name)) for name in names}
+        if self.face is not None:
+            paths["face"] = tuple(_absolute(path) for path in self.face)
+        return self.replace(**paths)
 
     def enhancer(self, **changes: Any) -> EnhancerSettings:
         """The settings of the enhancer that restores the faces, with `changes` applied."""
@@ -207,10 +220,14 @@ class FaceSettings:
         """The options that decide the output, as plain values; without those that `models.RunInfo`
         records exactly."""
         return {
-            name: value
+            name: list(value) if isinstance(value, tuple) else value  # as JSON gives it back
             for name, value in dataclasses.asdict(self).items()
             if name not in _NOT_DECISIVE
         }
+
+
+def _absolute(path: str) -> str:
+    return os.path.abspath(os.path.expanduser(path))
 
 
 @dataclass(frozen=True)
@@ -272,6 +289,12 @@ class VideoSettings(FaceSettings):
     only_center_face: bool = schema.option(
         False, "Restore only one face, the one nearest to the center.", schema.switch()
     )
+    at: tuple[float, float] | None = schema.option(
+        None,
+        "Restore only the face that covers this point of the upright frame, or is nearest to it, "
+        "where the face first appears.",
+        schema.point(),
+    )
     region: str = borrowed(
         "region",
         help="Which part of a face may change, on the FFHQ template. lower: from the eyes down; "
@@ -303,6 +326,12 @@ class VideoSettings(FaceSettings):
         "Frames per segment: the most that a killed run loses, and the unit of work of one worker.",
         schema.whole(16, 100000),
     )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in ("only_center_face", "face"):
+            if self.at is not None and getattr(self, name):
+                raise ConfigError("at", self.at, f"unset with {name}; set only one of them")
 
 
 def option_named(

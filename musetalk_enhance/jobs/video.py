@@ -17,6 +17,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from ..errors import ConfigError, MediaError
+from ..faces.selection import LOOK_AHEAD
 from ..media import (
     SegmentWriter,
     VideoIndex,
@@ -134,6 +135,7 @@ def restore_video(
     if not settings.overwrite:
         _check_foreign(output)
     index = index_video(source, start, end, strict=settings.strict)
+    _check_point(settings, index)
     losses = check_output(index, source, output)
     if losses:
         logger.warning("%s will not hold of %s: %s", output, source, "; ".join(losses))
@@ -149,6 +151,7 @@ def restore_video(
         "end": end,
         "preroll": PREROLL,
         "chunk": CHUNK,
+        "look_ahead": LOOK_AHEAD,
     }
     folder = parts_folder(output)
     refuse_links(folder, folder / SEGMENTS)
@@ -229,6 +232,19 @@ def _move(path: Path, target: Path) -> None:
         os.replace(path, target)
     except OSError as error:
         raise MediaError(target, f"cannot be written ({error.strerror or error})") from error
+
+
+def _check_point(settings: VideoSettings, index: VideoIndex) -> None:
+    """Check that the point of a face lies in the frame.
+
+    Raises:
+        ConfigError: it does not.
+    """
+    if settings.at is not None:
+        x, y = settings.at
+        if x > index.width or y > index.height:
+            allowed = f"a point in the frame of {index.width}x{index.height} pixels"
+            raise ConfigError("at", settings.at, allowed)
 
 
 def _check_names(output: Path) -> None:

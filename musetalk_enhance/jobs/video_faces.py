@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from operator import methodcaller
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 import numpy as np
 
 from ..errors import FrameError
 from ..faces.detect import Face
+from ..faces.look_ahead import LookAheadTracker
 from ..faces.paste import Box, FaceCrop, Image, Paste, paste_faces, without_added_color
+from ..faces.selection import FaceSelection
 from ..faces.templates import TEMPLATE_SIDE, template_points
-from ..faces.tracks import FaceTracker, TrackedFace
+from ..faces.tracks import TrackedFace
 from ..pipeline.engine import Request
 from ..pipeline.outcome import Cause, Outcome, passed_through
+from ..pipeline.scene_cuts import LEAST_FRAME_CORRELATION, SIDE, scene_cuts
 from ..pipeline.stream import Stream
 
 if TYPE_CHECKING:
@@ -34,7 +38,7 @@ class FrameFaces:
         faces: detected faces.
         source: the original of the frame, of the same size, for ``match: source``; None: the frame
             itself.
-        tracked: the same with their tracks, and those that the detector has just missed.
+        tracked: those that are restored, with their tracks, and those that the detector missed.
         crops: track to its crop.
         sources: track to its crop of the source.
         pastes: track to the restored face.
@@ -51,8 +55,14 @@ class FrameFaces:
     outcomes: dict[int, Outcome] = field(default_factory=dict)
 
 
-class VideoFaces:
+Frame = TypeVar("Frame", bound=FrameFaces)
+
+
+class VideoFaces(Generic[Frame]):
     """The faces of consecutive frames, each with a track and a stream of its own.
+
+    Tracking reads `LOOK_AHEAD` frames ahead: `track` takes frames and returns earlier ones, which
+    `restore` takes.
 
     Args:
         enhancer: restores the faces; its `color` and `output_size` are ignored.
@@ -60,6 +70,7 @@ class VideoFaces:
         min_face: a face whose box is smaller than this on both sides, in pixels, is left
             unchanged.
         only_center_face: restore only one face, the one nearest to the center.
+        selection: which faces are restored; None: all.
         open_stream: as the enhancer's `stream`, which it defaults to.
         close_stream: called with the stream of a track that has ended.
 
@@ -74,21 +85,59 @@ class VideoFaces:
         *,
         min_face: float = 0,
         only_center_face: bool = False,
+        selection: FaceSelection | None = None,
         open_stream: Callable[..., Stream] | None = None,
         close_stream: Callable[[Stream], None] = methodcaller("close"),
     ) -> None:
         self._enhancer = enhancer
         self._open, self._close = open_stream or enhancer.stream, close_stream
-        self._tracks = FaceTracker(fps, min_face=min_face, only_center=only_center_face)
+        self._tracks = LookAheadTracker(
+            fps, min_face=min_face, only_center=only_center_face, selection=selection
+        )
+        self._pending: deque[Frame] = deque()
+        self._scene: Any = None
         self._streams: dict[int, Stream] = {}
         self._thumbnails: dict[int, Image] = {}
 
-    def restore(self, chunk: Sequence[FrameFaces]) -> None:
-        """Track, crop and restore the faces of the next frames together."""
-        frames_of: dict[int, list[FrameFaces]] = {}
+    def track(self, chunk: Sequence[Frame]) -> list[Frame]:
+        """Track the faces of the next frames; returns the frames that are ready for `restore`."""
+        ready = []
         for frame in chunk:
-            height, width = frame.image.shape[:2]
-            frame.tracked = self._tracks.update(frame.faces, (width, height))
+            self._pending.append(frame)
+            tracked = self._tracks.update(frame.image, frame.faces, cut=self._is_cut(frame.image))
+            if tracked is not None:
+                ready.append(self._next(tracked))
+        return ready
+
+    def track_rest(self) -> list[Frame]:
+        """The frames that wait for later ones, which do not come."""
+        return [self._next(tracked) for tracked in self._tracks.flush()]
+
+    def _next(self, tracked: Sequence[TrackedFace]) -> Frame:
+        frame = self._pending.popleft()
+        frame.tracked = [face for face in tracked if face.selected]
+        for face in tracked:
+            if not face.selected and not face.missed:
+                frame.outcomes[face.track] = passed_through(Cause.NOT_SELECTED)
+        return frame
+
+    def _is_cut(self, image: Image) -> bool:
+        """Whether a scene begins with the next frame."""
+        import cv2
+        import torch
+
+        small = cv2.resize(image, (SIDE, SIDE), interpolation=cv2.INTER_AREA)
+        scene = torch.from_numpy(small).permute(2, 0, 1)[None].float() / 255
+        cut = scene_cuts(scene, self._scene, LEAST_FRAME_CORRELATION)[0]
+        self._scene = scene
+        return bool(cut)
+
+    def restore(self, chunk: Sequence[Frame]) -> None:
+        """Crop and restore the faces of the next tracked frames together."""
+        if not chunk:
+            return
+        frames_of: dict[int, list[Frame]] = {}
+        for frame in chunk:
             for face in frame.tracked:
                 if self._crop(frame, face):
                     frames_of.setdefault(face.track, []).append(frame)
@@ -125,7 +174,7 @@ class VideoFaces:
         thumbnail = _thumbnail(crop.aligned)
         if not face.missed:
             self._thumbnails[face.track] = thumbnail
-        elif face.track in self._thumbnails and not _alike(self._thumbnails[face.track], thumbnail):
+        elif not self._is_visible(face, thumbnail):
             frame.outcomes[face.track] = passed_through(Cause.LOST)
             return False
         frame.crops[face.track] = crop
@@ -133,6 +182,19 @@ class VideoFaces:
             source = self._enhancer.engine.crop_face(frame.source, face.landmarks)
             frame.sources[face.track] = source.aligned
         return True
+
+    def _is_visible(self, face: TrackedFace, thumbnail: Image) -> bool:
+        """Whether a face that the detector missed looks as it did before, or does afterwards."""
+        previous = self._thumbnails.get(face.track)
+        if previous is None or _alike(previous, thumbnail):
+            return True
+        if face.next_image is None or face.next_landmarks is None:
+            return False
+        try:
+            crop = self._enhancer.engine.crop_face(face.next_image, face.next_landmarks)
+        except FrameError:
+            return False
+        return _alike(_thumbnail(crop.aligned), thumbnail)
 
     def _request(self, track: int, frames: Sequence[FrameFaces]) -> Request:
         """The request for the faces of one track."""
@@ -160,9 +222,12 @@ def main_face(frame: FrameFaces) -> TrackedFace | None:
 
 
 def main_note(frame: FrameFaces) -> dict[str, Any]:
-    """The outcome of the main face."""
+    """The outcome of the main face; of another one where none is selected."""
     face = main_face(frame)
-    return {"passthrough": "no face"} if face is None else frame.outcomes[face.track].as_dict()
+    if face is not None:
+        return frame.outcomes[face.track].as_dict()
+    outcomes = [outcome.as_dict() for outcome in frame.outcomes.values()]
+    return outcomes[0] if outcomes else {"passthrough": "no face"}
 
 
 def composite(

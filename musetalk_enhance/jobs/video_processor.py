@@ -3,7 +3,8 @@ encodes it.
 
 A segment depends on the video and its own range alone, so it comes out the same in any process and
 order. Some frames before it are restored and discarded, so that temporal state does not start from
-zero at its first frame.
+zero at its first frame; some frames after it are detected and tracked, so that a gap of a track at
+its end is filled from both sides.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from ..faces.detect import FaceDetector
+from ..faces.selection import LOOK_AHEAD, FaceSelection, IdentitySelection, PositionSelection
 from ..media import DecodedFrame, SegmentWriter, VideoIndex, read_segment
 from ..pipeline.outcome import Outcome
 from .manifest import State, Unit, file_digest, write_state
@@ -130,11 +132,12 @@ class VideoProcessor:
         path = self._folder / name
         path.parent.mkdir(parents=True, exist_ok=True)
         settings, counts = self.models.settings, _SegmentCounts()
-        faces = VideoFaces(
+        faces: VideoFaces[_SegmentFrame] = VideoFaces(
             self.models.enhancer,
             float(self._index.fps),
             min_face=settings.min_face,
             only_center_face=settings.only_center_face,
+            selection=self._selection(),
         )
         with (
             closing(self._chunks(unit)) as chunks,
@@ -142,7 +145,7 @@ class VideoProcessor:
             ThreadPoolExecutor(1, "write") as writers,
         ):
             pending: Future[None] | None = None
-            for chunk in chunks:
+            for chunk in _tracked(chunks, faces, unit["stop"]):
                 faces.restore(chunk)
                 segment_frames = [frame for frame in chunk if frame.decoded.index >= unit["first"]]
                 counts.add(segment_frames)
@@ -155,10 +158,18 @@ class VideoProcessor:
         item = {"name": name, "outputs": {name: file_digest(path)}, **counts.as_dict()}
         return {"unit": unit, "items": [item]}
 
+    def _selection(self) -> FaceSelection | None:
+        """A new selection for a segment; None: all faces are restored."""
+        if self.models.reference is not None:
+            return IdentitySelection(self.models.reference)
+        point = self.models.settings.at
+        return None if point is None else PositionSelection(point)
+
     def _chunks(self, unit: Unit) -> Generator[list[_SegmentFrame], None, None]:
         """Frames with their detected faces, in chunks; the next chunk is read meanwhile."""
         first = max(0, unit["first"] - PREROLL)
-        decoded_frames = read_segment(self._source, self._index, first, unit["stop"])
+        stop = min(unit["stop"] + LOOK_AHEAD, len(self._index))
+        decoded_frames = read_segment(self._source, self._index, first, stop)
         with ThreadPoolExecutor(1, "read") as readers:
             upcoming = readers.submit(_read, decoded_frames, self.models.detector)
             try:
@@ -238,6 +249,15 @@ def add_damage(runs: list[list[Any]], run: Sequence[Any]) -> None:
         runs[-1][2] = run[2]
     else:
         runs.append(list(run))
+
+
+def _tracked(
+    chunks: Iterator[list[_SegmentFrame]], faces: VideoFaces[_SegmentFrame], stop: int
+) -> Iterator[list[_SegmentFrame]]:
+    """Frames before `stop` with their tracked faces, in chunks."""
+    for chunk in chunks:
+        yield [frame for frame in faces.track(chunk) if frame.decoded.index < stop]
+    yield [frame for frame in faces.track_rest() if frame.decoded.index < stop]
 
 
 def _read(decoded_frames: Iterator[DecodedFrame], detector: FaceDetector) -> list[_SegmentFrame]:

@@ -33,6 +33,7 @@ class Cause(Enum):
     INPUT = "input"
     NO_FACE = "no face"
     LOST = "lost from sight"
+    NOT_SELECTED = "not selected"
     ALIGNMENT = "cannot be aligned"
     OUT_OF_MEMORY = "out of memory"
     RESTORER = "restorer"

@@ -22,6 +22,7 @@ _CODEFORMER = "https://github.com/sczhou/CodeFormer/releases/download/v0.1.0"
 _FACEXLIB = "https://github.com/xinntao/facexlib/releases/download"
 _REACTOR = "https://huggingface.co/datasets/Gourieff/ReActor/resolve/main/models/facerestore_models"
 _OPENCV_ZOO = "models/face_detection_yunet/face_detection_yunet_2023mar.onnx"
+_OPENCV_SFACE = "models/face_recognition_sface/face_recognition_sface_2021dec.onnx"
 
 _CLIBDEV_GFPGAN = "clibdev/GFPGAN-onnxruntime-demo: README.md @29e885155095 (sha256)"
 _CLIBDEV_RETINAFACE = "clibdev/Pytorch_Retinaface: README.md @2cb7bafb0d00 (sha256)"
@@ -268,6 +269,27 @@ _add(
         purpose="small, quick face detector for cv2.FaceDetectorYN",
     ),
     *("yunet-2023mar", "yunet_2023mar"),
+)
+_add(
+    WeightEntry(
+        name="sface",
+        file="face_recognition_sface_2021dec.onnx",
+        urls=(
+            f"https://media.githubusercontent.com/media/opencv/opencv_zoo/main/{_OPENCV_SFACE}",
+            f"https://github.com/opencv/opencv_zoo/raw/main/{_OPENCV_SFACE}",
+            "https://huggingface.co/opencv/face_recognition_sface/resolve/main/"
+            "face_recognition_sface_2021dec.onnx",
+        ),
+        size=38696353,
+        sha256="0ba9fbfa01b5270c96627c4ef784da859931e02f04419c829e83484087c34e79",
+        license="Apache-2.0",
+        sources=(
+            f"opencv/opencv_zoo: {_OPENCV_SFACE} @966be4cb6eef (git-lfs pointer: sha256, size)",
+            "a manifest of four face models beside MiniFASNet: read as a copy (sha256, size)",
+        ),
+        purpose="tells one person from another: --face PHOTO, through cv2.FaceRecognizerSF",
+    ),
+    *("sface-2021dec", "sface_2021dec"),
 )
 _add(
     WeightEntry(

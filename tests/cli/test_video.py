@@ -103,6 +103,15 @@ def test_faces_that_are_left_alone_are_not_counted_as_restored(words, tmp_path, 
     assert totals["faces"] == 16 and totals["faces_restored"] == 0 and totals["mean_change"] is None
 
 
+def test_faces_are_selected_by_flags(words, capsys):
+    assert main([*words, "--at", "128,128", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["job"]["settings"]["at"] == [128, 128]
+    assert main([*words, "--at", "128"]) == 2
+    assert "--at: invalid value '128'; expected X,Y in pixels" in capsys.readouterr().err
+    assert main([*words, "--face", "no.jpg", "--face", "b.jpg"]) == 2
+    assert "no.jpg: cannot be read" in capsys.readouterr().err
+
+
 def test_json_is_all_there_is_on_stdout(words, tmp_path, capsys):
     assert main([*words, "--json"]) == 0
     summary = json.loads(capsys.readouterr().out)

@@ -17,7 +17,7 @@ import torch
 from musetalk_enhance.errors import ConfigError, FrameError
 from musetalk_enhance.hosts.comfyui import NODE_CLASS_MAPPINGS, NODE_DISPLAY_NAME_MAPPINGS, nodes
 from tests.conftest import ROOT
-from tests.jobs.conftest import network, picture  # noqa: F401
+from tests.jobs.conftest import Middle, network, picture  # noqa: F401
 
 FOLDER = ROOT / "musetalk_enhance" / "hosts" / "comfyui"
 DOCS = ROOT / "docs" / "hosts"
@@ -216,7 +216,8 @@ def test_an_interrupt_stops_between_batches(restorer, comfy, network, mode):  # 
     comfy.interrupt_at = 1
     with pytest.raises(InterruptProcessingException):
         nodes.RestoreFaces().restore(restorer, batch(24), mode, 1.0)
-    assert network.faces == 8 and comfy.updates == [8]
+    assert comfy.updates == [8]
+    assert network.faces == (8 if mode == "images" else 0), "a video waits for later frames"
     with pytest.raises(InterruptProcessingException):
         nodes.RestoreTalkingHead().restore(restorer, batch(24), 1.0)
 
@@ -284,6 +285,50 @@ def test_match_to_source_of_crops(restorer, monkeypatch, count):
     assert record.sources[2:] == [None, None]
     expected = source.expand(10, -1, -1, -1)
     assert np.array_equal(np.concatenate(record.sources[:2]), expected)
+
+
+class Blinking(Middle):
+    """Blind from the eighth call on, for four."""
+
+    def __init__(self) -> None:
+        self.calls = 0
+
+    def detect(self, picture_bgr):
+        self.calls += 1
+        return [] if 8 <= self.calls < 12 else super().detect(picture_bgr)
+
+
+def test_a_gap_over_two_batches_is_filled(restorer, comfy, monkeypatch):
+    monkeypatch.setattr(nodes, "load_detector", lambda *_: Blinking())
+    images = batch(1).repeat(20, 1, 1, 1)
+    off = {"guard": "off", "sharpness_gate": "off"}
+    result, mask, notes = nodes.RestoreFaces().restore(restorer, images, "video", 1.0, **off)
+    assert mask[:, 60:68, 44:52].mean((1, 2)).min() > 0.9 and len(notes) == 20
+    assert comfy.total == 20 and comfy.updates == [8, 8, 4]
+
+
+@pytest.mark.parametrize("mode", ["images", "video"])
+@pytest.mark.parametrize("same", [True, False])
+def test_only_the_people_on_the_photos(restorer, monkeypatch, mode, same):
+    class Recognizer:
+        """Tells the photo, which is dim, from the images."""
+
+        def __init__(self, download):
+            assert download is restorer.settings.download
+
+        def embed(self, image_bgr, face):
+            is_image = image_bgr[64, 48].max() > 30
+            return np.array((1, 0) if same or not is_image else (0, 1), np.float32)
+
+    monkeypatch.setattr(nodes, "SFace", Recognizer)
+    images = batch(10)
+    photo = images[:1] * 0.3
+    result, _, notes = nodes.RestoreFaces().restore(
+        restorer, images, mode, 1.0, guard="off", sharpness_gate="off", reference=photo
+    )
+    assert torch.equal(result, images) is not same
+    reasons = {note.get("left alone") or note.get("passthrough") for note in notes}
+    assert reasons == ({None} if same else {"not selected"})
 
 
 def test_match_to_source_of_a_video(restorer, monkeypatch):

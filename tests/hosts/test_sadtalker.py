@@ -14,6 +14,7 @@ import pytest
 
 from musetalk_enhance.errors import ConfigError, HostError, MediaError
 from musetalk_enhance.faces import detect
+from musetalk_enhance.faces.selection import LOOK_AHEAD
 from musetalk_enhance.hosts.registry import recognize
 from musetalk_enhance.hosts.sadtalker import CHUNK, FaceEnhancerModule, attach
 from musetalk_enhance.hosts.sessions import Sessions
@@ -185,7 +186,7 @@ def test_every_face_is_a_stream_that_ends(module, frames):
     for _ in range(2):
         assert len(list(video)) == len(video) == COUNT
     assert len(opened) == 3 and all(stream.closed for stream in opened)
-    assert enhancer.stats.frames == CHUNK + 2 * COUNT
+    assert enhancer.stats.frames == COUNT - LOOK_AHEAD + 2 * COUNT
 
 
 class Reader(Sequence):
@@ -203,11 +204,11 @@ class Reader(Sequence):
 
 
 def test_a_few_frames_are_read_at_a_time(module, frames):
-    reader = Reader(frames)
+    reader = Reader(frames * 3)
     iterator = module().enhancer_generator_no_len(reader, bg_upsampler=None)
     assert reader.read == 0
     next(iterator)
-    assert reader.read == CHUNK
+    assert reader.read == CHUNK + LOOK_AHEAD
 
 
 def test_an_error_of_ours_costs_no_frame(module, detector, frames, monkeypatch, caplog):
@@ -219,6 +220,26 @@ def test_an_error_of_ours_costs_no_frame(module, detector, frames, monkeypatch, 
     strict = module(on_error="raise")
     with pytest.raises(ZeroDivisionError):
         strict.enhancer_list(frames, bg_upsampler=None)
+
+
+def test_a_failure_in_between_costs_no_frame(module, frames, caplog):
+    """Of 24 frames the second batch fails; the others are restored."""
+    functions = module(lambda faces: faces + 0.2)
+    engine, calls = functions._enhancer.engine, []
+    plain = engine.restore
+
+    def restore(requests):
+        calls.append(requests)
+        if len(calls) == 2:
+            raise ZeroDivisionError
+        return plain(requests)
+
+    engine.restore = restore
+    clip = frames[:8] * 3
+    results = functions.enhancer_list(clip, bg_upsampler=None)
+    changed = [not np.array_equal(a, enlarged(b)) for a, b in zip(results, clip, strict=True)]
+    assert changed == [True] * 8 + [False] * 8 + [True] * 8
+    assert "8 frames stay as they are" in caplog.text
 
 
 def test_the_background_is_enlarged_on_demand(module, frames, monkeypatch):

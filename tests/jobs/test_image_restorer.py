@@ -17,6 +17,7 @@ from musetalk_enhance.jobs import image_restorer
 from musetalk_enhance.jobs.image_restorer import (
     NOT_ALIGNED,
     NOT_CENTER,
+    NOT_SELECTED,
     RESTORED,
     TOO_SMALL,
     PictureRestorer,
@@ -246,6 +247,29 @@ def test_the_center_face_may_be_too_small(make):
     after = make(detector, only_center_face=True, min_face=70).restore([grey()])[0]
     assert [note.state for note in after.faces] == [NOT_CENTER, TOO_SMALL]
     assert np.array_equal(after.bgr, grey())
+
+
+class Reference:
+    """In place of the photos' faces: takes every face whose box is larger than 80 px for them."""
+
+    def is_same_person(self, image_bgr, face):
+        return face.size_wh[0] > 80
+
+
+def test_only_people_on_the_photos(make):
+    detector = Given(h300=[face(20, 30, 200), face(350, 40, 100), face(350, 200, 20)])
+    after = make(detector, min_face=30, reference=Reference()).restore([grey()])[0]
+    assert [note.state for note in after.faces] == [RESTORED, NOT_SELECTED, TOO_SMALL]
+    assert (after.bgr[:, 300:] == 100).all() and after.bgr[150, 100, 0] == 140
+
+
+def test_a_failure_of_the_recognizer_is_listed(make):
+    class Failing:
+        def is_same_person(self, image_bgr, face):
+            raise RestorerError("SFace failed: no reason")
+
+    after = make(Given(h300=[face(20, 30, 200)]), reference=Failing()).restore([grey()])[0]
+    assert after.error == "SFace failed: no reason" and np.array_equal(after.bgr, grey())
 
 
 def test_a_face_that_cannot_be_aligned_is_listed(make):

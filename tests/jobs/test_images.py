@@ -155,6 +155,34 @@ def test_results_of_one_name_are_told_apart(network, tmp_path):
         assert np.abs(made - read(source / name) - ADDED).max() <= 1
 
 
+def test_only_people_on_a_photo(network, tmp_path, monkeypatch, caplog):
+    class Recognizer:
+        """Tells dark pictures from bright ones."""
+
+        weight_name = "sface"
+
+        def __init__(self, download):
+            assert not download
+
+        def embed(self, image_bgr, face):
+            return np.array((1, 0) if image_bgr.mean() < 50 else (0, 1), np.float32)
+
+    monkeypatch.setattr(model_loader, "SFace", Recognizer)
+    source, output, photo = tmp_path / "in", tmp_path / "out", tmp_path / "photo.png"
+    put(source, "dark.png", "bright.png")
+    cv2.imwrite(str(photo), picture(10))
+    settings = WHOLE.replace(face_detector="yunet", min_face=8, face=photo)
+    faces = restore_images(source, output, settings).stats["faces"]
+    assert (faces["found"], faces["restored"], faces["left"]) == (2, 1, {"not selected": 1})
+    assert not np.array_equal(read(output / "restored/dark.png"), read(source / "dark.png"))
+    assert np.array_equal(read(output / "restored/bright.png"), read(source / "bright.png"))
+    assert restore_images(source, output, settings).resumed == 2
+    cv2.imwrite(str(photo), picture(150))
+    faces = restore_images(source, output, settings).stats["faces"]
+    assert faces["restored"] == 1 and "starting over" in caplog.text
+    assert np.array_equal(read(output / "restored/dark.png"), read(source / "dark.png"))
+
+
 def test_a_picture_that_comes_later_may_change_a_name(network, tmp_path):
     source, output = tmp_path / "in", tmp_path / "out"
     put(source, "a.jpg")

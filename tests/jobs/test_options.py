@@ -8,7 +8,12 @@ import pytest
 
 from musetalk_enhance.config.settings import EnhancerSettings
 from musetalk_enhance.errors import ConfigError
-from musetalk_enhance.jobs.options import FaceSettings, ImageSettings, VideoSettings, option_named
+from musetalk_enhance.jobs.options import (
+    FaceSettings,
+    ImageSettings,
+    VideoSettings,
+    option_named,
+)
 
 
 def test_defaults_are_the_issue_s():
@@ -32,7 +37,7 @@ def test_defaults_are_the_issue_s():
 
 @pytest.mark.parametrize("name", [option.name for option in dataclasses.fields(ImageSettings)])
 def test_nonsense_is_refused_by_name(name):
-    if name in ("model", "model_path", "detector_path", "occluder"):
+    if name in ("model", "model_path", "detector_path", "occluder", "face"):
         nonsense = 3.5  # any text may be a path
     else:
         nonsense = "nonsense"
@@ -59,12 +64,44 @@ def test_nonsense_is_refused_by_name(name):
         ({"face_detector": "none", "bg_upsampler": "realesrgan"}, "bg_upsampler"),
         ({"face_detector": "none", "min_face": 100}, "min_face"),
         ({"face_detector": "none", "detection_size": 640}, "detection_size"),
+        ({"face_detector": "none", "face": "a.jpg"}, "face"),
+        ({"only_center_face": True, "face": "a.jpg"}, "face"),
+        ({"face": []}, "face"),
+        ({"face": ["a.jpg", " "]}, "face"),
     ],
 )
 def test_impossible_and_contradicting_values(options, key):
     with pytest.raises(ConfigError) as caught:
         ImageSettings(**options)
     assert caught.value.key == key
+
+
+@pytest.mark.parametrize(
+    ("options", "key"),
+    [
+        ({"at": "3"}, "at"),
+        ({"at": "1,2,3"}, "at"),
+        ({"at": "nan,2"}, "at"),
+        ({"at": "-1,2"}, "at"),
+        ({"at": 7}, "at"),
+        ({"at": "1,2", "only_center_face": True}, "at"),
+        ({"at": "1,2", "face": "a.jpg"}, "at"),
+    ],
+)
+def test_points_that_are_none_or_contradict(options, key):
+    with pytest.raises(ConfigError) as caught:
+        VideoSettings(**options)
+    assert caught.value.key == key
+
+
+def test_faces_and_points(tmp_path, monkeypatch):
+    assert VideoSettings(at="12, 3.5").at == VideoSettings(at=(12, 3.5)).at == (12, 3.5)
+    assert VideoSettings(at="1,2").decisive()["at"] == [1, 2], "as the manifest gives it back"
+    assert VideoSettings(face="a.jpg").face == ("a.jpg",)
+    settings = ImageSettings(face=["a.jpg", tmp_path / "b.jpg"])
+    monkeypatch.chdir(tmp_path)
+    assert settings.absolute().face == (str(tmp_path / "a.jpg"), str(tmp_path / "b.jpg"))
+    assert "face" not in settings.decisive(), "the photos are told by their content"
 
 
 def test_texts_of_flags_are_understood():

@@ -21,7 +21,7 @@ import numpy as np
 import pytest
 import torch
 
-from musetalk_enhance.errors import ConfigError, MediaError
+from musetalk_enhance.errors import ConfigError, MediaError, MissingWeightError
 from musetalk_enhance.jobs import VideoSettings, model_loader, restore_video, video, video_processor
 from musetalk_enhance.jobs.manifest import FOLDER, locked
 from musetalk_enhance.jobs.models import LoadedModel, load
@@ -716,3 +716,70 @@ def test_a_file_that_is_not_ours_is_not_replaced(clip, settings, tmp_path):
     assert (tmp_path / "out.mp4").read_text() == "mine"
     restore_video(clip, tmp_path / "out.mp4", settings.replace(overwrite=True), end=0.1)
     assert restore_video(clip, tmp_path / "out.mp4", settings, end=0.1).resumed == 3
+
+
+class Recognizer:
+    """In place of SFace: tells people by the brightness of the whole image."""
+
+    weight_name, limit = "sface", 0
+
+    def __init__(self, download):
+        assert not download
+
+    def embed(self, image_bgr, face):
+        return np.array((1, 0) if image_bgr.mean() > self.limit else (0, 1), np.float32)
+
+
+def test_a_photo_of_the_person(clip, small, settings, whole, tmp_path, made, caplog, monkeypatch):
+    """Everybody on the photo is restored; another photo under the same name starts over."""
+    monkeypatch.setattr(model_loader, "SFace", Recognizer)
+    photo, out = tmp_path / "photo.png", tmp_path / "out.mp4"
+    cv2.imwrite(str(photo), small[0])
+    chosen = settings.replace(face=str(photo))
+    result = restore_video(clip, out, chosen)
+    assert out.read_bytes() == whole[0] and result.stats["totals"]["left"] == {}
+    text = sidecar_path(out).read_text()
+    assert str(tmp_path) not in text and {"face", "face_recognizer"} <= set(
+        result.stats["job"]["helpers_sha256"]
+    )
+    made.clear()
+    assert restore_video(clip, out, chosen).resumed == COUNT and not made
+    cv2.imwrite(str(photo), small[5])
+    restore_video(clip, out, chosen)
+    assert made == [0, 1, 2] and "with other settings or from another video" in caplog.text
+
+
+def test_nobody_on_the_photo(clip, small, settings, tmp_path, monkeypatch):
+    monkeypatch.setattr(model_loader, "SFace", Recognizer)
+    monkeypatch.setattr(Recognizer, "limit", small[0].mean() / 2)
+    photo, out = tmp_path / "photo.png", tmp_path / "out.mp4"
+    cv2.imwrite(str(photo), small[0] // 4)
+    totals = restore_video(clip, out, settings.replace(face=(str(photo),))).stats["totals"]
+    assert totals["left"] == {"not selected": COUNT} and totals["restored"] == 0
+    assert totals["passed_through"] == {"no face": 0, "not selected": COUNT}
+
+
+def test_a_photo_that_shows_nobody_is_an_error(clip, settings, tmp_path, monkeypatch):
+    monkeypatch.setattr(model_loader, "SFace", Recognizer)
+    photo = tmp_path / "photo.png"
+    cv2.imwrite(str(photo), np.full((64, 64, 3), 90, np.uint8))
+    with pytest.raises(ConfigError, match="photo with one face.*finds 0"):
+        restore_video(clip, tmp_path / "out.mp4", settings.replace(face=str(photo)))
+    with pytest.raises(MediaError, match="nowhere.png"):
+        restore_video(
+            clip, tmp_path / "out.mp4", settings.replace(face=str(tmp_path / "nowhere.png"))
+        )
+    assert [path.name for path in tmp_path.iterdir()] == ["photo.png"]
+
+
+def test_without_the_recognizer_the_command_is_named(clip, small, settings, tmp_path):
+    photo = tmp_path / "photo.png"
+    cv2.imwrite(str(photo), small[0])
+    with pytest.raises(MissingWeightError, match="musetalk-enhance weights fetch sface"):
+        restore_video(clip, tmp_path / "out.mp4", settings.replace(face=str(photo)))
+
+
+def test_a_point_outside_the_frame_is_an_error(clip, settings, tmp_path):
+    with pytest.raises(ConfigError, match=f"at: .*frame of {SIDE}x{SIDE} pixels"):
+        restore_video(clip, tmp_path / "out.mp4", settings.replace(at=(SIDE + 1, 0)))
+    assert not list(tmp_path.iterdir())

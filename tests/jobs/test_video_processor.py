@@ -16,7 +16,10 @@ import torch
 
 from musetalk_enhance.errors import MediaError, RestorerError
 from musetalk_enhance.faces.detect import FFHQ_512, Face, FaceDetector
+from musetalk_enhance.faces.identity import ReferenceFaces
 from musetalk_enhance.faces.paste import crop_face
+from musetalk_enhance.faces.selection import LOOK_AHEAD
+from musetalk_enhance.faces.tracks import MAX_MISSED
 from musetalk_enhance.jobs import VideoSettings, video_processor
 from musetalk_enhance.jobs.manifest import file_digest, outputs_of
 from musetalk_enhance.jobs.model_loader import VideoModels
@@ -286,7 +289,11 @@ class RecordedEngine:
 def recorded(fail_at=None, detector=None):
     engine = RecordedEngine(fail_at)
     opened = SimpleNamespace(
-        detector=detector or Squares(), settings=SETTINGS, enhancer=engine, close=lambda: None
+        detector=detector or Squares(),
+        settings=SETTINGS,
+        enhancer=engine,
+        reference=None,
+        close=lambda: None,
     )
     return opened, engine
 
@@ -378,10 +385,157 @@ def test_a_face_is_not_held_over_a_cut(tmp_path):
     path, state = make(source, tmp_path, opened_with(lambda faces: 1 - faces))
     assert same_planes(decoded(source)[12:], decoded(path)[12:])
     item = state["items"][0]
-    assert item["left"] == {Cause.LOST.value: 3} and item["counts"]["faces_held"] == 0
-    assert item["notes"][12] == {"passthrough": Cause.LOST.value} and item["notes"][15] == {
-        "passthrough": "no face"
-    }
+    assert item["left"] == {} and item["counts"]["faces_held"] == 0
+    assert item["notes"][12:] == [{"passthrough": "no face"}] * 8
+
+
+def cover(picture) -> None:
+    """Faint stripes around (100, 64): no scene cut."""
+    stripes = np.where(np.arange(64) // 8 % 2, 60, 120).astype(np.uint8)
+    picture[32:96, 68:132] = stripes[:, None, None]
+
+
+def test_a_face_that_is_gone_is_not_held(tmp_path):
+    """Something else is in its place, and the scene stays."""
+    pictures = [scene(at, [(100, 64)] if at < 12 else []) for at in range(20)]
+    for picture in pictures[12:]:
+        cover(picture)
+    source = film(tmp_path / "film.mp4", pictures)
+    path, state = make(source, tmp_path, opened_with(lambda faces: 1 - faces))
+    assert same_planes(decoded(source)[12:], decoded(path)[12:])
+    item = state["items"][0]
+    assert item["left"] == {Cause.LOST.value: MAX_MISSED} and item["counts"]["faces_held"] == 0
+    assert item["notes"][12] == {"passthrough": Cause.LOST.value}
+    assert item["notes"][15] == {"passthrough": "no face"}
+
+
+def with_gap(path, first: int, stop: int, count: int = 32):
+    """A square that goes to the right, unseen by the detector from `first` to `stop`."""
+    places = [(60 + 2 * at, 64) for at in range(count)]
+    pictures = [scene(at, [place], blind=first <= at < stop) for at, place in enumerate(places)]
+    return film(path / "film.mp4", pictures)
+
+
+def inverted_at(planes, x: int) -> bool:
+    """Whether the square at x is inverted, up to its edges; it is green otherwise."""
+    row = planes[0][64].astype(int)
+    return bool(row[x - 14 : x + 15].max() < 125 < row[x - 30] + 200)
+
+
+def test_a_gap_is_filled_from_both_sides(tmp_path):
+    source = with_gap(tmp_path, 12, 12 + LOOK_AHEAD)
+    path, state = make(source, tmp_path, opened_with(lambda faces: 1 - faces))
+    before, after = decoded(source), decoded(path)
+    assert not any(inverted_at(planes, 60 + 2 * at) for at, planes in enumerate(before))
+    assert all(inverted_at(planes, 60 + 2 * at) for at, planes in enumerate(after))
+    counts = state["items"][0]["counts"]
+    assert counts["faces_held"] == LOOK_AHEAD and counts["faces_restored"] == 32
+    for at, (one, other) in enumerate(zip(before, after, strict=True)):
+        outside = [split(planes, box_of(60 + 2 * at, 64, 6))[1] for planes in (one, other)]
+        assert all(np.array_equal(a, b) for a, b in zip(*outside, strict=True)), at
+
+
+def test_a_longer_gap_is_not_filled(tmp_path):
+    source = with_gap(tmp_path, 12, 13 + LOOK_AHEAD)
+    _, state = make(source, tmp_path, opened_with(lambda faces: 1 - faces))
+    assert [
+        at
+        for at, note in enumerate(state["items"][0]["notes"])
+        if note == {"passthrough": "no face"}
+    ] == list(range(12 + MAX_MISSED, 13 + LOOK_AHEAD))
+
+
+def test_a_gap_over_a_cut_is_not_filled(tmp_path):
+    """The other scene has a face at the same place, and the detector misses both for a while."""
+    pictures = [
+        scene(at, [(100, 64)], blind=10 <= at < 14, seed=5 * (at >= 12)) for at in range(24)
+    ]
+    source = film(tmp_path / "film.mp4", pictures)
+    path, state = make(source, tmp_path, opened_with(lambda faces: 1 - faces))
+    assert same_planes(decoded(source)[12:14], decoded(path)[12:14])
+    notes = state["items"][0]["notes"]
+    assert [at for at, note in enumerate(notes) if "passthrough" in note] == [12, 13]
+
+
+def test_a_face_that_is_covered_in_a_gap_is_left_alone(tmp_path):
+    pictures = [scene(at, [(100, 64)], blind=12 <= at < 17) for at in range(28)]
+    for picture in pictures[12:17]:
+        cover(picture)
+    source = film(tmp_path / "film.mp4", pictures)
+    path, state = make(source, tmp_path, opened_with(lambda faces: 1 - faces))
+    assert same_planes(decoded(source)[12:17], decoded(path)[12:17])
+    assert state["items"][0]["left"] == {Cause.LOST.value: 5}
+
+
+def test_a_face_that_looks_as_after_the_gap_is_restored_in_it(tmp_path):
+    """What surrounds it changes while the detector misses it."""
+    pictures = [scene(at, [(100, 64)], blind=12 <= at < 17) for at in range(28)]
+    for picture in pictures[14:]:
+        square = picture[46:82, 82:118].copy()
+        cover(picture)
+        picture[46:82, 82:118] = square // 2
+        picture[46:82, 82:118, 1] = 200
+    source = film(tmp_path / "film.mp4", pictures)
+    _, state = make(source, tmp_path, opened_with(lambda faces: 1 - faces))
+    item = state["items"][0]
+    assert item["left"] == {} and item["counts"]["faces_held"] == 5
+
+
+def test_a_gap_at_the_end_of_a_segment_is_filled(tmp_path):
+    source = with_gap(tmp_path, 16, 22)
+    whole = decoded(make(source, tmp_path / "whole", opened_with(lambda faces: 1 - faces))[0])
+    path, state = make(
+        source, tmp_path / "part", opened_with(lambda faces: 1 - faces), first=2, stop=18
+    )
+    assert same_planes(whole[2:18], decoded(path))
+    assert state["items"][0]["counts"]["faces_held"] == 2
+
+
+def test_a_segment_does_not_depend_on_its_chunks(pair, tmp_path, monkeypatch):
+    states = []
+    for chunk in (CHUNK, 5, 1):
+        monkeypatch.setattr(video_processor, "CHUNK", chunk)
+        states.append(make(pair, tmp_path, opened_with(lambda faces: 1 - faces))[1])
+    assert states[0] == states[1] == states[2]
+
+
+def test_the_face_at_a_point(pair, tmp_path):
+    """The second square is there from frame 10 to 30; it goes to the left."""
+    for point, restored in (((44, 64), 36), ((190, 60), 20)):
+        source = decoded(pair)
+        path, state = make(pair, tmp_path, opened_with(lambda faces: 1 - faces, at=point))
+        item = state["items"][0]
+        changed = [not same_planes([a], [b]) for a, b in zip(source, decoded(path), strict=True)]
+        assert item["left"][Cause.NOT_SELECTED.value] == 56 - item["counts"]["faces_restored"]
+        if restored == 36:
+            assert all(changed) and item["counts"]["faces_restored"] == 36
+        else:  # alone, the first one is the nearest until the second one is near
+            assert item["counts"]["faces_restored"] == 2 + 20
+            assert changed == [at < 2 or 10 <= at < 30 for at in range(36)]
+
+
+class ByRed:
+    """A recognizer that tells squares by their red: 30 or 110."""
+
+    def embed(self, image_bgr, face):
+        x, y = face.landmarks.mean(0).astype(int)
+        angle = image_bgr[y, x, 2] / 80 * np.pi / 2
+        return np.array((np.cos(angle), np.sin(angle)), np.float32)
+
+
+@pytest.mark.parametrize("number", [0, 1])
+def test_faces_like_a_photo(pair, tmp_path, number):
+    photo = scene(0, [(100, 64)])
+    photo[46:82, 82:118, 2] = 30 + 80 * number
+    reference = ReferenceFaces(ByRed(), Squares(), {"photo": photo})
+    opened = replace(opened_with(lambda faces: 1 - faces), reference=reference)
+    path, state = make(pair, tmp_path, opened)
+    item, count = state["items"][0], (36, 20)[number]
+    assert item["counts"]["faces_restored"] == count
+    assert item["left"][Cause.NOT_SELECTED.value] == 56 - count
+    assert ("passthrough" in item["notes"][0]) == (number == 1)
+    if number == 1:
+        assert item["notes"][0] == {"passthrough": Cause.NOT_SELECTED.value}
 
 
 def test_another_person_at_the_same_place_is_a_cut(tmp_path):
@@ -511,7 +665,7 @@ def test_memory_does_not_grow_with_the_film(tmp_path, monkeypatch):
     told = []
     processor = VideoProcessor(opened, source, index_video(source), tmp_path, told.append)
     processor.process({"id": 0, "first": 0, "stop": 300})
-    assert Counted.most <= 4 * CHUNK and Counted.live == 0
+    assert Counted.most <= 4 * CHUNK + LOOK_AHEAD and Counted.live == 0
     assert sum(told) == 300 and max(told) == CHUNK
 
 

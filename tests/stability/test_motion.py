@@ -7,7 +7,11 @@ import numpy as np
 import pytest
 import torch
 
-from musetalk_enhance.pipeline.scene_cuts import scene_cuts, thumbnails
+from musetalk_enhance.pipeline.scene_cuts import (
+    LEAST_FRAME_CORRELATION,
+    scene_cuts,
+    thumbnails,
+)
 from musetalk_enhance.pipeline.stability.motion import (
     LONGEST,
     SHORTEST,
@@ -160,3 +164,11 @@ def test_the_same_frames_give_the_same_bits_wherever_they_lie_in_memory(pictures
         bits = motion.flow.tobytes(), motion.error.tobytes(), motion.rigid.tobytes()
         first = first or bits
         assert bits == first
+
+
+def test_whole_frames_may_be_less_alike_than_faces():
+    """Something dark jumps before a wall: little difference, and a correlation of 0.59."""
+    first, second = torch.full((2, 1, 3, 32, 32), 0.8)
+    first[..., 5:11] = second[..., 7:13] = 0.2
+    assert scene_cuts(second, first).tolist() == [True]
+    assert scene_cuts(second, first, LEAST_FRAME_CORRELATION).tolist() == [False]

@@ -26,6 +26,7 @@ NAMES = [
     "RetinaFace-mobile0.25",
     "ParseNet",
     "YuNet",
+    "sface",
     "RealESRGAN_x2plus",
 ]
 PINNED = [entry for entry in WEIGHTS if entry.sha256 is not None]
@@ -52,7 +53,7 @@ def test_onnx_files_by_the_names_under_which_applications_keep_them(application:
 
 def test_every_onnx_entry_is_a_file_of_the_table_of_models() -> None:
     for entry in WEIGHTS:
-        is_model = entry.file.endswith(".onnx") and entry.name != "YuNet"
+        is_model = entry.file.endswith(".onnx") and entry.name not in ("YuNet", "sface")
         assert is_model == (entry.file in MODELS)
     assert {WEIGHTS.get(name).name for name in ("gpen_bfr_256", "gfpgan_1.4")} == {
         *("gpen_bfr_256.onnx", "gfpgan_1.4.onnx")
@@ -113,6 +114,7 @@ def test_hashes_and_file_names_are_each_used_once() -> None:
         ("detection_mobilenet0.25_Final.pth", "RetinaFace-mobile0.25"),
         ("parsing_parsenet.pth", "ParseNet"),
         ("yunet", "YuNet"),
+        ("face_recognition_sface_2021dec.onnx", "sface"),
         ("realesrgan-x2plus", "RealESRGAN_x2plus"),
     ],
 )
