@@ -238,7 +238,8 @@ def test_real_detectors_on_real_portraits(shared, three, detector, file, capsys)
             for side in next(i for i in stats["items"] if i["name"] == name)["faces"][0]["box_xyxy"]
         )
         face = np.abs(restored - original)[max(0, y1) : y2, max(0, x1) : x2].mean()
-        assert face > 0.5 and np.abs(restored - original)[:20].mean() < face
+        # sharp portraits: little to restore, but more than JPEG changes elsewhere
+        assert face > 0.2 and np.abs(restored - original)[:20].mean() < face / 2
 
 
 def test_one_thing_is_one():
