@@ -29,7 +29,7 @@ from ..errors import ConfigError, HostError
 from .base import Host, HostRun
 from .crops import mirror_index
 from .patches import Patches
-from .sessions import Sessions
+from .sessions import Sessions, enhancer_of
 from .wrap import Wrapper
 
 logger = logging.getLogger("musetalk_enhance")
@@ -277,10 +277,7 @@ def attach(
     """
     if isinstance(fade_frames, bool) or not isinstance(fade_frames, int) or fade_frames < 0:
         raise ConfigError("fade_frames", fade_frames, "a number of frames, 0 or more")
-    if enhancer is not None and options:
-        name, value = next(iter(options.items()))
-        raise ConfigError(name, value, "nothing beside an enhancer: set it in FaceEnhancer(...)")
-    sessions = Sessions(enhancer if enhancer is not None else FaceEnhancer(**options))
+    sessions = Sessions(enhancer_of(enhancer, options))
     patches = Patches()
     patches.callback(sessions.close_all)
     patches.when_imported(MODULE, partial(_attach_to_class, patches, sessions, fade_frames))
