@@ -301,6 +301,11 @@ def _warn_of_damage(output: Path, index: VideoIndex, damage: list[list[Any]]) ->
         parts.append(
             f"{counted(index.damaged_packets, 'packet')} marked as damaged by the container"
         )
+    if index.unlisted_frames:
+        parts.append(
+            f"{counted(index.unlisted_frames, 'frame')} missing from the container's table of "
+            "times, so that some are shown too early or not at all"
+        )
     if parts:
         logger.warning("%s: %s. --strict ends the run there", output, "; ".join(parts))
 

@@ -103,6 +103,7 @@ class VideoIndex:
         interlaced: ``"tff"`` or ``"bff"``, top or bottom field first; None for progressive frames.
         losses: properties of its frames that no copy has, in words.
         damaged_packets: number of packets that the container marks as damaged.
+        unlisted_frames: number of frames without an entry in the container's table of times.
         strict: whether damage is an error; if not, frames are concealed, repeated or scaled.
     """
 
@@ -136,6 +137,7 @@ class VideoIndex:
     interlaced: str | None
     losses: tuple[str, ...]
     damaged_packets: int
+    unlisted_frames: int
     strict: bool
 
     def __len__(self) -> int:
@@ -235,6 +237,7 @@ def index_video(
         keyframes=() if scan.counted else tuple(scan.keyframes),
         audio=audio,
         damaged_packets=scan.damaged,
+        unlisted_frames=scan.unlisted,
         strict=strict,
     )
 

@@ -32,6 +32,8 @@ class PacketScan:
         counted: `timeless`, or two frames had one timestamp, or the file is an AVI with frames out
             of order, which has no field for presentation timestamps.
         damaged: number of packets that the container marks as damaged.
+        unlisted: number of frames that an MP4 file holds beyond those in its table of times (stts):
+            the table is damaged, and frames of that file are shown too early or not at all.
 
     Raises:
         MediaError: the file is truncated, damaged or has no frames.
@@ -45,7 +47,7 @@ class PacketScan:
         decoded_first: int | None,
         strict: bool = True,
     ) -> None:
-        self._strict, self.damaged = strict, 0
+        self._strict, self.damaged, self.unlisted = strict, 0, 0
         self.time_base = Fraction(stream.time_base)
         self.keyframes: list[tuple[int, int]] = []
         count, stamps = 0, array("q")
@@ -105,6 +107,11 @@ class PacketScan:
         for each in streams:
             if counts[each.index] < len(getattr(each, "index_entries", ())):
                 raise MediaError(path, f"is truncated after about {counts[stream.index]} frames")
+        if stream.frames:  # what the table lists; 0 in a fragmented file
+            self.unlisted = max(0, counts[stream.index] - stream.frames)
+        if self.unlisted and self._strict:
+            what = f"lists times of {stream.frames} of its {counts[stream.index]} frames"
+            raise MediaError(path, what)
 
 
 def _is_hidden(packet: Any, stream: Any) -> bool:

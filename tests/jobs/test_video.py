@@ -687,6 +687,17 @@ def test_strict_ends_at_damage(broken, settings, tmp_path):
     assert not (tmp_path / "out.mp4").exists()
 
 
+def test_frames_missing_from_the_table_of_times_are_named(settings, tmp_path, caplog):
+    path = clips.make_film(tmp_path / "film.mp4", 30)
+    data = bytearray(path.read_bytes())
+    at = data.index(b"stts") + 12  # the first entry's number of frames
+    data[at : at + 4] = (20).to_bytes(4, "big")
+    path.write_bytes(data)
+    restore_video(path, tmp_path / "out.mp4", settings)
+    (warning,) = [each.message for each in caplog.records if "table of times" in each.message]
+    assert "10 frames missing" in warning
+
+
 def test_what_the_output_will_not_hold_is_one_warning(settings, tmp_path, caplog):
     path = clips.make_film(
         tmp_path / "film.mkv", 2, (65, 48), codec="libvpx-vp9", tags={"MOOD": "calm"}

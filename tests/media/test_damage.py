@@ -135,3 +135,17 @@ def test_damaged_packets_of_a_transport_stream_are_counted(tmp_path):
     assert len(shots) == len(index)
     with pytest.raises(MediaError, match="truncated or damaged"):
         index_video(path)
+
+
+def test_a_table_of_times_that_lacks_frames_is_damage(tmp_path):
+    path = make_film(tmp_path / "whole.mp4", 30)
+    assert index_video(path, strict=False).unlisted_frames == 0
+    data = bytearray(path.read_bytes())
+    at = data.index(b"stts") + 8  # after version, flags and the number of entries
+    assert int.from_bytes(data[at + 4 : at + 8], "big") == 30
+    data[at + 4 : at + 8] = (5).to_bytes(4, "big")
+    damaged = tmp_path / "damaged.mp4"
+    damaged.write_bytes(data)
+    assert index_video(damaged, strict=False).unlisted_frames == 25
+    with pytest.raises(MediaError, match="lists times of 5 of its 30 frames"):
+        index_video(damaged)
