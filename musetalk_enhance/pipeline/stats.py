@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter, defaultdict, deque
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, fields
 from typing import Any
@@ -24,7 +24,6 @@ LAST_CALLS = 1000
 PERCENTILES = (50, 95, 99)
 
 _REMEDIES = (
-    ("no time", "deadline_ms", "0"),
     ("sharp already", "sharpness_gate", "false"),
     ("held back", "guard", "false"),
     ("strength 0", "strength", "1"),
@@ -58,6 +57,7 @@ def mostly_left_alone(
     partial: Mapping[str, int],
     share: float | None,
     option: Callable[[str, str], str],
+    limits: Sequence[str] = (),
 ) -> str | None:
     """A warning if most of the restoration did not reach the result, else None.
 
@@ -67,6 +67,7 @@ def mostly_left_alone(
         partial: reason to number of faces that got less than the option `strength`.
         share: mean share of `strength` that the faces got, 0..1; None where it was not measured.
         option: spells an option and its value as the user sets it.
+        limits: options that limit the time of a call; all of them count.
     """
     alone, reduced = sum(left_alone.values()), sum(partial.values())
     if 2 * alone <= faces and not (alone + reduced and share is not None and share < 0.5):
@@ -83,6 +84,8 @@ def mostly_left_alone(
         for start, name, value in _REMEDIES
         if any(reason.startswith(start) for reason in causes)
     }
+    if limits and causes["no time"]:
+        ways[" and ".join(option(name, "0") for name in limits)] = -causes["no time"]
     change = (
         f"; to restore more, set {' or '.join(sorted(ways, key=ways.__getitem__))}" if ways else ""
     )
@@ -96,6 +99,7 @@ class EnhancerStats:
     ``restored + sum(left_alone) + sum(passed_through)`` is `frames`.
 
     Attributes:
+        limits: names of the options that limit the time of a call.
         frames: input frames.
         restored: frames of which at least one value changed, rounded to 8 bits.
         left_alone: reason to number of frames that were returned unchanged by decision: ``sharp
@@ -132,6 +136,7 @@ class EnhancerStats:
         share_total: sum of strength / option `strength` over `processed` frames; see `mean_share`.
     """
 
+    limits: tuple[str, ...] = ()
     frames: int = 0
     restored: int = 0
     failed: int = 0
@@ -249,17 +254,18 @@ class EnhancerStats:
 
     def clear(self) -> None:
         """Set every counter to zero."""
-        self.__init__()  # type: ignore[misc]
+        self.__init__(self.limits)  # type: ignore[misc]
 
     def as_dict(self) -> dict[str, Any]:
         """All counters as plain numbers, ready for JSON."""
         counts = {
             each.name: getattr(self, each.name)
             for each in fields(self)
-            if not each.name.endswith("_total") and each.name != "calls"
+            if not each.name.endswith("_total") and each.name not in ("calls", "limits")
         }
         return {
             **{name: dict(n) if isinstance(n, Counter) else n for name, n in counts.items()},
+            "limits": ", ".join(self.limits) or None,
             "ms": {stage: round(value, 2) for stage, value in self.ms.items()},
             "call_ms": self.percentiles(),
             "processed": self.processed,
@@ -289,5 +295,5 @@ class EnhancerStats:
         """
         spelled = option or (lambda name, value: f"{name}: {value}")
         return mostly_left_alone(
-            self.frames, self.left_alone, self.partial, self.mean_share, spelled
+            self.frames, self.left_alone, self.partial, self.mean_share, spelled, self.limits
         )

@@ -90,7 +90,8 @@ class Stream:
 
     def __init__(self, engine: Engine, settings: EnhancerSettings) -> None:
         self.engine, self.settings = engine, settings
-        self.stats = EnhancerStats()
+        limits = ("deadline_ms", "budget_ms")
+        self.stats = EnhancerStats(tuple(name for name in limits if getattr(engine.settings, name)))
         self.value_range: Extent | None = None
         self.state = StreamState()
         self.last: LastFrame | None = None

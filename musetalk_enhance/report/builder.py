@@ -179,8 +179,11 @@ class ReportBuilder:
             raise FrameError("empty", "no frame", "at least one frame")
         self._flicker.close()
         left_alone: dict[str, int] = self._events.counts.get("left alone", {})
+        limits = ((totals or {}).get("limits") or "").split(", ")
         warning = mostly_left_alone(
-            self.frames, left_alone, {}, None, lambda name, value: f"{name}: {value}"
+            *(self.frames, left_alone, {}, None),
+            lambda name, value: f"{name}: {value}",
+            [name for name in limits if name],
         )
         return Report(
             title=self.title,

@@ -102,6 +102,14 @@ def test_a_report_on_faces_that_were_left_alone_begins_with_that(rings, meter):
     )
 
 
+def test_a_report_on_frames_without_time_names_the_limit(rings, meter):
+    builder = ReportBuilder(25, meter=meter)
+    for _ in range(3):
+        builder.add(rings, rings, notes={"strength": 0.0, "change": 0.0, "left alone": "no time"})
+    totals = EnhancerStats(("budget_ms",), frames=3).as_dict()
+    assert builder.finish(totals).notes[0].endswith("; to restore more, set budget_ms: 0.")
+
+
 def test_the_page_stands_alone(rings, meter, tmp_path):
     report = build_report(
         rings,
