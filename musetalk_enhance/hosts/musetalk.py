@@ -140,7 +140,10 @@ class Attachment:
             result = stream(frames, **hints)
             return to_array(result) if on_device else result
 
-        return restored(frames) if self.ahead is None else self.ahead.submit(restored, frames)
+        if self.ahead is None:
+            return restored(frames)
+        settings = getattr(self.enhancer, "settings", None)
+        return self.ahead.submit(restored, frames, getattr(settings, "on_error", "passthrough"))
 
     def _hints(self, count: int) -> dict[str, Any]:
         """The original crops of the next frames."""
@@ -179,6 +182,7 @@ class Attachment:
 
         Raises:
             HostError: somebody else wrapped the method after us; detach theirs first.
+            Exception: with ``on_error: raise``, what the last batches ahead of the host raised.
         """
         if self._wrapper is None:
             return
@@ -192,8 +196,6 @@ class Attachment:
         else:
             delattr(self.owner, METHOD)
         self._wrapper = None
-        if self.ahead is not None:
-            self.ahead.close()
         if (
             self._encode_wrapper is not None
             and vars(self.owner).get(ENCODE) is self._encode_wrapper
@@ -202,10 +204,14 @@ class Attachment:
                 setattr(self.owner, ENCODE, self._own_encode)
             else:
                 delattr(self.owner, ENCODE)
-        if isinstance(self.enhancer, GFPGANEnhancer):
-            warning = self.enhancer.stats.warning()
-            if warning is not None:
-                logger.warning("%s", warning)
+        try:
+            if self.ahead is not None:
+                self.ahead.close()
+        finally:
+            if isinstance(self.enhancer, GFPGANEnhancer):
+                warning = self.enhancer.stats.warning()
+                if warning is not None:
+                    logger.warning("%s", warning)
 
     def __enter__(self) -> Attachment:
         return self

@@ -113,35 +113,62 @@ class Ahead:
         self._depth = depth
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="enhance")
         self._unfinished: deque[Future[Any]] = deque()
+        self._errors: deque[Exception] = deque()
 
-    def submit(self, enhance: Callable[[Any], Any], frames: Any) -> PendingFrames:
+    def submit(
+        self, enhance: Callable[[Any], Any], frames: Any, on_error: str = "passthrough"
+    ) -> PendingFrames:
         """Frames that will be ``enhance(frames)``, or `frames` themselves where that fails.
 
         Args:
             enhance: called in the thread, one batch after the other.
             frames: (N, H, W, 3) array or (N, 3, H, W) tensor, which the host does not change.
+            on_error: as the option; with ``"raise"`` the next call raises what this batch did. Its
+                frames are `frames` all the same: the thread that waits for them may not survive.
+
+        Raises:
+            Exception: whatever an earlier `enhance` raised.
         """
         while len(self._unfinished) >= self._depth:
             self._unfinished.popleft().result()
+        self._raise()
         events, device = _ready_events(frames), _device(frames)
-        batch = self._pool.submit(_enhanced_or_given, enhance, frames, events, device)
+        errors = self._errors if on_error == "raise" else None
+        batch = self._pool.submit(_enhanced_or_given, enhance, frames, events, device, errors)
         self._unfinished.append(batch)
         return PendingFrames(batch, len(frames))
 
     def close(self) -> None:
-        """Finish what is under way; frames that were handed out stay usable."""
+        """Finish what is under way; frames that were handed out stay usable.
+
+        Raises:
+            Exception: as `submit`.
+        """
         self._pool.shutdown()
+        self._raise()
+
+    def _raise(self) -> None:
+        if self._errors:
+            error = self._errors.popleft()
+            self._errors.clear()
+            raise error
 
 
 def _enhanced_or_given(
-    enhance: Callable[[Any], Any], frames: Any, events: list[Any], device: int | None
+    enhance: Callable[[Any], Any],
+    frames: Any,
+    events: list[Any],
+    device: int | None,
+    errors: deque[Exception] | None,
 ) -> Any:
     try:
         result = _on_side_stream(enhance, frames, events, device)
         if len(result) != len(frames):
             raise HostError(f"{len(result)} frames came back for {len(frames)}")
         return result
-    except Exception:
+    except Exception as error:
+        if errors is not None:
+            errors.append(error)
         # a host that loses a frame loses its audio too, or waits for it for ever
         logger.warning("a batch is returned as it was", exc_info=True)
         if isinstance(frames, np.ndarray):

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from musetalk_enhance import GFPGANEnhancer, attach
+from musetalk_enhance.errors import FrameError
 from musetalk_enhance.hosts.overlap import Ahead, overlapped
 
 
@@ -181,6 +182,41 @@ def test_a_failed_batch_ahead_is_the_hosts_own(caplog):
     assert np.array_equal(np.asarray(ahead.submit(fail, tensor)), frames)
     assert caplog.text.count("a batch is returned as it was") == 2
     ahead.close()
+
+
+def test_an_error_ahead_is_raised_by_the_next_call_where_errors_are_to_be():
+    """The frames are there all the same: the host's second thread waits for them."""
+    ahead, frames = Ahead(), np.full((2, 4, 4, 3), 7, np.uint8)
+
+    def fail(batch):
+        raise ValueError("no")
+
+    failed = ahead.submit(fail, frames, "raise")
+    assert np.array_equal(np.asarray(failed), frames)
+    with pytest.raises(ValueError, match="no"):
+        ahead.submit(fail, frames, "raise")
+    assert np.array_equal(np.asarray(ahead.submit(lambda batch: batch + 1, frames)), frames + 1)
+    ahead.submit(fail, frames, "raise")
+    with pytest.raises(ValueError, match="no"):
+        ahead.close()
+    ahead.close()
+
+
+def test_attach_ahead_raises_where_errors_are_to_be():
+    class Vae:
+        def decode_latents(self, number):
+            return np.full((2, 256, 256, 3), number, np.float32)
+
+    vae = Vae()
+    enhancer = GFPGANEnhancer(model="lite", backend="torch", on_error="raise")
+    attachment = attach(vae, enhancer, overlap=True)
+    np.asarray(vae.decode_latents(np.nan))
+    with pytest.raises(FrameError):
+        vae.decode_latents(0.5)
+    vae.decode_latents(np.nan)
+    with pytest.raises(FrameError):
+        attachment.detach()
+    assert not attachment.attached and "decode_latents" not in vars(vae)
 
 
 @pytest.mark.parametrize("result", [None, np.zeros((1, 4, 4, 3), np.uint8)])
