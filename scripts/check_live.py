@@ -16,7 +16,6 @@ frame was lost or mixed up, or memory grew by more than 5 %.
 from __future__ import annotations
 
 import argparse
-import gc
 import json
 import queue
 import sys
@@ -142,7 +141,6 @@ def main() -> int:
         time.sleep(0.5)
         seconds = time.perf_counter() - start
         (slow.set if 20 <= seconds % 60 < 40 else slow.clear)()
-        gc.collect()
         memory.append((seconds, psutil.Process().memory_info().rss))
     took = time.perf_counter() - start
     settled = [rss for seconds, rss in memory if seconds > 0.2 * took]
