@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
@@ -31,14 +31,20 @@ if TYPE_CHECKING:
 logger = logging.getLogger("musetalk_enhance")
 
 MARGIN = 1.1
-"""A call must be expected to take this much less than it may."""
+"""A step is taken if a call is expected to take this much less than it may, and kept while it is
+not expected to take more."""
+RECENT_CALLS = 5
+"""Calls that tell the load. One of them may be slow by chance: beside other work single calls take
+twice as long as the median; one that is late counts twice."""
 QUIET_SECONDS, LONGEST_QUIET = 2.0, 32.0
-"""How long more would have been possible before more is done. It doubles each time that this
-failed."""
+"""How long to wait before more is done. It grows by half each time that this failed: quickly down,
+slowly up, as WebRTC's `OveruseFrameDetector`."""
+TRIAL_CALLS = 3
+"""Calls of a trial, which their median decides."""
+TRUST_SECONDS = 60.0
+"""Age of a measured cost that is doubted: the machine may have been busy then."""
 FADE_FRAMES = 8
 """Frames over which a stream's strength rises again."""
-MEMORY = 0.8
-"""How slowly the measured load falls; it rises at once."""
 SMALL_MODEL = "lite"
 NOTHING = "none"
 """Name of the last step in the statistics."""
@@ -74,16 +80,22 @@ class Governor:
 
     Attributes:
         step: the current one, an index of `costs`, or their number: nothing.
-        load: how many times longer calls take than on an idle machine.
     """
 
     def __init__(self, costs: Sequence[Cost], clock: Callable[[], float]) -> None:
         self._costs, self._clock = list(costs), clock
-        self.step, self.load = 0, 1.0
-        self._quiet = QUIET_SECONDS
-        self._since: float | None = None
-        self._rose = -LONGEST_QUIET
-        self._tries = False
+        self._ratios = deque([1.0], RECENT_CALLS)
+        self._trial: list[float] = []
+        self._quiet = [QUIET_SECONDS] * len(self._costs)
+        self._measure_times = [clock()] * len(self._costs)
+        self._rise_time, self._move_time, self._limit_time = -LONGEST_QUIET, 0.0, 0.0
+        self._call = (0, 0.0)
+        self._move(0)
+
+    @property
+    def load(self) -> float:
+        """How many times longer calls take than on an idle machine."""
+        return sorted(self._ratios)[-2:][0]
 
     def choose(self, faces: int, seconds: float) -> tuple[int, int]:
         """The step of a call, and the number of its faces that can be restored.
@@ -92,43 +104,103 @@ class Governor:
             faces: in the call.
             seconds: that it may take.
         """
+        self._call = faces, seconds
+        nothing, now = len(self._costs), self._clock()
         possible = next(
-            (step for step in range(len(self._costs)) if self._fits(step, faces, seconds)),
-            len(self._costs),
+            (step for step in range(nothing) if self._fits(step, faces, seconds)), nothing
         )
-        now = self._clock()
         if possible > self.step:
-            if now - self._rose < 2 * self._quiet:  # it was too early
-                self._quiet = min(2 * self._quiet, LONGEST_QUIET)
-            self.step, self._since = possible, None
-        elif self.step == len(self._costs) or possible < self.step:
-            self._since = now if self._since is None else self._since
-            if now - self._since >= self._quiet:
-                self.step, self._since, self._rose = self.step - 1, None, now
-                if possible > self.step:  # nothing was measured meanwhile: try
-                    self._tries = True
-                    return self.step, faces
+            if now - self._rise_time < 2 * self._quiet[self.step]:  # it was too early
+                self._wait_longer(self.step, LONGEST_QUIET)
+            self._move(possible)
+        elif possible < self.step < nothing:
+            if now - self._limit_time >= self._quiet[self.step - 1]:
+                self._rise()
         else:
-            self._since = None
-            if now - self._rose > 4 * self._quiet:
-                self._quiet = QUIET_SECONDS
-        if self.step < len(self._costs):
+            self._limit_time = now
+            if self.step < nothing and now - self._rise_time > 4 * self._quiet[self.step]:
+                self._quiet[self.step] = QUIET_SECONDS
+        if self.step < nothing:
             return self.step, faces
-        last = len(self._costs) - 1
-        number = max((n for n in range(faces) if self._fits(last, n, seconds)), default=0)
-        return last if number else len(self._costs), number
+        number = max((n for n in range(faces) if self._fits(nothing - 1, n, seconds)), default=0)
+        return nothing - 1 if number else nothing, number
 
-    def _fits(self, step: int, faces: int, seconds: float) -> bool:
-        return MARGIN * self.load * self._costs[step].seconds(faces) <= seconds
-
-    def measured(self, step: int, faces: int, seconds: float) -> None:
+    def observe(self, step: int, faces: int, seconds: float, late: bool = False) -> None:
         """Learn from a call that took so long, with so many faces restored, or none."""
         if faces and step < len(self._costs):
-            load = seconds / self._costs[step].seconds(faces)
-            memory = 0.0 if self._tries else MEMORY
-            self.load = max(load, memory * self.load + (1 - memory) * load)
-            if self._tries:
-                self._tries, self._rose = False, self._clock()  # a late call may have been long
+            ratio = self._ratio_of(step, faces, seconds)
+            self._ratios.extend([ratio] * (1 + late))
+
+    def trial(self, seconds: float) -> tuple[int, int] | None:
+        """The step before the current one and a number of faces, to be run for the measurement.
+
+        A step is taken again only after a few calls that showed that it fits. The first of them
+        has one face, those after it as many as fit by its measurement.
+
+        Args:
+            seconds: what is left of a call that did its work.
+        """
+        step, idle = self.step - 1, self.step == len(self._costs)
+        if step < 0:
+            return None
+        if not self._trial:
+            now, quiet = self._clock(), self._quiet[step]
+            if now - self._move_time < (quiet if idle else max(quiet, TRUST_SECONDS)):
+                return None
+            one = self._costs[step].seconds(1) * (1 if idle else self.load)
+            doubt = 1 + (now - self._measure_times[step]) / TRUST_SECONDS
+            return (step, 1) if one <= doubt * seconds else None
+        one = self._costs[step].seconds(1) * max(self._trial)
+        return step, max(1, min(_MANY, self._call[0], int(seconds / MARGIN / one)))
+
+    def observe_trial(self, faces: int, seconds: float, late: bool) -> None:
+        """Learn from a call of a trial.
+
+        Args:
+            faces: as `trial` said; 0 if the network failed.
+            seconds: that they took.
+            late: whether the call that it was part of took longer than it may.
+        """
+        step = self.step - 1
+        if faces:
+            ratio = self._ratio_of(step, faces, seconds)
+            self._trial.append(ratio)
+        if faces and not late:
+            if len(self._trial) < TRIAL_CALLS:
+                return
+            self._ratios = deque(self._trial, RECENT_CALLS)
+            if self._fits(step, *self._call):
+                self._rise()
+                return
+        self._wait_longer(step, LONGEST_QUIET if late else LONGEST_QUIET / 4)
+        self._move(self.step)
+
+    def _fits(self, step: int, faces: int, seconds: float) -> bool:
+        margin = 1.0 if step == self.step else MARGIN
+        return margin * self.load * self._costs[step].seconds(faces) <= seconds
+
+    def _ratio_of(self, step: int, faces: int, seconds: float) -> float:
+        """How much longer a call took than the shortest of that step so far, 1 or more."""
+        self._measure_times[step] = self._clock()
+        cost = self._costs[step]
+        ratio = seconds / cost.seconds(faces)
+        if ratio < 1:
+            self._costs[step] = Cost(cost.fixed * ratio, cost.per_face * ratio)
+            self._trial = [each / ratio for each in self._trial]
+            self._ratios = deque((each / ratio for each in self._ratios), RECENT_CALLS)
+        return max(1.0, ratio)
+
+    def _wait_longer(self, step: int, longest: float) -> None:
+        self._quiet[step] = min(1.5 * self._quiet[step], longest)
+
+    def _rise(self) -> None:
+        self._rise_time = self._clock()
+        self._move(self.step - 1)
+
+    def _move(self, step: int) -> None:
+        self.step, self._trial = step, []
+        # of the last change, and when no more than this step was possible
+        self._move_time = self._limit_time = self._clock()
 
 
 class DeadlineEngine(Engine):
@@ -155,9 +227,14 @@ class DeadlineEngine(Engine):
             plans = _cheaper(settings, self.model.info.name) if restorer is None else []
             cheaper = [(name, Engine(each)) for name, each in plans]
         self._steps: list[tuple[str, Engine]] = [("full", self), *cheaper]
+        self._noise = self.stream(settings.replace(on_error="passthrough"))
+        self._rng = np.random.default_rng(0)
         with self.lock:
             costs = [self._cost(step) for step in range(len(self._steps))]
+        for _, engine in self._steps:
+            engine._planner = None  # with the first frames the host has loaded its own networks
         self.governor = Governor(costs, time.perf_counter)
+        self._last_step = 0
         logger.info(
             "milliseconds of a call with one face and %d faces: %s",
             _MANY,
@@ -175,23 +252,37 @@ class DeadlineEngine(Engine):
             counts = [_count(request) for request in requests]
             faces = sum(counts)
             seconds = self._seconds(faces)
-            left = seconds - (begun - start)
-            before = self.governor.step
-            step, number = self.governor.choose(faces, left)
-            if self.governor.step != before:
-                self._log(before, faces, seconds)
+            due = start + seconds
+            step, number = self.governor.choose(faces, due - begun)
+            if self.governor.step != self._last_step:
+                self._log(self._last_step, faces, seconds)
+                self._last_step = self.governor.step
             planned = self._planned(requests, counts, step, number)
             name, engine = (*self._steps, (NOTHING, self))[step]
             loaded = engine.model.loaded  # otherwise the call loads it, which says nothing
             restored = self._run_step(step, planned)
             end = time.perf_counter()
             if loaded:
-                active = sum(_computed(outcome) for each in restored for outcome in each.outcomes)
-                self.governor.measured(step, active, end - begun)
+                outcomes = [outcome for each in restored for outcome in each.outcomes]
+                failed = any(outcome.failed for outcome in outcomes)  # which may be quick
+                active = 0 if failed else sum(map(_computed, outcomes))
+                self.governor.observe(step, active, end - begun, end > due)
+            trial = self.governor.trial(due - end) if faces else None
+            if trial is not None:
+                failures = self._noise.stats.failed
+                taken = self._run_noise(*trial)
+                end = time.perf_counter()
+                works = self._noise.stats.failed == failures
+                self.governor.observe_trial(trial[1] if works else 0, taken, end > due)
+                logger.debug(
+                    "deadline: trial of %s: %d faces took %.0f ms, %s",
+                    *(self._steps[trial[0]][0], trial[1], 1e3 * taken),
+                    "late" if end > due else "in time",
+                )
             for request, count in zip(planned, counts, strict=True):
                 idle = 0 if request.shares is None else sum(share <= 0 for share in request.shares)
                 request.stream.stats.steps += Counter({name: count - idle, NOTHING: idle})
-                request.stream.stats.late += end - start > seconds
+                request.stream.stats.late += end > due
             return restored
 
     def close(self) -> None:
@@ -206,7 +297,7 @@ class DeadlineEngine(Engine):
         with self.lock:
             for _, engine in self._steps[1:]:
                 engine.unload()
-            super().unload(streams)
+            super().unload([*streams, self._noise])
 
     def _seconds(self, faces: int) -> float:
         """That a call with so many faces may take."""
@@ -215,28 +306,26 @@ class DeadlineEngine(Engine):
         return min(limit for limit in limits if limit > 0) / 1e3
 
     def _cost(self, step: int) -> Cost:
-        """Measured with coarse noise, which is not sharp already, after runs that do not count."""
-        import cv2
-
-        stream = self.stream(self.settings.replace(on_error="passthrough"))
-        rng = np.random.default_rng(0)
-
-        def seconds(faces: int) -> float:
-            cells = rng.integers(0, 256, (faces, 9, 9, 3), np.uint8)  # no frame is repeated
-            size = (_SIDE, _SIDE)
-            noise = [cv2.resize(each, size, interpolation=cv2.INTER_CUBIC) for each in cells]
-            start = time.perf_counter()
-            self._run_step(step, [Request(stream, noise, (None, None, None, None, noise))])
-            return time.perf_counter() - start
-
-        seconds(1)
-        one = min(seconds(1) for _ in range(2))
+        """Measured after runs that do not count."""
+        self._run_noise(step, 1)
+        one = min(self._run_noise(step, 1) for _ in range(2))
         if one > 0.25:  # more would take long to learn little
             return Cost(0.0, one)
-        seconds(_MANY)
-        many = min(seconds(_MANY) for _ in range(2))
+        self._run_noise(step, _MANY)
+        many = min(self._run_noise(step, _MANY) for _ in range(2))
         per_face = max((many - one) / (_MANY - 1), many / _MANY / 2, 1e-6)
         return Cost(max(0.0, one - per_face), per_face)
+
+    def _run_noise(self, step: int, faces: int) -> float:
+        """Seconds that a step takes for faces of coarse noise, which is not sharp already."""
+        import cv2
+
+        cells = self._rng.integers(0, 256, (faces, 9, 9, 3), np.uint8)  # no frame is repeated
+        size = (_SIDE, _SIDE)
+        noise = [cv2.resize(each, size, interpolation=cv2.INTER_CUBIC) for each in cells]
+        start = time.perf_counter()
+        self._run_step(step, [Request(self._noise, noise, (None, None, None, None, noise))])
+        return time.perf_counter() - start
 
     def _run_step(self, step: int, requests: Sequence[Request]) -> list[Restored]:
         """Restore with one of the engines; what it cannot continue of another one is forgotten."""
