@@ -17,7 +17,7 @@ from ..enhancer import FaceEnhancer
 from ..errors import HostError
 from .base import Host, HostRun
 from .patches import Patches
-from .sessions import Sessions, enhancer_of
+from .sessions import Sessions, attached_sessions
 from .wrap import Wrapper
 
 MODULE = "latentsync.pipelines.lipsync_pipeline"
@@ -100,9 +100,7 @@ def attach(
         ConfigError: there are options beside an enhancer.
         HostError: another version of LatentSync.
     """
-    sessions = Sessions(enhancer_of(enhancer, options))
-    patches = Patches()
-    patches.callback(sessions.close_all)
+    sessions, patches = attached_sessions(enhancer, options)
     if pipeline is None:
         change = partial(_attach_to_module, patches, sessions, lambda pipeline: None)
         patches.when_imported(MODULE, change)

@@ -25,18 +25,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..enhancer import FaceEnhancer
-from ..errors import ConfigError, HostError
+from ..errors import HostError
 from .base import Host, HostRun
 from .crops import mirror_index
+from .fade import FADE_FRAMES, check_fade_frames, fade_weights, faded
 from .patches import Patches
-from .sessions import Sessions, enhancer_of
+from .sessions import Sessions, attached_sessions
 from .wrap import Wrapper
 
 logger = logging.getLogger("musetalk_enhance")
 
 MODULE = "avatars.base_avatar"
-FADE_FRAMES = 4
-"""Frames over which the restored face fades in and out beside silence: 0.16 s at 25 fps."""
 SPEECH = 0
 """`type` of an audio frame with speech; others are silence or the audio of a custom action."""
 
@@ -163,9 +162,8 @@ class Session:
         if self._kind is not None:
             weights = fade_weights(speech, self._fade)[first:]
             for row, position in enumerate(shown):
-                if weights[position] < 1:
-                    source = self._kind.source(self._avatar, numbers[position])
-                    restored[row] = _blended(source, restored[row], weights[position])
+                source = self._kind.source(self._avatar, numbers[position])
+                restored[row] = faded(source, restored[row], weights[position])
         if len(shown) == count:
             return np.asarray(restored)
         result = np.empty((count, *restored.shape[1:]), faces.dtype)
@@ -190,37 +188,6 @@ class Session:
         pairs = list(zip(types[::2], types[1::2], strict=False))
         speech = [SPEECH in pair for pair in pairs]
         return [False] * max(1, count + self._fade + 1 - len(speech)) + speech
-
-
-def fade_weights(speech: Sequence[bool], frames: int) -> list[float]:
-    """The share of the restored face in each frame, 0..1: rising after silence, falling before it.
-
-    Args:
-        speech: whether each frame has speech; nothing is known of those that follow the last.
-        frames: over which it rises and falls.
-    """
-
-    def rises(flags: Sequence[bool], since: int) -> list[int]:
-        steps = []
-        for flag in flags:
-            since = since + 1 if flag else 0
-            steps.append(since)
-        return steps
-
-    after = rises(speech, 0)
-    ahead = rises(speech[::-1], frames + 1)[::-1]
-    return [min(1.0, min(pair) / (frames + 1)) for pair in zip(after, ahead, strict=True)]
-
-
-def _blended(source: Faces, face: Faces, weight: float) -> Faces:
-    """`face` with weight `weight` over the original's crop, in the form of `face`."""
-    height, width = face.shape[:2]
-    smaller = source.shape[0] > height or source.shape[1] > width
-    method = cv2.INTER_AREA if smaller else cv2.INTER_CUBIC
-    sized = cv2.resize(source, (width, height), interpolation=method).astype(np.float32)
-    mixed = sized + np.float32(weight) * (face.astype(np.float32) - sized)
-    mixed = np.rint(mixed) if face.dtype == np.uint8 else mixed
-    return np.asarray(np.clip(mixed, 0, 255).astype(face.dtype))
 
 
 def _attach_to_class(
@@ -275,11 +242,8 @@ def attach(
         ConfigError: `fade_frames` is negative, or there are options beside an enhancer.
         HostError: another version of LiveTalking.
     """
-    if isinstance(fade_frames, bool) or not isinstance(fade_frames, int) or fade_frames < 0:
-        raise ConfigError("fade_frames", fade_frames, "a number of frames, 0 or more")
-    sessions = Sessions(enhancer_of(enhancer, options))
-    patches = Patches()
-    patches.callback(sessions.close_all)
+    check_fade_frames(fade_frames)
+    sessions, patches = attached_sessions(enhancer, options)
     patches.when_imported(MODULE, partial(_attach_to_class, patches, sessions, fade_frames))
     return patches
 
@@ -303,4 +267,4 @@ LIVETALKING = Host(
     is_service=True,
 )
 
-__all__ = ["LIVETALKING", "Session", "attach", "fade_weights"]
+__all__ = ["LIVETALKING", "Session", "attach"]

@@ -5,10 +5,15 @@ every thread. Only faces that will be shown reach the thread that calls ``res2co
 number)``, one by one and in order: BGR (256, 256, 3), 0..255. There the next batch is decoded
 meanwhile, and every session of the host is a stream. Where a face is late, the host shows the
 avatar's original frame first.
+
+While nobody speaks the host shows the avatar's original frame: beside silence the restored face is
+blended with the original's. The host's own queue tells which of its frames are the last of a
+speech.
 """
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable
 from functools import partial
 from types import ModuleType
@@ -21,8 +26,9 @@ from numpy.typing import NDArray
 from ..enhancer import FaceEnhancer
 from ..errors import HostError
 from .base import Host, HostRun
+from .fade import FADE_FRAMES, check_fade_frames, fade_weight, faded
 from .patches import Patches
-from .sessions import Sessions, enhancer_of
+from .sessions import Sessions, attached_sessions
 from .wrap import Wrapper
 
 AVATAR = "handlers.avatar.musetalk.avatar_musetalk_algo"
@@ -31,16 +37,56 @@ PROCESSOR = "handlers.avatar.musetalk.avatar_musetalk_processor"
 Face = NDArray[Any]
 
 
+class Speech:
+    """How near each face is to the beginning and the end of its speech.
+
+    Args:
+        frames: over which the restored face fades.
+    """
+
+    def __init__(self, frames: int) -> None:
+        self._frames, self._spoken = frames, 0
+        self._ends: deque[bool] = deque()  # of the faces that are not shown yet
+
+    def put(self, ends: bool) -> None:
+        """The host is to generate another face, perhaps the last of its speech."""
+        self._ends.append(ends)
+
+    def weight(self) -> float:
+        """The share of the restored face in the next frame, 0..1."""
+        if not self._ends:  # not a frame of the host's queue
+            return 1.0
+        ends_here = self._ends.popleft()
+        self._spoken += 1
+        left = len(self._ends)
+        ends = self._ends[-1] if left else ends_here
+        weight = fade_weight(self._spoken, left + 1 if ends else self._frames + 1, self._frames)
+        if ends_here and not left:
+            self._spoken = 0
+        return weight
+
+
 class AvatarStreams:
     """The stream of each avatar's session.
 
     Args:
         sessions: open the streams.
+        fade_frames: frames over which a restored face fades in and out.
     """
 
-    def __init__(self, sessions: Sessions) -> None:
-        self._sessions = sessions
+    def __init__(self, sessions: Sessions, fade_frames: int) -> None:
+        self._sessions, self._fade_frames = sessions, fade_frames
         self._streams: WeakKeyDictionary[Any, Any] = WeakKeyDictionary()
+        self._speech: WeakKeyDictionary[Any, Speech] = WeakKeyDictionary()
+
+    def begin(self, avatar: Any) -> Speech:
+        """Begin an avatar's session."""
+        speech = self._speech[avatar] = Speech(self._fade_frames)
+        return speech
+
+    def weight(self, avatar: Any) -> float:
+        """The share of the avatar's next restored face in its frame, 0..1."""
+        return self._speech[avatar].weight() if avatar in self._speech else 1.0
 
     def of(self, avatar: Any, face: Face, number: int) -> Any:
         """The stream of an avatar; None for the black face of a batch that the host lost."""
@@ -55,16 +101,23 @@ class AvatarStreams:
 
     def end(self, avatar: Any) -> None:
         """End an avatar's session; the next face begins another one."""
+        self._speech.pop(avatar, None)
         stream = self._streams.pop(avatar, None)
         if stream is not None:
             self._sessions.close(stream)
 
 
+def _source(avatar: Any, number: int) -> Face:
+    """The original's crop in a frame of the avatar's loop, BGR uint8 (h, w, 3)."""
+    x1, y1, x2, y2 = avatar.coord_list_cycle[number % len(avatar.coord_list_cycle)]
+    crop: Face = avatar.frame_list_cycle[number % len(avatar.frame_list_cycle)][y1:y2, x1:x2]
+    return crop
+
+
 def _hints(avatar: Any, face: Face, number: int) -> dict[str, Any]:
     """The place of a frame in the avatar's loop, and the original's crop."""
     place = number % len(avatar.frame_list_cycle)
-    x1, y1, x2, y2 = avatar.coord_list_cycle[number % len(avatar.coord_list_cycle)]
-    return {"keys": [place], "sources": [avatar.frame_list_cycle[place][y1:y2, x1:x2]]}
+    return {"keys": [place], "sources": [_source(avatar, number)]}
 
 
 def _attach_to_avatar(patches: Patches, streams: AvatarStreams, module: ModuleType) -> None:
@@ -73,21 +126,37 @@ def _attach_to_avatar(patches: Patches, streams: AvatarStreams, module: ModuleTy
     restore = Wrapper(lambda avatar, face, number: face, streams.of, hints=_hints)
 
     def res2combined(avatar: Any, res_frame: Face, idx: int) -> Any:
-        return original(avatar, restore(avatar, res_frame, idx), idx)
+        face, weight = restore(avatar, res_frame, idx), streams.weight(avatar)
+        if face is not res_frame:  # neither lost nor passed through
+            face = faded(_source(avatar, idx), face, weight)
+        return original(avatar, face, idx)
 
     patches.replace(owner, "res2combined", res2combined)
 
 
 def _attach_to_processor(patches: Patches, streams: AvatarStreams, module: ModuleType) -> None:
     owner = _class_of(module, "AvatarMuseTalkProcessor", "stop")
-    original = owner.stop
+    original_start, original = owner.start, owner.stop
+
+    def start(processor: Any) -> None:
+        queue, speech = processor._whisper_queue, streams.begin(processor._avatar)
+        put = queue.put
+
+        def put_and_tell(item: Any, *args: Any, **kwargs: Any) -> None:
+            speech.put(bool(item.get("end_of_speech")))
+            put(item, *args, **kwargs)
+
+        queue.put = put_and_tell
+        original_start(processor)
 
     def stop(processor: Any) -> None:
         try:
             original(processor)
         finally:
             streams.end(processor._avatar)
+            vars(processor._whisper_queue).pop("put", None)
 
+    patches.replace(owner, "start", start)
     patches.replace(owner, "stop", stop)
 
 
@@ -101,8 +170,10 @@ def _class_of(module: ModuleType, name: str, method: str) -> Any:
     return owner
 
 
-def _attach_when_imported(patches: Patches, sessions: Sessions) -> None:
-    streams = AvatarStreams(sessions)
+def _attach_when_imported(
+    patches: Patches, sessions: Sessions, fade_frames: int = FADE_FRAMES
+) -> None:
+    streams = AvatarStreams(sessions, fade_frames)
     changes: dict[str, Callable[[Patches, AvatarStreams, ModuleType], None]] = {
         AVATAR: _attach_to_avatar,
         PROCESSOR: _attach_to_processor,
@@ -111,7 +182,9 @@ def _attach_when_imported(patches: Patches, sessions: Sessions) -> None:
         patches.when_imported(module, partial(change, patches, streams))
 
 
-def attach(enhancer: FaceEnhancer | None = None, **options: Any) -> Patches:
+def attach(
+    enhancer: FaceEnhancer | None = None, *, fade_frames: int = FADE_FRAMES, **options: Any
+) -> Patches:
     """Restore the faces of every session of OpenAvatarChat that begins from now on.
 
     Two lines at the top of ``src/demo.py``:
@@ -121,19 +194,20 @@ def attach(enhancer: FaceEnhancer | None = None, **options: Any) -> Patches:
 
     Args:
         enhancer: holds the network; its ``stats`` get the counts of the sessions that ended.
+        fade_frames: frames over which the restored face fades in where speech begins and out where
+            it ends; 0 switches at once.
         options: of a new `FaceEnhancer`, without `enhancer`.
 
     Returns:
         What undoes it: ``close()``, or the end of its ``with``.
 
     Raises:
-        ConfigError: there are options beside an enhancer.
+        ConfigError: `fade_frames` is negative, or there are options beside an enhancer.
         HostError: another version of OpenAvatarChat.
     """
-    sessions = Sessions(enhancer_of(enhancer, options))
-    patches = Patches()
-    patches.callback(sessions.close_all)
-    _attach_when_imported(patches, sessions)
+    check_fade_frames(fade_frames)
+    sessions, patches = attached_sessions(enhancer, options)
+    _attach_when_imported(patches, sessions, fade_frames)
     return patches
 
 

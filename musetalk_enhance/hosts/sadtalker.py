@@ -27,7 +27,7 @@ from ..errors import ConfigError, HostError
 from .base import HOST_FPS, Hook, Host, HostRun
 from .musetalk import VAE_MODULE, attach_to_run
 from .patches import Patches
-from .sessions import Sessions, enhancer_of
+from .sessions import Sessions, attached_sessions
 from .wav2lip import original_faces
 
 if TYPE_CHECKING:
@@ -242,12 +242,12 @@ def _generate_with_enhancer(original: Any) -> Any:
     return generate
 
 
-def _replace_enhancer(patches: Patches, sessions: Sessions, enhancer: FaceEnhancer) -> None:
+def _replace_enhancer(patches: Patches, sessions: Sessions) -> None:
     """Let the host import the module here, and call it for every video."""
     for name in CALLERS:
         if name in sys.modules:
             raise HostError(f"{name} is imported already; attach before the host's modules")
-    functions = FaceEnhancerModule(sessions, enhancer)
+    functions = FaceEnhancerModule(sessions, sessions.enhancer())
     patches.callback(functions.close)
     module = ModuleType(MODULE)
     for name in ("enhancer_generator_with_len", "enhancer_generator_no_len", "enhancer_list"):
@@ -280,18 +280,15 @@ def attach(enhancer: FaceEnhancer | None = None, **options: Any) -> Patches:
         HostError: the host's modules are imported already.
         WeightError: the detector's weight is missing; says what to fetch.
     """
-    enhancer = enhancer_of(enhancer, options)
-    sessions = Sessions(enhancer)
-    patches = Patches()
-    patches.callback(sessions.close_all)
-    _replace_enhancer(patches, sessions, enhancer)
+    sessions, patches = attached_sessions(enhancer, options)
+    _replace_enhancer(patches, sessions)
     return patches
 
 
 def _install(run: HostRun) -> None:
     """Load what is needed before the host renders for minutes."""
     if run.enhancer.settings.enabled:
-        _replace_enhancer(run.patches, run.sessions, run.enhancer.ready())
+        _replace_enhancer(run.patches, run.sessions)
 
 
 def _install_all(run: HostRun) -> None:

@@ -10,19 +10,7 @@ from ..enhancer import FaceEnhancer
 from ..errors import ConfigError
 from ..pipeline.stream import Stream
 from .lazy import LazyEnhancer
-
-
-def enhancer_of(enhancer: FaceEnhancer | None, options: Mapping[str, Any]) -> FaceEnhancer:
-    """`enhancer`, or a new one with these options.
-
-    Raises:
-        ConfigError: there are both.
-    """
-    if enhancer is None:
-        return FaceEnhancer(**options)
-    for name, value in options.items():
-        raise ConfigError(name, value, "nothing beside an enhancer: set it in FaceEnhancer(...)")
-    return enhancer
+from .patches import Patches
 
 
 class Sessions:
@@ -37,13 +25,17 @@ class Sessions:
         self._streams: set[Stream] = set()
         self._lock = threading.Lock()
 
+    def enhancer(self) -> FaceEnhancer:
+        """What holds the network, loaded."""
+        enhancer = self._enhancer
+        return enhancer.ready() if isinstance(enhancer, LazyEnhancer) else enhancer
+
     def open(self, **options: Any) -> Stream | FaceEnhancer:
         """A stream for a new session; `options` as in `FaceEnhancer.stream`.
 
         With a disabled enhancer that is the enhancer itself, which returns its frames.
         """
-        enhancer = self._enhancer
-        ready = enhancer.ready() if isinstance(enhancer, LazyEnhancer) else enhancer
+        ready = self.enhancer()
         if not ready.enabled:
             return ready
         stream = ready.stream(**options)
@@ -67,6 +59,22 @@ class Sessions:
         """End every session that is open."""
         for stream in list(self._streams):
             self.close(stream)
+
+
+def attached_sessions(
+    enhancer: FaceEnhancer | None, options: Mapping[str, Any]
+) -> tuple[Sessions, Patches]:
+    """Sessions over `enhancer`, or over a new one with these options, and what ends them.
+
+    Raises:
+        ConfigError: there are both.
+    """
+    for name, value in options.items() if enhancer is not None else ():
+        raise ConfigError(name, value, "nothing beside an enhancer: set it in FaceEnhancer(...)")
+    sessions = Sessions(enhancer or FaceEnhancer(**options))
+    patches = Patches()
+    patches.callback(sessions.close_all)
+    return sessions, patches
 
 
 class RequestStreams:

@@ -36,7 +36,12 @@ def check(folder: Path) -> None:
     from musetalk_enhance import FaceEnhancer
     from musetalk_enhance.hosts.openavatarchat import attach
 
-    replace_missing("librosa", "soundfile", "loguru", "pydantic", "transformers", "dynaconf")
+    # before anything is replaced: it looks for packages while it is imported
+    try:
+        from transformers import WhisperModel  # noqa: F401
+    except ImportError:
+        replace_missing("transformers")
+    replace_missing("librosa", "soundfile", "loguru", "pydantic", "dynaconf")
     names = (
         "face_detection",
         "face_parsing",

@@ -14,7 +14,8 @@ import pytest
 import torch
 
 from musetalk_enhance.errors import ConfigError, HostError
-from musetalk_enhance.hosts.livetalking import attach, fade_weights
+from musetalk_enhance.hosts.fade import fade_weights
+from musetalk_enhance.hosts.livetalking import attach
 from tests.hosts.host_folder import host_folder, run_host
 
 BASE = """

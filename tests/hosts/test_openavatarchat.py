@@ -9,7 +9,7 @@ import sys
 import numpy as np
 import pytest
 
-from musetalk_enhance.errors import HostError
+from musetalk_enhance.errors import ConfigError, HostError
 from musetalk_enhance.hosts.openavatarchat import attach
 from musetalk_enhance.hosts.registry import recognize
 from tests.conftest import ROOT
@@ -41,8 +41,8 @@ from handlers.avatar.musetalk.avatar_musetalk_algo import MuseAvatarV15
 
 class AvatarMuseTalkProcessor:
     def __init__(self, avatar):
-        self._avatar, self.frames = avatar, []
-        self._vae_queue, self._compose_queue = queue.Queue(), queue.Queue()
+        self._avatar, self.frames, self.spoken = avatar, [], threading.Event()
+        self._whisper_queue, self._compose_queue = queue.Queue(), queue.Queue()
 
     def start(self):
         self._threads = [threading.Thread(target=self._vae), threading.Thread(target=self._compose)]
@@ -51,10 +51,15 @@ class AvatarMuseTalkProcessor:
 
     def _vae(self):
         self._avatar.generate_frames_vae(None, [0, 1], 2)  # warm-up
-        while (item := self._vae_queue.get()) is not None:
-            idx_list, valid_num = item
-            for face, idx in self._avatar.generate_frames_vae(None, idx_list, 2)[:valid_num]:
-                self._compose_queue.put((face, idx))
+        self.spoken.wait()
+        number, items = 0, []
+        while (item := self._whisper_queue.get()) is not None:
+            items.append(item)
+            if len(items) == 2 or item["end_of_speech"]:
+                faces = self._avatar.generate_frames_vae(None, [number, number + 1], 2)
+                for face, idx in faces[: len(items)]:
+                    self._compose_queue.put((face, idx))
+                number, items = number + len(items), []
         self._compose_queue.put(None)
 
     def _compose(self):
@@ -62,7 +67,7 @@ class AvatarMuseTalkProcessor:
             self.frames.append(self._avatar.res2combined(*item))
 
     def stop(self):
-        self._vae_queue.put(None)
+        queue.Queue.put(self._whisper_queue, None)
         for thread in self._threads:
             thread.join()
 """
@@ -71,8 +76,9 @@ import json, pathlib
 from chat_engine.chat_engine import ChatEngine
 processor = ChatEngine().processor
 processor.start()
-for first in range(0, 8, 2):
-    processor._vae_queue.put(([first, first + 1], 1 if first == 6 else 2))
+for number in range(7):
+    processor._whisper_queue.put({"end_of_speech": number == 6})
+processor.spoken.set()
 processor.stop()
 result = [[frame.shape, int(frame[60, 50, 2]), int(frame[5, 5, 2])] for frame in processor.frames]
 pathlib.Path("result.json").write_text(json.dumps(result))
@@ -112,10 +118,12 @@ def engine():
     return importlib.import_module("chat_engine.chat_engine").ChatEngine()
 
 
-def speak(processor, number=7):
+def speak(processor, number=7, ends=None):
+    """Frames of a session with `number` faces; speech ends with those in `ends`, the last."""
     processor.start()
-    for first in range(0, number, 2):
-        processor._vae_queue.put(([first, first + 1], min(2, number - first)))
+    for each in range(number):
+        processor._whisper_queue.put({"end_of_speech": each in (ends or [number - 1])})
+    processor.spoken.set()
     processor.stop()
     frames, processor.frames = processor.frames, []
     return frames
@@ -125,17 +133,41 @@ def test_the_service_shows_every_frame_restored(folder, capsys):
     assert recognize("src/demo.py").name == "openavatarchat"
     code, result = run_host("src/demo.py", *FLAGS)
     assert code == 0 and [row[0] for row in result] == [[120, 100, 3]] * 7
-    assert all(abs(row[1] - 200) <= 4 and row[2] == 40 for row in result)
+    shares = np.array([1, 2, 3, 4, 3, 2, 1]) / 5
+    assert [row[1] for row in result] == pytest.approx(40 + 160 * shares, abs=4)
+    assert all(row[2] == 40 for row in result)
     assert "of 7 faces restored" in capsys.readouterr().err
 
 
 def test_only_faces_that_are_shown_reach_the_stream(folder, enhancer):
-    with attach(enhancer):
+    with attach(enhancer, fade_frames=0):
         processor = engine().processor
         frames = speak(processor)
         assert [int(frame[60, 50, 0]) for frame in frames] == [100] * 7
         assert enhancer.stats.frames == 7, "neither warm-up nor padding, and the session has ended"
     assert int(speak(processor)[0][60, 50, 0]) == 200, "detached"
+
+
+@pytest.mark.parametrize(
+    ("number", "ends", "values"),
+    [
+        (5, [4], [60, 80, 100, 80, 60]),
+        (5, [1, 4], [60, 80, 100, 80, 60]),  # the next speech follows without a pause
+        (6, [9], [60, 80, 100, 100, 100, 100]),  # its end is not known yet
+        (1, [0], [60]),
+    ],
+)
+def test_a_restored_face_fades_beside_silence(folder, enhancer, number, ends, values):
+    with attach(enhancer, fade_frames=2):
+        processor = engine().processor
+        for _ in range(2):  # the second session begins anew
+            frames = speak(processor, number, ends)
+            assert [int(frame[60, 50, 0]) for frame in frames] == values
+
+
+def test_the_number_of_faded_frames_is_checked(enhancer):
+    with pytest.raises(ConfigError, match="fade_frames"):
+        attach(enhancer, fade_frames=-1)
 
 
 def test_each_session_is_a_stream(folder, enhancer):
@@ -159,7 +191,7 @@ def test_a_lost_batch_stays_black_so_that_the_host_sees_it(folder, make_enhancer
 
 def test_an_error_of_ours_costs_no_frame(folder, make_enhancer):
     enhancer = make_enhancer(lambda batch: 1 / 0, on_error="raise")
-    with attach(enhancer):
+    with attach(enhancer, fade_frames=0):
         frames = speak(engine().processor)
     assert [int(frame[60, 50, 0]) for frame in frames] == [200] * 7
     assert enhancer.stats.failed == 7
