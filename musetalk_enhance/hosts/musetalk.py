@@ -38,8 +38,10 @@ VAE_MODULE = "musetalk.models.vae"
 METHOD = "decode_latents"
 ENCODE = "get_latents_for_unet"
 """Method of the VAE that a host calls for a new clip or avatar before it decodes frames."""
-AUDIO_MODULE, AUDIO_METHOD = "musetalk.utils.audio_processor", "get_audio_feature"
-"""Class ``AudioProcessor`` and its method that a script calls at the beginning of each task."""
+AUDIO_MODULE, AUDIO_METHOD = "musetalk.utils.audio_processor", "AudioProcessor.get_audio_feature"
+"""What a script calls at the beginning of each task."""
+LOOP_MODULE, LOOP_FUNCTION = "musetalk.utils.utils", "datagen"
+"""What a script calls then, with the latents that it plays in a loop."""
 
 
 class Attachment:
@@ -89,9 +91,10 @@ class Attachment:
 
         def get_latents_for_unet(*args: Any, **kwargs: Any) -> Any:
             self.begin_task()
+            latents = original(*args, **kwargs)
             if args and _takes_sources(self.enhancer):
-                self._crops.add(args[-1])
-            return original(*args, **kwargs)
+                self._crops.add(args[-1], latents)
+            return latents
 
         setattr(self.owner, ENCODE, get_latents_for_unet)
         return get_latents_for_unet
@@ -103,6 +106,11 @@ class Attachment:
             self.requests.begin()
         else:
             self._task_begins = True
+
+    def begin_loop(self, latents: Sequence[Any]) -> None:
+        """The host begins to play an avatar's latents, again and again."""
+        if _takes_sources(self.enhancer):
+            self._crops.begin(latents)
 
     def _decode(
         self, original: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
@@ -323,17 +331,34 @@ def _install(run: HostRun) -> None:
             "and does not end without one; use scripts/inference.py"
         )
     attachment = attach_to_run(run, _vae_class(), is_realtime)
+
+    def begin_task(*args: Any, **kwargs: Any) -> None:
+        attachment.begin_task()
+
+    def begin_loop(
+        whisper_chunks: Any, vae_encode_latents: Sequence[Any], *args: Any, **kwargs: Any
+    ) -> None:
+        attachment.begin_loop(vae_encode_latents)
+
+    _call_before(run, AUDIO_MODULE, AUDIO_METHOD, begin_task)
+    _call_before(run, LOOP_MODULE, LOOP_FUNCTION, begin_loop)
+
+
+def _call_before(run: HostRun, module: str, attribute: str, begin: Callable[..., None]) -> None:
+    """Call `begin` with the arguments of each call of a function, which an older host has not."""
+    owner_name, _, name = attribute.rpartition(".")
     try:
-        owner = importlib.import_module(AUDIO_MODULE).AudioProcessor
-        original = getattr(owner, AUDIO_METHOD)
-    except (ImportError, AttributeError):  # an older MuseTalk
+        owner: Any = importlib.import_module(module)
+        owner = getattr(owner, owner_name) if owner_name else owner
+        original = getattr(owner, name)
+    except (ImportError, AttributeError):
         return
 
-    def get_audio_feature(*args: Any, **kwargs: Any) -> Any:
-        attachment.begin_task()
+    def function(*args: Any, **kwargs: Any) -> Any:
+        begin(*args, **kwargs)
         return original(*args, **kwargs)
 
-    run.patches.replace(owner, AUDIO_METHOD, get_audio_feature)
+    run.patches.replace(owner, name, function)
 
 
 MUSETALK = Host(

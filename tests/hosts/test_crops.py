@@ -33,6 +33,43 @@ def test_crops_come_as_the_host_plays_them():
     assert values(crops.take(2)) == [9, 9]
 
 
+class Latents:
+    """What the host encodes a crop to."""
+
+
+def test_the_crops_of_the_latents_that_the_host_plays():
+    crops, first, second = LoopedCrops(), [Latents(), Latents()], [Latents(), Latents()]
+    for number, latents in enumerate(first):
+        crops.add(crop(number), latents)
+    crops.begin([*first, *first[::-1]])
+    assert values(crops.take(5)) == [0, 1, 1, 0, 0]
+    for number, latents in enumerate(second, 5):
+        crops.add(crop(number), latents)
+    crops.begin(second)
+    assert values(crops.take(3)) == [5, 6, 5]
+    crops.begin(first[1:])
+    assert values(crops.take(2)) == [1, 1]
+
+
+def test_an_avatar_of_an_earlier_run_has_no_crops_of_another():
+    crops, latents = LoopedCrops(), Latents()
+    crops.add(crop(1), latents)
+    crops.begin([Latents(), latents])
+    first, second = crops.take(2)
+    assert first is None and values([second]) == [1]
+    crops.begin([Latents()])
+    assert crops.take(1) is None
+    crops.rewind()
+    assert crops.take(1) is None, "another audio for the same avatar"
+
+
+def test_crops_live_as_long_as_the_hosts_latents():
+    crops, latents = LoopedCrops(), Latents()
+    crops.add(crop(1), latents)
+    del latents
+    assert not crops._of_latents
+
+
 def test_a_crop_comes_back_bit_for_bit(rng):
     crops, picture = LoopedCrops(), rng.integers(0, 256, (256, 256, 3), np.uint8)
     crops.add(picture)
