@@ -15,6 +15,7 @@ from .stand_ins import MissingPackages
 
 CHECKS = {
     "musetalk_page": "MuseTalk",
+    "musetalk_realtime": "MuseTalk",
     "livetalking": "LiveTalking",
     "wav2lip": "Wav2Lip",
     "wav2lip_onnx_hq": "wav2lip-onnx-HQ",
@@ -26,15 +27,21 @@ CHECKS = {
     "liveportrait": "LivePortrait",
 }
 """Module of each check, and the name of the host's repository."""
+LIVE = ("musetalk_realtime", "livetalking")
+"""Checks with a live loop."""
 SKIPPED = 77
 """Exit code of a check that cannot run here."""
 
 
-def _run_one(name: str, hosts: Path) -> NoReturn:
+def _run_one(name: str, folder: Path, minutes: float) -> NoReturn:
     """Run one check, and end the process, whichever threads of the host still run."""
     code = 1
     try:
-        import_module(f"scripts.host_checks.{name}").check(hosts / CHECKS[name])
+        module = import_module(f"scripts.host_checks.{name}")
+        if minutes:
+            module.live(folder, minutes)
+        else:
+            module.check(folder)
         code = 0
     except MissingPackages as error:
         print(f"  skipped: {error}")
@@ -50,18 +57,26 @@ def main() -> int:
     """Run the checks that are named, or all whose host is there; 0 where everything holds."""
     parser = argparse.ArgumentParser(prog="python -m scripts.host_checks", description=__doc__)
     parser.add_argument("--hosts", type=Path, required=True, help="folder with the checkouts")
+    parser.add_argument(
+        "--minutes",
+        type=float,
+        default=0,
+        help="run the live loop of musetalk_realtime, livetalking",
+    )
     parser.add_argument("--one", choices=CHECKS, help=argparse.SUPPRESS)
     parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(CHECKS)}")
     args = parser.parse_args()
     hosts = args.hosts.resolve()
     if args.one:
-        _run_one(args.one, hosts)
+        _run_one(args.one, hosts / CHECKS[args.one], args.minutes)
     if unknown := set(args.names) - set(CHECKS):
         parser.error(f"no check {', '.join(sorted(unknown))}; there are {', '.join(CHECKS)}")
     failed = []
-    for name in args.names or [name for name in CHECKS if (hosts / CHECKS[name]).is_dir()]:
+    names = LIVE if args.minutes else CHECKS
+    for name in args.names or [name for name in names if (hosts / CHECKS[name]).is_dir()]:
         print(f"{name}:", flush=True)
         command = [sys.executable, "-m", "scripts.host_checks", "--hosts", str(hosts)]
+        command += ["--minutes", str(args.minutes)]
         code = subprocess.run([*command, "--one", name], check=False).returncode
         if code not in (0, SKIPPED):
             failed.append(name)

@@ -20,6 +20,7 @@ import cv2
 import numpy as np
 import torch
 
+from .live import Watch, measure
 from .stand_ins import (
     FLAGS,
     compare,
@@ -38,6 +39,9 @@ DELAY = 5
 FEATURES = {"wav2lip": (80, 16), "musetalk": (50, 384), "ultralight": (16, 32, 32)}
 LABEL = np.s_[:30, :90]
 """Where the host writes its name, into the avatar's own frames, again and again."""
+NUMBERS = 30000
+"""Audio carries the number of its video frame, of so many."""
+SILENT = np.zeros(0, np.int16)
 CAPTURED: dict[str, dict[str, Any]] = {}
 """Avatar, frames and audio of each session, by its id."""
 SESSIONS: list[str] = []
@@ -66,6 +70,21 @@ class Output:
         self.audio.append(frame.copy())
 
 
+class LiveOutput(Output):
+    """Stands in for a stream that takes 25 frames a second."""
+
+    watch: Watch
+
+    def push_video_frame(self, frame: np.ndarray) -> None:
+        self.watch.pace.wait()
+        self.watch.show(frame)
+
+    def push_audio_frame(self, frame: np.ndarray, userdata: Any = None) -> None:
+        number = self.watch.audio // 2 - DELAY
+        self.watch.hear(int(frame[-1]), max(0, number + 1) % NUMBERS)
+        self.audio.append(SILENT)
+
+
 class Loop(asyncio.SelectorEventLoop):  # type: ignore[misc, valid-type]
     """An event loop that is interrupted, as with Ctrl-C, when the session has said everything."""
 
@@ -88,7 +107,7 @@ class Loop(asyncio.SelectorEventLoop):  # type: ignore[misc, valid-type]
         for name in SESSIONS[1:]:
             avatar = session_manager.build_session_fn(name, {})
             threading.Thread(target=avatar.render, args=(stop,), name="render").start()
-        deadline = time.monotonic() + 240
+        deadline = time.monotonic() + 240 + len(SPEECH) / 10
         while not all(map(is_complete, SESSIONS)) and time.monotonic() < deadline:
             time.sleep(0.2)
         for session in CAPTURED.values():
@@ -123,8 +142,8 @@ def audio_features(base: Any, shape: tuple[int, ...]) -> type:
             if not letters:
                 time.sleep(0.05)
                 return
-            for number, letter in enumerate(letters, self.sent):
-                data = np.full(self.chunk, number / 100, np.float32)
+            for number, letter in enumerate(letters, self.sent + 1):
+                data = np.full(self.chunk, (number % NUMBERS + 0.5) / 32767, np.float32)
                 for _ in range(2):
                     self.output_queue.put(AudioFrameData(data, int(letter == ".")))
             self.feat_queue.put([np.zeros(shape, np.float32)] * BATCH)
@@ -214,6 +233,12 @@ def replace_networks(kind: str, frames: list[np.ndarray], box: Any) -> None:
         module.warm_up = lambda *args: None  # its latents are of no image
 
 
+def words_of(folder: Path, kind: str) -> list[str]:
+    """The script with its arguments."""
+    words = [str(folder / "app.py"), "--transport", "rtmp", "--model", kind, "--avatar_id", kind]
+    return [*words, "--batch_size", str(BATCH), "--listenport", "0"]
+
+
 def run_app(
     folder: Path, kind: str, flags: tuple[str, ...], sessions: int = 1
 ) -> list[dict[str, Any]]:
@@ -222,18 +247,16 @@ def run_app(
 
     CAPTURED.clear()
     SESSIONS[:] = map(str, range(sessions))
-    words = [str(folder / "app.py"), "--transport", "rtmp", "--model", kind, "--avatar_id", kind]
-    words += ["--batch_size", str(BATCH), "--listenport", "0", *flags]
     try:
-        code = main(["run", *words])
+        code = main(["run", *words_of(folder, kind), *flags])
         expect(code == 0, f"app.py ended with {code}")
     except KeyboardInterrupt:
         pass
     return [CAPTURED[name] for name in SESSIONS]
 
 
-def check(folder: Path) -> None:
-    """Run the page for each kind of avatar: without us, with us in two sessions, and failing."""
+def prepare(folder: Path, output: type[Output]) -> None:
+    """Replace what a run of the host needs and this machine has not."""
     # before anything is replaced: these look for packages while they are imported
     from diffusers import AutoencoderKL, UNet2DConditionModel  # noqa: F401
     from transformers import (  # noqa: F401
@@ -250,11 +273,15 @@ def check(folder: Path) -> None:
     sys.path.insert(0, str(folder))
     with working_folder():  # the host writes its log where it is imported
         import registry
-    output = ModuleType("streamout.rtmp")
-    sys.modules["streamout.rtmp"] = output
-    registry.register("streamout", "rtmp")(Output)
+    sys.modules["streamout.rtmp"] = ModuleType("streamout.rtmp")
+    registry.register("streamout", "rtmp")(output)
     asyncio.new_event_loop = Loop
     torch.multiprocessing.set_start_method = lambda *args, **kwargs: None
+
+
+def check(folder: Path) -> None:
+    """Run the page for each kind of avatar: without us, with us in two sessions, and failing."""
+    prepare(folder, Output)
     frames, boxes = talking_head(LENGTH)
     box = boxes[0]
     for kind in FEATURES:
@@ -269,6 +296,29 @@ def check(folder: Path) -> None:
         judge(kind, box, plain, ours, broken)
         same = all(map(np.array_equal, ours["frames"], second["frames"]))
         expect(same and len(second["frames"]) == len(SPEECH), "the sessions mix")
+
+
+def live(folder: Path, minutes: float) -> None:
+    """One session of the musetalk avatar, which speaks three of every four seconds."""
+    prepare(folder, LiveOutput)
+    every = talking_head(3 * LENGTH)
+    frames, box = every[0][::3], every[1][0]
+
+    def begin(count: int) -> Watch:
+        global SPEECH
+        SPEECH = ("s" * 75 + "." * 25) * (count // 100 + 1)
+        SPEECH = SPEECH[:count]
+        CAPTURED.clear()
+        SESSIONS[:] = ["0"]
+        LiveOutput.watch = Watch(frames + frames[::-1], box)
+        return LiveOutput.watch
+
+    with working_folder() as work:
+        (work / "web").mkdir()
+        write_avatar(work / "data" / "avatars" / "musetalk", frames, box, "musetalk")
+        replace_networks("musetalk", frames, box)
+        name = "app.py, musetalk avatar"
+        measure(name, words_of(folder, "musetalk"), minutes, BATCH, begin)
 
 
 class FailingStreams:

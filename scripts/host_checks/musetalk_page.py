@@ -79,7 +79,7 @@ class AudioProcessor:
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         pass
 
-    def get_audio_feature(self, path: str) -> tuple[None, int]:
+    def get_audio_feature(self, path: str, **kwargs: Any) -> tuple[None, int]:
         return None, COUNT
 
     def get_whisper_chunk(self, *args: Any, **kwargs: Any) -> torch.Tensor:
