@@ -11,6 +11,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import NoReturn
 
+from . import stand_ins
 from .stand_ins import MissingPackages
 
 CHECKS = {
@@ -33,9 +34,13 @@ SKIPPED = 77
 """Exit code of a check that cannot run here."""
 
 
-def _run_one(name: str, folder: Path, minutes: float) -> NoReturn:
+def _run_one(name: str, folder: Path, minutes: float, pictures: Path | None) -> NoReturn:
     """Run one check, and end the process, whichever threads of the host still run."""
     code = 1
+    if pictures is not None:
+        stand_ins.PICTURE = pictures / f"{name}.jpg"
+        stand_ins.SIZE = stand_ins.PICTURE_SIZE
+        stand_ins.SOFT_SIDE = stand_ins.PICTURE_SOFT_SIDE
     try:
         module = import_module(f"scripts.host_checks.{name}")
         if minutes:
@@ -63,12 +68,17 @@ def main() -> int:
         default=0,
         help="run the live loop of musetalk_realtime, livetalking",
     )
+    parser.add_argument(
+        "--pictures",
+        type=lambda text: Path(text).resolve(),
+        help="folder for pictures of the hosts",
+    )
     parser.add_argument("--one", choices=CHECKS, help=argparse.SUPPRESS)
     parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(CHECKS)}")
     args = parser.parse_args()
     hosts = args.hosts.resolve()
     if args.one:
-        _run_one(args.one, hosts / CHECKS[args.one], args.minutes)
+        _run_one(args.one, hosts / CHECKS[args.one], args.minutes, args.pictures)
     if unknown := set(args.names) - set(CHECKS):
         parser.error(f"no check {', '.join(sorted(unknown))}; there are {', '.join(CHECKS)}")
     failed = []
@@ -77,6 +87,7 @@ def main() -> int:
         print(f"{name}:", flush=True)
         command = [sys.executable, "-m", "scripts.host_checks", "--hosts", str(hosts)]
         command += ["--minutes", str(args.minutes)]
+        command += ["--pictures", str(args.pictures.resolve())] if args.pictures else []
         code = subprocess.run([*command, "--one", name], check=False).returncode
         if code not in (0, SKIPPED):
             failed.append(name)

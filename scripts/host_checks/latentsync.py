@@ -20,6 +20,7 @@ from .stand_ins import (
     Box,
     compare,
     expect,
+    import_libraries,
     need,
     replace_missing,
     run_without_and_with,
@@ -102,6 +103,7 @@ class Detector:
 def check(folder: Path) -> None:
     """Run the script at both of the host's resolutions."""
     need("kornia", "einops", "diffusers")
+    import_libraries()
     replace_missing("decord", "insightface", "insightface.app", "librosa", "librosa.filters")
     replace_missing("soundfile", "accelerate", "accelerate.utils", "matplotlib")
     replace_missing("matplotlib.pyplot", "imageio", "scipy", "ffmpeg", "tiktoken", "decord.bridge")

@@ -122,14 +122,15 @@ class Meter(threading.Thread):
                 self.memory.append((seconds, psutil.Process().memory_info().rss))
 
     def mebibytes(self) -> tuple[float, float]:
-        """Memory in the first and in the last minute, the first quarter of each left out."""
+        """Memory in the first minute, without its first quarter, and in the last 45 seconds."""
         end = self.memory[-1][0]
-        spans = ((15, 60), (max(15, end - 45), end))
+        length = min(60, end)
+        spans = ((length / 4, length), (end - 0.75 * length, end))
         values = [
             [rss for seconds, rss in self.memory if first <= seconds <= last]
             for first, last in spans
         ]
-        first, last = (float(np.median(each or [0])) / 2**20 for each in values)
+        first, last = (float(np.median(each)) / 2**20 for each in values)
         return first, last
 
 

@@ -25,6 +25,7 @@ from .stand_ins import (
     FLAGS,
     compare,
     expect,
+    import_libraries,
     replace_missing,
     soft,
     talking_head,
@@ -257,15 +258,7 @@ def run_app(
 
 def prepare(folder: Path, output: type[Output]) -> None:
     """Replace what a run of the host needs and this machine has not."""
-    # before anything is replaced: these look for packages while they are imported
-    from diffusers import AutoencoderKL, UNet2DConditionModel  # noqa: F401
-    from transformers import (  # noqa: F401
-        AutoFeatureExtractor,
-        HubertModel,
-        Wav2Vec2Processor,
-        WhisperModel,
-    )
-
+    import_libraries()
     replace_missing(
         *("flask", "aiortc", "aiortc.rtcrtpsender", "aiortc.mediastreams", "dotenv", "edge_tts"),
         *("resampy", "soundfile", "librosa", "librosa.filters", "aiohttp_cors", "python_speech"),

@@ -23,6 +23,7 @@ from .stand_ins import (
     Anything,
     compare,
     expect,
+    import_libraries,
     replace_missing,
     soft,
     talking_head,
@@ -214,10 +215,7 @@ def run_page(clips: list[str], flags: tuple[str, ...]) -> dict[str, list[np.ndar
 
 def check(folder: Path) -> None:
     """Two requests at the same time, and each with the frames that it has alone."""
-    # before anything is replaced: these look for packages while they are imported
-    from diffusers import AutoencoderKL, UNet2DConditionModel  # noqa: F401
-    from transformers import WhisperModel  # noqa: F401
-
+    import_libraries()
     replace_missing("gdown", "ffmpeg", "moviepy", "moviepy.editor", "librosa", "soundfile")
     frames, boxes = talking_head(COUNT)
     left, top, right, bottom = boxes[0]

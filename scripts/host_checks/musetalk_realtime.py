@@ -15,7 +15,7 @@ import torch
 
 from .live import Watch, measure
 from .musetalk_page import REQUESTS, AudioProcessor, Network, replace_networks, write_clip
-from .stand_ins import replace_missing, talking_head, working_folder
+from .stand_ins import import_libraries, replace_missing, talking_head, working_folder
 
 LENGTH, BATCH = 10, 20
 """Frames of the avatar; the host's own number of frames in a batch."""
@@ -28,10 +28,7 @@ def check(folder: Path) -> None:
 
 def live(folder: Path, minutes: float) -> None:
     """One avatar and one audio; the host never shows its last frame."""
-    # before anything is replaced: these look for packages while they are imported
-    from diffusers import AutoencoderKL, UNet2DConditionModel  # noqa: F401
-    from transformers import WhisperModel  # noqa: F401
-
+    import_libraries()
     replace_missing("ffmpeg", "librosa", "soundfile")
     every = talking_head(3 * LENGTH)
     frames, box = every[0][::3], every[1][0]

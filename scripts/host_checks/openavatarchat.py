@@ -15,7 +15,7 @@ import cv2
 import numpy as np
 import torch
 
-from .stand_ins import compare, expect, replace_missing, soft, talking_head
+from .stand_ins import compare, expect, import_libraries, replace_missing, soft, talking_head
 
 COUNT, BATCH, LENGTH = 25, 2, 8
 """Frames of one second of speech, in batches that do not divide them, over a loop of frames."""
@@ -36,12 +36,8 @@ def check(folder: Path) -> None:
     from musetalk_enhance import FaceEnhancer
     from musetalk_enhance.hosts.openavatarchat import attach
 
-    # before anything is replaced: it looks for packages while it is imported
-    try:
-        from transformers import WhisperModel  # noqa: F401
-    except ImportError:
-        replace_missing("transformers")
-    replace_missing("librosa", "soundfile", "loguru", "pydantic", "dynaconf")
+    import_libraries()
+    replace_missing("librosa", "soundfile", "loguru", "pydantic", "transformers", "dynaconf")
     names = (
         "face_detection",
         "face_parsing",
@@ -68,6 +64,12 @@ def check(folder: Path) -> None:
         order = [number % LENGTH for number in range(COUNT)]
         label = "decoding in a thread of its own" if is_threaded else "one thread for both networks"
         compare(label, plain, ours, [boxes[number] for number in order])
+        own = [frames[number].astype(np.float32) for number in order]
+        jumps = []
+        for run in (plain, ours):
+            jumps.append(np.mean([np.abs(run[row] - own[row]).mean() for row in (0, -1)]))
+        print(f"    change at the borders of silence, of 255: {jumps[0]:.2f} -> {jumps[1]:.2f}")
+        expect(jumps[1] < jumps[0], "the borders of silence are smoother")
 
 
 def _resampled(audio: np.ndarray, orig_sr: int, target_sr: int) -> np.ndarray:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 import os
 import sys
@@ -21,6 +22,13 @@ FLAGS = ("--enable_gfpgan", "--gfpgan_model", "lite", "--gfpgan_device", "cpu")
 SIZE = 320
 SOFT_SIDE = 64
 """Side of the face that the stand-ins for networks keep, in pixels."""
+
+PICTURE: Path | None = None
+"""File of a picture, without and with us, that `compare` writes instead of comparing."""
+PICTURE_SIZE, PICTURE_SOFT_SIDE = 960, 96
+"""`SIZE` and `SOFT_SIDE` of pictures."""
+LOWER_FACE = ((0.42, 0.72), (0.3, 0.7))
+"""Rows and columns of the lower face in the talking head's frames, as shares of their side."""
 
 Box = tuple[int, int, int, int]
 
@@ -74,6 +82,19 @@ class Anything(metaclass=_AnyType):
         if name.startswith("__"):
             raise AttributeError(name)
         return Anything()
+
+
+def import_libraries() -> None:
+    """Import diffusers and transformers before `replace_missing`: they look for packages."""
+    for library, names in {
+        "diffusers": ("AutoencoderKL", "UNet2DConditionModel", "DDIMScheduler"),
+        "diffusers.models.attention": ("FeedForward",),
+        "transformers": ("WhisperModel", "AutoFeatureExtractor", "HubertModel"),
+        "transformers.models.wav2vec2": ("Wav2Vec2Processor",),
+    }.items():
+        if importlib.util.find_spec(library.split(".")[0]) is not None:
+            for name in names:
+                getattr(importlib.import_module(library), name)
 
 
 def replace_missing(*names: str) -> None:
@@ -165,6 +186,10 @@ def compare(
         AssertionError: a frame is missing, not sharper, or differs outside the face's box.
     """
     expect(len(plain) == len(ours) > 0, f"{len(plain)} frames without us, {len(ours)} with us")
+    if PICTURE is not None:
+        middle = len(ours) // 2
+        write_picture(PICTURE, plain[middle], ours[middle])
+        return
     sharp = np.zeros((2, len(plain)))
     for row, (before, after, box) in enumerate(zip(plain, ours, boxes, strict=True)):
         left, top, right, bottom = box
@@ -177,6 +202,22 @@ def compare(
         expect(drift < 1, f"{label}: the colors of frame {row} drift by {drift:.2f}")
     low, high = sharp.mean(1)
     print(f"  {label}: {len(ours)} frames, sharpness {low:.0f} -> {high:.0f}, outside identical")
+
+
+def write_picture(path: Path, before: np.ndarray, after: np.ndarray) -> None:
+    """Write the lower face of a frame without us and with us, side by side, where it is missing."""
+    side = before.shape[0]  # of a frame of the talking head, enlarged or reduced
+    rows, columns = (slice(round(low * side), round(high * side)) for low, high in LOWER_FACE)
+    panels = []
+    for label, frame in {"before": before, "after": after}.items():
+        panel = cv2.copyMakeBorder(
+            frame[rows, columns], 28, 0, 4, 4, cv2.BORDER_CONSTANT, value=(255, 255, 255)
+        )
+        place, font = (6, 20), cv2.FONT_HERSHEY_SIMPLEX
+        cv2.putText(panel, label, place, font, 0.6, (0, 0, 0), 1, cv2.LINE_AA)
+        panels.append(panel)
+    if not path.exists():
+        cv2.imwrite(str(path), np.hstack(panels), [cv2.IMWRITE_JPEG_QUALITY, 92])
 
 
 def expect(condition: Any, statement: str) -> None:

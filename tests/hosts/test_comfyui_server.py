@@ -88,6 +88,7 @@ def server(tmp_path_factory, shared):
     face = pytest.importorskip("skimage.data").astronaut()[..., ::-1]
     small = cv2.resize(face, None, fx=0.6, fy=0.6, interpolation=cv2.INTER_AREA)
     cv2.imwrite(str(folder / "input" / "astronaut.png"), cv2.resize(small, face.shape[1::-1]))
+    cv2.imwrite(str(folder / "input" / "astronaut_source.png"), face)
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -130,9 +131,17 @@ def ours(workflow: dict, name: str) -> dict:
 
 
 def test_the_workflow_of_the_documentation(server, workflow, own_cache):
+    matched = server.image(server.run(workflow)["4"])
+    ours(workflow, "RestoreFaces").update(restorer=["2", 0], mode="images")
     outputs = server.run(workflow)
-    before = cv2.imread(str(server.folder / "input" / "astronaut.png"))
+    before, source = (
+        cv2.imread(str(server.folder / "input" / name))
+        for name in ("astronaut.png", "astronaut_source.png")
+    )
     after = server.image(outputs["4"])
+    face = np.s_[85:145, 190:260]
+    errors = [cv2.norm(image[face], source[face]) for image in (matched, before)]
+    assert errors[0] < errors[1] and (matched != after).any()
     changed = (after != before).any(-1)
     rows, columns = np.nonzero(changed)
     assert 0.01 < changed.mean() < 0.2  # around the face, at (224, 117)

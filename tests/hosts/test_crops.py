@@ -10,6 +10,7 @@ import pytest
 
 from musetalk_enhance import GFPGANEnhancer, attach
 from musetalk_enhance.hosts.crops import LoopedCrops, mirror_index
+from tests.hosts.host_folder import host_folder, run_host
 
 
 def crop(value: int) -> np.ndarray:
@@ -134,3 +135,56 @@ def test_without_crops_it_says_so_once(frames, caplog):
         vae.decode_latents(range(2))
     assert caplog.text.count("match: source has no effect") == 1
     assert np.array_equal(first, GFPGANEnhancer(model="lite", backend="torch")(frames[1][:2]))
+
+
+VAE_MODULE = """
+import numpy as np
+class Latents: pass
+class VAE:
+    def get_latents_for_unet(self, image):
+        return Latents()
+    def decode_latents(self, latents):
+        return np.full((len(latents), 64, 64, 3), 90, np.uint8)
+"""
+UTILS = """
+def datagen(whisper_chunks, vae_encode_latents, batch_size=8):
+    for first in range(0, len(whisper_chunks), batch_size):
+        yield whisper_chunks[first : first + batch_size]
+"""
+SCRIPT = """
+import json, pathlib
+import numpy as np
+from musetalk.models.vae import VAE, Latents
+from musetalk.utils.utils import datagen
+vae = VAE()
+def play(latents):
+    for batch in datagen([0] * 3, vae_encode_latents=latents, batch_size=3):
+        vae.decode_latents(batch)
+prepared = [vae.get_latents_for_unet(np.full((64, 64, 3), value, np.uint8)) for value in (1, 2)]
+play(prepared + prepared[::-1])
+play([Latents(), Latents()])  # an avatar that was prepared in another run
+play(prepared)
+pathlib.Path("result.json").write_text(json.dumps([]))
+"""
+
+
+def test_an_avatar_loaded_from_disk_after_another_one(tmp_path, monkeypatch, capsys):
+    files = {
+        "musetalk/models/vae.py": VAE_MODULE,
+        "musetalk/utils/utils.py": UTILS,
+        "realtime_inference.py": SCRIPT,
+    }
+    sources = []
+    call = GFPGANEnhancer.__call__
+
+    def noting(enhancer, frames, **hints):
+        sources.append([None if crop is None else values([crop])[0] for crop in hints["sources"]])
+        return call(enhancer, frames, **hints)
+
+    monkeypatch.setattr(GFPGANEnhancer, "__call__", noting)
+    flags = ["--enable_gfpgan", "--gfpgan_model", "lite", "--gfpgan_match", "source"]
+    with host_folder(tmp_path, files, monkeypatch):
+        code, _ = run_host("realtime_inference.py", *flags, "--gfpgan_backend", "torch")
+    assert code == 0
+    assert sources == [[1, 2, 2], [None] * 3, [1, 2, 1]]
+    assert capsys.readouterr().err.count("match: source has no effect") == 1
