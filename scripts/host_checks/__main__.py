@@ -38,7 +38,7 @@ def _run_one(name: str, folder: Path, minutes: float, pictures: Path | None) -> 
     """Run one check, and end the process, whichever threads of the host still run."""
     code = 1
     if pictures is not None:
-        stand_ins.PICTURE = pictures / f"{name}.jpg"
+        stand_ins.PICTURE = pictures / f"{name.removesuffix('_page')}.jpg"
         stand_ins.SIZE = stand_ins.PICTURE_SIZE
         stand_ins.SOFT_SIDE = stand_ins.PICTURE_SOFT_SIDE
     try:

@@ -24,8 +24,6 @@ from .stand_ins import Box, expect
 FPS = 25
 SLOW_FACTOR, SLOW_SECONDS = 10, range(20, 40)
 """How much longer our networks take, and in which seconds of every minute."""
-ALONE_MINUTES = 1
-"""Of a run without us, which gives the rate that the host's loop has by itself."""
 SIDE = 48
 
 
@@ -137,7 +135,7 @@ class Meter(threading.Thread):
 def measure(
     name: str, words: Sequence[str], minutes: float, batch: int, begin: Callable[[int], Watch]
 ) -> None:
-    """Run a host's script alone, and then with us, and report.
+    """Run a host's script alone, for a minute at most, and then with us, and report.
 
     Args:
         name: of the loop.
@@ -149,7 +147,7 @@ def measure(
     from musetalk_enhance.hosts.registry import recognize
     from musetalk_enhance.hosts.script import run_script
 
-    counts = [round(each * 60 * FPS / batch) * batch for each in (ALONE_MINUTES, minutes)]
+    counts = [round(each * 60 * FPS / batch) * batch for each in (min(1, minutes), minutes)]
     alone = begin(counts[0])
     sys.argv = list(words)
     try:

@@ -40,7 +40,7 @@ def check(folder: Path) -> None:
         results = []
         for frame, crop, matrix in zip(frames, crops(frames, matrices), matrices, strict=True):
             images = torch.from_numpy(crop).permute(2, 0, 1)[None].float() / 255
-            face = wrapper.parse_output(soft(images))[0]
+            face = wrapper.parse_output(soft(images, 2))[0]
             weights = prepare_paste_back(mask, matrix, dsize=size)
             results.append(paste_back(face, matrix, frame[..., ::-1], weights)[..., ::-1])
         return results

@@ -23,7 +23,7 @@ LENGTH, BATCH = 10, 20
 
 def check(folder: Path) -> None:
     """A short run."""
-    live(folder, 0.2)
+    live(folder, 0.5)
 
 
 def live(folder: Path, minutes: float) -> None:

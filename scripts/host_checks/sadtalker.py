@@ -29,7 +29,7 @@ from .stand_ins import (
     working_folder,
 )
 
-COUNT = 20
+COUNT, SIDE = 20, 512
 SCRIPT = """
 import os, sys, torch
 import {caller} as module
@@ -40,7 +40,7 @@ for part in ("generator", "kp_extractor", "he_estimator", "mapping"):
     setattr(animate, part, None)
 x = dict.fromkeys(("source_image", "source_semantics", "target_semantics_list"), torch.zeros(1))
 x.update(frame_num={count}, video_name="talk", audio_path="voice.wav")
-animate.generate(x, os.getcwd(), "face.png", ((256, 256),), img_size=256)
+animate.generate(x, os.getcwd(), "face.png", (({side}, {side}),), img_size={side})
 """
 
 
@@ -59,7 +59,7 @@ def check(folder: Path) -> None:
     import imageio
 
     frames, boxes = talking_head(COUNT)
-    faces = np.stack([cv2.resize(frame, (256, 256))[..., ::-1] for frame in frames])
+    faces = np.stack([cv2.resize(frame, (SIDE, SIDE))[..., ::-1] for frame in frames])
     images = torch.from_numpy(faces.copy()).permute(0, 3, 1, 2).float() / 255
     plain: list[np.ndarray] = []
     ours: list[np.ndarray] = []
@@ -76,12 +76,12 @@ def check(folder: Path) -> None:
 
     imageio.mimsave = mimsave
     with working_folder() as work:
-        torch.save(soft(images)[None], "rendered.pt")
+        torch.save(soft(images, 2)[None], "rendered.pt")
         with wave.open("voice.wav", "wb") as writer:
             writer.setparams((1, 2, 16000, 0, "NONE", ""))
             writer.writeframes(bytes(2 * 16000))
         caller = "src.facerender.animate"
-        text = SCRIPT.format(caller=caller, name="AnimateFromCoeff", count=COUNT)
+        text = SCRIPT.format(caller=caller, name="AnimateFromCoeff", count=COUNT, side=SIDE)
         (work / "inference.py").write_text(text, encoding="utf-8")
         flags = ["--enable_gfpgan", "--gfpgan_model", "lite", "--gfpgan_device", "cpu"]
         code = main(["run", "inference.py", *flags, "--gfpgan_upscale", "1"])
@@ -90,14 +90,14 @@ def check(folder: Path) -> None:
     expect(count == COUNT, f"{count} of {COUNT} frames in the video")
     host = sys.modules[caller].AnimateFromCoeff.generate
     expect(str(folder) in inspect.getsourcefile(inspect.unwrap(host)), "the host's own code ran")
-    scale = 256 / SIZE
-    margin = 48  # the template is larger than the face
+    scale = SIDE / SIZE
+    margin = 96  # the template is larger than the face
     grown = [
         (
             max(0, round(left * scale) - margin),
             max(0, round(top * scale) - margin),
-            min(256, round(right * scale) + margin),
-            min(256, round(bottom * scale) + margin),
+            min(SIDE, round(right * scale) + margin),
+            min(SIDE, round(bottom * scale) + margin),
         )
         for left, top, right, bottom in boxes
     ]

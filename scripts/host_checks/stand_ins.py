@@ -54,10 +54,10 @@ def example(name: str) -> Any:
     return module
 
 
-def soft(faces: torch.Tensor) -> torch.Tensor:
-    """Faces (N, 3, H, W) with the detail of 64 px, within the range of the input."""
+def soft(faces: torch.Tensor, scale: int = 1) -> torch.Tensor:
+    """Faces (N, 3, H, W) with the detail of `scale` * 64 px, within the range of the input."""
     resize = torch.nn.functional.interpolate
-    small = resize(faces.float(), size=(SOFT_SIDE, SOFT_SIDE), mode="area")
+    small = resize(faces.float(), size=(scale * SOFT_SIDE, scale * SOFT_SIDE), mode="area")
     large = resize(small, size=faces.shape[2:], mode="bicubic")
     return large.clamp(float(faces.min()), float(faces.max()))
 
