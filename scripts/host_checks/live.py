@@ -157,7 +157,7 @@ def measure(
     ours = begin(counts[1])
     meter = Meter(ours)
     meter.start()
-    flags = {"enabled": True, "model": "lite", "device": "cpu"}
+    flags = {"enabled": True, "model": "lite", "device": "cpu", "region": "lower"}
     flags |= {"deadline_ms": 800 * batch / FPS}
     enhancer = run_script(words[0], words[1:], flags, meter.on_load, choose=recognize)
     meter.stop.set()

@@ -151,7 +151,7 @@ def test_the_workflows_of_the_documentation_use_nodes_that_exist(name):
     for kind, names in ours:
         inputs = NODE_CLASS_MAPPINGS[kind].INPUT_TYPES()
         assert set(inputs["required"]) <= set(names)
-        assert set(names) <= {*inputs["required"], *inputs["optional"]}
+        assert set(names) <= {*inputs["required"], *inputs.get("optional", ())}
 
 
 def test_load_restorer_lists_and_opens_files_of_the_model_folder(comfy, network, monkeypatch):  # noqa: F811
