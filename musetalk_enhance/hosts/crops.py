@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import weakref
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Any
 
 import cv2
@@ -42,9 +43,9 @@ class LoopedCrops(threading.local):
         if isinstance(crop_bgr, np.ndarray) and crop_bgr.dtype == np.uint8:
             packed = cv2.imencode(".png", crop_bgr, [cv2.IMWRITE_PNG_COMPRESSION, 1])[1]
             self._crops.append(np.asarray(packed, np.uint8))
-            if latents is not None:
-                self._of_latents[id(latents)] = self._crops[-1]
+            with suppress(TypeError):  # no weak reference to such latents
                 weakref.finalize(latents, self._of_latents.pop, id(latents), None).atexit = False
+                self._of_latents[id(latents)] = self._crops[-1]
 
     def begin(self, latents: Sequence[Any]) -> None:
         """Begin with the first of the latents that the host plays in a loop; those of an avatar

@@ -135,7 +135,7 @@ def _attach_to_avatar(patches: Patches, streams: AvatarStreams, module: ModuleTy
 
 
 def _attach_to_processor(patches: Patches, streams: AvatarStreams, module: ModuleType) -> None:
-    owner = _class_of(module, "AvatarMuseTalkProcessor", "stop")
+    owner = _class_of(module, "AvatarMuseTalkProcessor", "start", "stop")
     original_start, original = owner.start, owner.stop
 
     def start(processor: Any) -> None:
@@ -160,13 +160,14 @@ def _attach_to_processor(patches: Patches, streams: AvatarStreams, module: Modul
     patches.replace(owner, "stop", stop)
 
 
-def _class_of(module: ModuleType, name: str, method: str) -> Any:
+def _class_of(module: ModuleType, name: str, *methods: str) -> Any:
     owner = getattr(module, name, None)
-    if not callable(getattr(owner, method, None)):
-        raise HostError(
-            f"{module.__name__} has no {name}.{method}: this version of OpenAvatarChat is not one "
-            "that musetalk_enhance was tested with; see docs/hosts"
-        )
+    for method in methods:
+        if not callable(getattr(owner, method, None)):
+            raise HostError(
+                f"{module.__name__} has no {name}.{method}: this version of OpenAvatarChat is not "
+                "one that musetalk_enhance was tested with; see docs/hosts"
+            )
     return owner
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from . import stand_ins
-from .stand_ins import MissingPackages
+from .stand_ins import LiveRun, MissingPackages
 
 CHECKS = {
     "musetalk_page": "MuseTalk",
@@ -34,7 +34,7 @@ SKIPPED = 77
 """Exit code of a check that cannot run here."""
 
 
-def _run_one(name: str, folder: Path, minutes: float, pictures: Path | None) -> NoReturn:
+def _run_one(name: str, folder: Path, run: LiveRun, pictures: Path | None) -> NoReturn:
     """Run one check, and end the process, whichever threads of the host still run."""
     code = 1
     if pictures is not None:
@@ -43,8 +43,8 @@ def _run_one(name: str, folder: Path, minutes: float, pictures: Path | None) -> 
         stand_ins.SOFT_SIDE = stand_ins.PICTURE_SOFT_SIDE
     try:
         module = import_module(f"scripts.host_checks.{name}")
-        if minutes:
-            module.live(folder, minutes)
+        if run.minutes:
+            module.live(folder, run)
         else:
             module.check(folder)
         code = 0
@@ -68,6 +68,7 @@ def main() -> int:
         default=0,
         help="run the live loop of musetalk_realtime, livetalking",
     )
+    parser.add_argument("--fps", type=float, default=25, help="of the live loops (%(default)s)")
     parser.add_argument(
         "--pictures",
         type=lambda text: Path(text).resolve(),
@@ -78,7 +79,7 @@ def main() -> int:
     args = parser.parse_args()
     hosts = args.hosts.resolve()
     if args.one:
-        _run_one(args.one, hosts / CHECKS[args.one], args.minutes, args.pictures)
+        _run_one(args.one, hosts / CHECKS[args.one], LiveRun(args.minutes, args.fps), args.pictures)
     if unknown := set(args.names) - set(CHECKS):
         parser.error(f"no check {', '.join(sorted(unknown))}; there are {', '.join(CHECKS)}")
     failed = []
@@ -86,7 +87,7 @@ def main() -> int:
     for name in args.names or [name for name in names if (hosts / CHECKS[name]).is_dir()]:
         print(f"{name}:", flush=True)
         command = [sys.executable, "-m", "scripts.host_checks", "--hosts", str(hosts)]
-        command += ["--minutes", str(args.minutes)]
+        command += ["--minutes", str(args.minutes), "--fps", str(args.fps)]
         command += ["--pictures", str(args.pictures.resolve())] if args.pictures else []
         code = subprocess.run([*command, "--one", name], check=False).returncode
         if code not in (0, SKIPPED):

@@ -1,6 +1,6 @@
 """A host's own live loop for minutes: is every frame there, in order, with its audio, in time?
 
-Frames are due at 25 a second. For a third of every minute our networks take ten times as long. A
+Frames are due at a fixed rate. For a third of every minute our networks take ten times as long. A
 frame is recognized by which frame of the avatar's loop it resembles most.
 """
 
@@ -19,9 +19,8 @@ import psutil
 
 from scripts.check_live import slow_down
 
-from .stand_ins import Box, expect
+from .stand_ins import Box, LiveRun, expect
 
-FPS = 25
 SLOW_FACTOR, SLOW_SECONDS = 10, range(20, 40)
 """How much longer our networks take, and in which seconds of every minute."""
 SIDE = 48
@@ -33,20 +32,23 @@ def is_slow(seconds: float) -> bool:
 
 
 class Pace:
-    """Lets frames through at `FPS` from the first on, as LiveTalking's stream does.
+    """Lets frames through at a fixed rate from the first on, as LiveTalking's stream does.
+
+    Args:
+        fps: the rate.
 
     Attributes:
         latest: how late the latest frame came, in seconds.
     """
 
-    def __init__(self) -> None:
-        self._start, self._frames, self.latest = 0.0, 0, 0.0
+    def __init__(self, fps: float) -> None:
+        self._fps, self._start, self._frames, self.latest = fps, 0.0, 0, 0.0
 
     def wait(self, frames: int = 1) -> None:
         """Wait until the next `frames` are due."""
         now = time.perf_counter()
         self._start = self._start or now
-        left = self._start + self._frames / FPS - now
+        left = self._start + self._frames / self._fps - now
         self.latest = max(self.latest, -left)
         self._frames += frames
         time.sleep(max(0.0, left))
@@ -63,13 +65,13 @@ class Watch:
         box: of the face in them.
     """
 
-    def __init__(self, loop: Sequence[np.ndarray], box: Box) -> None:
+    def __init__(self, loop: Sequence[np.ndarray], box: Box, fps: float) -> None:
         self._box = box
         self._loop = np.stack([self._small(frame) for frame in loop])
         self.frames = self.mixed_up = self.audio = self.audio_mixed_up = 0
         self.shown = np.zeros(2)  # without and with slow networks
         self.start = self.end = 0.0
-        self.pace = Pace()
+        self.pace = Pace(fps)
 
     def _small(self, frame: np.ndarray) -> np.ndarray:
         left, top, right, bottom = self._box
@@ -133,21 +135,27 @@ class Meter(threading.Thread):
 
 
 def measure(
-    name: str, words: Sequence[str], minutes: float, batch: int, begin: Callable[[int], Watch]
+    name: str,
+    words: Sequence[str],
+    run: LiveRun,
+    batch: int,
+    begin: Callable[[int], Watch],
 ) -> None:
     """Run a host's script alone, for a minute at most, and then with us, and report.
 
     Args:
         name: of the loop.
         words: the script and its arguments.
-        minutes: of the run with us.
+        run: its length, and the rate.
         batch: frames that the host generates at once; our deadline is 0.8 of their time.
         begin: called with the number of frames of a run, prepares the host; what looks at it.
     """
     from musetalk_enhance.hosts.registry import recognize
     from musetalk_enhance.hosts.script import run_script
 
-    counts = [round(each * 60 * FPS / batch) * batch for each in (min(1, minutes), minutes)]
+    counts = [
+        round(each * 60 * run.fps / batch) * batch for each in (min(1, run.minutes), run.minutes)
+    ]
     alone = begin(counts[0])
     sys.argv = list(words)
     try:
@@ -158,7 +166,7 @@ def measure(
     meter = Meter(ours)
     meter.start()
     flags = {"enabled": True, "model": "lite", "device": "cpu", "region": "lower"}
-    flags |= {"deadline_ms": 800 * batch / FPS}
+    flags |= {"deadline_ms": 800 * batch / run.fps}
     enhancer = run_script(words[0], words[1:], flags, meter.on_load, choose=recognize)
     meter.stop.set()
     meter.join()

@@ -23,6 +23,7 @@ import torch
 from .live import Watch, measure
 from .stand_ins import (
     FLAGS,
+    LiveRun,
     compare,
     expect,
     import_libraries,
@@ -291,7 +292,7 @@ def check(folder: Path) -> None:
         expect(same and len(second["frames"]) == len(SPEECH), "the sessions mix")
 
 
-def live(folder: Path, minutes: float) -> None:
+def live(folder: Path, run: LiveRun) -> None:
     """One session of the musetalk avatar, which speaks three of every four seconds."""
     prepare(folder, LiveOutput)
     every = talking_head(3 * LENGTH)
@@ -303,7 +304,7 @@ def live(folder: Path, minutes: float) -> None:
         SPEECH = SPEECH[:count]
         CAPTURED.clear()
         SESSIONS[:] = ["0"]
-        LiveOutput.watch = Watch(frames + frames[::-1], box)
+        LiveOutput.watch = Watch(frames + frames[::-1], box, run.fps)
         return LiveOutput.watch
 
     with working_folder() as work:
@@ -311,7 +312,7 @@ def live(folder: Path, minutes: float) -> None:
         write_avatar(work / "data" / "avatars" / "musetalk", frames, box, "musetalk")
         replace_networks("musetalk", frames, box)
         name = "app.py, musetalk avatar"
-        measure(name, words_of(folder, "musetalk"), minutes, BATCH, begin)
+        measure(name, words_of(folder, "musetalk"), run, BATCH, begin)
 
 
 class FailingStreams:

@@ -15,7 +15,7 @@ import torch
 
 from .live import Watch, measure
 from .musetalk_page import REQUESTS, AudioProcessor, Network, replace_networks, write_clip
-from .stand_ins import import_libraries, replace_missing, talking_head, working_folder
+from .stand_ins import LiveRun, import_libraries, replace_missing, talking_head, working_folder
 
 LENGTH, BATCH = 10, 20
 """Frames of the avatar; the host's own number of frames in a batch."""
@@ -23,10 +23,10 @@ LENGTH, BATCH = 10, 20
 
 def check(folder: Path) -> None:
     """A short run."""
-    live(folder, 0.5)
+    live(folder, LiveRun(0.5))
 
 
-def live(folder: Path, minutes: float) -> None:
+def live(folder: Path, run: LiveRun) -> None:
     """One avatar and one audio; the host never shows its last frame."""
     import_libraries()
     replace_missing("ffmpeg", "librosa", "soundfile")
@@ -65,9 +65,9 @@ def live(folder: Path, minutes: float) -> None:
             chunks = torch.zeros(1, 50, 384).expand(count, -1, -1)
             processor: Any = AudioProcessor
             processor.get_whisper_chunk = lambda *args, **kwargs: chunks
-            watches.append(Watch(frames + frames[::-1], box))
+            watches.append(Watch(frames + frames[::-1], box, run.fps))
             return watches[-1]
 
         words = ["scripts/realtime_inference.py", "--inference_config", "task.yaml"]
         words += ["--skip_save_images", "--batch_size", str(BATCH)]
-        measure("realtime_inference.py", words, minutes, BATCH, begin)
+        measure("realtime_inference.py", words, run, BATCH, begin)

@@ -9,6 +9,7 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -31,6 +32,14 @@ LOWER_FACE = ((0.42, 0.72), (0.3, 0.7))
 """Rows and columns of the lower face in the talking head's frames, as shares of their side."""
 
 Box = tuple[int, int, int, int]
+
+
+@dataclass(frozen=True)
+class LiveRun:
+    """How long a live loop runs, and at which rate."""
+
+    minutes: float
+    fps: float = 25
 
 
 def talking_head(count: int) -> tuple[list[np.ndarray], list[Box]]:
