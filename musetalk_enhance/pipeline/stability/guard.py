@@ -49,6 +49,9 @@ IDENTITY_LIMIT, IDENTITY_NONE_LEFT = 0.75, 1.5
 0.93 (0.5) at most, another face by 4 and more."""
 RECOVERY = 0.1
 """Share of the strength that returns each frame; it falls at once, to correct the frame at hand."""
+STRENGTHS = 64
+"""Steps of the strength. The measuring network's convolutions differ by up to 3e-5 of a pixel with
+the number of faces in a batch, and a stream must be the same in any batches."""
 CONFIDENT = 0.8
 """Minimum confidence of the face meter in both images."""
 LEAST_SIDE = 48
@@ -170,7 +173,8 @@ def strength_allowed(meter: FaceMeter, originals: torch.Tensor, restored: torch.
         _ramp(eyes, 1, EYES_NONE_LEFT),
         _ramp(change.max((1, 2)), IDENTITY_LIMIT, IDENTITY_NONE_LEFT),
     ]
-    return np.stack(allowed, axis=1).astype(np.float32)
+    steps = np.round(np.stack(allowed, axis=1) * STRENGTHS)
+    return np.asarray(steps / STRENGTHS, np.float32)
 
 
 def structure_change(originals: torch.Tensor, restored: torch.Tensor) -> torch.Tensor:
