@@ -11,9 +11,13 @@ resized to its box and blended into its frame under the lower half of the face w
 Printed, as the mean of each clip: energy of fine detail at the mouth over that of the original's,
 which is the ratio of mouth to surroundings over the original's, as the surroundings are the
 original itself; the step of color across the seam, in levels of 8 bits: the mean absolute
-difference of low frequencies between blended frame and original along the edge of the mask; and
-the greatest change from an untouched frame to the blended one that follows it, at the mouth, as a
-multiple of the clip's own change between these frames.
+difference of low frequencies between blended frame and original along the edge of the mask; PSNR
+to the original at the mouth; warping error over the original's own; the greatest change from an
+untouched frame to the blended one that follows it, at the mouth (`jump`) and under the rest of the
+mask (`jump_around`), as a multiple of the clip's own change there between these frames, and the
+same at the mouth where a host fades over four frames (`jump_fade`); and what the blended frames
+differ by from the originals, in levels: low frequencies (`color`) and the rest (`detail`) of both
+parts.
 """
 
 from __future__ import annotations
@@ -26,15 +30,16 @@ from typing import Any
 import cv2
 import numpy as np
 from lite_data import FaceFinder
-from measure_stability import Frames, detail_of, oracle, softened
+from measure_stability import Frames, detail_of, mean_psnr, oracle, softened, warping
 
 from musetalk_enhance import GFPGANEnhancer
+from musetalk_enhance.faces.regions import region_mask
 from musetalk_enhance.media import read_frames
-from musetalk_enhance.report.metrics import fine_detail_energy
+from musetalk_enhance.report.metrics import Motion, fine_detail_energy
 from musetalk_enhance.restorers.base import ModelInfo
 
 OPTIONS: dict[str, Any] = {"output_size": "native", "region": "lower"}
-EXCESS = 1.0
+EXCESS, FADE = 1.0, 4
 INFO = ModelInfo("oracle", "no network", 256, 512, (0.0, 1.0), "none", bytes_per_face=2**20)
 
 
@@ -101,7 +106,38 @@ def seam_step(results: Frames, originals: Frames) -> float:
     return float(np.mean(steps))
 
 
-def figures(restored: Frames, originals: Frames) -> dict[str, float]:
+def parts_of_jump(results: Frames, originals: Frames) -> dict[str, float]:
+    """What changes where a host goes from its own frames to blended ones."""
+    height, width = size = originals.shape[1:3]
+    inside = np.zeros(size, bool)
+    mouth_of(inside[None])[:] = True
+    region = region_mask("mouth", size)
+    assert region is not None
+    outside = (blend_mask(size)[..., 0] > 0.5) & (region[0, 0].numpy() < 0.05)
+    ours, theirs = results.astype(np.float32), originals.astype(np.float32)
+    error = ours - theirs
+    color = np.stack([cv2.GaussianBlur(each, (0, 0), width / 16) for each in error])
+    row: dict[str, float] = {}
+    for name, place in (("mouth", inside), ("around", outside)):
+        own = np.maximum(np.abs(theirs[1:] - theirs[:-1])[:, place].mean((1, 2)), 0.1)
+        steps = np.abs(ours[1:] - theirs[:-1])[:, place].mean((1, 2)) / own
+        row["jump" if name == "mouth" else "jump_around"] = float(steps.max())
+        row[f"{name}_color"] = float(np.abs(color[:, place]).mean())
+        row[f"{name}_detail"] = float(np.abs(error - color)[:, place].mean())
+        if name == "mouth":
+            faded = [
+                np.abs(
+                    (theirs + min(1, (step + 1) / FADE) * error)[step + 1 :]
+                    - (theirs + step / FADE * error)[step:-1]
+                )[:, place].mean((1, 2))
+                / own[step:]
+                for step in range(FADE)
+            ]
+            row["jump_fade"] = float(max(each.max() for each in faded))
+    return row
+
+
+def figures(restored: Frames, originals: Frames, motions: list[Motion]) -> dict[str, float]:
     """What is printed of one clip."""
     results = blended(restored, originals)
     ours, theirs = mouth_of(results), mouth_of(originals)
@@ -109,14 +145,12 @@ def figures(restored: Frames, originals: Frames) -> dict[str, float]:
         fine_detail_energy(one) / fine_detail_energy(other)
         for one, other in zip(ours, theirs, strict=True)
     ]
-    jumps = []
-    for index in range(1, len(ours)):
-        own = max(np.abs(theirs[index].astype(np.float32) - theirs[index - 1]).mean(), 0.1)
-        jumps.append(float(np.abs(ours[index].astype(np.float32) - theirs[index - 1]).mean() / own))
     return {
         "sharpness": float(np.mean(shares)),
         "seam": seam_step(results, originals),
-        "jump": max(jumps),
+        "psnr": mean_psnr(ours, theirs),
+        "warping": float((warping(results, motions) / warping(originals, motions))[0]),
+        **parts_of_jump(results, originals),
     }
 
 
@@ -130,7 +164,8 @@ def measure(clip: Path, softness: str, args: argparse.Namespace) -> dict[str, di
         ]
     )
     soft = softened(small, softness, args)
-    rows = {"input": figures(soft, originals)}
+    motions = [Motion.between(a, b) for a, b in zip(originals[:-1], originals[1:], strict=True)]
+    rows = {"input": figures(soft, originals, motions)}
     large = np.stack([cv2.resize(each, (512, 512)).astype(np.uint8) for each in originals])
     overdone = large + EXCESS * detail_of(large)
     overdone = np.clip(np.rint(overdone), 0, 255).astype(np.uint8)
@@ -138,10 +173,14 @@ def measure(clip: Path, softness: str, args: argparse.Namespace) -> dict[str, di
         sources = list(originals) if match == "source" else None
         options = OPTIONS | {"match": match}
         with GFPGANEnhancer(model="lite", **options) as enhancer:
-            rows[f"lite, match {match}"] = figures(enhancer(soft, sources=sources), originals)
+            rows[f"lite, match {match}"] = figures(
+                enhancer(soft, sources=sources), originals, motions
+            )
         defaults = {"stability": "auto", "color_match": "auto", "guard": "auto"}
         with oracle(overdone, INFO, **defaults, **options) as enhancer:
-            rows[f"oracle, match {match}"] = figures(enhancer(soft, sources=sources), originals)
+            rows[f"oracle, match {match}"] = figures(
+                enhancer(soft, sources=sources), originals, motions
+            )
     return rows
 
 

@@ -135,11 +135,11 @@ class Compositor:
 
             residual = without_tint(residual, mask)
         residual, state = self._steady(residual, batch, mask, state, first_row)
-        if mask is not None:
-            residual.mul_(mask)
         matched = None
         if settings.match == "source":
             residual, matched, state = self._matched(residual, base, batch, state, first_row)
+        if mask is not None:  # not before: around the mouth is measured, too
+            residual.mul_(mask)
         shares = batch.shares or [1.0] * len(batch.needs)
         weights = [
             settings.strength * need * share
