@@ -1,22 +1,22 @@
 """The display matrix of a video: how a player rotates and flips its frames.
 
 It is read from decoded frames. In an .mp4 or .mov file it is overwritten in place, because PyAV
-before 18 cannot write it. Layout: ISO/IEC 14496-12, sections 8.3.2 (tkhd) and 8.4.3 (hdlr).
+before 18 cannot write it. Layout: ISO/IEC 14496-12, section 8.3.2 (tkhd).
 """
 
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 
 from ..errors import MediaError
+from .mp4_boxes import find_box, video_tracks
 
 _MATRIX_OFFSET = {0: 40, 1: 52}  # bytes of a tkhd box's body before the matrix, by its version
-_HANDLER_OFFSET = 8  # bytes of an hdlr box's body before the four letters
 
 
 def side_data_of(frame: Any) -> Any:
@@ -93,44 +93,10 @@ def write_display_matrix(path: Path, matrix: Sequence[int]) -> None:
         MediaError: the file has no video track.
     """
     with path.open("r+b") as file:
-        for name, track in _boxes(file, *_find_box(file, [b"moov"])):
-            if name != b"trak":
-                continue
-            handler = _read_box(file, track, [b"mdia", b"hdlr"])
-            if handler[_HANDLER_OFFSET:][:4] != b"vide":
-                continue
-            begin, _ = _find_box(file, [b"tkhd"], *track)
+        for track in video_tracks(file):
+            begin, _ = find_box(file, [b"tkhd"], *track)
             file.seek(begin)
             file.seek(begin + _MATRIX_OFFSET[file.read(1)[0]])
             file.write(struct.pack(">9i", *matrix))
             return
     raise MediaError(path, "has no video track")
-
-
-def _boxes(file: BinaryIO, begin: int, end: int) -> Iterator[tuple[bytes, tuple[int, int]]]:
-    """The boxes from `begin` to `end`: the name of each, and where its body begins and ends."""
-    while begin + 8 <= end:
-        file.seek(begin)
-        size, name = struct.unpack(">I4s", file.read(8))
-        header = 8
-        if size == 1:
-            size, header = struct.unpack(">Q", file.read(8))[0], 16
-        stop = begin + size if size >= header else end
-        yield name, (begin + header, stop)
-        begin = stop
-
-
-def _find_box(
-    file: BinaryIO, names: Sequence[bytes], begin: int = 0, end: int | None = None
-) -> tuple[int, int]:
-    """Where the body of a box begins and ends, given the path of names that leads to it."""
-    span = (begin, file.seek(0, 2) if end is None else end)
-    for box_name in names:
-        span = next((body for name, body in _boxes(file, *span) if name == box_name), (0, 0))
-    return span
-
-
-def _read_box(file: BinaryIO, span: tuple[int, int], names: Sequence[bytes]) -> bytes:
-    begin, end = _find_box(file, names, *span)
-    file.seek(begin)
-    return file.read(end - begin)

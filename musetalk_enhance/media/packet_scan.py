@@ -12,6 +12,7 @@ import numpy as np
 from ..errors import MediaError
 from ..runtime.files import PathLike
 from .container import error_types
+from .mp4_boxes import unlisted_frames
 
 
 class PacketScan:
@@ -32,8 +33,8 @@ class PacketScan:
         counted: `timeless`, or two frames had one timestamp, or the file is an AVI with frames out
             of order, which has no field for presentation timestamps.
         damaged: number of packets that the container marks as damaged.
-        unlisted: number of frames that an MP4 file holds beyond those in its table of times (stts):
-            the table is damaged, and frames of that file are shown too early or not at all.
+        unlisted: number of frames of an MP4 file that its table of times (stts) lacks. It is
+            damaged then, and frames are shown too early or not at all.
 
     Raises:
         MediaError: the file is truncated, damaged or has no frames.
@@ -107,11 +108,10 @@ class PacketScan:
         for each in streams:
             if counts[each.index] < len(getattr(each, "index_entries", ())):
                 raise MediaError(path, f"is truncated after about {counts[stream.index]} frames")
-        if stream.frames:  # what the table lists; 0 in a fragmented file
-            self.unlisted = max(0, counts[stream.index] - stream.frames)
+        with open(path, "rb") as file:
+            self.unlisted = unlisted_frames(file)
         if self.unlisted and self._strict:
-            what = f"lists times of {stream.frames} of its {counts[stream.index]} frames"
-            raise MediaError(path, what)
+            raise MediaError(path, f"lists no times of {self.unlisted} of its frames")
 
 
 def _is_hidden(packet: Any, stream: Any) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import struct
 from fractions import Fraction
 
 import av
@@ -15,6 +16,7 @@ from tests.media.clips import (
     copy_of,
     decoded,
     make_film,
+    picture,
     planes_of,
     remuxed,
     same_planes,
@@ -147,5 +149,40 @@ def test_a_table_of_times_that_lacks_frames_is_damage(tmp_path):
     damaged = tmp_path / "damaged.mp4"
     damaged.write_bytes(data)
     assert index_video(damaged, strict=False).unlisted_frames == 25
-    with pytest.raises(MediaError, match="lists times of 5 of its 30 frames"):
+    with pytest.raises(MediaError, match="lists no times of 25 of its frames"):
         index_video(damaged)
+
+
+def with_edits(data: bytes, edits: list[tuple[int, int]]) -> bytes:
+    """An MP4 file that shows parts of its video: (milliseconds, time of the media) of each."""
+    entries = b"".join(struct.pack(">IiI", *edit, 1 << 16) for edit in edits)
+    box = struct.pack(">I4sII", 16 + len(entries), b"elst", 0, len(edits)) + entries
+    result, at = bytearray(data), data.index(b"elst") - 4
+    old = int.from_bytes(data[at : at + 4], "big")
+    result[at : at + old] = box
+    for name in (b"edts", b"trak", b"moov"):
+        begin = data.index(name) - 4
+        size = int.from_bytes(data[begin : begin + 4], "big") + len(box) - old
+        result[begin : begin + 4] = size.to_bytes(4, "big")
+    return bytes(result)
+
+
+@pytest.mark.parametrize("kind", ["fragments", "edits"])
+def test_more_packets_than_listed_times_are_no_damage(tmp_path, kind):
+    """The first fragment's frames alone are listed; edits show a part of the video twice."""
+    path = tmp_path / "video.mp4"
+    fragments = {"frag_duration": "400000"} if kind == "fragments" else {}
+    with av.open(str(path), "w", options=fragments) as container:
+        stream = container.add_stream("mpeg4", rate=25)
+        stream.width, stream.height, stream.codec_context.gop_size = 96, 64, 10
+        for number in range(30):
+            frame = av.VideoFrame.from_ndarray(picture(number, (96, 64)), format="bgr24")
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode())
+    if kind == "edits":
+        path.write_bytes(with_edits(path.read_bytes(), [(800, 0), (800, 0)]))
+    with av.open(str(path)) as container:
+        (video,) = container.streams.video
+        packets = sum(packet.size > 0 for packet in container.demux(video))
+        assert 0 < video.frames < packets
+    assert index_video(path).unlisted_frames == 0
