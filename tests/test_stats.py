@@ -186,3 +186,13 @@ def test_when_a_warning_is_due(faces, left, partial, share, expected):
     names = {"sharpness_gate": "gate", "guard": "guard", "min_face": "size"}
     warning = mostly_left_alone(faces, left, partial, share, lambda name, value: names[name])
     assert warning is None if expected is None else expected in warning
+
+
+def test_limits_of_merged_streams_are_named_once():
+    total = EnhancerStats()
+    for limits in (("deadline_ms",), ("deadline_ms", "budget_ms"), ("deadline_ms",)):
+        stats = EnhancerStats(limits, frames=2)
+        stats.left_alone["no time"] = 2
+        total.merge(stats)
+    assert total.limits == ("deadline_ms", "budget_ms") and total.frames == 6
+    assert total.warning().endswith("set deadline_ms: 0 and budget_ms: 0")

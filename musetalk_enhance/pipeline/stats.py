@@ -216,6 +216,8 @@ class EnhancerStats:
             elif isinstance(own, dict):
                 for stage, value in more.items():  # of a deque: its values
                     own[stage] += value
+            elif isinstance(own, tuple):
+                setattr(self, each.name, tuple(dict.fromkeys(own + more)))
             else:
                 setattr(self, each.name, own + more)
 
