@@ -150,8 +150,12 @@ class Attachment:
 
         if self.ahead is None:
             return restored(frames)
-        settings = getattr(self.enhancer, "settings", None)
-        return self.ahead.submit(restored, frames, getattr(settings, "on_error", "passthrough"))
+        on_error = getattr(getattr(self.enhancer, "settings", None), "on_error", "passthrough")
+        try:
+            return self.ahead.submit(restored, frames, on_error)
+        except Exception:  # of a batch before, perhaps of another task
+            self._task_begins |= begins
+            raise
 
     def _hints(self, count: int) -> dict[str, Any]:
         """The original crops of the next frames."""

@@ -219,6 +219,30 @@ def test_attach_ahead_raises_where_errors_are_to_be():
     assert not attachment.attached and "decode_latents" not in vars(vae)
 
 
+def test_an_error_of_the_task_before_does_not_join_the_next_one_to_it(monkeypatch):
+    """The first batch of a task raises it; the next one begins the task's stream."""
+
+    class Vae:
+        def get_latents_for_unet(self, image):
+            return image
+
+        def decode_latents(self, number):
+            return np.full((2, 256, 256, 3), number, np.float32)
+
+    vae, resets = Vae(), []
+    enhancer = GFPGANEnhancer(model="lite", backend="torch", on_error="raise")
+    monkeypatch.setattr(enhancer, "reset", lambda: resets.append(1))
+    with attach(vae, enhancer, overlap=True):
+        np.asarray(vae.decode_latents(np.nan))
+        vae.get_latents_for_unet(0)
+        with pytest.raises(FrameError):
+            vae.decode_latents(0.5)
+        assert not resets
+        for _ in range(2):
+            np.asarray(vae.decode_latents(0.5))
+    assert resets == [1]
+
+
 @pytest.mark.parametrize("result", [None, np.zeros((1, 4, 4, 3), np.uint8)])
 def test_a_batch_ahead_with_frames_missing_is_the_hosts_own(result):
     """MuseTalk would wait for the missing ones for ever."""
