@@ -30,6 +30,8 @@ CHECKS = {
 """Module of each check, and the name of the host's repository."""
 LIVE = ("musetalk_realtime", "livetalking")
 """Checks with a live loop."""
+WITH_PICTURES = tuple(name for name in CHECKS if name != "musetalk_realtime")
+"""Checks that write a picture."""
 SKIPPED = 77
 """Exit code of a check that cannot run here."""
 
@@ -80,10 +82,10 @@ def main() -> int:
     hosts = args.hosts.resolve()
     if args.one:
         _run_one(args.one, hosts / CHECKS[args.one], LiveRun(args.minutes, args.fps), args.pictures)
-    if unknown := set(args.names) - set(CHECKS):
-        parser.error(f"no check {', '.join(sorted(unknown))}; there are {', '.join(CHECKS)}")
+    names = LIVE if args.minutes else WITH_PICTURES if args.pictures else tuple(CHECKS)
+    if unknown := set(args.names) - set(names):
+        parser.error(f"no such check {', '.join(sorted(unknown))}; there are {', '.join(names)}")
     failed = []
-    names = LIVE if args.minutes else CHECKS
     for name in args.names or [name for name in names if (hosts / CHECKS[name]).is_dir()]:
         print(f"{name}:", flush=True)
         command = [sys.executable, "-m", "scripts.host_checks", "--hosts", str(hosts)]
