@@ -77,16 +77,29 @@ class AvatarStreams:
     def __init__(self, sessions: Sessions, fade_frames: int) -> None:
         self._sessions, self._fade_frames = sessions, fade_frames
         self._streams: WeakKeyDictionary[Any, Any] = WeakKeyDictionary()
-        self._speech: WeakKeyDictionary[Any, Speech] = WeakKeyDictionary()
+        self._speech: WeakKeyDictionary[Any, tuple[Speech, Any]] = WeakKeyDictionary()
 
-    def begin(self, avatar: Any) -> Speech:
-        """Begin an avatar's session."""
-        speech = self._speech[avatar] = Speech(self._fade_frames)
-        return speech
+    def begin(self, avatar: Any, queue: Any) -> None:
+        """Begin an avatar's session; a second call does nothing.
+
+        Args:
+            avatar: of the session.
+            queue: of the faces to be generated, a dict of each; None: nothing fades.
+        """
+        if queue is None or avatar in self._speech:
+            return
+        speech, put = Speech(self._fade_frames), queue.put
+
+        def put_and_tell(item: Any, *args: Any, **kwargs: Any) -> None:
+            speech.put(bool(item.get("end_of_speech")))
+            put(item, *args, **kwargs)
+
+        queue.put = put_and_tell
+        self._speech[avatar] = speech, queue
 
     def weight(self, avatar: Any) -> float:
         """The share of the avatar's next restored face in its frame, 0..1."""
-        return self._speech[avatar].weight() if avatar in self._speech else 1.0
+        return self._speech[avatar][0].weight() if avatar in self._speech else 1.0
 
     def of(self, avatar: Any, face: Face, number: int) -> Any:
         """The stream of an avatar; None for the black face of a batch that the host lost."""
@@ -101,10 +114,17 @@ class AvatarStreams:
 
     def end(self, avatar: Any) -> None:
         """End an avatar's session; the next face begins another one."""
-        self._speech.pop(avatar, None)
+        _, queue = self._speech.pop(avatar, (None, None))
+        if queue is not None:
+            vars(queue).pop("put", None)
         stream = self._streams.pop(avatar, None)
         if stream is not None:
             self._sessions.close(stream)
+
+    def end_all(self) -> None:
+        """End every session: a queue that stayed wrapped would count faces for ever."""
+        for avatar in {*self._speech, *self._streams}:
+            self.end(avatar)
 
 
 def _source(avatar: Any, number: int) -> Face:
@@ -139,14 +159,7 @@ def _attach_to_processor(patches: Patches, streams: AvatarStreams, module: Modul
     original_start, original = owner.start, owner.stop
 
     def start(processor: Any) -> None:
-        queue, speech = processor._whisper_queue, streams.begin(processor._avatar)
-        put = queue.put
-
-        def put_and_tell(item: Any, *args: Any, **kwargs: Any) -> None:
-            speech.put(bool(item.get("end_of_speech")))
-            put(item, *args, **kwargs)
-
-        queue.put = put_and_tell
+        streams.begin(processor._avatar, getattr(processor, "_whisper_queue", None))
         original_start(processor)
 
     def stop(processor: Any) -> None:
@@ -154,7 +167,6 @@ def _attach_to_processor(patches: Patches, streams: AvatarStreams, module: Modul
             original(processor)
         finally:
             streams.end(processor._avatar)
-            vars(processor._whisper_queue).pop("put", None)
 
     patches.replace(owner, "start", start)
     patches.replace(owner, "stop", stop)
@@ -175,6 +187,7 @@ def _attach_when_imported(
     patches: Patches, sessions: Sessions, fade_frames: int = FADE_FRAMES
 ) -> None:
     streams = AvatarStreams(sessions, fade_frames)
+    patches.callback(streams.end_all)
     changes: dict[str, Callable[[Patches, AvatarStreams, ModuleType], None]] = {
         AVATAR: _attach_to_avatar,
         PROCESSOR: _attach_to_processor,

@@ -43,8 +43,11 @@ class AvatarMuseTalkProcessor:
     def __init__(self, avatar):
         self._avatar, self.frames, self.spoken = avatar, [], threading.Event()
         self._whisper_queue, self._compose_queue = queue.Queue(), queue.Queue()
+        self._threads = []
 
     def start(self):
+        if self._threads:
+            return  # the host logs an error
         self._threads = [threading.Thread(target=self._vae), threading.Thread(target=self._compose)]
         for thread in self._threads:
             thread.start()
@@ -70,6 +73,7 @@ class AvatarMuseTalkProcessor:
         queue.Queue.put(self._whisper_queue, None)
         for thread in self._threads:
             thread.join()
+        self._threads = []
 """
 DEMO = """
 import json, pathlib
@@ -163,6 +167,35 @@ def test_a_restored_face_fades_beside_silence(folder, enhancer, number, ends, va
         for _ in range(2):  # the second session begins anew
             frames = speak(processor, number, ends)
             assert [int(frame[60, 50, 0]) for frame in frames] == values
+
+
+def test_a_session_that_is_started_twice_fades_as_before(folder, enhancer):
+    with attach(enhancer, fade_frames=2):
+        processor = engine().processor
+        processor.start()
+        processor._whisper_queue.put({"end_of_speech": False})
+        assert [int(frame[60, 50, 0]) for frame in speak(processor, 4)] == [60, 80, 100, 80, 60]
+
+
+def test_the_queue_of_a_session_is_the_hosts_own_after_detaching(folder, enhancer):
+    with attach(enhancer):
+        processor = engine().processor
+        processor.start()
+        assert "put" in vars(processor._whisper_queue)
+    assert "put" not in vars(processor._whisper_queue)
+    speak(processor)
+
+
+def test_a_host_without_that_queue_does_not_fade(folder, enhancer):
+    path = folder / "handlers/avatar/musetalk/avatar_musetalk_processor.py"
+    path.write_text(PROCESSOR.replace("_whisper_queue", "_features"))
+    with attach(enhancer, fade_frames=2):
+        processor = engine().processor
+        processor.start()
+        processor._features.put({"end_of_speech": True})
+        processor.spoken.set()
+        processor.stop()
+    assert [int(frame[60, 50, 0]) for frame in processor.frames] == [100]
 
 
 def test_the_number_of_faded_frames_is_checked(enhancer):
