@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections import Counter
 
 import numpy as np
 import pytest
@@ -12,7 +13,7 @@ from musetalk_enhance import GFPGANEnhancer
 from musetalk_enhance.config.settings import EnhancerSettings
 from musetalk_enhance.errors import ConfigError, FrameError
 from musetalk_enhance.pipeline import batch_planner, deadline
-from musetalk_enhance.pipeline.deadline import Cost, DeadlineEngine, Governor
+from musetalk_enhance.pipeline.deadline import GROUP, Cost, DeadlineEngine, Governor
 from musetalk_enhance.pipeline.engine import Engine, Request
 from musetalk_enhance.restorers.base import LoadRequest, ModelInfo
 from musetalk_enhance.restorers.catalog import choose
@@ -67,6 +68,24 @@ class Machine:
 
         return FakeRestorer(LoadRequest(SAME, self.settings, torch.device("cpu")), work)
 
+    def slow_down(self, load: float) -> None:
+        """A load that the engine knows of."""
+        self.load = load
+        self.engine.governor.observe(2, 8, load * 0.08, late=True)
+
+    def slow_down_after(self, faces: int, load: float) -> None:
+        """A load that comes when the first network has restored so many more faces."""
+        restorer, left = self.engine.model.restorer, [faces]
+        restore = restorer.restore
+
+        def slowly(batch: torch.Tensor) -> torch.Tensor:
+            if left[0] <= 0:
+                self.load, restorer.restore = load, restore
+            left[0] -= len(batch)
+            return restore(batch)
+
+        restorer.restore = slowly
+
     def call(self, faces: int, wait: float = 0.0, stream=None) -> list[int]:
         """How much each of some faces was brightened, after `wait` seconds of idleness."""
         self.clock.now += wait
@@ -105,9 +124,9 @@ def test_a_slow_machine_makes_it_step_down_and_a_quiet_while_up_again(clock):
     machine = Machine(clock, deadline_ms=400)
     machine.call(8)
     machine.load = 3.0
-    assert machine.call(8) == [24] * 8, "nobody could know"
-    assert machine.stream.stats.late == 1
-    assert machine.call(8) == [8] * 8, "960 and 480 ms do not fit"
+    assert machine.call(8) == [24] * 4 + [0] * 4, "nobody could know"
+    assert machine.stream.stats.late == machine.stream.stats.switches == 1
+    assert machine.call(8) == list(range(1, 9)), "960 and 480 ms do not fit"
     machine.load = 1.0
     levels = [machine.call(8, wait=0.3)[0] for _ in range(60)]
     assert levels[-1] == 24
@@ -118,8 +137,7 @@ def test_a_slow_machine_makes_it_step_down_and_a_quiet_while_up_again(clock):
 def test_when_nothing_fits_faces_fade_and_come_back_by_and_by(clock):
     machine = Machine(clock, deadline_ms=100)
     assert machine.call(8) == [8] * 8
-    machine.load = 3.0
-    machine.call(8)
+    machine.slow_down(3.0)
     fading = machine.call(8)
     assert fading == [6, 4, 2, 0, 0, 0, 0, 0], "3 faces fit; their strength falls"
     assert machine.call(8) == [0] * 8
@@ -164,6 +182,88 @@ def test_the_first_streams_are_restored_and_the_others_wait(clock):
         clock.now += 0.01
     assert [row[0] for row in levels] == [8] * 5
     assert [row[2] for row in levels] == [0] * 5
+
+
+@pytest.mark.parametrize(
+    ("load", "levels", "late", "switches"),
+    [
+        (3, [24] * 20, 0, 0),
+        (5, [24] * 12 + [19, 14, 10, 5] + [0] * 4, 0, 0),
+        (10, [24] * 12 + [12] + [0] * 7, 1, 0),
+        (20, [24] * 12 + [0] * 8, 1, 1),
+    ],
+    ids=["all fits", "a group is left", "less than a face is left", "the deadline is passed"],
+)
+def test_a_call_that_turns_slow_ends(clock, load, levels, late, switches):
+    """After 8 of 20 faces: 0.32 of 2 seconds. The next group shows it."""
+    machine = Machine(clock, deadline_ms=2000)
+    stats, frames = (
+        machine.stream.stats,
+        np.random.default_rng(0).integers(0, 200, (20, 64, 64, 3), np.uint8),
+    )
+    machine.slow_down_after(8, load)
+    start = clock.now
+    restored = machine.engine.restore([Request(machine.stream, frames)])[0]
+    assert brightened(restored.frames, frames) == levels
+    assert clock.now - start <= 2 + GROUP * 0.04 * load
+    alone = levels.count(0)
+    if alone:
+        assert np.array_equal(restored.frames[-alone:], frames[-alone:])
+    assert [outcome.reason for outcome in restored.outcomes[20 - alone :]] == ["no time"] * alone
+    assert stats.left_alone == Counter({"no time": alone} if alone else {})
+    assert stats.partial.total() == sum(0 < level < 24 for level in levels)
+    assert stats.steps == Counter(full=20 - alone) + Counter(none=alone)
+    assert (stats.late, stats.switches, stats.frames) == (late, switches, 20)
+
+    machine.load = 1.0
+    after = machine.call(20, wait=1)
+    assert max(np.diff([levels[-1], *after])) <= 3 and len(set(after[7:])) == 1, "over 8 frames"
+    assert [machine.call(20, wait=1) for _ in range(40)][-1] == [24] * 20
+    assert (stats.late, stats.switches) == (late, switches)
+
+
+def test_streams_of_a_call_that_turns_slow_fade_together(clock):
+    machine = Machine(clock, deadline_ms=2000)
+    streams = [machine.engine.stream() for _ in range(3)]
+
+    def call(seed: int) -> list[list[int]]:
+        frames = np.random.default_rng(seed).integers(0, 200, (8, 64, 64, 3), np.uint8)
+        restored = machine.engine.restore([Request(stream, frames) for stream in streams])
+        return [brightened(each.frames, frames) for each in restored]
+
+    assert call(0) == [[24] * 8] * 3
+    machine.slow_down_after(8, 5)
+    assert call(1) == [[24] * 8, [24] * 4 + [16, 8, 0, 0], [16, 8] + [0] * 6]
+    assert [stream.share for stream in streams] == [1, 0, 0]
+    assert [stream.stats.left_alone["no time"] for stream in streams] == [0, 2, 6]
+    assert not any(stream.stats.late + stream.stats.switches for stream in streams)
+
+
+def test_bad_frames_do_not_disturb_the_end_of_a_call(clock):
+    machine = Machine(clock, deadline_ms=2000)
+    frames = list(np.random.default_rng(0).integers(0, 200, (20, 64, 64, 3), np.uint8))
+    frames[10] = frames[19] = np.zeros((64, 64, 7), np.uint8)
+    machine.slow_down_after(8, 20)
+    restored = machine.engine.restore([Request(machine.stream, frames)])[0]
+    assert len(restored.frames) == 20
+    assert machine.stream.stats.passed_through.total() == 2
+    assert machine.stream.stats.left_alone["no time"] == 6
+    assert machine.stream.share == 0
+
+
+def test_groups_have_the_bits_of_the_whole_call(monkeypatch):
+    frames = np.random.default_rng(0).integers(0, 256, (10, 256, 256, 3), np.uint8)
+    whole = GFPGANEnhancer(model="lite", backend="torch", stability=1)(frames)
+    monkeypatch.setattr(deadline, "GROUP_PART", 10**9)
+    with GFPGANEnhancer(model="lite", backend="torch", stability=1, deadline_ms=600000) as enhancer:
+        assert np.array_equal(enhancer(frames), whole)
+        assert enhancer.stats.batches >= 10 / GROUP
+
+
+def test_groups_are_a_small_part_of_the_time_or_of_the_fixed_cost():
+    governor = Governor([Cost(0.0, 0.01), Cost(0.03, 0.01)], Clock())
+    assert [governor.group(0, seconds, 2) for seconds in (0.1, 1.6, 16)] == [2, 10, 100]
+    assert governor.group(1, 0.1) == 12
 
 
 def test_time_that_other_streams_took_counts(clock):
@@ -226,7 +326,7 @@ def test_loading_the_network_again_says_nothing_about_the_load(clock):
     model._parked_from = torch.device("cpu")  # as after `unload`
     machine.call(8)
     assert machine.stream.stats.late == machine.stream.stats.reloads == 1
-    assert machine.call(8) == [24] * 8
+    assert machine.call(8) == list(range(3, 27, 3))
 
 
 def test_costs_are_those_of_faces_that_need_restoring(clock):
@@ -238,10 +338,9 @@ def test_costs_are_those_of_faces_that_need_restoring(clock):
 
 def test_frames_without_time_are_counted_as_such(clock):
     machine = Machine(clock, deadline_ms=100)
-    machine.load = 3.0
-    machine.call(8)
+    machine.slow_down(3.0)
     assert machine.call(8)[3:] == [0] * 5
-    assert machine.stream.stats.steps == {"lite": 8 + 3, "none": 5}
+    assert machine.stream.stats.steps == {"lite": 3, "none": 5}
 
 
 @pytest.mark.parametrize(
@@ -411,17 +510,17 @@ def test_a_cold_call_does_not_end_a_trial(clock):
     machine.load = 10.0
     machine.call(8)
     machine.load = 1.0
-    restore = machine.engine._steps[2][1].restore
+    restore = machine.engine._steps[2][1].restore_paced
     calls = []
 
-    def cold(requests):
+    def cold(requests, pace=None):
         """Each first call after a pause takes 50 ms more than the others."""
         pause = not calls or clock.now - calls[-1] > 1
         clock.now += 0.05 * pause
         calls.append(clock.now)
-        return restore(requests)
+        return restore(requests, pace)
 
-    machine.engine._steps[2][1].restore = cold
+    machine.engine._steps[2][1].restore_paced = cold
     levels = [machine.call(8, wait=0.2)[0] for _ in range(16)]
     assert levels[-1] > 0
     assert machine.stream.stats.late == 1

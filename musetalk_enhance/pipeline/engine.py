@@ -9,7 +9,7 @@ import logging
 import os
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
@@ -60,7 +60,8 @@ class Request:
         hints: landmarks, occlusion, keys, cuts and sources of each frame.
         output_size: as the option of that name.
         batch_size: faces in one run of the network, for this call; None as the engine plans.
-        shares: of the strength that each frame gets, 0..1; None: all of it.
+        shares: of the strength that each frame gets, 0..1; None: all of it. A `Pace` may lower
+            those of frames that wait.
     """
 
     stream: Stream
@@ -68,7 +69,12 @@ class Request:
     hints: HostHints = ()
     output_size: str | int = "same"
     batch_size: int | None = None
-    shares: Sequence[float] | None = None
+    shares: list[float] | None = None
+
+
+Pace = Callable[[Sequence[tuple[Request, int]]], int]
+"""Called before each round with the requests that wait and the index of the first frame of each
+that does; the most faces of the round."""
 
 
 @dataclass(frozen=True)
@@ -259,6 +265,12 @@ class Engine:
             RestorerError: the engine or a stream was closed; the process was forked; with
                 ``on_error="raise"``, the network failed.
         """
+        return self.restore_paced(requests)
+
+    def restore_paced(
+        self, requests: Sequence[Request], pace: Pace | None = None
+    ) -> list[Restored]:
+        """`restore` with rounds that `pace` may limit."""
         if os.getpid() != self._process:
             raise RestorerError(
                 "this enhancer was created before the process was forked, and a fork has none of "
@@ -270,7 +282,7 @@ class Engine:
             works = [self._open(request) for request in requests]
             if any(work.batch.runs() for work in works) and self._awake(works):
                 self._find_landmarks(works)
-                self._run(works)
+                self._run(works, pace)
             restored = [self._close(work) for work in works]
             if self.settings.mode == "memory":
                 # the C library's heap would swell and shrink with the sizes of the batches
@@ -365,7 +377,7 @@ class Engine:
             )
             return hints.landmarks
 
-    def _run(self, works: Sequence[_Work]) -> None:
+    def _run(self, works: Sequence[_Work], pace: Pace | None) -> None:
         """Restore the frames of all works, round by round.
 
         The frames of a round that failed are tried again: all of them, fewer at a time, where
@@ -377,6 +389,12 @@ class Engine:
         while pending:
             waiting = sum(len(part.indices) for part in pending)
             size = 1 if single else planner.next(waiting)
+            if pace is not None:
+                firsts = {
+                    id(part.work): (part.work.request, part.indices[0])
+                    for part in reversed(pending)
+                }
+                size = min(size, pace(list(reversed(firsts.values()))))
             parts, error = self._attempt(pending, size, planner, alone=bool(single))
             number = sum(len(part.indices) for part in parts)
             if error is not None:

@@ -128,6 +128,7 @@ class EnhancerStats:
         steps: frames by what a deadline left of the work: ``full``, ``lower half``, ``lite``,
             ``none``; empty without a deadline.
         late: calls that took longer than a deadline allows.
+        switches: times that a deadline left no face to fade with: from over half the strength to 0.
         ms: stage to milliseconds spent: ``prepare``, ``network``, ``finish``, and where they are
             needed ``landmarks`` and ``motion``.
         calls: stage to milliseconds of each of the last `LAST_CALLS` calls; ``call`` is all of one.
@@ -152,6 +153,7 @@ class EnhancerStats:
     repeated: int = 0
     reloads: int = 0
     late: int = 0
+    switches: int = 0
     steps: Counter[str] = field(default_factory=Counter)
     ms: dict[str, float] = field(default_factory=lambda: defaultdict(float))
     calls: dict[str, deque[float]] = field(
