@@ -562,3 +562,39 @@ def test_a_step_that_just_fits_is_kept_but_not_taken():
     assert steps(10) == {1}, "100 ms of 100"
     assert steps(9) == {1, 0}, "90 ms, after two seconds"
     assert steps(10) == {0}
+
+
+def test_a_trial_waits_for_a_call_with_time_left(clock):
+    governor = Governor([Cost(0, 0.1)], clock)
+    governor.choose(4, 0.05)
+    clock.now += 5
+    assert governor.trial(0.2) == (0, 1)
+    governor.observe_trial(1, 0.1, False)
+    assert governor.trial(0.05) is None and governor.trial(-1.0) is None
+    assert governor.trial(0.25) == (0, 2)
+
+
+def test_a_failed_trial_never_shortens_the_wait(clock):
+    governor = Governor([Cost(0, 0.1)], clock)
+    governor.choose(4, 0.05)
+    waits = []
+    for late in (True,) * 8 + (False,) * 3:
+        governor.observe_trial(0, 0.1, late)
+        waits.append(governor._quiet[0])
+    assert waits == sorted(waits) and waits[-1] == 32
+
+
+def test_a_stream_that_waited_too_long_takes_no_other_one_down(clock):
+    governor = Governor([Cost(0, 0.01), Cost(0, 0.004)], clock)
+    for _ in range(6):
+        clock.now += 0.2
+        assert governor.choose(8, 0.1) == (0, 8)
+        governor.observe(0, 8, 0.08)
+        assert governor.choose(8, 0.1 - 0.11) == (2, 0)
+
+
+def test_a_call_that_took_no_time_by_the_clock_is_learned_from(clock):
+    governor = Governor([Cost(0, 0.1)], clock)
+    governor.observe(0, 1, 0.0)
+    governor.observe(0, 1, 0.1)
+    assert governor.load > 1

@@ -123,8 +123,10 @@ class Governor:
             faces: in the call.
             seconds: that it may take.
         """
-        self._call = faces, seconds
         nothing, now = len(self._costs), self._clock()
+        if seconds <= 0:  # another stream took the time; the others' calls may fit all the same
+            return nothing, 0
+        self._call = faces, seconds
         possible = next(
             (step for step in range(nothing) if self._fits(step, faces, seconds)), nothing
         )
@@ -170,7 +172,8 @@ class Governor:
             doubt = 1 + (now - self._measure_times[step]) / TRUST_SECONDS
             return (step, 1) if one <= doubt * seconds else None
         one = self._costs[step].seconds(1) * max(self._trial)
-        return step, max(1, min(_MANY, self._call[0], int(seconds / MARGIN / one)))
+        fit = int(seconds / MARGIN / one)
+        return (step, max(1, min(_MANY, self._call[0], fit))) if fit >= 1 else None
 
     def observe_trial(self, faces: int, seconds: float, late: bool) -> None:
         """Learn from a call of a trial.
@@ -202,7 +205,7 @@ class Governor:
         """How much longer a call took than the shortest of that step so far, 1 or more."""
         self._measure_times[step] = self._clock()
         cost = self._costs[step]
-        ratio = seconds / cost.seconds(faces)
+        ratio = max(seconds, 1e-6) / cost.seconds(faces)
         if ratio < 1:
             self._costs[step] = Cost(cost.fixed * ratio, cost.per_face * ratio)
             self._trial = [each / ratio for each in self._trial]
@@ -210,7 +213,7 @@ class Governor:
         return max(1.0, ratio)
 
     def _wait_longer(self, step: int, longest: float) -> None:
-        self._quiet[step] = min(1.5 * self._quiet[step], longest)
+        self._quiet[step] = max(self._quiet[step], min(1.5 * self._quiet[step], longest))
 
     def _rise(self) -> None:
         self._rise_time = self._clock()
