@@ -129,9 +129,7 @@ def main() -> int:
     parser.add_argument("--slow", type=float, default=10)
     args = parser.parse_args()
     period = 1e3 * args.batch / args.fps
-    enhancer = FaceEnhancer(
-        model="lite", region="lower", deadline_ms=args.deadline or 0.8 * period
-    )
+    enhancer = FaceEnhancer(model="lite", region="lower", deadline_ms=args.deadline or 0.8 * period)
     slow, faces = slow_down(enhancer, args.slow), soft_faces()
     sessions = [Session(enhancer, faces, args) for _ in range(args.sessions)]
     start, memory = time.perf_counter(), []

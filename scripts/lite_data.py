@@ -74,6 +74,20 @@ def fine_energy(image_rgb: Image) -> float:
     return fine_detail_energy(np.ascontiguousarray(image_rgb[..., ::-1]))
 
 
+def grid(image_rgb: Image, period: int = 4) -> float:
+    """How much detail depends on where a pixel lies in cells of ``period`` px: dots, crosshatch.
+
+    Deviation of the mean ``|Laplacian|`` between the places in a cell, over its mean. Photographs
+    have 0.01, their bicubic enlargements 0.02; above 0.1 dots are seen.
+    """
+    gray = cv2.cvtColor(image_rgb, cv2.COLOR_RGB2GRAY).astype(np.float32)
+    laplacian = np.abs(cv2.Laplacian(gray, cv2.CV_32F))
+    rows, columns = (side // period for side in laplacian.shape)
+    cells = laplacian[: rows * period, : columns * period].reshape(rows, period, columns, period)
+    places = cells[1:-1, :, 1:-1].mean((0, 2))
+    return float(places.std() / max(1e-9, places.mean()))
+
+
 def detail(target_rgb: Image) -> float:
     """RMS in gray levels of what a target loses on its way through half its size."""
     gray = cv2.cvtColor(target_rgb, cv2.COLOR_RGB2GRAY).astype(np.float32)
@@ -331,8 +345,10 @@ def _compressed(image_rgb: Image, rng: np.random.Generator) -> Image:
     return h264([image_rgb], int(rng.integers(14, 29)))[0]
 
 
-# shares of the kinds of softness; the rest is left as sharp as 256 px can be
-DECODER_SHARE, RESIZE_SHARE, BLUR_SHARE, COMPRESS_SHARE = 0.38, 0.34, 0.05, 0.06
+DECODER_SHARE = 0.5
+"""Share of the samples that a latent decoder softens, where there are views of it."""
+RESIZE_SHARE, BLUR_SHARE, COMPRESS_SHARE = 0.55, 0.08, 0.1
+"""Shares of the other kinds among the rest; what is left stays as sharp as 256 px can be."""
 
 
 def degrade(
@@ -345,26 +361,25 @@ def degrade(
 
     Args:
         target_rgb: the target.
-        decoded_rgb: the 256 px view as a latent decoder gives it back, or None where there is none
-            (then the sample is resized instead).
+        decoded_rgb: the 256 px view as a latent decoder gives it back, or None for another kind.
         rng: draws the kind and its strength. No draw shifts the color.
         noise_rng: draws the noise itself; ``rng`` by default.
     """
-    area = rng.random() < 0.8
-    image = resize(target_rgb, INPUT) if area else _scale(target_rgb, INPUT, "bicubic")
-    draw = float(rng.random())
-    steps = np.cumsum([DECODER_SHARE, RESIZE_SHARE, BLUR_SHARE, COMPRESS_SHARE])
-    kind = ("decoder", "resize", "blur", "compress", "none")[int(np.searchsorted(steps, draw))]
-    if kind == "none":
-        return image
-    if kind == "decoder" and decoded_rgb is not None:
+    if decoded_rgb is not None:
         image = decoded_rgb
         if rng.random() < 0.06:
             image = soften(image, int(rng.integers(144, INPUT)))
         if rng.random() < 0.25:
             image = _compressed(image, rng)
         return image
-    if kind in ("decoder", "resize"):
+    area = rng.random() < 0.8
+    image = resize(target_rgb, INPUT) if area else _scale(target_rgb, INPUT, "bicubic")
+    steps = np.cumsum([RESIZE_SHARE, BLUR_SHARE, COMPRESS_SHARE])
+    kinds = ("resize", "blur", "compress", "none")
+    kind = kinds[int(np.searchsorted(steps, float(rng.random())))]
+    if kind == "none":
+        return image
+    if kind == "resize":
         size = round(72 * (INPUT / 72) ** float(rng.random()))
         if rng.random() < 0.4:
             small = resize(image, size)
@@ -403,6 +418,24 @@ def decode(decoder: Decoder, image_rgb: Image, blend: float, noise: float, seed:
     return decoded
 
 
+SOFT_TARGETS = 0.35
+"""Share of the samples whose target is made softer first: a face of a low-resolution film.
+
+Else a network learns that every original is as sharp as 512 px can be, and takes the person's own
+softness for a host's."""
+
+
+def soft_size(rng: np.random.Generator) -> int:
+    """Side in pixels that a target is to hold the detail of; `TARGET` leaves it as it is."""
+    size = round(144 * (480 / 144) ** float(rng.random()))
+    return size if rng.random() < SOFT_TARGETS else TARGET
+
+
+def soften_target(target_rgb: Image, size: int) -> Image:
+    """The target with the detail that ``size`` px hold, enlarged as players and hosts do it."""
+    return target_rgb if size >= TARGET else _scale(resize(target_rgb, size), TARGET, "bicubic")
+
+
 class DecodedCache:
     """Decoder outputs of the 256 px views of all targets, in ``decoded.npy`` under ``work``.
 
@@ -422,6 +455,11 @@ class DecodedCache:
         self.total = stored[0] if stored[1] == shape[0] and path.exists() else 0
         mode = "r+" if self.total else "w+"
         self.images = np.lib.format.open_memmap(path, mode, np.uint8, shape)
+        sizes = work / "decoded_sizes.npy"
+        self.sizes = np.lib.format.open_memmap(
+            sizes, mode if sizes.exists() else "w+", np.int32, shape[:1]
+        )
+        """`soft_size` of the target that each view was decoded of."""
         second = {crop.next_index for crop in crops}
         leaders = [index for index in range(len(targets)) if index not in second]
         self.order = [leaders[i] for i in np.random.default_rng(0).permutation(len(leaders))]
@@ -447,10 +485,11 @@ class DecodedCache:
             shift = [int(v) for v in rng.integers(0, 8, 2)] if rng.random() < 0.5 else [0, 0]
             blend = float(rng.uniform(0, 0.55)) if rng.random() < 0.85 else 0.0
             noise = float(rng.uniform(0, 0.25)) if rng.random() < 0.8 else 0.0
+            size = soft_size(rng)
             for each in (index, self.crops[index].next_index):
                 if each is None:
                     continue
-                view = resize(np.asarray(self.targets[each]), INPUT)
+                view = resize(soften_target(np.asarray(self.targets[each]), size), INPUT)
                 if any(shift):
                     margins = tuple((s, 8 - s) for s in shift)
                     view = np.pad(view, (*margins, (0, 0)), mode="reflect")
@@ -458,10 +497,12 @@ class DecodedCache:
                 with torch.autocast("cpu", torch.bfloat16):  # half the time where there is bf16
                     out = decode(self.decoder, view, blend, noise, seed)
                 out = out[shift[0] : shift[0] + INPUT, shift[1] : shift[1] + INPUT]
-                self.images[each * self.versions + turn % self.versions] = out
+                slot = each * self.versions + turn % self.versions
+                self.images[slot], self.sizes[slot] = out, size
             self._mark(index, turn + 1)
             self.total += 1
         self.images.flush()
+        self.sizes.flush()
         partial = self.path.with_suffix(".partial")
         partial.write_text(json.dumps([self.total, len(self.images)]))
         partial.replace(self.path)
@@ -470,11 +511,11 @@ class DecodedCache:
         """Whether every target has a view."""
         return self.total >= len(self.order)
 
-    def get(self, index: int, rng: np.random.Generator) -> Image | None:
-        """A decoded view of target ``index``, or None where there is none yet."""
+    def get(self, index: int, rng: np.random.Generator) -> tuple[Image, int] | None:
+        """A decoded view of target ``index`` and the `soft_size` of it; None: there is none yet."""
         ready = min(int(self.turns[index]), self.versions)
-        draw = float(rng.random())
-        return np.asarray(self.images[index * self.versions + int(draw * ready)]) if ready else None
+        slot = index * self.versions + int(float(rng.random()) * ready)
+        return (np.asarray(self.images[slot]), int(self.sizes[slot])) if ready else None
 
 
 # name: resize side, or blend and noise of the decoder, or "h264"
@@ -613,7 +654,13 @@ class PatchSampler:
         """Target and input; the same ``seed`` and ``tone`` give the same softness and light."""
         rng, noise = np.random.default_rng(seed), np.random.default_rng((seed, half))
         target = np.asarray(self.images[index])
-        decoded = self.decoded.get(index, rng) if self.decoded else None
+        view = self.decoded.get(index, rng) if self.decoded else None
+        decoded = None
+        if view is not None and rng.random() < DECODER_SHARE:
+            decoded, size = view
+        else:
+            size = soft_size(rng)
+        target = soften_target(target, size)
         if flat:  # a flat image has no detail to add
             colors = np.random.default_rng(tone).integers(0, 256, 3)
             target, decoded = np.full_like(target, colors.astype(np.uint8)), None

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from musetalk_enhance.backends.ops import SLOPE, Conv
-from musetalk_enhance.restorers.lite_network import PADDING
+from musetalk_enhance.restorers.lite_network import FLOOR, PADDING
 
 SCALE = 1 / 16
 """Of the last layer: what is added to bicubic is a few gray levels."""
@@ -69,11 +69,27 @@ DROPOUT = 0.2
 """Share of a look's means that a step of training leaves out: they must not tell people apart."""
 
 
+def band_filters() -> Tensor:
+    """The 15 waves of a 4x4 DCT but the constant, on luma, for a face unshuffled twice.
+
+    float (15, 48, 1, 1), by a factor that lets the mean magnitude over a face be about 1.
+    """
+    place = torch.arange(4)
+    cosines = torch.cos(torch.pi * (2 * place[None] + 1) * place[:, None] / 8) / 2**0.5
+    cosines[0] = 0.5
+    waves = torch.einsum("ai,bj->abij", cosines, cosines).flatten(0, 1)[1:]
+    weights = torch.tensor([0.299, 0.587, 0.114]).view(3, 1, 1) * waves[:, None]
+    return 200 * F.pixel_unshuffle(F.pixel_unshuffle(weights, 2), 2)
+
+
 class Look(nn.Module):
     """How a whole face is soft, as a vector: means of features at an eighth of its resolution.
 
-    One kind of softness lies over all of a face, and a patch of smooth skin does not show it.
+    One kind of softness lies over all of a face, and a patch of smooth skin does not show it. The
+    logarithms of the energies of bands tell softness from low contrast.
     """
+
+    filters: Tensor
 
     def __init__(self, features: int) -> None:
         super().__init__()
@@ -85,15 +101,20 @@ class Look(nn.Module):
             Layer(features, features, 1, leaky=True),
         ]
         self.layers: Any = nn.ModuleList(layers)
+        self.register_buffer("filters", band_filters(), persistent=False)
+        self.bands = Layer(15, features, 1, gain=0.0)
         with torch.no_grad():  # mid gray at zero
             layers[0].bias.copy_(-0.5 * layers[0].weight.sum((1, 2, 3)))
 
     def forward(self, faces_rgb: Tensor) -> Tensor:
         """float (N, 3, 256, 256), RGB, 0..1, to (N, features)."""
-        x = self.layers[0](F.pixel_unshuffle(F.pixel_unshuffle(faces_rgb, 2), 2))
-        x = self.layers[2](self.layers[1](F.pixel_unshuffle(x, 2)))
+        blocks = F.pixel_unshuffle(F.pixel_unshuffle(faces_rgb, 2), 2)
+        x = self.layers[2](self.layers[1](F.pixel_unshuffle(self.layers[0](blocks), 2)))
         means = F.dropout(x.mean((2, 3), keepdim=True), DROPOUT, self.training)
-        return self.layers[3](means).flatten(1)
+        with torch.autocast("cpu", enabled=False):  # a fine band is less than bf16 keeps
+            magnitudes = F.conv2d(blocks, self.filters).abs().mean((2, 3), keepdim=True)
+            energies = self.bands((magnitudes + FLOOR).log())
+        return self.layers[3](means + energies).flatten(1)
 
 
 class LiteNet(nn.Module):
@@ -178,4 +199,5 @@ class LiteNet(nn.Module):
                 total += layer.weight.numel() * (padded // shrink) ** 2
         for layer, shrink in zip(self.look.layers, (4, 8, 8, side), strict=True):
             total += layer.weight.numel() * (side // shrink) ** 2
+        total += self.look.filters.numel() * (side // 4) ** 2 + self.look.bands.weight.numel()
         return total

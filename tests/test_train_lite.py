@@ -174,21 +174,34 @@ def test_degradation_is_seeded_and_keeps_size_and_color(texture):
 
 def test_degradation_has_each_kind_by_its_share(texture):
     sharp = lite_data.resize(texture, 256)
-    decoded = np.clip(sharp.astype(int) - 60, 0, 255).astype(np.uint8)
-    draws = [lite_data.degrade(texture, decoded, np.random.default_rng(s)) for s in range(160)]
-    darker = np.mean([draw.mean() < sharp.mean() - 40 for draw in draws])
+    draws = [lite_data.degrade(texture, None, np.random.default_rng(s)) for s in range(160)]
     same = np.mean([np.array_equal(draw, sharp) for draw in draws])
     energy = np.array([lite_data.sharpness(draw) for draw in draws]) / lite_data.sharpness(sharp)
-    assert abs(darker - lite_data.DECODER_SHARE) < 0.1
-    assert 0.04 < same < 0.25
-    assert energy.min() < 0.1
+    assert 0.1 < same < 0.35
+    assert np.mean(energy < 0.6) > 0.4 and energy.min() < 0.1
 
 
-def test_without_decoded_views_the_decoder_share_is_resized(texture):
-    sharp = lite_data.resize(texture, 256)
-    draws = [lite_data.degrade(texture, None, np.random.default_rng(s)) for s in range(60)]
-    soft = [lite_data.sharpness(draw) < 0.6 * lite_data.sharpness(sharp) for draw in draws]
-    assert np.mean(soft) > 0.6
+def test_views_are_decoded_by_their_share_and_some_targets_are_soft(texture, tmp_path):
+    targets, crops = np.stack([texture]), [crop()]
+    cache = lite_data.DecodedCache(tmp_path, crops, targets, fake_decoder, versions=4)
+    cache.refresh(4)
+    sampler = lite_data.PatchSampler(crops, targets, 0, decoded=cache)
+    darker, soft = [], []
+    for seed in range(200):
+        target, image = sampler.view(0, seed, 0, 7, False)
+        darker.append(target.mean() - image.mean() > 12)  # the fake decoder takes 25 levels
+        soft.append(lite_data.detail(target) < 0.8 * lite_data.detail(texture))
+    assert abs(np.mean(darker) - lite_data.DECODER_SHARE) < 0.1
+    assert 0.15 < np.mean(soft) < 0.6
+
+
+def test_soft_target_holds_the_detail_of_fewer_pixels(texture):
+    assert lite_data.soften_target(texture, 512) is texture
+    half = lite_data.soften_target(texture, 256)
+    assert half.shape == texture.shape and lite_data.detail(half) < 0.5 * lite_data.detail(texture)
+    sizes = [lite_data.soft_size(np.random.default_rng(seed)) for seed in range(300)]
+    assert abs(np.mean([size < 512 for size in sizes]) - lite_data.SOFT_TARGETS) < 0.1
+    assert min(sizes) >= 144
 
 
 def test_soften_is_area_down_and_bicubic_up(texture):
@@ -235,10 +248,10 @@ def test_decoded_views_fill_up_turn_by_turn_and_go_on_after_a_restart(texture, t
     assert again.total == 3 and again.complete() and list(again.turns) == [1, 1, 1]
     again.refresh(3)
     for index, target in enumerate(targets):
-        view = lite_data.resize(np.ascontiguousarray(target), 256).astype(int)
+        target = np.ascontiguousarray(target)
         for _ in range(6):
-            decoded = again.get(index, rng)
-            assert decoded is not None
+            decoded, size = again.get(index, rng)
+            view = lite_data.resize(lite_data.soften_target(target, size), 256).astype(int)
             # the place is kept, whatever the shift of the grid was
             errors = [np.abs(np.roll(view, s, 1) - 25 - decoded).mean() for s in (-2, 0, 2)]
             assert np.argmin(errors) == 1
@@ -259,7 +272,7 @@ def test_following_frames_are_decoded_alike(texture, tmp_path):
     assert cache.total == 4 and list(cache.turns) == [2, 2, 2]
     for seed in range(8):
         first, second = (cache.get(index, np.random.default_rng(seed)) for index in (0, 1))
-        assert np.array_equal(first, second)
+        assert np.array_equal(first[0], second[0]) and first[1] == second[1]
 
 
 def test_recolor_changes_light_but_not_detail_places(texture):
@@ -405,7 +418,7 @@ def test_what_is_exported_is_the_net_on_every_backend(tmp_path, keep):
             parameter.add_(0.02 * torch.randn_like(parameter))
     train_lite.export(full, tmp_path / "net.safetensors", 1, torch.float32)
     fused = LiteNetwork(load_file(tmp_path / "net.safetensors"), keep)
-    assert (fused.width, fused.blocks) == (96, 4) and fused.first == (76 if keep else 0)
+    assert (fused.width, fused.blocks) == (96, 4) and fused.first == (68 if keep else 0)
     x = F.interpolate(torch.rand(1, 3, 40, 40), size=256, mode="bicubic").clamp(0, 1)
     with torch.inference_mode():
         published, restored = full(x), fused(x)
@@ -476,8 +489,29 @@ def test_losses_are_zero_on_the_target_and_grow_with_what_is_lost(texture):
     shift = torch.full_like(target, 0.05)
     assert float(lite_losses.scales_loss(soft - target)[1]) < 0.01
     assert float(lite_losses.scales_loss(shift)[1]) == pytest.approx(0.05, abs=1e-4)
-    energies = [float(lite_losses.energy_loss(x, target)) for x in (target, soft, softer)]
-    assert energies[0] == 0 and energies[1] > 0.5
+
+
+def test_targets_are_strengthened_by_what_was_lost(texture):
+    target = lite_data.to_tensor(np.stack([texture[:128, :128]] * 3))
+    mean = F.avg_pool2d(target, 9, 1, 4, count_include_pad=False)
+    bicubic = torch.stack([mean[0], mean[1] + 0.3 * (target - mean)[1], target[2]])
+    before, after = (
+        lite_losses.fine_energy(x)
+        for x in (target, lite_losses.strengthened(target, bicubic, 0.6))
+    )
+    gains = (after / before).tolist()
+    assert gains[0] > gains[1] > gains[2] == 1 and gains[0] < 3**2
+    # the same measure as the report's
+    bgr = np.ascontiguousarray(texture[:128, :128, ::-1])
+    assert float(before[0]) * 255**2 == pytest.approx(lite_data.fine_detail_energy(bgr), rel=0.15)
+
+
+def test_dots_are_a_grid_and_photographs_are_not():
+    astronaut = pytest.importorskip("skimage.data").astronaut()
+    assert lite_data.grid(astronaut) < 0.03
+    dots = astronaut.astype(np.int16)
+    dots[::4, ::4] -= 10
+    assert lite_data.grid(np.clip(dots, 0, 255).astype(np.uint8)) > 0.2
 
 
 def test_subbands_hold_detail_and_no_brightness(texture):
@@ -539,12 +573,22 @@ def test_a_few_steps_lower_the_loss_and_a_checkpoint_carries_on(texture, tmp_pat
     assert again.train_step(batch)["l1"] == pytest.approx(trainer.train_step(batch)["l1"], rel=1e-4)
 
 
+def test_only_softened_patches_are_strengthened(texture):
+    target = texture[:128, :128]
+    inputs = [lite_data.resize(target, 64)]
+    inputs.append(lite_data.soften_exact(inputs[0], 40))
+    x = lite_data.to_tensor(np.stack(inputs))
+    targets = lite_data.to_tensor(np.stack([target] * 2))
+    strong = train_lite.strengthened_where_softened(x, targets, 0.6)
+    assert torch.equal(strong[0], targets[0]) and not torch.equal(strong[1], targets[1])
+
+
 def test_the_second_stage_starts_from_the_first_and_balances_the_critic(texture, tmp_path):
     first = train_lite.Trainer(train_lite.parse_args(arguments(tmp_path)))
     with torch.no_grad():
         first.ema.tail.bias.fill_(0.02)
     torch.save(first.state(), tmp_path / "first.pt")
-    words = ["--stage", "2", "--init", str(tmp_path / "first.pt"), "--energy", "0.01", "--no-bf16"]
+    words = ["--stage", "2", "--init", str(tmp_path / "first.pt"), "--share", "0.6", "--no-bf16"]
     trainer = train_lite.Trainer(train_lite.parse_args(arguments(tmp_path, *words)))
     assert float(trainer.net.tail.bias.detach().min()) == pytest.approx(0.02)
     sampler = lite_data.PatchSampler([crop()], texture[None], 0, patch=32)
@@ -560,7 +604,7 @@ def test_the_second_stage_starts_from_the_first_and_balances_the_critic(texture,
         not torch.equal(a, b) for a, b in zip(before, trainer.critic.parameters(), strict=True)
     )
     log = trainer.train_step(patches)
-    assert {"l1", "artifacts", "energy", "critic", "margin"} <= set(log) and trainer.balance > 0
+    assert {"l1", "artifacts", "critic", "margin"} <= set(log) and trainer.balance > 0
     assert "flicker" in trainer.train_step(patches, "pairs")
     state = trainer.state()
     again = train_lite.Trainer(trainer.args)
@@ -694,6 +738,8 @@ def test_shipped_weights_sharpen_a_softened_face(shipped):
     face = lite_data.resize(np.ascontiguousarray(data.astronaut()[0:256, 96:352]), 512)
     given = lite_data.soften(lite_data.resize(face, 256), 96)
     bicubic, out = (train_lite.apply(net, given[None])[0] for net in (None, shipped))
-    assert train_lite.psnr(out, face) > train_lite.psnr(bicubic, face) + 0.3
-    assert lite_data.sharpness(out) > 1.5 * lite_data.sharpness(bicubic)
+    assert train_lite.psnr(out, face) > train_lite.psnr(bicubic, face) + 1.0
+    # the plain Laplacian counts dots as sharpness; this is the report's measure
+    assert lite_data.fine_energy(out) > 2 * lite_data.fine_energy(bicubic)
     assert np.abs(out.mean((0, 1)) - given.mean((0, 1))).max() < 1.0
+    assert lite_data.grid(out) < 0.06  # no dots

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 _MAGIC = 7767517
 _REST = -233
-_ADD, _MULTIPLY = 0, 2
+_ADD, _MULTIPLY, _LOG = 0, 2, 8
 _SQUARE, _RSQRT = 4, 6
 _SMALL = 32 << 20
 """Bytes of the weights up to which a network is small: its layers are too short to be worth sharing
@@ -196,6 +196,10 @@ class NcnnRecorder(Ops):
 
     def down2(self, x: str) -> str:
         return self.layer("Pooling", [x], p0=1, p1=2, p2=2)[0]
+
+    def log(self, x: str, floor: float) -> str:
+        x = self.layer("BinaryOp", [x], p0=_ADD, p1=1, p2=floor)[0]
+        return self.layer("UnaryOp", [x], p0=_LOG)[0]
 
     def add(self, a: str, b: str) -> str:
         return self.layer("BinaryOp", [a, b], p0=_ADD)[0]

@@ -180,6 +180,10 @@ class Ops:
         """Half the size, bilinear, pixel centers at half: the mean of 2x2."""
         return functional.avg_pool2d(x, 2)
 
+    def log(self, x: Any, floor: float) -> Any:
+        """Natural logarithm of ``x + floor``."""
+        return (x + floor).log()
+
     def add(self, a: Any, b: Any) -> Any:
         """Sum of two tensors of one shape."""
         return a + b
