@@ -162,8 +162,9 @@ class Session:
         if self._kind is not None:
             weights = fade_weights(speech, self._fade)[first:]
             for row, position in enumerate(shown):
-                source = self._kind.source(self._avatar, numbers[position])
-                restored[row] = faded(source, restored[row], weights[position])
+                if weights[position] < 1:  # a source may have to be cropped first
+                    source = self._kind.source(self._avatar, numbers[position])
+                    restored[row] = faded(source, restored[row], weights[position])
         if len(shown) == count:
             return np.asarray(restored)
         result = np.empty((count, *restored.shape[1:]), faces.dtype)
