@@ -148,7 +148,7 @@ class Trainer:
     def criticism(self, x: Tensor, out: Tensor, target: Tensor) -> tuple[Tensor, dict[str, float]]:
         """One step of the critic on half of the batch, then its gradient at the output."""
         half = max(1, len(x) // 2)
-        bicubic = F.interpolate(x, scale_factor=2.0, mode="bicubic", align_corners=False)
+        bicubic = enlarged(x)
         with torch.autocast("cpu", torch.bfloat16, enabled=self.args.bf16):
             scores = [self.critic(y[:half], bicubic[:half]) for y in (target, out.detach())]
         loss = critic_loss(*scores)
@@ -218,6 +218,11 @@ class Trainer:
         return log
 
 
+def enlarged(x: Tensor) -> Tensor:
+    """Bicubic, twice the size: what the network adds detail to."""
+    return F.interpolate(x, scale_factor=2.0, mode="bicubic", align_corners=False)
+
+
 def cropped(faces: Tensor) -> Tensor:
     """Some part of the faces, 128 px at least on each side: (N, 3, H, W) to (N, 3, h, w).
 
@@ -235,7 +240,7 @@ def evened(x: Tensor, target: Tensor) -> Tensor:
     The mean error of the bicubic enlargements over that of each patch, from 1/8 to 8, as in a mean
     of decibels: clear skin in a sharp face has a tenth of the error of a beard.
     """
-    bicubic = F.interpolate(x, scale_factor=2.0, mode="bicubic", align_corners=False)
+    bicubic = enlarged(x)
     error = (bicubic - target).abs().mean((1, 2, 3), keepdim=True) + 5e-4
     return (error.mean() / error).clamp(1 / 8, 8)
 
@@ -245,7 +250,7 @@ def strengthened_where_softened(x: Tensor, target: Tensor, share: float) -> Tens
 
     A face that is as sharp as 256 px allow is to be left alone.
     """
-    bicubic = F.interpolate(x, scale_factor=2.0, mode="bicubic", align_corners=False)
+    bicubic = enlarged(x)
     unavoidable = (bicubic - target).abs().mean((1, 2, 3), keepdim=True)
     lost = (x - F.avg_pool2d(target, 2)).abs().mean((1, 2, 3), keepdim=True)
     softened = lost > 0.25 * unavoidable + 0.3 / 255  # 0.3: rounding to 8 bits
@@ -298,7 +303,7 @@ def apply(net: Callable[[Tensor], Tensor] | None, images_rgb: Image) -> Image:
     """``net`` (bicubic without) on uint8 ``(N,256,256,3)``, to uint8 ``(N,512,512,3)``."""
     x = to_tensor(images_rgb)
     if net is None:
-        out = F.interpolate(x, scale_factor=2.0, mode="bicubic", align_corners=False)
+        out = enlarged(x)
     else:
         out = net(x)
     return (out.clamp(0, 1) * 255).round().byte().permute(0, 2, 3, 1).contiguous().numpy()
