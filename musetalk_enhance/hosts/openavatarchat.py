@@ -147,7 +147,7 @@ def _attach_to_avatar(patches: Patches, streams: AvatarStreams, module: ModuleTy
 
     def res2combined(avatar: Any, res_frame: Face, idx: int) -> Any:
         face, weight = restore(avatar, res_frame, idx), streams.weight(avatar)
-        if face is not res_frame:  # neither lost nor passed through
+        if face is not res_frame and weight < 1:  # neither lost nor passed through, and fading
             face = faded(_source(avatar, idx), face, weight)
         return original(avatar, face, idx)
 
