@@ -53,15 +53,19 @@ class Speech:
         self._ends.append(ends)
 
     def weight(self) -> float:
-        """The share of the restored face in the next frame, 0..1."""
+        """The share of the restored face in the next frame, 0..1.
+
+        Every end fades, also where the next speech is queued already: the host shows a face long
+        after this, and only then it turns out whether there is an original frame between the two.
+        """
         if not self._ends:  # not a frame of the host's queue
             return 1.0
-        ends_here = self._ends.popleft()
         self._spoken += 1
-        left = len(self._ends)
-        ends = self._ends[-1] if left else ends_here
-        weight = fade_weight(self._spoken, left + 1 if ends else self._frames + 1, self._frames)
-        if ends_here and not left:
+        # by index, as the host appends meanwhile
+        upcoming = [self._ends[at] for at in range(min(len(self._ends), self._frames + 1))]
+        left = upcoming.index(True) + 1 if True in upcoming else self._frames + 1
+        weight = fade_weight(self._spoken, left, self._frames)
+        if self._ends.popleft():
             self._spoken = 0
         return weight
 

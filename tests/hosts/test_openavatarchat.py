@@ -156,7 +156,8 @@ def test_only_faces_that_are_shown_reach_the_stream(folder, enhancer):
     ("number", "ends", "values"),
     [
         (5, [4], [60, 80, 100, 80, 60]),
-        (5, [1, 4], [60, 80, 100, 80, 60]),  # the next speech follows without a pause
+        (5, [1, 4], [60, 60, 60, 80, 60]),  # the next speech is queued already
+        (9, [5, 8], [60, 80, 100, 100, 80, 60, 60, 80, 60]),
         (6, [9], [60, 80, 100, 100, 100, 100]),  # its end is not known yet
         (1, [0], [60]),
     ],
