@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+from collections import OrderedDict
 from collections.abc import Sequence
 from functools import lru_cache
 from math import hypot
@@ -12,6 +14,7 @@ from ..frames.resize import lower_weights
 if TYPE_CHECKING:
     import torch
 
+_Part = tuple[slice, slice, "torch.Tensor"]
 Landmarks = tuple[tuple[float, float], ...]
 """Left eye, right eye, nose, left and right corner of the mouth, as shares of width and height."""
 
@@ -27,6 +30,9 @@ PLATEAU = 0.72
 """Share of the ellipse with weight 1; from there to its rim the mask falls to 0."""
 MIN_LENGTH = 0.1
 """Least distance from eyes to mouth as a share of a side; below it landmarks have collapsed."""
+CACHE_BYTES = 64 * 2**20
+"""Of the masks of mouths that are kept: some 200 of 512 px, of which only the part around the mouth
+is stored, a quarter to a third."""
 _STEPS = 128
 """Landmarks are rounded to 1/128 of a side, so that masks can be cached by landmarks."""
 
@@ -58,7 +64,11 @@ def region_mask(
     if region == "lower":
         return _lower(size_hw).to(device, copy=True)
     rounded = [TYPICAL if points is None else _rounded(points) for points in landmarks or [None]]
-    return torch.cat([_mouth(size_hw, points) for points in rounded]).to(device)
+    masks = torch.zeros((len(rounded), 1, *size_hw), dtype=torch.float32, device="cpu")
+    for mask, points in zip(masks, rounded, strict=True):
+        rows, columns, part = _mouths.part(size_hw, points)
+        mask[:, rows, columns] = part
+    return masks.to(device)
 
 
 def _rounded(points: Any) -> Landmarks:
@@ -79,7 +89,51 @@ def _lower(size_hw: tuple[int, int]) -> torch.Tensor:
     return rows.view(1, 1, height, 1).expand(1, 1, height, width).contiguous()
 
 
-@lru_cache(maxsize=512)
+class MouthMasks:
+    """The masks of mouths that were used last, each without the zeros around it.
+
+    Args:
+        capacity: greatest number of bytes that are kept.
+    """
+
+    def __init__(self, capacity: int) -> None:
+        self._capacity, self._bytes = capacity, 0
+        self._parts: OrderedDict[tuple[tuple[int, int], Landmarks], _Part] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def part(self, size_hw: tuple[int, int], landmarks: Landmarks) -> _Part:
+        """Rows, columns and values (rows, columns) where the mask is not 0."""
+        key = size_hw, landmarks
+        with self._lock:
+            part = self._parts.get(key)
+            if part is not None:
+                self._parts.move_to_end(key)
+                return part
+        part = _without_zeros(_mouth(size_hw, landmarks)[0, 0])
+        with self._lock:
+            if key not in self._parts:  # nor from another thread meanwhile
+                self._parts[key] = part
+                self._bytes += _bytes(part[2])
+            while self._bytes > self._capacity:
+                self._bytes -= _bytes(self._parts.popitem(last=False)[1][2])
+        return part
+
+
+_mouths = MouthMasks(CACHE_BYTES)
+
+
+def _without_zeros(mask: torch.Tensor) -> _Part:
+    rows, columns = (
+        slice(int(places[0]), int(places[-1]) + 1) if len(places) else slice(0, 0)
+        for places in (mask.any(axis).nonzero().flatten() for axis in (1, 0))
+    )
+    return rows, columns, mask[rows, columns].clone()
+
+
+def _bytes(values: torch.Tensor) -> int:
+    return values.numel() * values.element_size()
+
+
 def _mouth(size_hw: tuple[int, int], landmarks: Landmarks) -> torch.Tensor:
     """The ellipse around the mouth, perpendicular to the eye line, within the lower half."""
     import torch

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import gc
+
 import numpy as np
 import pytest
 import torch
 
+from musetalk_enhance.faces import regions
 from musetalk_enhance.faces.meter import FaceMeter
 from musetalk_enhance.faces.regions import TYPICAL, region_mask
 from musetalk_enhance.frames.resize import LOWER_FROM, LOWER_FULL, kept_rows
@@ -141,3 +144,37 @@ def test_the_default_dtype_of_the_host_means_nothing_here():
     finally:
         torch.set_default_dtype(torch.float32)
     assert [mask.dtype for mask in masks] == [torch.float32] * 2
+
+
+def tensor_bytes() -> int:
+    """Bytes of all tensors of this process."""
+    gc.collect()
+    tensors = [each for each in gc.get_objects() if type(each) is torch.Tensor]
+    return sum(each.numel() * each.element_size() for each in tensors)
+
+
+def test_masks_of_many_large_mouths_do_not_fill_the_memory():
+    """10 mouths of 1024 px, 4 MiB each as a whole."""
+    before = tensor_bytes()
+    for step in range(10):
+        assert mouth_at(*(np.array(TYPICAL) - [0, step / 128]), size_hw=(1024, 1024)).any()
+    assert tensor_bytes() - before < 16 * 2**20
+
+
+def test_the_masks_that_were_used_last_are_kept_up_to_a_number_of_bytes(monkeypatch):
+    computed = []
+    compute = regions._mouth
+
+    def noting(size_hw, landmarks):
+        computed.append(size_hw)
+        return compute(size_hw, landmarks)
+
+    monkeypatch.setattr(regions, "_mouth", noting)
+    size = regions.MouthMasks(2**20).part((64, 64), TYPICAL)[2].numel() * 4
+    masks, computed[:] = regions.MouthMasks(3 * size), []
+    for side in (64, 63, 64, 62, 64, 61, 64):  # three of these fit
+        masks.part((side, side), TYPICAL)
+    assert computed == [(64, 64), (63, 63), (62, 62), (61, 61)]
+    masks.part((63, 63), TYPICAL)
+    assert computed[-1] == (63, 63), "dropped as the one that was not used for the longest time"
+    assert regions.MouthMasks(0).part((64, 64), TYPICAL)[2].max() == 1, "larger than all that fits"
