@@ -17,7 +17,8 @@ import re
 import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from types import ModuleType
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -30,6 +31,7 @@ from .crops import LoopedCrops
 from .decoder import Decoder, to_array
 from .lazy import LazyEnhancer, has_gpu
 from .overlap import Ahead
+from .patches import Patches
 from .sessions import RequestStreams
 
 logger = logging.getLogger("musetalk_enhance")
@@ -101,16 +103,31 @@ class Attachment:
 
     def begin_task(self) -> None:
         """Begin a new stream with the next frames: a new clip, avatar or audio."""
-        self._crops.rewind()
+        self._crops.end()
         if self.requests is not None and _serves_a_page():
             self.requests.begin()
         else:
             self._task_begins = True
 
     def begin_loop(self, latents: Sequence[Any]) -> None:
-        """The host begins to play an avatar's latents, again and again."""
+        """The host begins to play an avatar's latents, again and again.
+
+        With ``match: source`` faces are matched to the crops that these were encoded from, until
+        the calling thread encodes another clip. Without this call they are not matched: what the
+        host decodes does not tell of which clip it is.
+
+        Args:
+            latents: what ``get_latents_for_unet`` returned, the objects themselves, in the order in
+                which the calling thread plays them: often forward and backward.
+        """
         if _takes_sources(self.enhancer):
             self._crops.begin(latents)
+
+    def begin_loop_of(self, *args: Any, **kwargs: Any) -> None:
+        """As `begin_loop`, with the arguments of a function of the host's, by any names; without
+        encoded latents among them nothing is matched."""
+        if _takes_sources(self.enhancer):
+            self._crops.begin_any([*args, *kwargs.values()])
 
     def _decode(
         self, original: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
@@ -163,8 +180,10 @@ class Attachment:
         if sources is None and not self._warned:
             self._warned = True
             logger.warning(
-                "match: source has no effect: MuseTalk encoded no crops in this run, because its "
-                "avatar was prepared in an earlier one"
+                "match: source has no effect: the original crops of these faces are not known. An "
+                "avatar that was prepared in an earlier run has none; with attach(vae, ...), call "
+                "begin_loop(latents) of what it returns when latents are played; see "
+                "docs/matching.md"
             )
         return {"sources": sources or [None] * count}
 
@@ -339,30 +358,29 @@ def _install(run: HostRun) -> None:
     def begin_task(*args: Any, **kwargs: Any) -> None:
         attachment.begin_task()
 
-    def begin_loop(
-        whisper_chunks: Any, vae_encode_latents: Sequence[Any], *args: Any, **kwargs: Any
-    ) -> None:
-        attachment.begin_loop(vae_encode_latents)
+    for module, attribute, begin in (
+        (AUDIO_MODULE, AUDIO_METHOD, begin_task),
+        (LOOP_MODULE, LOOP_FUNCTION, attachment.begin_loop_of),
+    ):
+        with suppress(ImportError):  # an older host has not all of them
+            call_before(run.patches, importlib.import_module(module), attribute, begin)
 
-    _call_before(run, AUDIO_MODULE, AUDIO_METHOD, begin_task)
-    _call_before(run, LOOP_MODULE, LOOP_FUNCTION, begin_loop)
 
-
-def _call_before(run: HostRun, module: str, attribute: str, begin: Callable[..., None]) -> None:
-    """Call `begin` with the arguments of each call of a function, which an older host has not."""
+def call_before(
+    patches: Patches, module: ModuleType, attribute: str, begin: Callable[..., None]
+) -> None:
+    """Call `begin` with the arguments of each call of a module's function, where it has it."""
     owner_name, _, name = attribute.rpartition(".")
-    try:
-        owner: Any = importlib.import_module(module)
-        owner = getattr(owner, owner_name) if owner_name else owner
-        original = getattr(owner, name)
-    except (ImportError, AttributeError):
+    owner: Any = getattr(module, owner_name, None) if owner_name else module
+    original = getattr(owner, name, None)
+    if original is None:
         return
 
     def function(*args: Any, **kwargs: Any) -> Any:
         begin(*args, **kwargs)
         return original(*args, **kwargs)
 
-    run.patches.replace(owner, name, function)
+    patches.replace(owner, name, function)
 
 
 MUSETALK = Host(

@@ -25,7 +25,14 @@ import numpy as np
 from ..enhancer import FaceEnhancer
 from ..errors import ConfigError, HostError
 from .base import HOST_FPS, Hook, Host, HostRun
-from .musetalk import VAE_MODULE, attach_to_run
+from .musetalk import (
+    LOOP_FUNCTION,
+    LOOP_MODULE,
+    VAE_MODULE,
+    Attachment,
+    attach_to_run,
+    call_before,
+)
 from .patches import Patches
 from .sessions import Sessions, attached_sessions
 from .wav2lip import original_faces
@@ -294,12 +301,23 @@ def _install(run: HostRun) -> None:
 def _install_all(run: HostRun) -> None:
     """As `_install`, and attach to Linly-Talker's copy of MuseTalk."""
     _install(run)
-    if run.enhancer.settings.enabled:
-        run.patches.when_imported(VAE_MODULE, lambda module: _attach_to_vae(run, module))
+    if not run.enhancer.settings.enabled:
+        return
+    attachments: list[Attachment] = []
 
+    def attach_to_vae(module: ModuleType) -> None:
+        attachments.append(attach_to_run(run, module.VAE))
 
-def _attach_to_vae(run: HostRun, module: ModuleType) -> None:
-    attach_to_run(run, module.VAE)
+    def begin(*args: Any, **kwargs: Any) -> None:  # of each audio, also for a prepared avatar
+        for attachment in attachments:
+            attachment.begin_task()
+            attachment.begin_loop_of(*args, **kwargs)
+
+    def follow_loops(module: ModuleType) -> None:
+        call_before(run.patches, module, LOOP_FUNCTION, begin)
+
+    run.patches.when_imported(VAE_MODULE, attach_to_vae)
+    run.patches.when_imported(LOOP_MODULE, follow_loops)  # imports the other one
 
 
 SADTALKER = Host(

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import logging
 from concurrent.futures import ThreadPoolExecutor
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
 
 from musetalk_enhance import GFPGANEnhancer, attach
+from musetalk_enhance.faces import detect
 from musetalk_enhance.hosts.crops import LoopedCrops, mirror_index
 from tests.hosts.host_folder import host_folder, run_host
 
@@ -19,19 +21,6 @@ def crop(value: int) -> np.ndarray:
 
 def values(crops) -> list[int]:
     return [int(each[0, 0, 0]) for each in crops]
-
-
-def test_crops_come_as_the_host_plays_them():
-    crops = LoopedCrops()
-    for value in range(3):
-        crops.add(crop(value))
-    assert values(crops.take(4)) == [0, 1, 2, 2]
-    assert values(crops.take(4)) == [1, 0, 0, 1]
-    crops.rewind()
-    assert values(crops.take(2)) == [0, 1]
-    crops.rewind()
-    crops.add(crop(9))
-    assert values(crops.take(2)) == [9, 9]
 
 
 class Latents:
@@ -60,8 +49,28 @@ def test_an_avatar_of_an_earlier_run_has_no_crops_of_another():
     assert first is None and values([second]) == [1]
     crops.begin([Latents()])
     assert crops.take(1) is None
-    crops.rewind()
-    assert crops.take(1) is None, "another audio for the same avatar"
+
+
+def test_what_is_decoded_may_be_of_another_clip_than_the_one_encoded_last():
+    crops, latents = LoopedCrops(), Latents()
+    crops.add(crop(1), latents)
+    assert crops.take(1) is None, "the host has not said what it plays"
+    crops.begin([latents])
+    assert values(crops.take(1)) == [1]
+    crops.end()
+    assert crops.take(1) is None
+
+
+def test_the_list_with_latents_is_recognized_among_other_arguments():
+    crops, latents = LoopedCrops(), [Latents(), Latents()]
+    for number, each in enumerate(latents, 1):
+        crops.add(crop(number), each)
+    frames = iter(latents)
+    crops.begin_any([[0] * 3, 8, tuple(latents), frames])
+    assert values(crops.take(3)) == [1, 2, 1]
+    assert next(frames) is latents[0], "nothing of the host's is consumed"
+    crops.begin_any([[0] * 3, 8, np.zeros((2, 8, 4, 4))])
+    assert crops.take(1) is None
 
 
 def test_crops_live_as_long_as_the_hosts_latents():
@@ -73,15 +82,21 @@ def test_crops_live_as_long_as_the_hosts_latents():
 
 def test_a_crop_comes_back_bit_for_bit(rng):
     crops, picture = LoopedCrops(), rng.integers(0, 256, (256, 256, 3), np.uint8)
-    crops.add(picture)
+    latents = Latents()
+    crops.add(picture, latents)
+    crops.begin([latents])
     assert np.array_equal(crops.take(1)[0], picture)
 
 
-def test_threads_have_crops_of_their_own():
-    crops = LoopedCrops()
-    crops.add(crop(1))
+def test_threads_play_loops_of_their_own_of_what_any_of_them_encoded():
+    crops, latents = LoopedCrops(), Latents()
+    crops.add(crop(1), latents)
+    crops.begin([latents])
     with ThreadPoolExecutor(1) as pool:
         assert pool.submit(crops.take, 1).result() is None
+        pool.submit(crops.begin, [latents]).result()
+        crops.end()
+        assert values(pool.submit(crops.take, 1).result()) == [1]
 
 
 def test_the_loop_turns_at_both_ends():
@@ -109,22 +124,35 @@ def frames(take, soft):
 
 
 def test_attach_passes_the_crops_on(frames):
-    """The same as passing them by hand; another task begins with the first crop again."""
+    """The same as passing them by hand; another audio begins with the first crop again."""
     sharp, blurred = frames
     vae = Vae(blurred)
     options = {"model": "lite", "backend": "torch", "match": "source"}
     enhancer, by_hand = GFPGANEnhancer(**options), GFPGANEnhancer(**options)
     expected = by_hand(blurred[:4], sources=sharp[:4])
-    with attach(vae, enhancer):
-        for each in sharp:
-            vae.get_latents_for_unet(each)
+    with attach(vae, enhancer) as attachment:
+        first_clip = [vae.get_latents_for_unet(each) for each in sharp]
+        attachment.begin_loop(first_clip)
         first = vae.decode_latents(range(4))
-        for each in sharp:
-            vae.get_latents_for_unet(each)
+        other_clip = [vae.get_latents_for_unet(each) for each in sharp[::-1]]
+        attachment.begin_loop(first_clip)
         again = vae.decode_latents(range(4))
     assert np.array_equal(first, expected)
-    assert np.array_equal(again, expected)
+    assert np.array_equal(again, expected), f"not one of the {len(other_clip)} encoded last"
     assert not np.array_equal(first, GFPGANEnhancer(model="lite", backend="torch")(blurred[:4]))
+
+
+def test_attach_takes_no_crops_by_position(frames, caplog):
+    """Another clip was encoded last than the one that is decoded."""
+    sharp, blurred = frames
+    vae = Vae(blurred)
+    enhancer = GFPGANEnhancer(model="lite", backend="torch", match="source")
+    with attach(vae, enhancer), caplog.at_level(logging.WARNING):
+        clips = [[vae.get_latents_for_unet(each) for each in sharp[::step]] for step in (1, -1)]
+        first = vae.decode_latents(range(2))
+        vae.decode_latents(range(2))
+    assert len(clips) == 2 and caplog.text.count("call begin_loop(latents)") == 1
+    assert np.array_equal(first, GFPGANEnhancer(model="lite", backend="torch")(blurred[:2]))
 
 
 def test_without_crops_it_says_so_once(frames, caplog):
@@ -168,23 +196,109 @@ pathlib.Path("result.json").write_text(json.dumps([]))
 """
 
 
-def test_an_avatar_loaded_from_disk_after_another_one(tmp_path, monkeypatch, capsys):
-    files = {
-        "musetalk/models/vae.py": VAE_MODULE,
-        "musetalk/utils/utils.py": UTILS,
-        "realtime_inference.py": SCRIPT,
-    }
-    sources = []
+@pytest.fixture
+def sources(monkeypatch):
+    """Values of the crops of each batch."""
+    batches = []
     call = GFPGANEnhancer.__call__
 
     def noting(enhancer, frames, **hints):
-        sources.append([None if crop is None else values([crop])[0] for crop in hints["sources"]])
+        batches.append([None if crop is None else values([crop])[0] for crop in hints["sources"]])
         return call(enhancer, frames, **hints)
 
     monkeypatch.setattr(GFPGANEnhancer, "__call__", noting)
-    flags = ["--enable_gfpgan", "--gfpgan_model", "lite", "--gfpgan_match", "source"]
-    with host_folder(tmp_path, files, monkeypatch):
-        code, _ = run_host("realtime_inference.py", *flags, "--gfpgan_backend", "torch")
+    return batches
+
+
+FLAGS = ("--enable_gfpgan", "--gfpgan_model", "lite", "--gfpgan_match", "source")
+FILES = {
+    "musetalk/models/vae.py": VAE_MODULE,
+    "musetalk/utils/utils.py": UTILS,
+    "realtime_inference.py": SCRIPT,
+}
+
+
+def test_an_avatar_loaded_from_disk_after_another_one(tmp_path, monkeypatch, capsys, sources):
+    with host_folder(tmp_path, FILES, monkeypatch):
+        code, _ = run_host("realtime_inference.py", *FLAGS, "--gfpgan_backend", "torch")
     assert code == 0
     assert sources == [[1, 2, 2], [None] * 3, [1, 2, 1]]
     assert capsys.readouterr().err.count("match: source has no effect") == 1
+
+
+@pytest.mark.parametrize(
+    ("parameters", "call"),
+    [
+        ("chunks, latents, batch_size=8", "datagen(chunks=[0] * 3, latents=latents, batch_size=3)"),
+        ("batch_size, chunks, latents", "datagen(3, [0] * 3, latents)"),
+        ("chunks, batch_size=8, **latents", "datagen([0] * 3, 3, of_avatar=tuple(latents))"),
+    ],
+)
+def test_a_fork_that_names_its_parameters_otherwise(
+    tmp_path, monkeypatch, sources, parameters, call
+):
+    loop = UTILS.replace("whisper_chunks, vae_encode_latents, batch_size=8", parameters)
+    script = SCRIPT.replace("datagen([0] * 3, vae_encode_latents=latents, batch_size=3)", call)
+    assert script != SCRIPT
+    files = {
+        **FILES,
+        "musetalk/utils/utils.py": loop.replace("whisper_chunks", "chunks"),
+        "realtime_inference.py": script,
+    }
+    with host_folder(tmp_path, files, monkeypatch):
+        code, _ = run_host("realtime_inference.py", *FLAGS, "--gfpgan_backend", "torch")
+    assert code == 0
+    assert sources == [[1, 2, 2], [None] * 3, [1, 2, 1]]
+
+
+def test_a_fork_that_plays_something_else_than_it_encoded(tmp_path, monkeypatch, capsys, sources):
+    script = SCRIPT.replace("vae_encode_latents=latents", "vae_encode_latents=str(latents)")
+    with host_folder(tmp_path, {**FILES, "realtime_inference.py": script}, monkeypatch):
+        code, _ = run_host("realtime_inference.py", *FLAGS, "--gfpgan_backend", "torch")
+    assert code == 0 and sources == [[None] * 3] * 3
+    assert capsys.readouterr().err.count("match: source has no effect") == 1
+
+
+LINLY_TALKER = """
+import sys
+sys.path.append("./Musetalk")
+from musetalk.utils.utils import datagen, load_all_model
+"""
+APP = """
+import json, pathlib, threading
+import numpy as np
+from TFG.MuseTalk import datagen, load_all_model
+vae = load_all_model()
+def in_thread(function, *args):  # as a page serves its requests
+    results = []
+    thread = threading.Thread(target=lambda: results.append(function(*args)))
+    thread.start()
+    thread.join()
+    return results[0]
+def prepare(*crops):
+    return [vae.get_latents_for_unet(np.full((64, 64, 3), value, np.uint8)) for value in crops]
+def play(latents):
+    return [vae.decode_latents(batch) for batch in datagen([0] * 3, latents, 3)]
+first, second = in_thread(prepare, 1, 2), in_thread(prepare, 5, 6)
+for latents in (first, second[::-1], first):
+    in_thread(play, latents)
+pathlib.Path("result.json").write_text(json.dumps([]))
+"""
+
+
+def test_linly_talkers_avatars_are_played_by_other_threads(tmp_path, monkeypatch, capsys, sources):
+    loop = "from musetalk.models.vae import VAE\ndef load_all_model():\n    return VAE()\n" + UTILS
+    files = {
+        "TFG/MuseTalk.py": LINLY_TALKER,
+        "Musetalk/musetalk/models/vae.py": VAE_MODULE,
+        "Musetalk/musetalk/utils/utils.py": loop,
+        "app_musetalk.py": APP,
+        "src/utils/face_enhancer.py": "",
+        "musetalk/notes.txt": "",  # so that its modules are forgotten
+    }
+    monkeypatch.setattr(detect, "make_detector", lambda *args, **kwargs: Mock())
+    with host_folder(tmp_path, files, monkeypatch):
+        monkeypatch.syspath_prepend(str(tmp_path))
+        code, _ = run_host("app_musetalk.py", *FLAGS, "--gfpgan_backend", "torch")
+    assert code == 0 and sources == [[1, 2, 1], [6, 5, 6], [1, 2, 1]]
+    assert "match: source has no effect" not in capsys.readouterr().err
