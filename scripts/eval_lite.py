@@ -12,7 +12,8 @@ HaarPSI, GMSD, MS-SSIM, *share* (fine detail against the original's, `lite_data.
 softness, and for networks the *rival*: the unsharp mask over bicubic (sigma 1 to 3, amount 0.5 to
 3) nearest to the original among those at least as sharp.
 Then what a second pass changes, color drift, and on the videos of the split the warping error
-against the soft input's and the correlation of the mouth's opening with it.
+against the soft input's, the correlation of the mouth's opening with it, and PSNR and share at
+256 px, where originals are often soft themselves.
 
 Choose on ``validation``; look at ``test`` once, at the very end.
 """
@@ -59,7 +60,7 @@ from musetalk_enhance.restorers.base import LoadRequest
 from musetalk_enhance.restorers.lite import LiteRestorer
 
 SIGMAS, AMOUNTS = (1.0, 1.5, 2.0, 2.5, 3.0), (0.5, 1.0, 1.5, 2.0, 2.5, 3.0)
-VIDEO_CONDITIONS = ("96 px", "decoder .25/.1")
+VIDEO_CONDITIONS = ("96 px", "128 px", "decoder .25/.1")
 Method = Callable[[Image], Image]
 
 
@@ -292,10 +293,24 @@ def warping(frames: list[Image], motions: list[Any]) -> float:
     return float(np.mean(errors))
 
 
+def at_host_size(frames: list[Image], targets: list[Image]) -> dict[str, float]:
+    """PSNR and share of frames of 256 px, means."""
+    pairs = list(zip(frames, targets, strict=True))
+    share = [fine_energy(out) / max(1e-6, fine_energy(target)) for out, target in pairs]
+    return {
+        "psnr": round(float(np.mean([psnr(out, target) for out, target in pairs])), 3),
+        "share": round(float(np.mean(share)), 3),
+    }
+
+
 def measure_videos(
     rows: dict[str, Method], args: argparse.Namespace, decoder: Any
 ) -> dict[str, Any]:
-    """Warping error and mouth opening on the videos of the split, by condition and video."""
+    """Warping error, mouth opening, PSNR and share on the videos of the split, by condition.
+
+    Originals in videos are often softer than stills, and hosts blend faces of 256 px: there PSNR
+    and share are taken.
+    """
     from musetalk_enhance.faces.meter import FaceMeter
     from musetalk_enhance.report.metrics import opening_lag
 
@@ -320,12 +335,17 @@ def measure_videos(
                 continue
             base = warping([rows["bicubic"](image) for image in soft], motions)
             opened = opening(soft)
-            table = {"original": {"warping": round(warping(targets, motions) / base, 3)}}
+            small = [resize(target, INPUT) for target in targets]
+            table = {
+                "original": {"warping": round(warping(targets, motions) / base, 3)},
+                "input": at_host_size(soft, small),
+            }
             for row, method in rows.items():
                 out = [method(image) for image in soft]
                 table[row] = {
                     "warping": round(warping(out, motions) / base, 3),
                     "mouth": round(float(opening_lag(opened, opening(out))[1]), 4),
+                    **at_host_size([resize(image, INPUT) for image in out], small),
                 }
             result[f"{name}, {softness}"] = table
             print(f"\n{name}, {softness}: {json.dumps(table)}", flush=True)

@@ -418,7 +418,7 @@ def decode(decoder: Decoder, image_rgb: Image, blend: float, noise: float, seed:
     return decoded
 
 
-SOFT_TARGETS = 0.35
+SOFT_TARGETS = 0.6
 """Share of the samples whose target is made softer first: a face of a low-resolution film.
 
 Else a network learns that every original is as sharp as 512 px can be, and takes the person's own
@@ -427,7 +427,7 @@ softness for a host's."""
 
 def soft_size(rng: np.random.Generator) -> int:
     """Side in pixels that a target is to hold the detail of; `TARGET` leaves it as it is."""
-    size = round(144 * (480 / 144) ** float(rng.random()))
+    size = round(104 * (440 / 104) ** float(rng.random()))
     return size if rng.random() < SOFT_TARGETS else TARGET
 
 

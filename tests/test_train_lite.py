@@ -722,6 +722,14 @@ def test_warping_error_sees_flicker(texture):
     assert eval_lite.warping(still, motions) < 0.5 < eval_lite.warping(noisy, motions)
 
 
+def test_figures_at_the_size_of_hosts(texture):
+    small = [lite_data.resize(texture, 256)] * 2
+    soft = [lite_data.soften(small[0], 128)] * 2
+    same, softened = (eval_lite.at_host_size(frames, small) for frames in (small, soft))
+    assert same["share"] == 1 and same["psnr"] > 90
+    assert softened["share"] < 0.7 and softened["psnr"] < 40
+
+
 # ---------------------------------------------------------------- the shipped weights
 
 
