@@ -755,8 +755,9 @@ def test_a_host_s_default_device_changes_nothing(make_enhancer, faces, options):
 
 def clear_caches() -> None:
     """Of tensors that live as long as the process, and may have been created by another test."""
-    for cached in (regions._lower, regions._mouth, color._taps):
+    for cached in (regions._lower, color._taps):
         cached.cache_clear()
+    regions._mouths = regions.MouthMasks(regions.CACHE_BYTES)
 
 
 class SameSize(FakeRestorer):
