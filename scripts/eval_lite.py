@@ -295,12 +295,15 @@ def warping(frames: list[Image], motions: list[Any]) -> float:
 
 def at_host_size(frames: list[Image], targets: list[Image]) -> dict[str, float]:
     """PSNR and share of frames of 256 px, means."""
-    pairs = list(zip(frames, targets, strict=True))
-    share = [fine_energy(out) / max(1e-6, fine_energy(target)) for out, target in pairs]
-    return {
-        "psnr": round(float(np.mean([psnr(out, target) for out, target in pairs])), 3),
-        "share": round(float(np.mean(share)), 3),
-    }
+    return mean(
+        [
+            {
+                "psnr": psnr(out, target),
+                "share": fine_energy(out) / max(1e-6, fine_energy(target)),
+            }
+            for out, target in zip(frames, targets, strict=True)
+        ]
+    )
 
 
 def measure_videos(
@@ -317,7 +320,7 @@ def measure_videos(
     meter, finder = FaceMeter(), FaceFinder(args.yunet)
 
     def opening(frames: list[Image]) -> Any:
-        faces = torch.cat([to_tensor(resize(frame, INPUT)[None]) for frame in frames])
+        faces = to_tensor(np.stack(frames))
         parts = [meter.measure(faces[at : at + 16]).mouth for at in range(0, len(faces), 16)]
         return torch.cat(parts).double().numpy()
 
@@ -328,6 +331,7 @@ def measure_videos(
         if not targets:
             continue
         motions = flows(targets)
+        own, small = warping(targets, motions), [resize(target, INPUT) for target in targets]
         for softness in VIDEO_CONDITIONS:
             inputs = [condition(softness, target, decoder, 5) for target in targets]
             soft = [image for image in inputs if image is not None]
@@ -335,17 +339,17 @@ def measure_videos(
                 continue
             base = warping([rows["bicubic"](image) for image in soft], motions)
             opened = opening(soft)
-            small = [resize(target, INPUT) for target in targets]
             table = {
-                "original": {"warping": round(warping(targets, motions) / base, 3)},
+                "original": {"warping": round(own / base, 3)},
                 "input": at_host_size(soft, small),
             }
             for row, method in rows.items():
                 out = [method(image) for image in soft]
+                at_host = [resize(image, INPUT) for image in out]
                 table[row] = {
                     "warping": round(warping(out, motions) / base, 3),
-                    "mouth": round(float(opening_lag(opened, opening(out))[1]), 4),
-                    **at_host_size([resize(image, INPUT) for image in out], small),
+                    "mouth": round(float(opening_lag(opened, opening(at_host))[1]), 4),
+                    **at_host_size(at_host, small),
                 }
             result[f"{name}, {softness}"] = table
             print(f"\n{name}, {softness}: {json.dumps(table)}", flush=True)

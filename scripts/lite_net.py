@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from lite_losses import LUMA
 from torch import Tensor, nn
 
 from musetalk_enhance.backends.ops import SLOPE, Conv
@@ -78,7 +79,7 @@ def band_filters() -> Tensor:
     cosines = torch.cos(torch.pi * (2 * place[None] + 1) * place[:, None] / 8) / 2**0.5
     cosines[0] = 0.5
     waves = torch.einsum("ai,bj->abij", cosines, cosines).flatten(0, 1)[1:]
-    weights = torch.tensor([0.299, 0.587, 0.114]).view(3, 1, 1) * waves[:, None]
+    weights = torch.tensor(LUMA).view(3, 1, 1) * waves[:, None]
     return 200 * F.pixel_unshuffle(F.pixel_unshuffle(weights, 2), 2)
 
 

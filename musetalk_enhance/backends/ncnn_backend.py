@@ -28,8 +28,8 @@ if TYPE_CHECKING:
 
 _MAGIC = 7767517
 _REST = -233
-_ADD, _MULTIPLY, _LOG = 0, 2, 8
-_SQUARE, _RSQRT = 4, 6
+_ADD, _MULTIPLY = 0, 2
+_SQUARE, _RSQRT, _LOG = 4, 6, 8
 _SMALL = 32 << 20
 """Bytes of the weights up to which a network is small: its layers are too short to be worth sharing
 among cores, and its activations are no burden when there are several faces of them."""
