@@ -539,6 +539,17 @@ def test_a_trial_of_a_network_that_fails_says_nothing(clock):
     assert [machine.call(8, wait=0.2)[0] for _ in range(60)][-1] == 8
 
 
+def test_a_stream_comes_back_by_and_by_after_failures(clock):
+    machine = Machine(clock, deadline_ms=400)
+    assert machine.call(8) == [24] * 8
+    restorer = machine.engine.model.restorer
+    restore, restorer.restore = restorer.restore, lambda faces: 1 / 0
+    assert machine.call(8) == [0] * 8
+    assert machine.stream.stats.failed == 8
+    restorer.restore = restore
+    assert machine.call(10) == [3, 6, 9, 12, 15, 18, 21, 24, 24, 24]
+
+
 def test_batches_are_planned_when_the_host_has_loaded_its_networks(clock, monkeypatch):
     machine = Machine(clock, deadline_ms=400, batch_size="auto")
     monkeypatch.setattr(batch_planner.memory, "free_bytes", lambda device: 2 * 2**20)

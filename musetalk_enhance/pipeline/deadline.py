@@ -355,7 +355,7 @@ class DeadlineEngine(Engine):
                     *(self._steps[trial[0]][0], trial[1], 1e3 * taken),
                     "late" if end > due else "in time",
                 )
-            for request, last_share in zip(planned, last_shares, strict=True):
+            for request, last_share, result in zip(planned, last_shares, restored, strict=True):
                 stream, shares = request.stream, request.shares or []
                 idle = sum(share <= 0 for share in shares)
                 stream.stats.steps += Counter({name: len(shares) - idle, NOTHING: idle})
@@ -364,6 +364,8 @@ class DeadlineEngine(Engine):
                     one > 0.5 and other <= 0 for one, other in pairwise([last_share, *shares])
                 )
                 stream.share = shares[-1] if shares else stream.share
+                if result.outcomes and result.outcomes[-1].failed:
+                    stream.share = 0.0  # it comes back by and by
             return restored
 
     def close(self) -> None:
