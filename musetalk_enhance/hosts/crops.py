@@ -55,17 +55,18 @@ class LoopedCrops:
                 weakref.finalize(latents, self._of_latents.pop, id(latents), None).atexit = False
                 self._of_latents[id(latents)] = np.asarray(packed, np.uint8)
 
-    def begin(self, latents: Sequence[Any]) -> None:
-        """Begin with the first of the latents that the calling thread plays in a loop; those of an
-        avatar that was encoded in another run have no crops."""
+    def begin(self, latents: Sequence[Any], first: int = 0) -> None:
+        """Begin a loop of latents that the calling thread plays, with the one at index `first`,
+        taken modulo their number; those of an avatar that was encoded in another run have no
+        crops."""
         self._loop.crops = [self._of_latents.get(id(each)) for each in latents]
-        self._loop.step = 0
+        self._loop.step = first
 
-    def begin_any(self, arguments: Iterable[Any]) -> None:
-        """Begin with the list among a call's arguments that holds latents with crops."""
+    def begin_any(self, arguments: Iterable[Any], first: int = 0) -> None:
+        """As `begin`, with the list among a call's arguments that holds latents with crops."""
         lists = [each for each in arguments if isinstance(each, (list, tuple))]
         loops = (each for each in lists if any(id(item) in self._of_latents for item in each))
-        self.begin(next(loops, ()))
+        self.begin(next(loops, ()), first)
 
     def end(self) -> None:
         """The calling thread goes on with something else: it is not known what it plays then."""

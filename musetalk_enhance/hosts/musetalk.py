@@ -44,6 +44,8 @@ AUDIO_MODULE, AUDIO_METHOD = "musetalk.utils.audio_processor", "AudioProcessor.g
 """What a script calls at the beginning of each task."""
 LOOP_MODULE, LOOP_FUNCTION = "musetalk.utils.utils", "datagen"
 """What a script calls then, with the latents that it plays in a loop."""
+LOOP_START, LOOP_START_POSITION = "delay_frame", 3
+"""Argument of that function: index of the latents that it begins with."""
 
 
 class Attachment:
@@ -124,10 +126,12 @@ class Attachment:
             self._crops.begin(latents)
 
     def begin_loop_of(self, *args: Any, **kwargs: Any) -> None:
-        """As `begin_loop`, with the arguments of a function of the host's, by any names; without
-        encoded latents among them nothing is matched."""
+        """As `begin_loop`, with the arguments of MuseTalk's ``datagen``, the latents by any name;
+        without encoded latents among them nothing is matched."""
         if _takes_sources(self.enhancer):
-            self._crops.begin_any([*args, *kwargs.values()])
+            first = kwargs.get(LOOP_START, [*args, *[0] * 4][LOOP_START_POSITION])
+            first = first if isinstance(first, int) else 0
+            self._crops.begin_any([*args, *kwargs.values()], first)
 
     def _decode(
         self, original: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]

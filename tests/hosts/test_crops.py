@@ -41,6 +41,14 @@ def test_the_crops_of_the_latents_that_the_host_plays():
     assert values(crops.take(2)) == [1, 1]
 
 
+def test_a_loop_begins_with_any_of_its_latents():
+    crops, latents = LoopedCrops(), [Latents(), Latents(), Latents()]
+    for number, each in enumerate(latents):
+        crops.add(crop(number), each)
+    crops.begin(latents, 7)
+    assert values(crops.take(3)) == [1, 2, 0]
+
+
 def test_an_avatar_of_an_earlier_run_has_no_crops_of_another():
     crops, latents = LoopedCrops(), Latents()
     crops.add(crop(1), latents)
@@ -140,6 +148,25 @@ def test_attach_passes_the_crops_on(frames):
     assert np.array_equal(first, expected)
     assert np.array_equal(again, expected), f"not one of the {len(other_clip)} encoded last"
     assert not np.array_equal(first, GFPGANEnhancer(model="lite", backend="torch")(blurred[:4]))
+
+
+@pytest.mark.parametrize(
+    "arguments", [(["audio"], [], 8, 2), (["audio"], [], 8), (["audio"], []), ()]
+)
+def test_the_first_latents_are_those_that_datagen_is_told(frames, arguments):
+    """`delay_frame` by position or by name."""
+    sharp, blurred = frames
+    options = {"model": "lite", "backend": "torch", "match": "source"}
+    enhancer, by_hand = GFPGANEnhancer(**options), GFPGANEnhancer(**options)
+    expected = by_hand(blurred[2:4], sources=sharp[2:4])
+    vae = Vae(blurred)
+    with attach(vae, enhancer) as attachment:
+        clip = [vae.get_latents_for_unet(each) for each in sharp]
+        positional = [clip if each == [] else each for each in arguments]
+        names = {} if len(arguments) == 4 else {"delay_frame": 2}
+        names |= {} if arguments else {"vae_encode_latents": clip}
+        attachment.begin_loop_of(*positional, **names)
+        assert np.array_equal(vae.decode_latents(range(2, 4)), expected)
 
 
 def test_attach_takes_no_crops_by_position(frames, caplog):
