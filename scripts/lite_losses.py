@@ -110,44 +110,6 @@ def artifact_map(out: Tensor, smooth: Tensor, target: Tensor, size: int = 7) -> 
     return torch.where(residual < steady, torch.zeros_like(local), overall * local)
 
 
-def fine_energy(x: Tensor) -> Tensor:
-    """Mean square Laplacian of the luma after a Gaussian of 0.8 px, (N,): what *share* is of."""
-    smooth = blurred(luma(x), 0.8)
-    kernel = x.new_tensor([[0.0, 1, 0], [1, -4, 1], [0, 1, 0]]).view(1, 1, 3, 3)
-    return F.conv2d(smooth, kernel).square().mean((1, 2, 3))
-
-
-def blurred(x: Tensor, sigma: float) -> Tensor:
-    """A Gaussian of ``sigma`` px, edges reflected; shape kept."""
-    radius = round(3 * sigma)
-    steps = torch.arange(-radius, radius + 1, device=x.device, dtype=x.dtype)
-    weights = torch.exp(-0.5 * (steps / sigma) ** 2)
-    weights = (weights / weights.sum()).expand(x.shape[1], 1, -1)
-    x = F.pad(x, (radius,) * 4, mode="reflect")
-    x = F.conv2d(x, weights[:, :, None], groups=x.shape[1])
-    return F.conv2d(x, weights[..., None], groups=x.shape[1])
-
-
-def strengthened(target: Tensor, bicubic: Tensor, share: float, most: float = 3.0) -> Tensor:
-    """The target with stronger fine detail, the more of it the enlarged input has lost.
-
-    What minimizes the error is the mean of all that the face may be, which holds only the detail
-    that can be predicted: a fifth of its energy after a resize to 80 px. The mean of strengthened
-    targets is that mean with its detail strengthened. A loss of energies is no way to the same:
-    a pattern of dots along edges has energy, too, and costs little.
-
-    Args:
-        target: originals.
-        bicubic: what the inputs are when enlarged.
-        share: of the target's energy of fine detail that restored faces are to have.
-        most: how many times its contrast the target's detail gets.
-    """
-    left = fine_energy(bicubic) / (fine_energy(target) + 1e-6)
-    # 0.13 is about what a network adds that minimizes the error
-    gain = (share / (left + 0.13)).sqrt().clamp(1, most).view(-1, 1, 1, 1)
-    return target + (gain - 1) * (target - blurred(target, 1.2))
-
-
 def flicker_loss(difference: Tensor) -> Tensor:
     """How much the error changes between frames; the second half of the batch follows the first."""
     first, second = difference.chunk(2)

@@ -45,7 +45,6 @@ from lite_losses import (
     robust,
     scales_loss,
     spectrum_loss,
-    strengthened,
 )
 from lite_net import LiteNet
 from safetensors.torch import load_file, save_file
@@ -180,8 +179,6 @@ class Trainer:
         args = self.args
         x, target = to_tensor(patches.inputs), to_tensor(patches.targets)
         weights = evened(x, target)
-        if args.share:
-            target = strengthened_where_softened(x, target, args.share)
         look = (cropped(to_tensor(patches.whole)), patches.owner)
         for opt, rate in ((self.opt, args.lr), (self.critic_opt, args.critic_lr)):
             for group in opt.param_groups:
@@ -243,18 +240,6 @@ def evened(x: Tensor, target: Tensor) -> Tensor:
     bicubic = enlarged(x)
     error = (bicubic - target).abs().mean((1, 2, 3), keepdim=True) + 5e-4
     return (error.mean() / error).clamp(1 / 8, 8)
-
-
-def strengthened_where_softened(x: Tensor, target: Tensor, share: float) -> Tensor:
-    """Targets, those of softened inputs `strengthened`.
-
-    A face that is as sharp as 256 px allow is to be left alone.
-    """
-    bicubic = enlarged(x)
-    unavoidable = (bicubic - target).abs().mean((1, 2, 3), keepdim=True)
-    lost = (x - F.avg_pool2d(target, 2)).abs().mean((1, 2, 3), keepdim=True)
-    softened = lost > 0.25 * unavoidable + 0.3 / 255  # 0.3: rounding to 8 bits
-    return torch.where(softened, strengthened(target, bicubic, share), target)
 
 
 def averaged_weights(path: Path) -> dict[str, Tensor]:
@@ -436,7 +421,6 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add("--adversarial", type=float, default=0.3, help="the critic's share of fidelity's gradient")
     add("--critic-lr", type=float, default=2e-4)
     add("--artifacts", type=float, default=10.0)
-    add("--share", type=float, default=0.0, help="of the energy of fine detail that is asked for")
     add("--flicker", type=float, default=0.5)
     add("--pair-every", type=int, default=5, help="steps between two of following frames")
     add("--meter", type=float, default=0.02)
