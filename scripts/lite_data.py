@@ -685,9 +685,9 @@ class BatchStream(IterableDataset[Batch]):
     def kind(self, step: int, pairs: bool) -> str:
         """Of the batch of a step."""
         args = self.args
-        if args.stage > 1 and args.meter and step % args.face_every == 2:
+        if args.stage == 2 and args.meter and step % args.face_every == 2:
             return "faces"
-        if args.stage > 1 and args.flicker and pairs and step % args.pair_every == 1:
+        if args.stage == 2 and args.flicker and pairs and step % args.pair_every == 1:
             return "pairs"
         return "patches"
 

@@ -5,6 +5,8 @@ Differences and images are float (N,3,H,W), RGB, 0..1, H and W multiples of 8.
 
 from __future__ import annotations
 
+from math import log
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -108,6 +110,23 @@ def artifact_map(out: Tensor, smooth: Tensor, target: Tensor, size: int = 7) -> 
     local = (square - mean * mean).clamp_min(0)
     overall = residual.var((1, 2, 3), keepdim=True).clamp_min(1e-12) ** 0.2
     return torch.where(residual < steady, torch.zeros_like(local), overall * local)
+
+
+def fine_energy(x: Tensor) -> Tensor:
+    """Mean square Laplacian of the luma after a Gaussian of 0.8 px, (N,): what *share* is of."""
+    steps = torch.arange(-3, 4, device=x.device, dtype=x.dtype)
+    weights = torch.exp(-0.5 * (steps / 0.8) ** 2)
+    gaussian = torch.outer(weights, weights) / weights.sum() ** 2
+    kernel = x.new_tensor([[0.0, 1, 0], [1, -4, 1], [0, 1, 0]])
+    smooth = F.conv2d(luma(x), gaussian[None, None])
+    return F.conv2d(smooth, kernel[None, None]).square().mean((1, 2, 3))
+
+
+def sharpness_loss(out: Tensor, target: Tensor, least: float, most: float) -> Tensor:
+    """How far the logarithm of the *share*, the energy of fine detail over the target's, is from
+    its limits; half as much again above them as below."""
+    share = ((fine_energy(out) + 1e-7) / (fine_energy(target) + 1e-7)).log()
+    return (F.relu(log(least) - share) + 1.5 * F.relu(share - log(most))).mean()
 
 
 def flicker_loss(difference: Tensor) -> Tensor:

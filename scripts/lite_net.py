@@ -10,14 +10,17 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from lite_losses import LUMA
+from lite_losses import LUMA, luma
 from torch import Tensor, nn
 
 from musetalk_enhance.backends.ops import SLOPE, Conv
-from musetalk_enhance.restorers.lite_network import FLOOR, PADDING
+from musetalk_enhance.restorers.lite_network import BAND_SIZE, FLOOR, PADDING, detail_bands
 
 SCALE = 1 / 16
 """Of the last layer: what is added to bicubic is a few gray levels."""
+
+
+GAIN_WIDTH = 32
 
 
 class Layer(nn.Module):
@@ -123,7 +126,11 @@ class LiteNet(nn.Module):
 
     A body at a quarter of the input's resolution (two unshuffles) with one branch at an eighth; a
     skip and two layers at half. A look at the whole face scales the channels inside each block: a
-    decoder's softness wants another answer than that of a resize.
+    decoder's softness wants another answer than that of a resize. Two fixed bands of the result's
+    luma are added to it, each as often as `gains` say of each place.
+
+    Attributes:
+        sharpens: whether they are.
 
     Args:
         width: channels of the body, a multiple of 4.
@@ -131,6 +138,8 @@ class LiteNet(nn.Module):
         wide: channels at an eighth of the resolution; 0 leaves the branch out.
         look: numbers that say how a face is soft.
     """
+
+    detail_bands: Tensor
 
     def __init__(self, width: int = 96, blocks: int = 4, wide: int = 96, look: int = 64) -> None:
         super().__init__()
@@ -152,6 +161,11 @@ class LiteNet(nn.Module):
         self.skip = Layer(12, half, leaky=True)
         self.mix = Layer(half, half, leaky=True)
         self.tail = Layer(half, 48, gain=0.0, scale=SCALE)
+        self.gains: Any = nn.ModuleList(
+            [Layer(width, GAIN_WIDTH, 1, leaky=True), Layer(GAIN_WIDTH, 2, 1, gain=0.0)]
+        )
+        self.register_buffer("detail_bands", detail_bands(), persistent=False)
+        self.sharpens = True
         with torch.no_grad():  # mid gray at zero
             self.head.bias.copy_(-0.5 * self.head.weight.sum((1, 2, 3)))
 
@@ -179,12 +193,21 @@ class LiteNet(nn.Module):
                 for layer in self.context:
                     wide = layer(wide)
                 x = x + F.pixel_shuffle(wide, 2)
-        x = self.tail(self.mix(F.pixel_shuffle(x, 2) + self.skip(half)))
         rim = slice(2 * PADDING, -2 * PADDING)
+        body = x
+        x = self.tail(self.mix(F.pixel_shuffle(x, 2) + self.skip(half)))
         detail = F.pixel_shuffle(F.pixel_shuffle(x, 2), 2)[..., rim, rim].float()
-        return (
-            F.interpolate(faces_rgb, scale_factor=2.0, mode="bicubic", align_corners=False) + detail
-        )
+        sharp = F.interpolate(faces_rgb, scale_factor=2.0, mode="bicubic", align_corners=False)
+        sharp = sharp + detail
+        if not self.sharpens:
+            return sharp
+        gains = self.gains[1](self.gains[0](body))
+        for _ in range(3):
+            gains = F.interpolate(gains, scale_factor=2.0, mode="bilinear", align_corners=False)
+        with torch.autocast("cpu", enabled=False):  # a fine band is less than bf16 keeps
+            padded = F.pad(luma(sharp), (BAND_SIZE // 2,) * 4, mode="replicate")
+            bands = F.conv2d(padded, self.detail_bands)
+            return sharp + (gains[..., rim, rim].float() * bands).sum(1, keepdim=True)
 
     def reach(self) -> int:
         """Pixels of the input that an output pixel sees on each side, at most."""
@@ -200,5 +223,6 @@ class LiteNet(nn.Module):
                 total += layer.weight.numel() * (padded // shrink) ** 2
         for layer, shrink in zip(self.look.layers, (4, 8, 8, side), strict=True):
             total += layer.weight.numel() * (side // shrink) ** 2
+        total += (3 + self.detail_bands.numel()) * (2 * side) ** 2
         total += self.look.filters.numel() * (side // 4) ** 2 + self.look.bands.weight.numel()
         return total

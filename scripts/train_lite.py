@@ -44,6 +44,7 @@ from lite_losses import (
     flicker_loss,
     robust,
     scales_loss,
+    sharpness_loss,
     spectrum_loss,
 )
 from lite_net import LiteNet
@@ -67,13 +68,18 @@ class Trainer:
         if args.init:
             missing = self.net.load_state_dict(averaged_weights(args.init), strict=False)
             if missing.unexpected_keys or any(
-                not name.startswith(("look.", "styles.")) for name in missing.missing_keys
-            ):  # weights without a look at the whole face may begin, too
+                not name.startswith(("look.", "styles.", "gains.")) for name in missing.missing_keys
+            ):  # weights without a look at the whole face, or without gains, may begin, too
                 raise ValueError(f"{args.init} holds another network: {missing}")
         self.ema.load_state_dict(self.net.state_dict())
-        self.opt = torch.optim.Adam(
-            self.net.parameters(), lr=args.lr, betas=(0.9, 0.99), fused=True
-        )
+        for net in (self.net, self.ema):
+            net.sharpens = args.stage == 3
+        trained = [
+            value.requires_grad_(name.startswith("gains.") == (args.stage == 3))
+            for name, value in self.net.named_parameters()
+        ]
+        trained = [value for value in trained if value.requires_grad]
+        self.opt = torch.optim.Adam(trained, lr=args.lr, betas=(0.9, 0.99), fused=True)
         self.critic = Critic()
         self.critic_opt = torch.optim.Adam(
             self.critic.parameters(), lr=args.critic_lr, betas=(0.5, 0.99)
@@ -85,7 +91,7 @@ class Trainer:
     @property
     def parts(self) -> tuple[str, ...]:
         """Names of what a checkpoint holds beside numbers."""
-        return ("net", "ema", "opt", *(("critic", "critic_opt") if self.args.stage > 1 else ()))
+        return ("net", "ema", "opt", *(("critic", "critic_opt") if self.args.stage == 2 else ()))
 
     def state(self) -> dict[str, Any]:
         """A checkpoint of tensors and numbers."""
@@ -187,15 +193,18 @@ class Trainer:
             raw = self.net(x, *look)
         out = raw.detach().float().requires_grad_()
         terms = self.fidelity(target + (out - target) * weights, target)
-        if args.stage > 1:
+        if args.stage == 2:
             terms |= self.detail(x, look, out, target)
+        if args.stage == 3:
+            limits = (args.least_share, args.most_share)
+            terms["sharpness"] = args.sharpness * sharpness_loss(out, target, *limits)
         if kind == "pairs":
             terms["flicker"] = args.flicker * flicker_loss(out - target)
         if kind == "faces":
             terms["meter"] = args.meter * self.meter_loss(out, target)
         log = {name: float(term.detach()) for name, term in terms.items()}
         gradient = torch.autograd.grad(torch.stack(list(terms.values())).sum(), out)[0]
-        if args.stage > 1 and args.adversarial:
+        if args.stage == 2 and args.adversarial:
             pull, figures = self.criticism(x, out, target)
             ratio = float(gradient.norm() / pull.norm().clamp_min(1e-12))
             self.balance = ratio if not self.balance else 0.99 * self.balance + 0.01 * ratio
@@ -267,6 +276,8 @@ def export(net: LiteNet, path: Path, steps: int, dtype: torch.dtype = torch.floa
 
     state: dict[str, Tensor] = {}
     for name, layer in net.named_modules():
+        if name.startswith("gains.") and not net.gains[1].weight.any():
+            continue
         if isinstance(layer, Layer):
             fused = layer.fused()
             for part in ("weight", "bias"):
@@ -413,14 +424,17 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add(
         "--stage",
         type=int,
-        choices=(1, 2),
+        choices=(1, 2, 3),
         default=1,
-        help="2 adds what --adversarial to --meter say",
+        help="2 adds what --adversarial to --meter say; 3 trains only the gains of sharpening",
     )
     add("--init", type=Path, help="checkpoint or snapshot whose averaged weights to begin with")
     add("--adversarial", type=float, default=0.3, help="the critic's share of fidelity's gradient")
     add("--critic-lr", type=float, default=2e-4)
     add("--artifacts", type=float, default=10.0)
+    add("--sharpness", type=float, default=0.015, help="weight of what the third stage adds")
+    add("--least-share", type=float, default=0.45, help="of the energy of fine detail")
+    add("--most-share", type=float, default=0.85)
     add("--flicker", type=float, default=0.5)
     add("--pair-every", type=int, default=5, help="steps between two of following frames")
     add("--meter", type=float, default=0.02)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -15,9 +16,34 @@ PADDING = 4
 MARGIN = 48
 """Rows above the first one needed that are read. The network reaches 68 px in theory, but what lies
 beyond this margin changes no pixel by more than 0.2 of 255."""
+LUMA = (0.299, 0.587, 0.114)
+"""Rec. 601."""
+BAND_SIZE = 7
+"""Side of the filters of `detail_bands`."""
 FLOOR = 0.3
 """Added to the energies of bands: 0.4 of 255, what rounding to 8 bits leaves."""
 _GRID = 8
+
+
+def detail_bands() -> torch.Tensor:
+    """Filters of two bands of detail of a 512 px face, float32 (2, 1, 7, 7), each of sum 0.
+
+    The negative Laplacian of a Gaussian of 0.8 px, and the difference of Gaussians of 1.2 and 2.2:
+    waves of about 4 and 9 px.
+    """
+    steps = np.arange(BAND_SIZE) - BAND_SIZE // 2
+    squares = (steps**2)[:, None] + (steps**2)[None]
+
+    def gaussian(sigma: float) -> Any:
+        values = np.exp(-squares / (2 * sigma**2))
+        return values / values.sum()
+
+    fine = gaussian(0.8)
+    padded = np.pad(fine, 1)
+    beside = padded[:-2, 1:-1] + padded[2:, 1:-1] + padded[1:-1, :-2] + padded[1:-1, 2:]
+    bands = np.stack([4 * fine - beside, gaussian(1.2) - gaussian(2.2)])
+    bands -= bands.mean((1, 2), keepdims=True)
+    return torch.from_numpy(bands.astype(np.float32))[:, None]
 
 
 class LiteNetwork(nn.Module):
@@ -28,6 +54,9 @@ class LiteNetwork(nn.Module):
     scales the channels inside each block: what a decoder left wants another answer than a resize.
     It is made of means of features, and of the logarithms of the energies of 15 bands of detail:
     their differences tell how soft a face is, whatever the contrast of its skin.
+
+    Weights with ``gains`` sharpen the result: two fixed bands of its luma (`detail_bands`) are
+    added to it, each as often as the body says of each place.
 
     Args:
         state: fused weights and biases by name, float32, as ``scripts/train_lite.py`` exports them.
@@ -61,6 +90,13 @@ class LiteNetwork(nn.Module):
         self.skip = _conv(state, "skip", leaky=True)
         self.mix = _conv(state, "mix", leaky=True)
         self.tail = _conv(state, "tail")
+        self.gains: Any = nn.ModuleList(
+            _conv(state, f"gains.{n}", leaky=n == 0)
+            for n in range(2 if "gains.0.weight" in state else 0)
+        )
+        self.luma = Conv(torch.tensor(LUMA).view(1, 3, 1, 1))
+        self.detail = Conv(detail_bands())
+        self.sum = Conv(torch.ones(3, 2, 1, 1))
         self.width = int(self.head.weight.shape[0])
         self.keep = keep
         # what is read, with the padding below it, is a multiple of 8 rows
@@ -88,12 +124,33 @@ class LiteNetwork(nn.Module):
                 for layer in self.context:
                     wide = ops.conv(wide, layer)
                 x = ops.add(x, ops.shuffle2(wide))
+        rim = 2 * PADDING
+        gains = self._gains(ops, x)
         x = ops.add(ops.shuffle2(x), ops.conv(half, self.skip))
         x = ops.conv(ops.conv(x, self.mix), self.tail)
-        rim = 2 * PADDING
         detail = ops.cut(ops.shuffle2(ops.shuffle2(x)), 2 * top, rim, rim, rim)
         sharp = ops.add(ops.bicubic2(faces), detail)
+        if gains is not None:
+            gains = ops.cut(gains, 2 * top, rim, rim, rim)
+            sharp = ops.add(sharp, self._sharpening(ops, sharp, gains))
         return ops.rows_below(sharp, 2 * self.first, 2 * self.keep)
+
+    def _gains(self, ops: Ops, x: Any) -> Any:
+        """Of both bands at every pixel of the result and its rim; None without such weights."""
+        if not len(self.gains):
+            return None
+        for layer in self.gains:
+            x = ops.conv(x, layer)
+        for _ in range(3):
+            x = ops.up2(x)
+        return x
+
+    def _sharpening(self, ops: Ops, sharp: Any, gains: Any) -> Any:
+        """What is added to a result."""
+        margin = BAND_SIZE // 2
+        luma = ops.pad_edge(ops.conv(sharp, self.luma), margin, margin, margin, margin)
+        bands = ops.cut(ops.conv(luma, self.detail), margin, margin, margin, margin)
+        return ops.conv(ops.multiply(gains, bands), self.sum)
 
     def _looked(self, ops: Ops, faces_rgb: Any) -> Any:
         blocks = ops.unshuffle2(ops.unshuffle2(faces_rgb))
