@@ -6,6 +6,7 @@ import json
 import sys
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 import torch
@@ -492,6 +493,23 @@ def test_losses_are_zero_on_the_target_and_grow_with_what_is_lost(texture):
     assert float(lite_losses.scales_loss(shift)[1]) == pytest.approx(0.05, abs=1e-4)
 
 
+def test_sharpness_has_limits_that_fall_with_what_the_input_holds(texture):
+    target = lite_data.to_tensor(texture[None, :128, :128])
+    mean = F.avg_pool2d(target, 9, 1, 4, count_include_pad=False)
+
+    def loss(share: float, held: float) -> float:
+        out, bicubic = (mean + each**0.5 * (target - mean) for each in (share, held))
+        return float(lite_losses.sharpness_loss(out, target, bicubic))
+
+    assert loss(0.75, 0.0) == loss(0.5, 0.6) == 0
+    assert loss(0.3, 0.0) > loss(0.5, 0.0) > 0
+    assert loss(2.0, 0.5) > 0
+    # the same measure as the report's
+    bgr = np.ascontiguousarray(texture[:128, :128, ::-1])
+    energy = float(lite_losses.fine_energy(target)) * 255**2
+    assert energy == pytest.approx(lite_data.fine_detail_energy(bgr), rel=0.15)
+
+
 def test_dots_are_a_grid_and_photographs_are_not():
     astronaut = pytest.importorskip("skimage.data").astronaut()
     assert lite_data.grid(astronaut) < 0.03
@@ -587,6 +605,42 @@ def test_the_second_stage_starts_from_the_first_and_balances_the_critic(texture,
     torch.save(state, tmp_path / "second.pt")
     again.load(tmp_path / "second.pt")
     assert again.balance == trainer.balance and "critic" in state and "critic" not in first.state()
+
+
+def test_the_third_stage_trains_the_gains_alone(texture, tmp_path):
+    first = train_lite.Trainer(train_lite.parse_args(arguments(tmp_path)))
+    patches = lite_data.PatchSampler([crop()], texture[None], 0, patch=32).batch(1, 2)
+    first.train_step(patches)
+    assert not first.net.gains[1].weight.any(), "before, nothing is sharpened"
+    torch.save(first.state(), tmp_path / "first.pt")
+    blurred = np.stack([cv2.GaussianBlur(each.numpy(), (0, 0), 1) for each in patches.inputs])
+    patches = patches._replace(inputs=blurred)
+    words = ["--stage", "3", "--init", str(tmp_path / "first.pt"), "--no-bf16", "--lr", "0.05"]
+    trainer = train_lite.Trainer(train_lite.parse_args(arguments(tmp_path, *words)))
+    before = {name: value.clone() for name, value in trainer.net.state_dict().items()}
+    logs = [trainer.train_step(patches) for _ in range(60)]
+    assert logs[-1]["sharpness"] < 0.9 * logs[0]["sharpness"]
+    after = trainer.net.state_dict()
+    changed = {name for name in after if not torch.equal(before[name], after[name])}
+    assert {name.split(".")[0] for name in changed} == {"gains"}
+
+
+def test_gains_are_exported_where_they_are_trained(net, tmp_path):
+    from safetensors.torch import load_file
+
+    from musetalk_enhance.restorers.lite_network import LiteNetwork
+
+    x = torch.rand(1, 3, 256, 256)
+    results = {}
+    for name in ("trained", "plain"):
+        train_lite.export(net, tmp_path / name, 1, torch.float32)
+        state = load_file(tmp_path / name)
+        assert any(key.startswith("gains.") for key in state) == (name == "trained")
+        results[name] = LiteNetwork(state)(x)
+        assert torch.allclose(results[name], net(x), atol=1e-5)
+        torch.nn.init.zeros_(net.gains[1].weight)
+        torch.nn.init.zeros_(net.gains[1].bias)
+    assert float((results["trained"] - results["plain"]).abs().max()) > 0.01
 
 
 def test_the_meter_pulls_on_whole_faces(texture, tmp_path):
