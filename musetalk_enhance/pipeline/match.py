@@ -50,6 +50,10 @@ and the greatest. The last pair are the bounds where only the face around the mo
 energy: of 28 people the ratio of energies between mouth and upper face, over the same ratio in the
 next coarser octave, is 0.6 to 1.5 at the median of an octave, and varies by a factor of 1.3
 (coarse) to 2 (finest)."""
+LEAST_ENERGY = 0.65
+"""Share of the source's energy that an octave gets even if it takes more of a guess. With lite, of
+three clips resized to 60 and 72 px, mouths have 0.84 to 1.1 of the sharpness of the original
+(without it 0.57 to 1.1), for 0.2 to 0.9 dB where it has an effect."""
 INERTIA, ROUNDS = 0.07, 8
 """Of solving for the gains, see `_gains`: with 0 they alternate between their bounds, and with 0.1
 a mouth of 119 px stays at 0.78 of its sharpness in place of 0.81."""
@@ -474,7 +478,10 @@ def _target(pair: _Pair, contrast: tuple[float, ...], values: Floats) -> MatchSt
             floors = theirs
         aims = [np.maximum(energy[:-1] - floors, 0) for energy in energies]
         bounds = _bounds(grams[:, 1])
-    gains = _gains(grams.swapaxes(0, 1).reshape(-1, side, side), np.concatenate(aims), bounds)
+    products, wanted = grams.swapaxes(0, 1).reshape(-1, side, side), np.concatenate(aims)
+    gains = _gains(products, wanted, bounds)
+    if not pair.is_frame:
+        gains = _raised(gains, products, wanted)
     grain = np.clip(np.where(floors > 0, floors - ours, 0), 0, STRONGEST_GRAIN**2)
     return replace(
         target,
@@ -491,6 +498,22 @@ def _bounds(grams: Floats) -> list[tuple[float, float]]:
         raised = 1 + RAISE * max(0.0, likeness) ** 2
         bounds.append((LEAST_GAIN, min(raised, GREATEST_GAIN)))
     return bounds
+
+
+def _raised(gains: list[float], grams: Floats, aims: Floats) -> list[float]:
+    """Gains of bands, with more of those whose octaves have less than `LEAST_ENERGY` of their aims
+    at all places; arguments as for `_gains`."""
+    parts = np.array([1.0, *gains])
+    energies = grams @ parts @ parts
+    lacks = (energies < LEAST_ENERGY * aims).reshape(-1, len(gains)).all(0)
+    if not lacks.any():
+        return gains
+    aims = np.where(np.tile(lacks, len(aims) // len(gains)), LEAST_ENERGY * aims, energies)
+    bounds = [
+        (gain, max(gain, GREATEST_GAIN) if lack else gain)
+        for gain, lack in zip(gains, lacks, strict=True)
+    ]
+    return _gains(grams, aims, bounds)
 
 
 def _gains(grams: Floats, aims: Floats, bounds: Sequence[tuple[float, float]]) -> list[float]:
