@@ -105,8 +105,8 @@ def test_a_guess_is_raised_to_a_part(restore, sharp, monkeypatch):
     guess = 0.3 * np.roll(detail(sharp), 40, 2)
     answers = np.clip(np.rint(smooth + guess), 0, 255).astype(np.uint8)
     shares = []
-    for least in (0.0, match.LEAST_ENERGY):
-        monkeypatch.setattr(match, "LEAST_ENERGY", least)
+    for least in (0.0, match.LEAST_SHARPNESS):
+        monkeypatch.setattr(match, "LEAST_SHARPNESS", least)
         shares.append(fine(restore(smooth, answers, sharp)) / fine(sharp))
     assert shares[0] < 0.2
     assert 0.35 < shares[1] < 0.8
