@@ -99,6 +99,19 @@ def test_weak_detail_is_raised(restore, sharp, blurred):
     assert before + 0.1 < after < 1.05
 
 
+def test_a_guess_is_raised_to_a_part(restore, sharp, monkeypatch):
+    """Fine detail that is unlike the source's: to a part of its energy, not further."""
+    smooth = np.stack([cv2.GaussianBlur(frame, (0, 0), 3) for frame in sharp])
+    guess = 0.3 * np.roll(detail(sharp), 40, 2)
+    answers = np.clip(np.rint(smooth + guess), 0, 255).astype(np.uint8)
+    shares = []
+    for least in (0.0, match.LEAST_SHARPNESS):
+        monkeypatch.setattr(match, "LEAST_SHARPNESS", least)
+        shares.append(fine(restore(smooth, answers, sharp)) / fine(sharp))
+    assert shares[0] < 0.2
+    assert 0.35 < shares[1] < 0.8
+
+
 def test_without_the_option_sources_change_nothing(restore, sharp, blurred):
     answers = with_detail(sharp, 0.5)
     plain = restore(blurred, answers, match="none")

@@ -50,6 +50,8 @@ and the greatest. The last pair are the bounds where only the face around the mo
 energy: of 28 people the ratio of energies between mouth and upper face, over the same ratio in the
 next coarser octave, is 0.6 to 1.5 at the median of an octave, and varies by a factor of 1.3
 (coarse) to 2 (finest)."""
+LEAST_SHARPNESS = 0.8
+"""Share of the source's fine detail that a mouth gets even if it takes more of a guess."""
 INERTIA, ROUNDS = 0.07, 8
 """Of solving for the gains, see `_gains`: with 0 they alternate between their bounds, and with 0.1
 a mouth of 119 px stays at 0.78 of its sharpness in place of 0.81."""
@@ -380,7 +382,8 @@ class _Pair:
         Of each octave that the source shows the noise of both, and at the mouth and around it (only
         at it, where the source is the frame) the products of the parts of the frame, what stays and
         each band; then, of each and the next coarser one, the energy of the source at the eyes, and
-        at those places.
+        at those places; and, unless the source is the frame, the products of the parts' fine detail
+        at the mouth, and its energy in the source.
         """
         import torch
         from torch.nn.functional import interpolate, pad
@@ -409,6 +412,11 @@ class _Pair:
         for other in theirs:
             values += [_at_eyes(other)]
             values += [(other.flatten().square() * weight).sum().view(1) for weight in weights]
+        if not self.is_frame:
+            flat = _fine(planes).flatten(1)
+            values += [((flat * weights[0]) @ flat.T).flatten()]
+            other = _fine(resize(_luma(self.reference), self.size))
+            values += [(other.flatten().square() * weights[0]).sum().view(1)]
         return torch.cat(values)
 
     def skin(self, restored: torch.Tensor, reference: torch.Tensor) -> torch.Tensor:
@@ -459,6 +467,7 @@ def _target(pair: _Pair, contrast: tuple[float, ...], values: Floats) -> MatchSt
     if not shown:
         return target
     side, places = shown + 1, 1 if pair.is_frame else 2
+    values, fine = np.split(values, [len(values) - (0 if pair.is_frame else side**2 + 1)])
     rows, rest = np.split(values, [-side * (1 + places)])
     ours, theirs, *_ = rows.reshape(shown, -1).T
     grams = rows.reshape(shown, -1)[:, 2:].reshape(shown, places, side, side)
@@ -474,7 +483,12 @@ def _target(pair: _Pair, contrast: tuple[float, ...], values: Floats) -> MatchSt
             floors = theirs
         aims = [np.maximum(energy[:-1] - floors, 0) for energy in energies]
         bounds = _bounds(grams[:, 1])
-    gains = _gains(grams.swapaxes(0, 1).reshape(-1, side, side), np.concatenate(aims), bounds)
+    products, wanted = grams.swapaxes(0, 1).reshape(-1, side, side), np.concatenate(aims)
+    gains = _gains(products, wanted, bounds)
+    if not pair.is_frame:
+        shares = np.concatenate(aims) / (np.concatenate([each[:-1] for each in energies]) + _FLOOR)
+        lacks = (products @ [1.0, *gains] @ [1.0, *gains] < wanted).reshape(places, -1).all(0)
+        gains = _raised(gains, fine[:-1].reshape(side, side), fine[-1] * shares[0], lacks)
     grain = np.clip(np.where(floors > 0, floors - ours, 0), 0, STRONGEST_GRAIN**2)
     return replace(
         target,
@@ -491,6 +505,28 @@ def _bounds(grams: Floats) -> list[tuple[float, float]]:
         raised = 1 + RAISE * max(0.0, likeness) ** 2
         bounds.append((LEAST_GAIN, min(raised, GREATEST_GAIN)))
     return bounds
+
+
+def _raised(gains: list[float], gram: Floats, aim: float, lacks: NDArray[np.bool_]) -> list[float]:
+    """Gains of bands, with those that lack energy raised by one factor where a mouth has less than
+    `LEAST_SHARPNESS` of its fine detail.
+
+    Args:
+        gains: of each band.
+        gram: of the fine detail at the mouth, the products of its parts, as in `_gains`.
+        aim: the energy that it has in the source.
+        lacks: whether the octave of each band has too little energy.
+    """
+    raised = np.array([0.0, *np.where(lacks, gains, 0)])
+    rest = np.array([1.0, *gains]) - raised
+    square, cross = raised @ gram @ raised, rest @ gram @ raised
+    short = LEAST_SHARPNESS * aim - rest @ gram @ rest
+    if not square > _FLOOR or square + 2 * cross >= short:
+        return gains
+    factor = ((cross**2 + square * short) ** 0.5 - cross) / square
+    return np.where(
+        lacks, np.maximum(gains, np.minimum(factor * np.array(gains), GREATEST_GAIN)), gains
+    ).tolist()
 
 
 def _gains(grams: Floats, aims: Floats, bounds: Sequence[tuple[float, float]]) -> list[float]:
@@ -573,6 +609,19 @@ def _grain(state: MatchState, size_hw: tuple[int, int]) -> torch.Tensor:
     for band, energy in zip(octaves(noise, len(state.grain)), state.grain, strict=True):
         total.add_(band, alpha=(energy / (float(band.square().mean()) + _FLOOR)) ** 0.5)
     return total
+
+
+def _fine(planes: torch.Tensor) -> torch.Tensor:
+    """Fine detail of planes, (N, 1, H, W): the Laplacian after a Gaussian of 0.8 pixels, as in
+    `fine_detail_energy`."""
+    import cv2
+    import torch
+    from torch.nn.functional import conv2d, pad
+
+    taps = cv2.getGaussianKernel(7, 0.8)
+    kernel = cv2.Laplacian(np.pad(taps @ taps.T, 1), cv2.CV_64F)
+    weights = torch.as_tensor(kernel, dtype=planes.dtype, device=planes.device)[None, None]
+    return conv2d(pad(planes, (4,) * 4, mode="reflect"), weights)
 
 
 def _noise(band: torch.Tensor) -> torch.Tensor:
