@@ -418,7 +418,7 @@ def decode(decoder: Decoder, image_rgb: Image, blend: float, noise: float, seed:
     return decoded
 
 
-SOFT_TARGETS = 0.6
+SOFT_TARGETS = 0.4
 """Share of the samples whose target is made softer first: a face of a low-resolution film.
 
 Else a network learns that every original is as sharp as 512 px can be, and takes the person's own

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from torch.nn.utils.parametrizations import spectral_norm
 
 LUMA = (0.299, 0.587, 0.114)
-LEAST_SHARE, LESS, MOST_SHARE = 0.7, 0.6, 0.85
-"""See `sharpness_loss`."""
+LEAST_SHARE = 0.6
+"""Of the energy of the target's fine detail; the most is all of it."""
 
 
 def luma(x: Tensor) -> Tensor:
@@ -124,18 +124,14 @@ def fine_energy(x: Tensor) -> Tensor:
     return F.conv2d(smooth, kernel[None, None]).square().mean((1, 2, 3))
 
 
-def sharpness_loss(out: Tensor, target: Tensor, bicubic: Tensor) -> Tensor:
+def sharpness_loss(out: Tensor, target: Tensor) -> Tensor:
     """How far the logarithm of the *share* of the target's fine detail is from its limits.
 
-    What an input (enlarged: ``bicubic``) has lost cannot all be predicted, and the less is left the
-    softer is what minimizes the error. So the least share is `LEAST_SHARE` without the input's,
-    times `LESS`; what is too sharp counts half as much again.
+    Where detail cannot be predicted, a softer face has the smaller error. But one that is softer
+    than the original is what users complain about.
     """
-    energy = fine_energy(target) + 1e-7
-    share, held = ((fine_energy(each) + 1e-7) / energy for each in (out, bicubic))
-    least = (LEAST_SHARE - LESS * held).clamp_min(0.3)
-    short, excess = F.relu(least.log() - share.log()), F.relu(share.log() - log(MOST_SHARE))
-    return (short + 1.5 * excess).mean()
+    share = ((fine_energy(out) + 1e-7) / (fine_energy(target) + 1e-7)).log()
+    return (F.relu(log(LEAST_SHARE) - share) + F.relu(share)).mean()
 
 
 def flicker_loss(difference: Tensor) -> Tensor:

@@ -20,7 +20,7 @@ SCALE = 1 / 16
 """Of the last layer: what is added to bicubic is a few gray levels."""
 
 
-GAIN_WIDTH = 32
+GAIN_WIDTH = 6
 
 
 class Layer(nn.Module):

@@ -18,7 +18,7 @@ MARGIN = 48
 beyond this margin changes no pixel by more than 0.2 of 255."""
 LUMA = (0.299, 0.587, 0.114)
 """Rec. 601."""
-BAND_SIZE = 7
+BAND_SIZE = 9
 """Side of the filters of `detail_bands`."""
 FLOOR = 0.3
 """Added to the energies of bands: 0.4 of 255, what rounding to 8 bits leaves."""
@@ -26,7 +26,7 @@ _GRID = 8
 
 
 def detail_bands() -> torch.Tensor:
-    """Filters of two bands of detail of a 512 px face, float32 (2, 1, 7, 7), each of sum 0.
+    """Filters of two bands of detail of a 512 px face, float32 (2, 1, 9, 9), each of sum 0.
 
     The negative Laplacian of a Gaussian of 0.8 px, and the difference of Gaussians of 1.2 and 2.2:
     waves of about 4 and 9 px.
