@@ -524,9 +524,8 @@ def _raised(gains: list[float], gram: Floats, aim: float, lacks: NDArray[np.bool
     if not square > _FLOOR or square + 2 * cross >= short:
         return gains
     factor = ((cross**2 + square * short) ** 0.5 - cross) / square
-    return np.where(
-        lacks, np.maximum(gains, np.minimum(factor * np.array(gains), GREATEST_GAIN)), gains
-    ).tolist()
+    higher = np.minimum(factor * np.array(gains), GREATEST_GAIN)
+    return [float(gain) for gain in np.where(lacks, np.maximum(gains, higher), gains)]
 
 
 def _gains(grams: Floats, aims: Floats, bounds: Sequence[tuple[float, float]]) -> list[float]:
