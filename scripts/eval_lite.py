@@ -7,7 +7,8 @@ Rows: bicubic, Lanczos, a mild unsharp mask (sigma 1.5, amount 1), the shipped l
 the first lite where ``--first`` names its weights, and what ``--compare NAME=FILE`` adds (any
 enlarging network that spandrel knows: RLFN, Compact;
 or an ncnn ``.param`` file beside its ``.bin``, such as realesr-animevideov3). Columns: PSNR,
-HaarPSI, GMSD, MS-SSIM, *share* (fine detail against the original's, `lite_data.fine_energy`) and
+HaarPSI, GMSD, MS-SSIM, *share* (fine detail against the original's, `lite_data.fine_energy`),
+*share_256* (the same after a resize to 256 px, which hosts get by default) and
 *grid* (`lite_data.grid`: dots and crosshatch count as detail, too, and are none) for every
 softness, and for networks the *rival*: the unsharp mask over bicubic (sigma 1 to 3, amount 0.5 to
 3) nearest to the original among those at least as sharp.
@@ -169,6 +170,7 @@ def qualities(out: Image, target: Image) -> dict[str, float]:
         "gmsd": float(piq.gmsd(a, b)),
         "ms_ssim": float(piq.multi_scale_ssim(a, b)),
         "share": fine_energy(out) / fine_energy(target),
+        "share_256": at_host_size([resize(out, INPUT)], [resize(target, INPUT)])["share"],
         "grid": grid(out),
     }
 
@@ -242,7 +244,10 @@ def measure_stills(
 
 def render(softness: str, table: dict[str, dict[str, Any]]) -> str:
     """One condition for a reader."""
-    columns = ("psnr", "haarpsi", "gmsd", "ms_ssim", "share", "grid", "rival", "over_rival")
+    columns = (
+        *("psnr", "haarpsi", "gmsd", "ms_ssim", "share", "share_256", "grid"),
+        *("rival", "over_rival"),
+    )
     lines = [f"\n{softness:<16}" + "".join(f"{name:>11}" for name in columns)]
     for row, figures in table.items():
         cells = [figures.get(name) for name in columns]

@@ -741,6 +741,7 @@ def test_evaluation_measures_every_row(texture, shipped):
     table = result["conditions"]["96 px"]
     assert table["oracle"]["haarpsi"] > 0.999 > table["bicubic"]["haarpsi"]
     assert table["oracle"]["share"] == pytest.approx(1) and table["bicubic"]["share"] < 0.5
+    assert table["bicubic"]["share"] < table["bicubic"]["share_256"] < table["oracle"]["share_256"]
     assert result["second_pass"]["oracle"] == 0
 
 
