@@ -431,7 +431,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add("--adversarial", type=float, default=0.3, help="the critic's share of fidelity's gradient")
     add("--critic-lr", type=float, default=2e-4)
     add("--artifacts", type=float, default=10.0)
-    add("--sharpness", type=float, default=0.015, help="weight of what the third stage adds")
+    add("--sharpness", type=float, default=0.02, help="weight of what the third stage adds")
     add("--flicker", type=float, default=0.5)
     add("--pair-every", type=int, default=5, help="steps between two of following frames")
     add("--meter", type=float, default=0.02)
