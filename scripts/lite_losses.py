@@ -12,7 +12,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.parametrizations import spectral_norm
 
-LUMA = (0.299, 0.587, 0.114)
+from musetalk_enhance.restorers.lite_network import LUMA, detail_bands
+
 LEAST_SHARE = 0.6
 """Of the energy of the target's fine detail; the most is all of it."""
 
@@ -116,12 +117,7 @@ def artifact_map(out: Tensor, smooth: Tensor, target: Tensor, size: int = 7) -> 
 
 def fine_energy(x: Tensor) -> Tensor:
     """Mean square Laplacian of the luma after a Gaussian of 0.8 px, (N,): what *share* is of."""
-    steps = torch.arange(-3, 4, device=x.device, dtype=x.dtype)
-    weights = torch.exp(-0.5 * (steps / 0.8) ** 2)
-    gaussian = torch.outer(weights, weights) / weights.sum() ** 2
-    kernel = x.new_tensor([[0.0, 1, 0], [1, -4, 1], [0, 1, 0]])
-    smooth = F.conv2d(luma(x), gaussian[None, None])
-    return F.conv2d(smooth, kernel[None, None]).square().mean((1, 2, 3))
+    return F.conv2d(luma(x), detail_bands()[:1]).square().mean((1, 2, 3))
 
 
 def sharpness_loss(out: Tensor, target: Tensor) -> Tensor:

@@ -10,11 +10,11 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from lite_losses import LUMA, luma
+from lite_losses import luma
 from torch import Tensor, nn
 
 from musetalk_enhance.backends.ops import SLOPE, Conv
-from musetalk_enhance.restorers.lite_network import BAND_SIZE, FLOOR, PADDING, detail_bands
+from musetalk_enhance.restorers.lite_network import BAND_SIZE, FLOOR, LUMA, PADDING, detail_bands
 
 SCALE = 1 / 16
 """Of the last layer: what is added to bicubic is a few gray levels."""

@@ -486,9 +486,9 @@ def _target(pair: _Pair, contrast: tuple[float, ...], values: Floats) -> MatchSt
     products, wanted = grams.swapaxes(0, 1).reshape(-1, side, side), np.concatenate(aims)
     gains = _gains(products, wanted, bounds)
     if not pair.is_frame:
-        shares = np.concatenate(aims) / (np.concatenate([each[:-1] for each in energies]) + _FLOOR)
+        aim = fine[-1] * aims[0][0] / (energies[0][0] + _FLOOR)  # without the source's noise
         lacks = (products @ [1.0, *gains] @ [1.0, *gains] < wanted).reshape(places, -1).all(0)
-        gains = _raised(gains, fine[:-1].reshape(side, side), fine[-1] * shares[0], lacks)
+        gains = _raised(gains, fine[:-1].reshape(side, side), aim, lacks)
     grain = np.clip(np.where(floors > 0, floors - ours, 0), 0, STRONGEST_GRAIN**2)
     return replace(
         target,
