@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.parametrizations import spectral_norm
 
-from musetalk_enhance.restorers.lite_network import LUMA, detail_bands
+from musetalk_enhance.restorers.lite_network import LUMA, detail_band
 
 LEAST_SHARE = 0.6
 """Of the energy of the target's fine detail; the most is all of it."""
@@ -117,7 +117,7 @@ def artifact_map(out: Tensor, smooth: Tensor, target: Tensor, size: int = 7) -> 
 
 def fine_energy(x: Tensor) -> Tensor:
     """Mean square Laplacian of the luma after a Gaussian of 0.8 px, (N,): what *share* is of."""
-    return F.conv2d(luma(x), detail_bands()[:1]).square().mean((1, 2, 3))
+    return F.conv2d(luma(x), detail_band()).square().mean((1, 2, 3))
 
 
 def sharpness_loss(out: Tensor, target: Tensor) -> Tensor:

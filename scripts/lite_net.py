@@ -14,7 +14,7 @@ from lite_losses import luma
 from torch import Tensor, nn
 
 from musetalk_enhance.backends.ops import SLOPE, Conv
-from musetalk_enhance.restorers.lite_network import BAND_SIZE, FLOOR, LUMA, PADDING, detail_bands
+from musetalk_enhance.restorers.lite_network import BAND_SIZE, FLOOR, LUMA, PADDING, detail_band
 
 SCALE = 1 / 16
 """Of the last layer: what is added to bicubic is a few gray levels."""
@@ -126,8 +126,8 @@ class LiteNet(nn.Module):
 
     A body at a quarter of the input's resolution (two unshuffles) with one branch at an eighth; a
     skip and two layers at half. A look at the whole face scales the channels inside each block: a
-    decoder's softness wants another answer than that of a resize. Two fixed bands of the result's
-    luma are added to it, each as often as `gains` say of each place.
+    decoder's softness wants another answer than that of a resize. The fine detail of the result's
+    luma is added to it, as often as `gains` say of each place.
 
     Attributes:
         sharpens: whether they are.
@@ -139,7 +139,7 @@ class LiteNet(nn.Module):
         look: numbers that say how a face is soft.
     """
 
-    detail_bands: Tensor
+    detail_band: Tensor
 
     def __init__(self, width: int = 96, blocks: int = 4, wide: int = 96, look: int = 64) -> None:
         super().__init__()
@@ -162,9 +162,9 @@ class LiteNet(nn.Module):
         self.mix = Layer(half, half, leaky=True)
         self.tail = Layer(half, 48, gain=0.0, scale=SCALE)
         self.gains: Any = nn.ModuleList(
-            [Layer(width, GAIN_WIDTH, 1, leaky=True), Layer(GAIN_WIDTH, 2, 1, gain=0.0)]
+            [Layer(width, GAIN_WIDTH, 1, leaky=True), Layer(GAIN_WIDTH, 1, 1, gain=0.0)]
         )
-        self.register_buffer("detail_bands", detail_bands(), persistent=False)
+        self.register_buffer("detail_band", detail_band(), persistent=False)
         self.sharpens = True
         with torch.no_grad():  # mid gray at zero
             self.head.bias.copy_(-0.5 * self.head.weight.sum((1, 2, 3)))
@@ -206,8 +206,7 @@ class LiteNet(nn.Module):
             gains = F.interpolate(gains, scale_factor=2.0, mode="bilinear", align_corners=False)
         with torch.autocast("cpu", enabled=False):  # a fine band is less than bf16 keeps
             padded = F.pad(luma(sharp), (BAND_SIZE // 2,) * 4, mode="replicate")
-            bands = F.conv2d(padded, self.detail_bands)
-            return sharp + (gains[..., rim, rim].float() * bands).sum(1, keepdim=True)
+            return sharp + gains[..., rim, rim].float() * F.conv2d(padded, self.detail_band)
 
     def reach(self) -> int:
         """Pixels of the input that an output pixel sees on each side, at most."""
@@ -223,6 +222,7 @@ class LiteNet(nn.Module):
                 total += layer.weight.numel() * (padded // shrink) ** 2
         for layer, shrink in zip(self.look.layers, (4, 8, 8, side), strict=True):
             total += layer.weight.numel() * (side // shrink) ** 2
-        total += (3 + self.detail_bands.numel()) * (2 * side) ** 2
+        cells = (side // 2 + 2) ** 2  # of 4x4 pixels of the result, with those around them
+        total += 6 * (2 * side) ** 2 + 9 * 16 * 16 * cells + 9 * 16 * (padded // 2) ** 2
         total += self.look.filters.numel() * (side // 4) ** 2 + self.look.bands.weight.numel()
         return total

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
 import torch
 from torch import nn
+from torch.nn import functional
 
 from ..backends.ops import TORCH, Conv, Modulated, Ops
 
@@ -19,31 +20,45 @@ beyond this margin changes no pixel by more than 0.2 of 255."""
 LUMA = (0.299, 0.587, 0.114)
 """Rec. 601."""
 BAND_SIZE = 9
-"""Side of the filters of `detail_bands`."""
+"""Side of the filter of `detail_band`."""
 FLOOR = 0.3
 """Added to the energies of bands: 0.4 of 255, what rounding to 8 bits leaves."""
 _GRID = 8
 
 
-def detail_bands() -> torch.Tensor:
-    """Filters of two bands of detail of a 512 px face, float32 (2, 1, 9, 9), each of sum 0.
+def detail_band() -> torch.Tensor:
+    """Filter of the fine detail of a 512 px face, float32 (1, 1, 9, 9), of sum 0.
 
-    The negative Laplacian of a Gaussian of 0.8 px, and the difference of Gaussians of 1.2 and 2.2:
-    waves of about 4 and 9 px.
+    The negative Laplacian of a Gaussian of 0.8 px: waves of about 4 px.
     """
-    steps = np.arange(BAND_SIZE) - BAND_SIZE // 2
-    squares = (steps**2)[:, None] + (steps**2)[None]
-
-    def gaussian(sigma: float) -> Any:
-        values = np.exp(-squares / (2 * sigma**2))
-        return values / values.sum()
-
-    fine = gaussian(0.8)
-    padded = np.pad(fine, 1)
+    squares = np.square(np.arange(BAND_SIZE) - BAND_SIZE // 2)
+    gaussian = np.exp(-(squares[:, None] + squares[None]) / (2 * 0.8**2))
+    padded = np.pad(gaussian / gaussian.sum(), 1)
+    inner = padded[1:-1, 1:-1]
     beside = padded[:-2, 1:-1] + padded[2:, 1:-1] + padded[1:-1, :-2] + padded[1:-1, 2:]
-    bands = np.stack([4 * fine - beside, gaussian(1.2) - gaussian(2.2)])
-    bands -= bands.mean((1, 2), keepdims=True)
-    return torch.from_numpy(bands.astype(np.float32))[:, None]
+    band = 4 * inner - beside
+    return torch.from_numpy((band - band.mean()).astype(np.float32))[None, None]
+
+
+def _in_cells(layer: Callable[[torch.Tensor], torch.Tensor], cell: int) -> Conv:
+    """A linear operation on one channel as a 3x3 convolution of cells of 4x4 pixels of its output.
+
+    A convolution of one channel at 512 px takes several times as long as this one of 16 at 128.
+
+    Args:
+        layer: (1, 1, h, w) to (1, 1, H, W), the same at every cell; a pixel of the result depends
+            on no cell farther than the next.
+        cell: side of a cell in its input, 4 or 1. The channels of a cell are in the order of two
+            pixel-unshuffles.
+    """
+    side = 3 * cell
+    impulses = torch.eye(side * side).view(-1, 1, side, side)
+    answers, impulses = _cells(layer(impulses)), _cells(impulses) if cell > 1 else impulses
+    return Conv(torch.einsum("no,nchw->ochw", answers[:, :, 1, 1], impulses))
+
+
+def _cells(x: torch.Tensor) -> torch.Tensor:
+    return TORCH.unshuffle2(TORCH.unshuffle2(x))
 
 
 class LiteNetwork(nn.Module):
@@ -55,8 +70,8 @@ class LiteNetwork(nn.Module):
     It is made of means of features, and of the logarithms of the energies of 15 bands of detail:
     their differences tell how soft a face is, whatever the contrast of its skin.
 
-    Weights with ``gains`` sharpen the result: two fixed bands of its luma (`detail_bands`) are
-    added to it, each as often as the body says of each place.
+    Weights with ``gains`` sharpen the result: the fine detail of its luma (`detail_band`) is added
+    to it, as often as the body says of each place.
 
     Args:
         state: fused weights and biases by name, float32, as ``scripts/train_lite.py`` exports them.
@@ -95,8 +110,9 @@ class LiteNetwork(nn.Module):
             for n in range(2 if "gains.0.weight" in state else 0)
         )
         self.luma = Conv(torch.tensor(LUMA).view(1, 3, 1, 1))
-        self.detail = Conv(detail_bands())
-        self.sum = Conv(torch.ones(3, 2, 1, 1))
+        self.detail = _in_cells(lambda x: functional.conv2d(x, detail_band(), padding="same"), 4)
+        self.enlarge = _in_cells(lambda x: TORCH.up2(TORCH.up2(x)), 1)
+        self.gray = Conv(torch.ones(3, 1, 1, 1))
         self.width = int(self.head.weight.shape[0])
         self.keep = keep
         # what is read, with the padding below it, is a multiple of 8 rows
@@ -124,33 +140,31 @@ class LiteNetwork(nn.Module):
                 for layer in self.context:
                     wide = ops.conv(wide, layer)
                 x = ops.add(x, ops.shuffle2(wide))
-        rim = 2 * PADDING
-        gains = self._gains(ops, x)
+        gains = self._gains(ops, x, top)
         x = ops.add(ops.shuffle2(x), ops.conv(half, self.skip))
         x = ops.conv(ops.conv(x, self.mix), self.tail)
+        rim = 2 * PADDING
         detail = ops.cut(ops.shuffle2(ops.shuffle2(x)), 2 * top, rim, rim, rim)
         sharp = ops.add(ops.bicubic2(faces), detail)
         if gains is not None:
-            gains = ops.cut(gains, 2 * top, rim, rim, rim)
             sharp = ops.add(sharp, self._sharpening(ops, sharp, gains))
         return ops.rows_below(sharp, 2 * self.first, 2 * self.keep)
 
-    def _gains(self, ops: Ops, x: Any) -> Any:
-        """Of both bands at every pixel of the result and its rim; None without such weights."""
+    def _gains(self, ops: Ops, x: Any, top: int) -> Any:
+        """At every pixel of the result, in cells; None without such weights."""
         if not len(self.gains):
             return None
         for layer in self.gains:
             x = ops.conv(x, layer)
-        for _ in range(3):
-            x = ops.up2(x)
-        return x
+        x, rim = ops.conv(ops.up2(x), self.enlarge), PADDING // 2
+        return ops.cut(x, top // 2, rim, rim, rim)
 
     def _sharpening(self, ops: Ops, sharp: Any, gains: Any) -> Any:
         """What is added to a result."""
-        margin = BAND_SIZE // 2
-        luma = ops.pad_edge(ops.conv(sharp, self.luma), margin, margin, margin, margin)
-        bands = ops.cut(ops.conv(luma, self.detail), margin, margin, margin, margin)
-        return ops.conv(ops.multiply(gains, bands), self.sum)
+        luma = ops.pad_edge(ops.conv(sharp, self.luma), 4, 4, 4, 4)
+        detail = ops.conv(ops.unshuffle2(ops.unshuffle2(luma)), self.detail)
+        detail = ops.multiply(gains, ops.cut(detail, 1, 1, 1, 1))
+        return ops.conv(ops.shuffle2(ops.shuffle2(detail)), self.gray)
 
     def _looked(self, ops: Ops, faces_rgb: Any) -> Any:
         blocks = ops.unshuffle2(ops.unshuffle2(faces_rgb))
