@@ -58,7 +58,7 @@ def _in_cells(layer: Callable[[torch.Tensor], torch.Tensor], cell: int) -> Conv:
 
 
 def _cells(x: torch.Tensor) -> torch.Tensor:
-    return TORCH.unshuffle2(TORCH.unshuffle2(x))
+    return functional.pixel_unshuffle(functional.pixel_unshuffle(x, 2), 2)
 
 
 class LiteNetwork(nn.Module):
