@@ -70,8 +70,9 @@ def test_it_is_the_published_network(path, load, faces, network):
     """A batch of three equals the network on each face, with the default fidelity and 0."""
     restorer = load(CodeFormerRestorer, path, arch="CodeFormer", **TORCH)
     ours = restorer.restore(faces)
+    fidelity = EnhancerSettings.fidelity
     with torch.no_grad():
-        theirs = torch.cat([network(face[None] * 2 - 1, weight=0.5)[0] for face in faces])
+        theirs = torch.cat([network(face[None] * 2 - 1, weight=fidelity)[0] for face in faces])
     alone = torch.cat([restorer.restore(face[None]) for face in faces[1:2]])
     std, difference = spread(ours)
     error = float((ours - (theirs + 1) / 2).abs().max())
