@@ -419,10 +419,16 @@ def decode(decoder: Decoder, image_rgb: Image, blend: float, noise: float, seed:
 
 
 SOFT_TARGETS = 0.4
-"""Share of the samples whose target is made softer first: a face of a low-resolution film.
+"""Share of the samples whose target is made softer first: a face of a soft film.
 
 Else a network learns that every original is as sharp as 512 px can be, and takes the person's own
 softness for a host's."""
+BLURRED = 0.8
+"""Share of a Gaussian among the ways to make one softer, but for a decoder's samples.
+
+The detail of real films falls off early and slowly, and a resize to 96 px leaves that to be seen.
+Where a target was resized itself, only what the next resize takes anyway would be missing, and a
+soft original could not be told from a crisp one."""
 
 
 def soft_size(rng: np.random.Generator) -> int:
@@ -434,6 +440,15 @@ def soft_size(rng: np.random.Generator) -> int:
 def soften_target(target_rgb: Image, size: int) -> Image:
     """The target with the detail that ``size`` px hold, enlarged as players and hosts do it."""
     return target_rgb if size >= TARGET else _scale(resize(target_rgb, size), TARGET, "bicubic")
+
+
+def film(target_rgb: Image, rng: np.random.Generator) -> Image:
+    """The target as a film shows it: softer, or as it is."""
+    size = soft_size(rng)
+    if size < TARGET and rng.random() < BLURRED:
+        sigma = 0.8 * (4.0 / 0.8) ** float(rng.random())
+        return np.asarray(cv2.GaussianBlur(target_rgb, (0, 0), sigma), np.uint8)
+    return soften_target(target_rgb, size)
 
 
 class DecodedCache:
@@ -658,9 +673,9 @@ class PatchSampler:
         decoded = None
         if view is not None and rng.random() < DECODER_SHARE:
             decoded, size = view
+            target = soften_target(target, size)
         else:
-            size = soft_size(rng)
-        target = soften_target(target, size)
+            target = film(target, rng)
         if flat:  # a flat image has no detail to add
             colors = np.random.default_rng(tone).integers(0, 256, 3)
             target, decoded = np.full_like(target, colors.astype(np.uint8)), None

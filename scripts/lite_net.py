@@ -129,9 +129,6 @@ class LiteNet(nn.Module):
     decoder's softness wants another answer than that of a resize. The fine detail of the result's
     luma is added to it, as often as `gains` say of each place.
 
-    Attributes:
-        sharpens: whether they are.
-
     Args:
         width: channels of the body, a multiple of 4.
         blocks: residual blocks of two 3x3 convolutions.
@@ -165,7 +162,6 @@ class LiteNet(nn.Module):
             [Layer(width, GAIN_WIDTH, 1, leaky=True), Layer(GAIN_WIDTH, 1, 1, gain=0.0)]
         )
         self.register_buffer("detail_band", detail_band(), persistent=False)
-        self.sharpens = True
         with torch.no_grad():  # mid gray at zero
             self.head.bias.copy_(-0.5 * self.head.weight.sum((1, 2, 3)))
 
@@ -199,8 +195,6 @@ class LiteNet(nn.Module):
         detail = F.pixel_shuffle(F.pixel_shuffle(x, 2), 2)[..., rim, rim].float()
         sharp = F.interpolate(faces_rgb, scale_factor=2.0, mode="bicubic", align_corners=False)
         sharp = sharp + detail
-        if not self.sharpens:
-            return sharp
         gains = self.gains[1](self.gains[0](body))
         for _ in range(3):
             gains = F.interpolate(gains, scale_factor=2.0, mode="bilinear", align_corners=False)

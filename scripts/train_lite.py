@@ -42,6 +42,7 @@ from lite_losses import (
     artifact_map,
     critic_loss,
     flicker_loss,
+    grid_loss,
     robust,
     scales_loss,
     sharpness_loss,
@@ -72,14 +73,8 @@ class Trainer:
             ):  # weights without a look at the whole face, or without gains, may begin, too
                 raise ValueError(f"{args.init} holds another network: {missing}")
         self.ema.load_state_dict(self.net.state_dict())
-        for net in (self.net, self.ema):
-            net.sharpens = args.stage == 3
-        trained = [
-            value.requires_grad_(name.startswith("gains.") == (args.stage == 3))
-            for name, value in self.net.named_parameters()
-        ]
-        trained = [value for value in trained if value.requires_grad]
-        self.opt = torch.optim.Adam(trained, lr=args.lr, betas=(0.9, 0.99), fused=True)
+        parameters = self.net.parameters()
+        self.opt = torch.optim.Adam(parameters, lr=args.lr, betas=(0.9, 0.99), fused=True)
         self.critic = Critic()
         self.critic_opt = torch.optim.Adam(
             self.critic.parameters(), lr=args.critic_lr, betas=(0.5, 0.99)
@@ -114,7 +109,7 @@ class Trainer:
         return float(min(1.0, (self.step + 1) / 500) * fall)
 
     def fidelity(self, out: Tensor, target: Tensor) -> dict[str, Tensor]:
-        """Weighted terms of the first stage."""
+        """Weighted terms of how near the result is to the target."""
         difference = out - target
         scales, drift = scales_loss(difference)
         return {
@@ -195,8 +190,8 @@ class Trainer:
         terms = self.fidelity(target + (out - target) * weights, target)
         if args.stage == 2:
             terms |= self.detail(x, look, out, target)
-        if args.stage == 3:
-            terms["sharpness"] = args.sharpness * sharpness_loss(out, target)
+        terms["sharpness"] = args.sharpness * sharpness_loss(out, target)
+        terms["grid"] = args.grid * grid_loss(out, target)
         if kind == "pairs":
             terms["flicker"] = args.flicker * flicker_loss(out - target)
         if kind == "faces":
@@ -423,15 +418,16 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add(
         "--stage",
         type=int,
-        choices=(1, 2, 3),
+        choices=(1, 2),
         default=1,
-        help="2 adds what --adversarial to --meter say; 3 trains only the gains of sharpening",
+        help="2 adds what --adversarial, --critic-lr, --artifacts, --flicker and --meter say",
     )
     add("--init", type=Path, help="checkpoint or snapshot whose averaged weights to begin with")
     add("--adversarial", type=float, default=0.3, help="the critic's share of fidelity's gradient")
     add("--critic-lr", type=float, default=2e-4)
     add("--artifacts", type=float, default=10.0)
-    add("--sharpness", type=float, default=0.02, help="weight of what the third stage adds")
+    add("--sharpness", type=float, default=0.003, help="weight of limits of fine detail")
+    add("--grid", type=float, default=0.1, help="weight of what keeps dots out")
     add("--flicker", type=float, default=0.5)
     add("--pair-every", type=int, default=5, help="steps between two of following frames")
     add("--meter", type=float, default=0.02)
