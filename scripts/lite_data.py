@@ -418,8 +418,9 @@ def decode(decoder: Decoder, image_rgb: Image, blend: float, noise: float, seed:
     return decoded
 
 
-SOFT_TARGETS = 0.4
-"""Share of the samples whose target is made softer first: a face of a soft film.
+SOFT_DECODED, SOFT_OTHERS = 0.4, 0.25
+"""Shares of the samples, of a decoder and of other kinds, whose target is made softer first: a face
+of a soft film.
 
 Else a network learns that every original is as sharp as 512 px can be, and takes the person's own
 softness for a host's."""
@@ -432,9 +433,8 @@ soft original could not be told from a crisp one."""
 
 
 def soft_size(rng: np.random.Generator) -> int:
-    """Side in pixels that a target is to hold the detail of; `TARGET` leaves it as it is."""
-    size = round(104 * (440 / 104) ** float(rng.random()))
-    return size if rng.random() < SOFT_TARGETS else TARGET
+    """Side in pixels that a soft target holds the detail of."""
+    return round(104 * (440 / 104) ** float(rng.random()))
 
 
 def soften_target(target_rgb: Image, size: int) -> Image:
@@ -444,11 +444,12 @@ def soften_target(target_rgb: Image, size: int) -> Image:
 
 def film(target_rgb: Image, rng: np.random.Generator) -> Image:
     """The target as a film shows it: softer, or as it is."""
-    size = soft_size(rng)
-    if size < TARGET and rng.random() < BLURRED:
-        sigma = 0.8 * (4.0 / 0.8) ** float(rng.random())
-        return np.asarray(cv2.GaussianBlur(target_rgb, (0, 0), sigma), np.uint8)
-    return soften_target(target_rgb, size)
+    if rng.random() >= SOFT_OTHERS:
+        return target_rgb
+    if rng.random() >= BLURRED:
+        return soften_target(target_rgb, soft_size(rng))
+    sigma = 0.8 * (4.0 / 0.8) ** float(rng.random())
+    return np.asarray(cv2.GaussianBlur(target_rgb, (0, 0), sigma), np.uint8)
 
 
 class DecodedCache:
@@ -501,6 +502,8 @@ class DecodedCache:
             blend = float(rng.uniform(0, 0.55)) if rng.random() < 0.85 else 0.0
             noise = float(rng.uniform(0, 0.25)) if rng.random() < 0.8 else 0.0
             size = soft_size(rng)
+            if rng.random() >= SOFT_DECODED:
+                size = TARGET
             for each in (index, self.crops[index].next_index):
                 if each is None:
                     continue
