@@ -77,7 +77,8 @@ def test_measured_once_then_remembered(tiny, measuring, no_bf16, caplog, monkeyp
     assert "measuring once how" in caplog.text and "runs with" in caplog.text
     entry = next(iter(json.loads(tuning.path().read_text()).values()))
     assert set(entry["ms"]) >= {"ncnn fp32", "torch fp32"} and min(entry["ms"].values()) > 0
-    assert str(first) == min(entry["ms"], key=entry["ms"].get)
+    # two may have the same time in the file, where it is rounded
+    assert entry["ms"][str(first)] == min(entry["ms"].values())
     monkeypatch.setattr(selection, "measure", lambda *_: pytest.fail("measured again"))
     assert str(open_backend(tiny, BackendOptions(), CPU)) == str(first)
 
