@@ -452,6 +452,19 @@ def film(target_rgb: Image, rng: np.random.Generator) -> Image:
     return np.asarray(cv2.GaussianBlur(target_rgb, (0, 0), sigma), np.uint8)
 
 
+PLAIN = 0.25
+"""Share of the decoded views of latents as they are: what a decoder does to a face by itself."""
+
+
+def latent_softness(rng: np.random.Generator) -> tuple[float, float]:
+    """How much of the latents' blur and how much noise to mix in before they are decoded."""
+    if rng.random() < PLAIN:
+        return 0.0, 0.0
+    blend = float(rng.uniform(0, 0.55)) if rng.random() < 0.85 else 0.0
+    noise = float(rng.uniform(0, 0.25)) if rng.random() < 0.8 else 0.0
+    return blend, noise
+
+
 class DecodedCache:
     """Decoder outputs of the 256 px views of all targets, in ``decoded.npy`` under ``work``.
 
@@ -499,8 +512,7 @@ class DecodedCache:
             rng = np.random.default_rng((17, self.total))
             # other places of the latents' grid, mirrored at the edge
             shift = [int(v) for v in rng.integers(0, 8, 2)] if rng.random() < 0.5 else [0, 0]
-            blend = float(rng.uniform(0, 0.55)) if rng.random() < 0.85 else 0.0
-            noise = float(rng.uniform(0, 0.25)) if rng.random() < 0.8 else 0.0
+            blend, noise = latent_softness(rng)
             size = soft_size(rng)
             if rng.random() >= SOFT_DECODED:
                 size = TARGET

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.parametrizations import spectral_norm
 
-from musetalk_enhance.restorers.lite_network import LUMA, detail_band
+from musetalk_enhance.restorers.lite_network import BAND_SIZE, LUMA, detail_band
 
 LEAST_SHARE, MOST_SHARE = 0.5, 0.8
 """Of the energy of the target's fine detail."""
@@ -115,9 +115,16 @@ def artifact_map(out: Tensor, smooth: Tensor, target: Tensor, size: int = 7) -> 
     return torch.where(residual < steady, torch.zeros_like(local), overall * local)
 
 
+def fine_detail(x: Tensor) -> Tensor:
+    """Laplacian of the luma after a Gaussian of 0.8 px, (N,1,H,W): waves of about 4 px."""
+    padded = F.pad(luma(x.float()), (BAND_SIZE // 2,) * 4, mode="replicate")
+    with torch.autocast("cpu", enabled=False):  # a fine band is less than bf16 keeps
+        return F.conv2d(padded, detail_band())
+
+
 def fine_energy(x: Tensor) -> Tensor:
-    """Mean square Laplacian of the luma after a Gaussian of 0.8 px, (N,): what *share* is of."""
-    return F.conv2d(luma(x), detail_band()).square().mean((1, 2, 3))
+    """Mean square of `fine_detail`, (N,): what *share* is of."""
+    return fine_detail(x).square().mean((1, 2, 3))
 
 
 def sharpness_loss(out: Tensor, target: Tensor) -> Tensor:

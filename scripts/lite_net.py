@@ -10,17 +10,20 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from lite_losses import luma
+from lite_losses import fine_detail
 from torch import Tensor, nn
 
 from musetalk_enhance.backends.ops import SLOPE, Conv
-from musetalk_enhance.restorers.lite_network import BAND_SIZE, FLOOR, LUMA, PADDING, detail_band
+from musetalk_enhance.restorers.lite_network import FLOOR, LUMA, PADDING
 
 SCALE = 1 / 16
 """Of the last layer: what is added to bicubic is a few gray levels."""
+GAIN_WIDTH = 32
 
 
-GAIN_WIDTH = 6
+def enlarged(x: Tensor) -> Tensor:
+    """Bicubic, twice the size: what the network adds detail to."""
+    return F.interpolate(x, scale_factor=2.0, mode="bicubic", align_corners=False)
 
 
 class Layer(nn.Module):
@@ -115,10 +118,16 @@ class Look(nn.Module):
         blocks = F.pixel_unshuffle(F.pixel_unshuffle(faces_rgb, 2), 2)
         x = self.layers[2](self.layers[1](F.pixel_unshuffle(self.layers[0](blocks), 2)))
         means = F.dropout(x.mean((2, 3), keepdim=True), DROPOUT, self.training)
-        with torch.autocast("cpu", enabled=False):  # a fine band is less than bf16 keeps
-            magnitudes = F.conv2d(blocks, self.filters).abs().mean((2, 3), keepdim=True)
-            energies = self.bands((magnitudes + FLOOR).log())
+        with torch.autocast("cpu", enabled=False):
+            energies = self.bands(self.energies(faces_rgb))
         return self.layers[3](means + energies).flatten(1)
+
+    def energies(self, faces_rgb: Tensor) -> Tensor:
+        """Logarithms of the mean magnitudes of 15 bands, (N, 15, 1, 1)."""
+        with torch.autocast("cpu", enabled=False):  # a fine band is less than bf16 keeps
+            blocks = F.pixel_unshuffle(F.pixel_unshuffle(faces_rgb, 2), 2)
+            magnitudes = F.conv2d(blocks, self.filters).abs().mean((2, 3), keepdim=True)
+            return (magnitudes + FLOOR).log()
 
 
 class LiteNet(nn.Module):
@@ -127,7 +136,8 @@ class LiteNet(nn.Module):
     A body at a quarter of the input's resolution (two unshuffles) with one branch at an eighth; a
     skip and two layers at half. A look at the whole face scales the channels inside each block: a
     decoder's softness wants another answer than that of a resize. The fine detail of the result's
-    luma is added to it, as often as `gains` say of each place.
+    luma is added to it, as often as `gain` makes of the energies that the look takes: one number
+    for a face.
 
     Args:
         width: channels of the body, a multiple of 4.
@@ -135,8 +145,6 @@ class LiteNet(nn.Module):
         wide: channels at an eighth of the resolution; 0 leaves the branch out.
         look: numbers that say how a face is soft.
     """
-
-    detail_band: Tensor
 
     def __init__(self, width: int = 96, blocks: int = 4, wide: int = 96, look: int = 64) -> None:
         super().__init__()
@@ -158,10 +166,10 @@ class LiteNet(nn.Module):
         self.skip = Layer(12, half, leaky=True)
         self.mix = Layer(half, half, leaky=True)
         self.tail = Layer(half, 48, gain=0.0, scale=SCALE)
-        self.gains: Any = nn.ModuleList(
-            [Layer(width, GAIN_WIDTH, 1, leaky=True), Layer(GAIN_WIDTH, 1, 1, gain=0.0)]
-        )
-        self.register_buffer("detail_band", detail_band(), persistent=False)
+        gain = nn.Linear(GAIN_WIDTH, 1)
+        self.gain: Any = nn.ModuleList([Layer(15, GAIN_WIDTH, 1, leaky=True), gain])
+        nn.init.zeros_(gain.weight)
+        nn.init.zeros_(gain.bias)
         with torch.no_grad():  # mid gray at zero
             self.head.bias.copy_(-0.5 * self.head.weight.sum((1, 2, 3)))
 
@@ -175,9 +183,21 @@ class LiteNet(nn.Module):
             whole: the faces that the patches are of, (M, 3, 256, 256); None: they are whole.
             owner: which of them each patch is of, integers (N,).
         """
-        look = self.look(faces_rgb if whole is None else whole)
+        whole = faces_rgb if whole is None else whole
+        look, gains = self.look(whole), self.gains(self.look.energies(whole))
         if owner is not None:
-            look = look[owner]
+            look, gains = look[owner], gains[owner]
+        restored = self.restored(faces_rgb, look)
+        return restored + gains[:, None, None, None] * fine_detail(restored)
+
+    def gains(self, energies: Tensor) -> Tensor:
+        """How often fine detail is added to faces of these energies, (N, 15, 1, 1) to (N,)."""
+        with torch.autocast("cpu", enabled=False):
+            gains: Tensor = self.gain[1](self.gain[0](energies).flatten(1))
+        return gains[:, 0]
+
+    def restored(self, faces_rgb: Tensor, look: Tensor) -> Tensor:
+        """Before fine detail is added, for looks (N, features)."""
         half = F.pixel_unshuffle(F.pad(faces_rgb, (PADDING,) * 4, mode="replicate"), 2)
         half = half.contiguous(memory_format=torch.channels_last)
         x = self.head(F.pixel_unshuffle(half, 2))
@@ -190,17 +210,9 @@ class LiteNet(nn.Module):
                     wide = layer(wide)
                 x = x + F.pixel_shuffle(wide, 2)
         rim = slice(2 * PADDING, -2 * PADDING)
-        body = x
         x = self.tail(self.mix(F.pixel_shuffle(x, 2) + self.skip(half)))
         detail = F.pixel_shuffle(F.pixel_shuffle(x, 2), 2)[..., rim, rim].float()
-        sharp = F.interpolate(faces_rgb, scale_factor=2.0, mode="bicubic", align_corners=False)
-        sharp = sharp + detail
-        gains = self.gains[1](self.gains[0](body))
-        for _ in range(3):
-            gains = F.interpolate(gains, scale_factor=2.0, mode="bilinear", align_corners=False)
-        with torch.autocast("cpu", enabled=False):  # a fine band is less than bf16 keeps
-            padded = F.pad(luma(sharp), (BAND_SIZE // 2,) * 4, mode="replicate")
-            return sharp + gains[..., rim, rim].float() * F.conv2d(padded, self.detail_band)
+        return enlarged(faces_rgb) + detail
 
     def reach(self) -> int:
         """Pixels of the input that an output pixel sees on each side, at most."""
@@ -211,12 +223,12 @@ class LiteNet(nn.Module):
         """Multiplications for one face, padding included."""
         total, padded = 0, side + 2 * PADDING
         for name, layer in self.named_modules():
-            if isinstance(layer, Layer) and not name.startswith("look."):
+            if isinstance(layer, Layer) and not name.startswith(("look.", "gain.")):
                 shrink = 2 if name in ("skip", "mix", "tail") else 8 if "context" in name else 4
                 total += layer.weight.numel() * (padded // shrink) ** 2
         for layer, shrink in zip(self.look.layers, (4, 8, 8, side), strict=True):
             total += layer.weight.numel() * (side // shrink) ** 2
         cells = (side // 2 + 2) ** 2  # of 4x4 pixels of the result, with those around them
-        total += 6 * (2 * side) ** 2 + 9 * 16 * 16 * cells + 9 * 16 * (padded // 2) ** 2
+        total += 6 * (2 * side) ** 2 + 9 * 16 * 16 * cells
         total += self.look.filters.numel() * (side // 4) ** 2 + self.look.bands.weight.numel()
         return total

@@ -23,7 +23,6 @@ from typing import Any
 import cv2
 import numpy as np
 import torch
-import torch.nn.functional as F
 from lite_data import (
     CONDITIONS,
     BatchStream,
@@ -48,7 +47,7 @@ from lite_losses import (
     sharpness_loss,
     spectrum_loss,
 )
-from lite_net import LiteNet
+from lite_net import LiteNet, enlarged
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
@@ -69,8 +68,8 @@ class Trainer:
         if args.init:
             missing = self.net.load_state_dict(averaged_weights(args.init), strict=False)
             if missing.unexpected_keys or any(
-                not name.startswith(("look.", "styles.", "gains.")) for name in missing.missing_keys
-            ):  # weights without a look at the whole face, or without gains, may begin, too
+                not name.startswith(("look.", "styles.", "gain.")) for name in missing.missing_keys
+            ):  # weights without a look at the whole face, or without a gain, may begin, too
                 raise ValueError(f"{args.init} holds another network: {missing}")
         self.ema.load_state_dict(self.net.state_dict())
         parameters = self.net.parameters()
@@ -218,11 +217,6 @@ class Trainer:
         return log
 
 
-def enlarged(x: Tensor) -> Tensor:
-    """Bicubic, twice the size: what the network adds detail to."""
-    return F.interpolate(x, scale_factor=2.0, mode="bicubic", align_corners=False)
-
-
 def cropped(faces: Tensor) -> Tensor:
     """Some part of the faces, 128 px at least on each side: (N, 3, H, W) to (N, 3, h, w).
 
@@ -270,8 +264,6 @@ def export(net: LiteNet, path: Path, steps: int, dtype: torch.dtype = torch.floa
 
     state: dict[str, Tensor] = {}
     for name, layer in net.named_modules():
-        if name.startswith("gains.") and not net.gains[1].weight.any():
-            continue
         if isinstance(layer, Layer):
             fused = layer.fused()
             for part in ("weight", "bias"):

@@ -17,6 +17,7 @@ SCRIPTS = Path(__file__).resolve().parent.parent / "scripts"
 sys.path.insert(0, str(SCRIPTS))
 import eval_lite  # noqa: E402
 import lite_data  # noqa: E402
+import lite_gain  # noqa: E402
 import lite_losses  # noqa: E402
 import lite_net  # noqa: E402
 import train_lite  # noqa: E402
@@ -407,10 +408,10 @@ def test_a_patch_is_restored_as_a_part_of_its_face(net):
     assert not torch.allclose(alone[:, :, 96:160, 96:160], expected, atol=1e-4)
 
 
-def test_a_start_without_a_look_and_gains_does_the_same(net, tmp_path):
+def test_a_start_without_a_look_and_a_gain_does_the_same(net, tmp_path):
     state = {name: value for name, value in net.state_dict().items()}
-    plain = {k: v for k, v in state.items() if not k.startswith(("look.", "styles.", "gains."))}
-    for value in net.gains[1].parameters():
+    plain = {k: v for k, v in state.items() if not k.startswith(("look.", "styles.", "gain."))}
+    for value in net.gain[1].parameters():
         torch.nn.init.zeros_(value)
     torch.save({"ema": plain}, tmp_path / "plain.pt")
     words = arguments(tmp_path, "--init", str(tmp_path / "plain.pt"))
@@ -635,34 +636,56 @@ def test_the_second_stage_starts_from_the_first_and_balances_the_critic(texture,
     assert again.balance == trainer.balance and "critic" in state and "critic" not in first.state()
 
 
-def test_gains_rise_where_fine_detail_lacks(texture, tmp_path):
-    patches = lite_data.PatchSampler([crop()], texture[None], 0, patch=32).batch(1, 2)
-    blurred = np.stack([cv2.GaussianBlur(each.numpy(), (0, 0), 1) for each in patches.inputs])
-    patches = patches._replace(inputs=blurred)
-    words = ["--no-bf16", "--lr", "0.002", "--sharpness", "0.1"]
-    trainer = train_lite.Trainer(train_lite.parse_args(arguments(tmp_path, *words)))
-    assert not trainer.net.gains[1].weight.any(), "before, nothing is sharpened"
-    logs = [trainer.train_step(patches) for _ in range(60)]
-    assert logs[-1]["sharpness"] < 0.9 * logs[0]["sharpness"]
-    assert float(trainer.net.gains[1].bias.detach()) > 0
+def test_a_face_wants_the_gain_that_brings_its_fine_detail(texture):
+    target = lite_data.to_tensor(texture[None]).repeat(2, 1, 1, 1)
+    target[1] = torch.from_numpy(cv2.GaussianBlur(texture, (0, 0), 3)).permute(2, 0, 1) / 255
+    soft = F.interpolate(target, scale_factor=0.5, mode="area")
+    restored = lite_net.enlarged(soft)
+    gains = lite_gain.wanted_gains(restored, target, share=0.9, decibels=100)
+
+    def sharper(gain):
+        return restored + gain.float()[:, None, None, None] * lite_losses.fine_detail(restored)
+
+    def share(gain):
+        energies = [lite_losses.fine_energy(x) for x in (sharper(gain), target)]
+        return energies[0] / energies[1]
+
+    def error(gain):
+        return (sharper(gain) - target).square().mean((1, 2, 3)).double()
+
+    assert float(share(gains)[0]) == pytest.approx(0.9, abs=0.02)
+    nearest = lite_gain.wanted_gains(restored, target, share=0, decibels=100)
+    least = error(nearest)
+    for change in (-0.1, 0.1):
+        assert (error(nearest + change) > least).all()
+    # what is soft itself gets as much as brings it nearest
+    assert float(gains[1]) == pytest.approx(float(nearest[1]))
+    limited = lite_gain.wanted_gains(restored, target, share=1, decibels=0.1)
+    lost = 10 * torch.log10(error(limited) / least)
+    assert float(lost[0]) == pytest.approx(0.1, abs=0.01) and float(lost.max()) < 0.11
 
 
-def test_gains_are_exported_where_they_are_trained(net, tmp_path):
-    from safetensors.torch import load_file
-
-    from musetalk_enhance.restorers.lite_network import LiteNetwork
-
-    x = torch.rand(1, 3, 256, 256)
-    results = {}
-    for name in ("trained", "plain"):
-        train_lite.export(net, tmp_path / name, 1, torch.float32)
-        state = load_file(tmp_path / name)
-        assert any(key.startswith("gains.") for key in state) == (name == "trained")
-        results[name] = LiteNetwork(state)(x)
-        assert torch.allclose(results[name], net(x), atol=1e-5)
-        torch.nn.init.zeros_(net.gains[1].weight)
-        torch.nn.init.zeros_(net.gains[1].bias)
-    assert float((results["trained"] - results["plain"]).abs().max()) > 0.01
+def test_the_gain_is_fitted_to_the_energies(texture, net, tmp_path, monkeypatch):
+    crisp = lite_data.to_tensor(texture[None])
+    faces = []
+    for size in range(96, 256, 10):
+        small = F.interpolate(crisp, size=(size, size), mode="area")
+        faces.append((F.interpolate(small, size=(256, 256), mode="bicubic").clamp(0, 1), crisp))
+    plain = [float(lite_gain.wanted_gains(net.restored(x, net.look(x)), y)) for x, y in faces]
+    assert lite_gain.fit_gain(net, faces) > 0.5
+    gains = [float(net.gains(net.look.energies(x))) for x, _ in faces]
+    assert np.corrcoef(gains, np.clip(plain, *lite_gain.LIMITS))[0, 1] > 0.7
+    x = faces[0][0]
+    restored = net.restored(x, net.look(x))
+    expected = restored + gains[0] * lite_losses.fine_detail(restored)
+    assert torch.allclose(net(x), expected, atol=1e-6)
+    np.save(tmp_path / "train.npy", texture[None])
+    (tmp_path / "train.json").write_text(json.dumps([{**crop().__dict__}]))
+    torch.save({"ema": lite_net.LiteNet().state_dict()}, tmp_path / "a.pt")
+    words = f"x --work {tmp_path} --weights {tmp_path}/a.pt --faces 16 --export {tmp_path}/b"
+    monkeypatch.setattr(sys, "argv", words.split())
+    lite_gain.main()
+    assert (tmp_path / "b").stat().st_size < 3e6
 
 
 def test_the_meter_pulls_on_whole_faces(texture, tmp_path):

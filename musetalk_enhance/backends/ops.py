@@ -188,10 +188,6 @@ class Ops:
         """Sum of two tensors of one shape."""
         return a + b
 
-    def multiply(self, a: Any, b: Any) -> Any:
-        """Product of two tensors of one shape, element by element."""
-        return a * b
-
     def half_affine(self, x: Any, scale: Any, shift: Any) -> Any:
         """``x * scale + shift`` for the second half of the channels; the first half stays."""
         same, changed = torch.split(x, x.shape[1] // 2, 1)

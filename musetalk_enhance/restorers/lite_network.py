@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -40,21 +40,15 @@ def detail_band() -> torch.Tensor:
     return torch.from_numpy((band - band.mean()).astype(np.float32))[None, None]
 
 
-def _in_cells(layer: Callable[[torch.Tensor], torch.Tensor], cell: int) -> Conv:
-    """A linear operation on one channel as a 3x3 convolution of cells of 4x4 pixels of its output.
+def _in_cells(band: torch.Tensor) -> torch.Tensor:
+    """A filter of one channel, up to 9x9, as weights of a 3x3 convolution of cells of 4x4 pixels.
 
-    A convolution of one channel at 512 px takes several times as long as this one of 16 at 128.
-
-    Args:
-        layer: (1, 1, h, w) to (1, 1, H, W), the same at every cell; a pixel of the result depends
-            on no cell farther than the next.
-        cell: side of a cell in its input, 4 or 1. The channels of a cell are in the order of two
-            pixel-unshuffles.
+    A convolution of one channel at 512 px takes several times as long as this one of 16 at 128. The
+    channels of a cell are in the order of two pixel-unshuffles.
     """
-    side = 3 * cell
-    impulses = torch.eye(side * side).view(-1, 1, side, side)
-    answers, impulses = _cells(layer(impulses)), _cells(impulses) if cell > 1 else impulses
-    return Conv(torch.einsum("no,nchw->ochw", answers[:, :, 1, 1], impulses))
+    impulses = torch.eye(12 * 12).view(-1, 1, 12, 12)
+    answers = _cells(functional.conv2d(impulses, band, padding="same"))
+    return torch.einsum("no,nchw->ochw", answers[:, :, 1, 1], _cells(impulses)).contiguous()
 
 
 def _cells(x: torch.Tensor) -> torch.Tensor:
@@ -70,8 +64,8 @@ class LiteNetwork(nn.Module):
     It is made of means of features, and of the logarithms of the energies of 15 bands of detail:
     their differences tell how soft a face is, whatever the contrast of its skin.
 
-    Weights with ``gains`` sharpen the result: the fine detail of its luma (`detail_band`) is added
-    to it, as often as the body says of each place.
+    Last, the fine detail of the result's luma (`detail_band`) is added to it, as often as two
+    layers make of these energies: one number for a face.
 
     Args:
         state: fused weights and biases by name, float32, as ``scripts/train_lite.py`` exports them.
@@ -105,13 +99,14 @@ class LiteNetwork(nn.Module):
         self.skip = _conv(state, "skip", leaky=True)
         self.mix = _conv(state, "mix", leaky=True)
         self.tail = _conv(state, "tail")
-        self.gains: Any = nn.ModuleList(
-            _conv(state, f"gains.{n}", leaky=n == 0)
-            for n in range(2 if "gains.0.weight" in state else 0)
-        )
         self.luma = Conv(torch.tensor(LUMA).view(1, 3, 1, 1))
-        self.detail = _in_cells(lambda x: functional.conv2d(x, detail_band(), padding="same"), 4)
-        self.enlarge = _in_cells(lambda x: TORCH.up2(TORCH.up2(x)), 1)
+        self.gain = _conv(state, "gain.0", leaky=True)
+        self.detail = Modulated(
+            _in_cells(detail_band()),
+            state["gain.1.weight"].expand(16, -1),
+            state["gain.1.bias"].expand(16),
+            torch.zeros(16),
+        )
         self.gray = Conv(torch.ones(3, 1, 1, 1))
         self.width = int(self.head.weight.shape[0])
         self.keep = keep
@@ -126,7 +121,7 @@ class LiteNetwork(nn.Module):
 
     def compute(self, ops: Ops, faces_rgb: Any) -> Any:
         """The whole network, in terms of `ops`."""
-        look = self._looked(ops, faces_rgb)
+        look, energies = self._looked(ops, faces_rgb)
         faces = ops.crop(faces_rgb, self.first)
         top = 0 if self.first else PADDING
         half = ops.unshuffle2(ops.pad_edge(faces, top, PADDING, PADDING, PADDING))
@@ -140,38 +135,30 @@ class LiteNetwork(nn.Module):
                 for layer in self.context:
                     wide = ops.conv(wide, layer)
                 x = ops.add(x, ops.shuffle2(wide))
-        gains = self._gains(ops, x, top)
         x = ops.add(ops.shuffle2(x), ops.conv(half, self.skip))
         x = ops.conv(ops.conv(x, self.mix), self.tail)
         rim = 2 * PADDING
         detail = ops.cut(ops.shuffle2(ops.shuffle2(x)), 2 * top, rim, rim, rim)
         sharp = ops.add(ops.bicubic2(faces), detail)
-        if gains is not None:
-            sharp = ops.add(sharp, self._sharpening(ops, sharp, gains))
+        sharp = ops.add(sharp, self._sharpening(ops, sharp, energies))
         return ops.rows_below(sharp, 2 * self.first, 2 * self.keep)
 
-    def _gains(self, ops: Ops, x: Any, top: int) -> Any:
-        """At every pixel of the result, in cells; None without such weights."""
-        if not len(self.gains):
-            return None
-        for layer in self.gains:
-            x = ops.conv(x, layer)
-        x, rim = ops.conv(ops.up2(x), self.enlarge), PADDING // 2
-        return ops.cut(x, top // 2, rim, rim, rim)
-
-    def _sharpening(self, ops: Ops, sharp: Any, gains: Any) -> Any:
+    def _sharpening(self, ops: Ops, sharp: Any, energies: Any) -> Any:
         """What is added to a result."""
         luma = ops.pad_edge(ops.conv(sharp, self.luma), 4, 4, 4, 4)
-        detail = ops.conv(ops.unshuffle2(ops.unshuffle2(luma)), self.detail)
-        detail = ops.multiply(gains, ops.cut(detail, 1, 1, 1, 1))
-        return ops.conv(ops.shuffle2(ops.shuffle2(detail)), self.gray)
+        gain = ops.flatten(ops.conv(energies, self.gain))
+        detail = ops.modulated(ops.unshuffle2(ops.unshuffle2(luma)), gain, self.detail)
+        detail = ops.shuffle2(ops.shuffle2(ops.cut(detail, 1, 1, 1, 1)))
+        return ops.conv(detail, self.gray)
 
-    def _looked(self, ops: Ops, faces_rgb: Any) -> Any:
+    def _looked(self, ops: Ops, faces_rgb: Any) -> tuple[Any, Any]:
+        """The look, and the energies it takes."""
         blocks = ops.unshuffle2(ops.unshuffle2(faces_rgb))
         x = ops.conv(ops.unshuffle2(ops.conv(blocks, self.look[0])), self.look[1])
         x = _mean(ops, ops.conv(x, self.look[2]), 5)
         energies = ops.log(_mean(ops, ops.conv(blocks, self.filters), 6), FLOOR)
-        return ops.flatten(ops.conv(ops.add(x, ops.conv(energies, self.bands)), self.look[3]))
+        look = ops.conv(ops.add(x, ops.conv(energies, self.bands)), self.look[3])
+        return ops.flatten(look), energies
 
 
 def _mean(ops: Ops, x: Any, halvings: int) -> Any:
