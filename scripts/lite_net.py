@@ -173,21 +173,10 @@ class LiteNet(nn.Module):
         with torch.no_grad():  # mid gray at zero
             self.head.bias.copy_(-0.5 * self.head.weight.sum((1, 2, 3)))
 
-    def forward(
-        self, faces_rgb: Tensor, whole: Tensor | None = None, owner: Tensor | None = None
-    ) -> Tensor:
-        """float (N, 3, H, W), RGB, 0..1, to (N, 3, 2H, 2W), not clamped; H and W multiples of 8.
-
-        Args:
-            faces_rgb: faces, or patches of them.
-            whole: the faces that the patches are of, (M, 3, 256, 256); None: they are whole.
-            owner: which of them each patch is of, integers (N,).
-        """
-        whole = faces_rgb if whole is None else whole
-        look, gains = self.look(whole), self.gains(self.look.energies(whole))
-        if owner is not None:
-            look, gains = look[owner], gains[owner]
-        restored = self.restored(faces_rgb, look)
+    def forward(self, faces_rgb: Tensor) -> Tensor:
+        """Faces, float (N, 3, 256, 256), RGB, 0..1, to (N, 3, 512, 512), not clamped."""
+        restored = self.restored(faces_rgb, self.look(faces_rgb))
+        gains = self.gains(self.look.energies(faces_rgb))
         return restored + gains[:, None, None, None] * fine_detail(restored)
 
     def gains(self, energies: Tensor) -> Tensor:
@@ -197,7 +186,13 @@ class LiteNet(nn.Module):
         return gains[:, 0]
 
     def restored(self, faces_rgb: Tensor, look: Tensor) -> Tensor:
-        """Before fine detail is added, for looks (N, features)."""
+        """Before fine detail is added: what is trained.
+
+        Args:
+            faces_rgb: faces or patches of them, (N, 3, H, W), to (N, 3, 2H, 2W); H and W multiples
+                of 8.
+            look: at the face that each of them is of, (N, features).
+        """
         half = F.pixel_unshuffle(F.pad(faces_rgb, (PADDING,) * 4, mode="replicate"), 2)
         half = half.contiguous(memory_format=torch.channels_last)
         x = self.head(F.pixel_unshuffle(half, 2))

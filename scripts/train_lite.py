@@ -7,7 +7,8 @@
 WORK gets the cached crops, ``NAME.pt`` (a checkpoint every few minutes, replaced in one move, and
 when the process is asked to end),
 ``NAME.args.json`` and ``NAME.jsonl``: losses every 100 steps, and figures on the people of the
-validation split. ``scripts/eval_lite.py`` measures a checkpoint in full.
+validation split. ``scripts/lite_gain.py`` then fits how much fine detail is added, and exports;
+``scripts/eval_lite.py`` measures a checkpoint in full.
 """
 
 from __future__ import annotations
@@ -119,13 +120,14 @@ class Trainer:
         }
 
     def detail(
-        self, x: Tensor, look: tuple[Tensor, ...], out: Tensor, target: Tensor
+        self, x: Tensor, patches: Patches, out: Tensor, target: Tensor
     ) -> dict[str, Tensor]:
         """Weighted terms that the second stage adds, without the critic's."""
         terms: dict[str, Tensor] = {}
         if self.args.artifacts:
             with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=self.args.bf16):
-                smooth = self.ema(x, *look)
+                look = self.ema.look(to_tensor(patches.whole))[patches.owner]
+                smooth = self.ema.restored(x, look)
             weights = artifact_map(out.detach(), smooth.float(), target)
             terms["artifacts"] = self.args.artifacts * (weights * (out - target).abs()).mean()
         return terms
@@ -168,6 +170,9 @@ class Trainer:
     def train_step(self, patches: Patches, kind: str = "patches") -> dict[str, float]:
         """One step on a batch; the terms as numbers.
 
+        What is trained is the result before fine detail is added: ``lite_gain.py`` fits how much of
+        it to add, when the rest is done.
+
         The gradient at the output is put together there: fidelity and detail as they are, that of
         the critic as a share (``--adversarial``) of fidelity's norm. The network is passed once.
 
@@ -179,16 +184,16 @@ class Trainer:
         args = self.args
         x, target = to_tensor(patches.inputs), to_tensor(patches.targets)
         weights = evened(x, target)
-        look = (cropped(to_tensor(patches.whole)), patches.owner)
+        whole = cropped(to_tensor(patches.whole))
         for opt, rate in ((self.opt, args.lr), (self.critic_opt, args.critic_lr)):
             for group in opt.param_groups:
                 group["lr"] = rate * self.learning_rate()
         with torch.autocast("cpu", torch.bfloat16, enabled=args.bf16):
-            raw = self.net(x, *look)
+            raw = self.net.restored(x, self.net.look(whole)[patches.owner])
         out = raw.detach().float().requires_grad_()
         terms = self.fidelity(target + (out - target) * weights, target)
         if args.stage == 2:
-            terms |= self.detail(x, look, out, target)
+            terms |= self.detail(x, patches, out, target)
         terms["sharpness"] = args.sharpness * sharpness_loss(out, target)
         terms["grid"] = args.grid * grid_loss(out, target)
         if kind == "pairs":

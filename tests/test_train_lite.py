@@ -398,13 +398,14 @@ def test_a_patch_is_restored_as_a_part_of_its_face(net):
     faces = torch.rand(2, 3, 256, 256)
     for number, style in enumerate(net.styles):
         torch.nn.init.normal_(style.weight, std=0.5 + number)
-    whole = net(faces)
+    looks = net.look(faces)
+    whole = net.restored(faces, looks)
     patches = faces[:, :, 64:192, 64:192].repeat_interleave(2, 0)
-    part = net(patches, faces, torch.tensor([0, 0, 1, 1]))
+    part = net.restored(patches, looks[[0, 0, 1, 1]])
     inner = part[:, :, 96:160, 96:160]  # what the net reaches is inside the patch
     expected = whole[:, :, 224:288, 224:288].repeat_interleave(2, 0)
     assert torch.allclose(inner, expected, atol=1e-4)
-    alone = net(patches)
+    alone = net.restored(patches, net.look(patches))
     assert not torch.allclose(alone[:, :, 96:160, 96:160], expected, atol=1e-4)
 
 
@@ -475,8 +476,8 @@ def test_cost_and_reach_are_what_they_are_said_to_be(net):
     x = torch.rand(1, 3, 256, 256)
     y = x.clone()
     y[..., :, :64] += 0.1  # columns from 64 on + reach do not see it, but for the look
-    owner = torch.zeros(1, dtype=torch.long)
-    changed = (net(y, x, owner) - net(x)).abs().amax((0, 1, 2)) > 1e-6
+    look = net.look(x)
+    changed = (net.restored(y, look) - net.restored(x, look)).abs().amax((0, 1, 2)) > 1e-6
     last = int(changed.nonzero().max())
     assert last >= 2 * 64 + 40  # it does look wide
     assert last < 2 * (64 + net.reach())
