@@ -119,9 +119,7 @@ class Trainer:
             "drift": 0.5 * drift,
         }
 
-    def detail(
-        self, x: Tensor, patches: Patches, out: Tensor, target: Tensor
-    ) -> dict[str, Tensor]:
+    def detail(self, x: Tensor, patches: Patches, out: Tensor, target: Tensor) -> dict[str, Tensor]:
         """Weighted terms that the second stage adds, without the critic's."""
         terms: dict[str, Tensor] = {}
         if self.args.artifacts:
