@@ -452,13 +452,13 @@ def film(target_rgb: Image, rng: np.random.Generator) -> Image:
     return np.asarray(cv2.GaussianBlur(target_rgb, (0, 0), sigma), np.uint8)
 
 
-PLAIN = 0.25
+PLAIN_SHARE = 0.25
 """Share of the decoded views of latents as they are: what a decoder does to a face by itself."""
 
 
 def latent_softness(rng: np.random.Generator) -> tuple[float, float]:
-    """How much of the latents' blur and how much noise to mix in before they are decoded."""
-    if rng.random() < PLAIN:
+    """Share of the latents' blur, 0 to 0.55, and noise, 0 to 0.25 of their spread, to mix in."""
+    if rng.random() < PLAIN_SHARE:
         return 0.0, 0.0
     blend = float(rng.uniform(0, 0.55)) if rng.random() < 0.85 else 0.0
     noise = float(rng.uniform(0, 0.25)) if rng.random() < 0.8 else 0.0

@@ -116,7 +116,10 @@ def artifact_map(out: Tensor, smooth: Tensor, target: Tensor, size: int = 7) -> 
 
 
 def fine_detail(x: Tensor) -> Tensor:
-    """Laplacian of the luma after a Gaussian of 0.8 px, (N,1,H,W): waves of about 4 px."""
+    """Negative Laplacian of the luma after a Gaussian of 0.8 px, float (N,1,H,W): waves of 4 px.
+
+    ``x`` is continued by its outermost pixels.
+    """
     padded = F.pad(luma(x.float()), (BAND_SIZE // 2,) * 4, mode="replicate")
     with torch.autocast("cpu", enabled=False):  # a fine band is less than bf16 keeps
         return F.conv2d(padded, detail_band())

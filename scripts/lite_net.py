@@ -14,11 +14,12 @@ from lite_losses import fine_detail
 from torch import Tensor, nn
 
 from musetalk_enhance.backends.ops import SLOPE, Conv
-from musetalk_enhance.restorers.lite_network import FLOOR, LUMA, PADDING
+from musetalk_enhance.restorers.lite_network import FLOOR, GAIN_LIMITS, LUMA, PADDING
 
 SCALE = 1 / 16
 """Of the last layer: what is added to bicubic is a few gray levels."""
 GAIN_WIDTH = 32
+"""Numbers between the two layers of the gain."""
 
 
 def enlarged(x: Tensor) -> Tensor:
@@ -118,12 +119,12 @@ class Look(nn.Module):
         blocks = F.pixel_unshuffle(F.pixel_unshuffle(faces_rgb, 2), 2)
         x = self.layers[2](self.layers[1](F.pixel_unshuffle(self.layers[0](blocks), 2)))
         means = F.dropout(x.mean((2, 3), keepdim=True), DROPOUT, self.training)
-        with torch.autocast("cpu", enabled=False):
+        with torch.autocast("cpu", enabled=False):  # a fine band is less than bf16 keeps
             energies = self.bands(self.energies(faces_rgb))
         return self.layers[3](means + energies).flatten(1)
 
     def energies(self, faces_rgb: Tensor) -> Tensor:
-        """Logarithms of the mean magnitudes of 15 bands, (N, 15, 1, 1)."""
+        """Logarithms of the mean magnitudes of 15 bands: (N, 3, 256, 256) to (N, 15, 1, 1)."""
         with torch.autocast("cpu", enabled=False):  # a fine band is less than bf16 keeps
             blocks = F.pixel_unshuffle(F.pixel_unshuffle(faces_rgb, 2), 2)
             magnitudes = F.conv2d(blocks, self.filters).abs().mean((2, 3), keepdim=True)
@@ -136,8 +137,8 @@ class LiteNet(nn.Module):
     A body at a quarter of the input's resolution (two unshuffles) with one branch at an eighth; a
     skip and two layers at half. A look at the whole face scales the channels inside each block: a
     decoder's softness wants another answer than that of a resize. The fine detail of the result's
-    luma is added to it, as often as `gain` makes of the energies that the look takes: one number
-    for a face.
+    luma is added to it, times a gain that two layers compute from the energies that the look takes:
+    one number for a face.
 
     Args:
         width: channels of the body, a multiple of 4.
@@ -175,23 +176,26 @@ class LiteNet(nn.Module):
 
     def forward(self, faces_rgb: Tensor) -> Tensor:
         """Faces, float (N, 3, 256, 256), RGB, 0..1, to (N, 3, 512, 512), not clamped."""
-        restored = self.restored(faces_rgb, self.look(faces_rgb))
+        restored = self.restore(faces_rgb, self.look(faces_rgb))
         gains = self.gains(self.look.energies(faces_rgb))
         return restored + gains[:, None, None, None] * fine_detail(restored)
 
     def gains(self, energies: Tensor) -> Tensor:
-        """How often fine detail is added to faces of these energies, (N, 15, 1, 1) to (N,)."""
+        """How often fine detail is added to faces of these energies, (N, 15, 1, 1), to (N,)."""
         with torch.autocast("cpu", enabled=False):
             gains: Tensor = self.gain[1](self.gain[0](energies).flatten(1))
-        return gains[:, 0]
+        return gains[:, 0].clamp(*GAIN_LIMITS)
 
-    def restored(self, faces_rgb: Tensor, look: Tensor) -> Tensor:
+    def restore(self, faces_rgb: Tensor, look: Tensor) -> Tensor:
         """Before fine detail is added: what is trained.
 
         Args:
-            faces_rgb: faces or patches of them, (N, 3, H, W), to (N, 3, 2H, 2W); H and W multiples
+            faces_rgb: faces or patches of them, float (N, 3, H, W), RGB, 0..1; H and W multiples
                 of 8.
-            look: at the face that each of them is of, (N, features).
+            look: at the face that each of them is of, float (N, features).
+
+        Returns:
+            float (N, 3, 2H, 2W), not clamped.
         """
         half = F.pixel_unshuffle(F.pad(faces_rgb, (PADDING,) * 4, mode="replicate"), 2)
         half = half.contiguous(memory_format=torch.channels_last)

@@ -55,7 +55,7 @@ from torch.utils.data import DataLoader
 
 from musetalk_enhance.faces.meter import SIDE, FaceMeter, shrink
 
-PATHS = ("data", "repositories", "yunet", "decoder", "work", "export", "snapshot", "init")
+PATHS = ("data", "repositories", "yunet", "decoder", "work", "snapshot", "init")
 
 
 class Trainer:
@@ -67,11 +67,8 @@ class Trainer:
         shape = {name: getattr(args, name) for name in ("width", "blocks", "wide", "look")}
         self.net, self.ema = LiteNet(**shape), LiteNet(**shape).eval().requires_grad_(False)
         if args.init:
-            missing = self.net.load_state_dict(averaged_weights(args.init), strict=False)
-            if missing.unexpected_keys or any(
-                not name.startswith(("look.", "styles.", "gain.")) for name in missing.missing_keys
-            ):  # weights without a look at the whole face, or without a gain, may begin, too
-                raise ValueError(f"{args.init} holds another network: {missing}")
+            # weights without a look at the whole face, or without a gain, may begin, too
+            load_weights(self.net, args.init, lacking=("look.", "styles.", "gain."))
         self.ema.load_state_dict(self.net.state_dict())
         parameters = self.net.parameters()
         self.opt = torch.optim.Adam(parameters, lr=args.lr, betas=(0.9, 0.99), fused=True)
@@ -87,6 +84,10 @@ class Trainer:
     def parts(self) -> tuple[str, ...]:
         """Names of what a checkpoint holds beside numbers."""
         return ("net", "ema", "opt", *(("critic", "critic_opt") if self.args.stage == 2 else ()))
+
+    def plain(self, x: Tensor) -> Tensor:
+        """The averaged network before fine detail is added, on faces (N, 3, 256, 256)."""
+        return self.ema.restore(x, self.ema.look(x))
 
     def state(self) -> dict[str, Any]:
         """A checkpoint of tensors and numbers."""
@@ -125,7 +126,7 @@ class Trainer:
         if self.args.artifacts:
             with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=self.args.bf16):
                 look = self.ema.look(to_tensor(patches.whole))[patches.owner]
-                smooth = self.ema.restored(x, look)
+                smooth = self.ema.restore(x, look)
             weights = artifact_map(out.detach(), smooth.float(), target)
             terms["artifacts"] = self.args.artifacts * (weights * (out - target).abs()).mean()
         return terms
@@ -187,7 +188,7 @@ class Trainer:
             for group in opt.param_groups:
                 group["lr"] = rate * self.learning_rate()
         with torch.autocast("cpu", torch.bfloat16, enabled=args.bf16):
-            raw = self.net.restored(x, self.net.look(whole)[patches.owner])
+            raw = self.net.restore(x, self.net.look(whole)[patches.owner])
         out = raw.detach().float().requires_grad_()
         terms = self.fidelity(target + (out - target) * weights, target)
         if args.stage == 2:
@@ -248,6 +249,17 @@ def averaged_weights(path: Path) -> dict[str, Tensor]:
         return {name: value.float() for name, value in load_file(path).items()}
     ema: dict[str, Tensor] = torch.load(path, weights_only=True)["ema"]
     return ema
+
+
+def load_weights(net: LiteNet, path: Path, lacking: tuple[str, ...]) -> None:
+    """Put `averaged_weights` into ``net``; names that begin with ``lacking`` may be missing.
+
+    Raises:
+        ValueError: they are of another network.
+    """
+    missing = net.load_state_dict(averaged_weights(path), strict=False)
+    if missing.unexpected_keys or any(not n.startswith(lacking) for n in missing.missing_keys):
+        raise ValueError(f"{path} holds another network: {missing}")
 
 
 def snapshot(net: LiteNet, path: Path, steps: int) -> None:
@@ -381,7 +393,7 @@ def train(args: argparse.Namespace) -> Trainer:
             partial.replace(checkpoint)
             saved = time.monotonic()
         if step % args.validate_every == 0 or ended:
-            append(log_path, {"step": step, "validation": validation.measure(trainer.ema)})
+            append(log_path, {"step": step, "validation": validation.measure(trainer.plain)})
         if stop:
             break
     signal.signal(signal.SIGTERM, handler)
@@ -401,8 +413,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add("--work", type=Path, required=True, help="folder for caches, checkpoints and the log")
     add("--name", default="lite", help="of the checkpoint and the log")
     add("--resume", action="store_true", help="go on from the checkpoint, arguments as before")
-    add("--export", type=Path, help="write the averaged weights there at the end, branches fused")
-    add("--snapshot", type=Path, help="write them there as half precision for another run's --init")
+    add("--snapshot", type=Path, help="write the averaged weights there for another run's --init")
     add("--steps", type=int, default=150_000)
     add("--decay", type=float, default=0.2, help="share of the steps over which the rate falls")
     add("--batch", type=int, default=8)
@@ -456,7 +467,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 
 
 def main() -> None:
-    """Cache, train, export."""
+    """Cache and train."""
     args = parse_args()
     torch.set_num_threads(args.threads)
     cv2.setNumThreads(1)
@@ -466,8 +477,6 @@ def main() -> None:
     }
     (args.work / f"{args.name}.args.json").write_text(json.dumps(values, indent=1))
     trainer = train(args)
-    if args.export:
-        export(trainer.ema, args.export, trainer.step)
     if args.snapshot:
         snapshot(trainer.ema, args.snapshot, trainer.step)
 

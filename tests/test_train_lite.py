@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from safetensors import safe_open
 
 pytest.importorskip("piq")
 SCRIPTS = Path(__file__).resolve().parent.parent / "scripts"
@@ -399,13 +400,13 @@ def test_a_patch_is_restored_as_a_part_of_its_face(net):
     for number, style in enumerate(net.styles):
         torch.nn.init.normal_(style.weight, std=0.5 + number)
     looks = net.look(faces)
-    whole = net.restored(faces, looks)
+    whole = net.restore(faces, looks)
     patches = faces[:, :, 64:192, 64:192].repeat_interleave(2, 0)
-    part = net.restored(patches, looks[[0, 0, 1, 1]])
+    part = net.restore(patches, looks[[0, 0, 1, 1]])
     inner = part[:, :, 96:160, 96:160]  # what the net reaches is inside the patch
     expected = whole[:, :, 224:288, 224:288].repeat_interleave(2, 0)
     assert torch.allclose(inner, expected, atol=1e-4)
-    alone = net.restored(patches, net.look(patches))
+    alone = net.restore(patches, net.look(patches))
     assert not torch.allclose(alone[:, :, 96:160, 96:160], expected, atol=1e-4)
 
 
@@ -441,6 +442,7 @@ def test_what_is_exported_is_the_net_on_every_backend(tmp_path, keep):
     with torch.no_grad():
         for parameter in full.parameters():
             parameter.add_(0.02 * torch.randn_like(parameter))
+    torch.nn.init.ones_(full.gain[1].bias)  # fine detail counts
     train_lite.export(full, tmp_path / "net.safetensors", 1, torch.float32)
     fused = LiteNetwork(load_file(tmp_path / "net.safetensors"), keep)
     assert (fused.width, fused.blocks) == (96, 4) and fused.first == (68 if keep else 0)
@@ -477,7 +479,7 @@ def test_cost_and_reach_are_what_they_are_said_to_be(net):
     y = x.clone()
     y[..., :, :64] += 0.1  # columns from 64 on + reach do not see it, but for the look
     look = net.look(x)
-    changed = (net.restored(y, look) - net.restored(x, look)).abs().amax((0, 1, 2)) > 1e-6
+    changed = (net.restore(y, look) - net.restore(x, look)).abs().amax((0, 1, 2)) > 1e-6
     last = int(changed.nonzero().max())
     assert last >= 2 * 64 + 40  # it does look wide
     assert last < 2 * (64 + net.reach())
@@ -672,21 +674,50 @@ def test_the_gain_is_fitted_to_the_energies(texture, net, tmp_path, monkeypatch)
     for size in range(96, 256, 10):
         small = F.interpolate(crisp, size=(size, size), mode="area")
         faces.append((F.interpolate(small, size=(256, 256), mode="bicubic").clamp(0, 1), crisp))
-    plain = [float(lite_gain.wanted_gains(net.restored(x, net.look(x)), y)) for x, y in faces]
+    plain = [float(lite_gain.wanted_gains(net.restore(x, net.look(x)), y)) for x, y in faces]
     assert lite_gain.fit_gain(net, faces) > 0.5
     gains = [float(net.gains(net.look.energies(x))) for x, _ in faces]
     assert np.corrcoef(gains, np.clip(plain, *lite_gain.LIMITS))[0, 1] > 0.7
     x = faces[0][0]
-    restored = net.restored(x, net.look(x))
+    restored = net.restore(x, net.look(x))
     expected = restored + gains[0] * lite_losses.fine_detail(restored)
     assert torch.allclose(net(x), expected, atol=1e-6)
     np.save(tmp_path / "train.npy", texture[None])
     (tmp_path / "train.json").write_text(json.dumps([{**crop().__dict__}]))
-    torch.save({"ema": lite_net.LiteNet().state_dict()}, tmp_path / "a.pt")
-    words = f"x --work {tmp_path} --weights {tmp_path}/a.pt --faces 16 --export {tmp_path}/b"
+    cache = lite_data.DecodedCache(tmp_path, [crop()], texture[None], fake_decoder, versions=2)
+    cache.refresh(2)
+    state = {"ema": lite_net.LiteNet(**TINY).state_dict(), "shape": TINY, "step": 7}
+    torch.save(state, tmp_path / "a.pt")
+    paths = f"--export {tmp_path}/b --snapshot {tmp_path}/c.safetensors"
+    words = f"x --work {tmp_path} --weights {tmp_path}/a.pt --faces 16 {paths}"
     monkeypatch.setattr(sys, "argv", words.split())
     lite_gain.main()
-    assert (tmp_path / "b").stat().st_size < 3e6
+    for name in ("b", "c.safetensors"):
+        with safe_open(tmp_path / name, "pt") as file:
+            assert file.metadata()["steps"] == "7"
+            assert float(file.get_tensor("gain.1.weight").abs().max()) > 0
+    other = lite_net.LiteNet(**TINY | {"blocks": 3}).state_dict()
+    torch.save(state | {"ema": other}, tmp_path / "a.pt")
+    with pytest.raises(ValueError, match="another network"):
+        lite_gain.main()
+
+
+def test_gains_have_limits_on_every_backend(net, tmp_path):
+    from safetensors.torch import load_file
+
+    from musetalk_enhance.restorers.lite_network import GAIN_LIMITS, LiteNetwork
+
+    x = torch.rand(1, 3, 256, 256)
+    low, high = GAIN_LIMITS
+    for bias, expected in ((-9.0, low), (1.0, None), (9.0, high)):
+        torch.nn.init.constant_(net.gain[1].bias, bias)
+        torch.nn.init.constant_(net.gain[1].weight, 0.001)
+        gain = float(net.gains(net.look.energies(x)))
+        assert expected is None or gain == pytest.approx(expected)
+        assert expected is not None or low < gain < high
+        train_lite.export(net, tmp_path / "net", 1, torch.float32)
+        with torch.inference_mode():
+            assert torch.allclose(LiteNetwork(load_file(tmp_path / "net"))(x), net(x), atol=1e-5)
 
 
 def test_the_meter_pulls_on_whole_faces(texture, tmp_path):
@@ -747,8 +778,6 @@ def test_a_run_logs_and_goes_on_with_the_work_folder_alone(texture, tmp_path, mo
 
 
 def test_export_fuses_replaces_the_file_and_says_what_it_is(net, tmp_path):
-    from safetensors import safe_open
-
     path = tmp_path / "lite.safetensors"
     path.write_bytes(b"old")
     train_lite.export(net, path, 7)

@@ -204,12 +204,9 @@ class NcnnRecorder(Ops):
     def add(self, a: str, b: str) -> str:
         return self.layer("BinaryOp", [a, b], p0=_ADD)[0]
 
-    def multiply(self, a: str, b: str) -> str:
-        return self.layer("BinaryOp", [a, b], p0=_MULTIPLY)[0]
-
     def half_affine(self, x: str, scale: str, shift: str) -> str:
         same, changed = self.layer("Slice", [x], 2, pn23300=f"2,{_REST},{_REST}", p1=0)
-        changed = self.add(self.multiply(changed, scale), shift)
+        changed = self.add(self.layer("BinaryOp", [changed, scale], p0=_MULTIPLY)[0], shift)
         return self.layer("Concat", [same, changed], p0=0)[0]
 
     def crop(self, x: str, rows: int) -> str:

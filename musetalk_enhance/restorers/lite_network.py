@@ -21,6 +21,9 @@ LUMA = (0.299, 0.587, 0.114)
 """Rec. 601."""
 BAND_SIZE = 9
 """Side of the filter of `detail_band`."""
+GAIN_LIMITS = -0.3, 1.7
+"""Of how often fine detail is added. The faces of the validation split get up to 1.6; without a
+limit what is unlike them, such as blocks of an enlargement, would get 4."""
 FLOOR = 0.3
 """Added to the energies of bands: 0.4 of 255, what rounding to 8 bits leaves."""
 _GRID = 8
@@ -64,8 +67,8 @@ class LiteNetwork(nn.Module):
     It is made of means of features, and of the logarithms of the energies of 15 bands of detail:
     their differences tell how soft a face is, whatever the contrast of its skin.
 
-    Last, the fine detail of the result's luma (`detail_band`) is added to it, as often as two
-    layers make of these energies: one number for a face.
+    Last, the fine detail of the result's luma (`detail_band`) is added to it, times a gain that two
+    layers compute from these energies: one number for a face, within `GAIN_LIMITS`.
 
     Args:
         state: fused weights and biases by name, float32, as ``scripts/train_lite.py`` exports them.
@@ -100,11 +103,19 @@ class LiteNetwork(nn.Module):
         self.mix = _conv(state, "mix", leaky=True)
         self.tail = _conv(state, "tail")
         self.luma = Conv(torch.tensor(LUMA).view(1, 3, 1, 1))
-        self.gain = _conv(state, "gain.0", leaky=True)
+        low, high = GAIN_LIMITS
+        bias = state["gain.1.bias"]
+        # how far the gain is above each limit, or 0: their difference is the gain within both
+        above = Conv(
+            state["gain.1.weight"][:, :, None, None].repeat(2, 1, 1, 1),
+            torch.cat([bias - low, bias - high]),
+            slopes=torch.zeros(2),
+        )
+        self.gain: Any = nn.ModuleList([_conv(state, "gain.0", leaky=True), above])
         self.detail = Modulated(
             _in_cells(detail_band()),
-            state["gain.1.weight"].expand(16, -1),
-            state["gain.1.bias"].expand(16),
+            torch.tensor([[1.0, -1.0]]).repeat(16, 1),
+            torch.full((16,), low),
             torch.zeros(16),
         )
         self.gray = Conv(torch.ones(3, 1, 1, 1))
@@ -146,7 +157,7 @@ class LiteNetwork(nn.Module):
     def _sharpening(self, ops: Ops, sharp: Any, energies: Any) -> Any:
         """What is added to a result."""
         luma = ops.pad_edge(ops.conv(sharp, self.luma), 4, 4, 4, 4)
-        gain = ops.flatten(ops.conv(energies, self.gain))
+        gain = ops.flatten(ops.conv(ops.conv(energies, self.gain[0]), self.gain[1]))
         detail = ops.modulated(ops.unshuffle2(ops.unshuffle2(luma)), gain, self.detail)
         detail = ops.shuffle2(ops.shuffle2(ops.cut(detail, 1, 1, 1, 1)))
         return ops.conv(detail, self.gray)
