@@ -5,13 +5,12 @@
 
 Rows: bicubic, Lanczos, a mild unsharp mask (sigma 1.5, amount 1), the shipped lite, the checkpoint,
 the first lite where ``--first`` names its weights, and what ``--compare NAME=FILE`` adds (any
-enlarging network that spandrel knows: RLFN, Compact;
-or an ncnn ``.param`` file beside its ``.bin``, such as realesr-animevideov3). Columns: PSNR,
-HaarPSI, GMSD, MS-SSIM, *share* (fine detail against the original's, `lite_data.fine_energy`),
-*share_256* (the same after a resize to 256 px, which hosts get by default) and
-*grid* (`lite_data.grid`: dots and crosshatch count as detail, too, and are none) for every
-softness, and for networks the *rival*: the unsharp mask over bicubic (sigma 1 to 3, amount 0.5 to
-3) nearest to the original among those at least as sharp.
+enlarging network that spandrel knows, or an ncnn ``.param`` file beside its ``.bin``, such as
+realesr-animevideov3). Columns: PSNR, HaarPSI, GMSD, MS-SSIM, *share* (fine detail against the
+original's, `lite_data.fine_energy`), *share_256* (the same after a resize to 256 px, which hosts
+get by default) and *grid* (`lite_data.grid`: dots and crosshatch count as detail, too, and are
+none) for every softness, and for networks the *rival*: the unsharp mask over bicubic (sigma 1 to 3,
+amount 0.5 to 3) nearest to the original among those at least as sharp.
 Then what a second pass changes, color drift, and on the videos of the split the warping error
 against the soft input's, the correlation of the mouth's opening with it, and PSNR and share at
 256 px, where originals are often soft themselves.
