@@ -1,4 +1,4 @@
-"""Fit how often lite adds fine detail to a face, by its look, and export the result.
+"""Fit how often lite adds fine detail to a face, by the energies of its bands, and export it.
 
 ``python scripts/lite_gain.py --work WORK --weights WORK/NAME.pt --export lite.safetensors
 [--snapshot lite_start.safetensors]``, with the crops and decoded views that a run left in WORK.
@@ -91,10 +91,8 @@ def fit_gain(net: LiteNet, faces: Iterable[tuple[Tensor, Tensor]]) -> float:
         nn.init.kaiming_normal_(first.weight)
         for zero in (first.bias, last.weight, last.bias):
             zero.zero_()
-    parameters = [first.weight, first.bias, last.weight, last.bias]
-    for parameter in parameters:
-        parameter.requires_grad_(True)
-    opt = torch.optim.AdamW(parameters, RATE, weight_decay=DECAY)
+    net.gain.requires_grad_(True)
+    opt = torch.optim.AdamW(net.gain.parameters(), RATE, weight_decay=DECAY)
     for step in range(STEPS):
         opt.param_groups[0]["lr"] = RATE * (1 - step / STEPS)
         loss = F.mse_loss(last(first((x - middle) / scale).flatten(1))[:, 0], y)
@@ -104,8 +102,7 @@ def fit_gain(net: LiteNet, faces: Iterable[tuple[Tensor, Tensor]]) -> float:
     with torch.no_grad():  # the input's scale into the weights
         first.weight.div_(scale)
         first.bias.sub_(F.conv2d(middle, first.weight).flatten())
-    for parameter in parameters:
-        parameter.requires_grad_(False)
+    net.gain.requires_grad_(False)
     return float(1 - loss.detach() / y.var())
 
 

@@ -120,9 +120,8 @@ def fine_detail(x: Tensor) -> Tensor:
 
     ``x`` is continued by its outermost pixels.
     """
-    padded = F.pad(luma(x.float()), (BAND_SIZE // 2,) * 4, mode="replicate")
-    with torch.autocast("cpu", enabled=False):  # a fine band is less than bf16 keeps
-        return F.conv2d(padded, detail_band())
+    padded = F.pad(luma(x), (BAND_SIZE // 2,) * 4, mode="replicate")
+    return F.conv2d(padded, detail_band())
 
 
 def fine_energy(x: Tensor) -> Tensor:

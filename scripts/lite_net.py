@@ -125,10 +125,9 @@ class Look(nn.Module):
 
     def energies(self, faces_rgb: Tensor) -> Tensor:
         """Logarithms of the mean magnitudes of 15 bands: (N, 3, 256, 256) to (N, 15, 1, 1)."""
-        with torch.autocast("cpu", enabled=False):  # a fine band is less than bf16 keeps
-            blocks = F.pixel_unshuffle(F.pixel_unshuffle(faces_rgb, 2), 2)
-            magnitudes = F.conv2d(blocks, self.filters).abs().mean((2, 3), keepdim=True)
-            return (magnitudes + FLOOR).log()
+        blocks = F.pixel_unshuffle(F.pixel_unshuffle(faces_rgb, 2), 2)
+        magnitudes = F.conv2d(blocks, self.filters).abs().mean((2, 3), keepdim=True)
+        return (magnitudes + FLOOR).log()
 
 
 class LiteNet(nn.Module):
@@ -182,8 +181,7 @@ class LiteNet(nn.Module):
 
     def gains(self, energies: Tensor) -> Tensor:
         """How often fine detail is added to faces of these energies, (N, 15, 1, 1), to (N,)."""
-        with torch.autocast("cpu", enabled=False):
-            gains: Tensor = self.gain[1](self.gain[0](energies).flatten(1))
+        gains: Tensor = self.gain[1](self.gain[0](energies).flatten(1))
         return gains[:, 0].clamp(*GAIN_LIMITS)
 
     def restore(self, faces_rgb: Tensor, look: Tensor) -> Tensor:

@@ -120,13 +120,18 @@ class Trainer:
             "drift": 0.5 * drift,
         }
 
-    def detail(self, x: Tensor, patches: Patches, out: Tensor, target: Tensor) -> dict[str, Tensor]:
-        """Weighted terms that the second stage adds, without the critic's."""
+    def detail(
+        self, x: Tensor, look: tuple[Tensor, Tensor], out: Tensor, target: Tensor
+    ) -> dict[str, Tensor]:
+        """Weighted terms that the second stage adds, without the critic's.
+
+        ``look`` is what to look at, and which of it each patch is of.
+        """
         terms: dict[str, Tensor] = {}
         if self.args.artifacts:
             with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=self.args.bf16):
-                look = self.ema.look(to_tensor(patches.whole))[patches.owner]
-                smooth = self.ema.restore(x, look)
+                whole, owner = look
+                smooth = self.ema.restore(x, self.ema.look(whole)[owner])
             weights = artifact_map(out.detach(), smooth.float(), target)
             terms["artifacts"] = self.args.artifacts * (weights * (out - target).abs()).mean()
         return terms
@@ -192,7 +197,7 @@ class Trainer:
         out = raw.detach().float().requires_grad_()
         terms = self.fidelity(target + (out - target) * weights, target)
         if args.stage == 2:
-            terms |= self.detail(x, patches, out, target)
+            terms |= self.detail(x, (whole, patches.owner), out, target)
         terms["sharpness"] = args.sharpness * sharpness_loss(out, target)
         terms["grid"] = args.grid * grid_loss(out, target)
         if kind == "pairs":

@@ -428,8 +428,8 @@ def test_a_start_without_a_look_and_a_gain_does_the_same(net, tmp_path):
         train_lite.Trainer(train_lite.parse_args(words))
 
 
-@pytest.mark.parametrize("keep", [0, 120])
-def test_what_is_exported_is_the_net_on_every_backend(tmp_path, keep):
+@pytest.mark.parametrize("keep, gain", [(0, 1.0), (0, 9.0), (120, 1.0)])
+def test_what_is_exported_is_the_net_on_every_backend(tmp_path, keep, gain):
     pytest.importorskip("ncnn")
     from safetensors.torch import load_file
 
@@ -442,7 +442,7 @@ def test_what_is_exported_is_the_net_on_every_backend(tmp_path, keep):
     with torch.no_grad():
         for parameter in full.parameters():
             parameter.add_(0.02 * torch.randn_like(parameter))
-    torch.nn.init.ones_(full.gain[1].bias)  # fine detail counts
+    torch.nn.init.constant_(full.gain[1].bias, gain)  # within its limits, and above them
     train_lite.export(full, tmp_path / "net.safetensors", 1, torch.float32)
     fused = LiteNetwork(load_file(tmp_path / "net.safetensors"), keep)
     assert (fused.width, fused.blocks) == (96, 4) and fused.first == (68 if keep else 0)
@@ -462,7 +462,7 @@ def test_what_is_exported_is_the_net_on_every_backend(tmp_path, keep):
         (0.0, 1.0),
         "lite2",
         symbolic=lambda ops: fused.compute(ops, ops.input),
-        identity=f"test {keep}",
+        identity=f"test {keep} {gain}",
     )
     backend = NcnnBackend(spec)
     assert float((backend.run(x) - restored)[:, :, 2 * keep :].abs().max()) < 1e-4
@@ -702,7 +702,7 @@ def test_the_gain_is_fitted_to_the_energies(texture, net, tmp_path, monkeypatch)
         lite_gain.main()
 
 
-def test_gains_have_limits_on_every_backend(net, tmp_path):
+def test_gains_have_limits(net, tmp_path):
     from safetensors.torch import load_file
 
     from musetalk_enhance.restorers.lite_network import GAIN_LIMITS, LiteNetwork

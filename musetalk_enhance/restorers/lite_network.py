@@ -71,7 +71,7 @@ class LiteNetwork(nn.Module):
     layers compute from these energies: one number for a face, within `GAIN_LIMITS`.
 
     Args:
-        state: fused weights and biases by name, float32, as ``scripts/train_lite.py`` exports them.
+        state: fused weights and biases by name, float32, as ``scripts/lite_gain.py`` exports them.
         keep: first row of the 256 that is needed; rows above it are copies of it. 0 computes the
             whole face.
 
