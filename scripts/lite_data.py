@@ -734,7 +734,7 @@ class BatchStream(IterableDataset[Batch]):
             if step % max(1, every) == 0:
                 decoded.refresh(1)
             kind = self.kind(step, bool(sampler.pairs))
-            yield kind, decoded.total, sampler.batch(step, args.batch, kind)
+            yield kind, decoded.total, sampler.batch(step, args.batch, kind, args.per_face)
 
 
 def to_tensor(images_rgb: Image | torch.Tensor) -> torch.Tensor:

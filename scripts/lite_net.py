@@ -185,7 +185,11 @@ class LiteNet(nn.Module):
         return gains[:, 0].clamp(*GAIN_LIMITS)
 
     def restore(self, faces_rgb: Tensor, look: Tensor) -> Tensor:
-        """Before fine detail is added: what is trained.
+        """Before fine detail is added: `enlarged` and `residual`."""
+        return enlarged(faces_rgb) + self.residual(faces_rgb, look)
+
+    def residual(self, faces_rgb: Tensor, look: Tensor) -> Tensor:
+        """What is added to the bicubic enlargement: what is trained.
 
         Args:
             faces_rgb: faces or patches of them, float (N, 3, H, W), RGB, 0..1; H and W multiples
@@ -193,7 +197,7 @@ class LiteNet(nn.Module):
             look: at the face that each of them is of, float (N, features).
 
         Returns:
-            float (N, 3, 2H, 2W), not clamped.
+            float (N, 3, 2H, 2W).
         """
         half = F.pixel_unshuffle(F.pad(faces_rgb, (PADDING,) * 4, mode="replicate"), 2)
         half = half.contiguous(memory_format=torch.channels_last)
@@ -208,8 +212,7 @@ class LiteNet(nn.Module):
                 x = x + F.pixel_shuffle(wide, 2)
         rim = slice(2 * PADDING, -2 * PADDING)
         x = self.tail(self.mix(F.pixel_shuffle(x, 2) + self.skip(half)))
-        detail = F.pixel_shuffle(F.pixel_shuffle(x, 2), 2)[..., rim, rim].float()
-        return enlarged(faces_rgb) + detail
+        return F.pixel_shuffle(F.pixel_shuffle(x, 2), 2)[..., rim, rim].float()
 
     def reach(self) -> int:
         """Pixels of the input that an output pixel sees on each side, at most."""

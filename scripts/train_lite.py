@@ -150,10 +150,11 @@ class Trainer:
         )
         return moved
 
-    def criticism(self, x: Tensor, out: Tensor, target: Tensor) -> tuple[Tensor, dict[str, float]]:
+    def criticism(
+        self, bicubic: Tensor, out: Tensor, target: Tensor
+    ) -> tuple[Tensor, dict[str, float]]:
         """One step of the critic on half of the batch, then its gradient at the output."""
-        half = max(1, len(x) // 2)
-        bicubic = enlarged(x)
+        half = max(1, len(out) // 2)
         with torch.autocast("cpu", torch.bfloat16, enabled=self.args.bf16):
             scores = [self.critic(y[:half], bicubic[:half]) for y in (target, out.detach())]
         loss = critic_loss(*scores)
@@ -187,14 +188,15 @@ class Trainer:
         """
         args = self.args
         x, target = to_tensor(patches.inputs), to_tensor(patches.targets)
-        weights = evened(x, target)
+        bicubic = enlarged(x)
+        weights = evened(bicubic, target)
         whole = cropped(to_tensor(patches.whole))
         for opt, rate in ((self.opt, args.lr), (self.critic_opt, args.critic_lr)):
             for group in opt.param_groups:
                 group["lr"] = rate * self.learning_rate()
         with torch.autocast("cpu", torch.bfloat16, enabled=args.bf16):
-            raw = self.net.restore(x, self.net.look(whole)[patches.owner])
-        out = raw.detach().float().requires_grad_()
+            raw = self.net.residual(x, self.net.look(whole)[patches.owner])
+        out = (bicubic + raw.detach()).requires_grad_()
         terms = self.fidelity(target + (out - target) * weights, target)
         if args.stage == 2:
             terms |= self.detail(x, (whole, patches.owner), out, target)
@@ -207,7 +209,7 @@ class Trainer:
         log = {name: float(term.detach()) for name, term in terms.items()}
         gradient = torch.autograd.grad(torch.stack(list(terms.values())).sum(), out)[0]
         if args.stage == 2 and args.adversarial:
-            pull, figures = self.criticism(x, out, target)
+            pull, figures = self.criticism(bicubic, out, target)
             ratio = float(gradient.norm() / pull.norm().clamp_min(1e-12))
             self.balance = ratio if not self.balance else 0.99 * self.balance + 0.01 * ratio
             gradient = gradient + args.adversarial * min(ratio, 2 * self.balance) * pull
@@ -237,13 +239,12 @@ def cropped(faces: Tensor) -> Tensor:
     return faces[:, :, top : top + sides[0], left : left + sides[1]]
 
 
-def evened(x: Tensor, target: Tensor) -> Tensor:
+def evened(bicubic: Tensor, target: Tensor) -> Tensor:
     """Weights (N, 1, 1, 1) that let a patch count the same however soft it is.
 
     The mean error of the bicubic enlargements over that of each patch, from 1/8 to 8, as in a mean
     of decibels: clear skin in a sharp face has a tenth of the error of a beard.
     """
-    bicubic = enlarged(x)
     error = (bicubic - target).abs().mean((1, 2, 3), keepdim=True) + 5e-4
     return (error.mean() / error).clamp(1 / 8, 8)
 
@@ -423,6 +424,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add("--decay", type=float, default=0.2, help="share of the steps over which the rate falls")
     add("--batch", type=int, default=8)
     add("--patch", type=int, default=128, help="side of the input patches, a multiple of 8")
+    add("--per-face", type=int, default=2, help="patches of each face in a batch")
     add("--lr", type=float, default=5e-4)
     add("--clip", type=float, default=1.0, help="norm that gradients are clipped to")
     add("--ema", type=float, default=0.999)

@@ -364,9 +364,12 @@ def test_the_stream_goes_on_at_a_step_and_decodes_beside(texture, tmp_path):
     module.write_text("def decoder_soft(crops, blend, noise, generator):\n    return crops * 0.5\n")
     words = arguments(tmp_path, "--versions", "1", "--decode-every", "2", "--steps", "4")
     args = train_lite.parse_args([*words, "--decoder", str(module)])
-    counts = [each[1] for each in lite_data.BatchStream(args, 0)]
+    batches = list(lite_data.BatchStream(args, 0))
+    assert [len(patches.whole) for _, _, patches in batches] == [1] * 4
+    counts = [each[1] for each in batches]
     assert counts[0] == 1 and counts[-1] >= 2
-    args = train_lite.parse_args(words)
+    args = train_lite.parse_args([*words, "--per-face", "1"])
+    assert len(next(iter(lite_data.BatchStream(args, 0)))[2].whole) == 2
     first, later = (
         [each[2].targets for each in lite_data.BatchStream(args, start)] for start in (0, 2)
     )
@@ -622,7 +625,7 @@ def test_the_second_stage_starts_from_the_first_and_balances_the_critic(texture,
     x, target = (lite_data.to_tensor(each) for each in patches[:2])
     out = trainer.net(x).detach()
     before = [p.detach().clone() for p in trainer.critic.parameters()]
-    pull, figures = trainer.criticism(x, out, target)
+    pull, figures = trainer.criticism(lite_net.enlarged(x), out, target)
     assert pull.shape == out.shape and float(pull.abs().max()) > 0
     # high-frequency subbands alone are judged: no pull on the mean
     assert float(pull.mean().abs()) < 1e-3 * float(pull.abs().mean())

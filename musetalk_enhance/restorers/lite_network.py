@@ -43,18 +43,18 @@ def detail_band() -> torch.Tensor:
     return torch.from_numpy((band - band.mean()).astype(np.float32))[None, None]
 
 
-def _in_cells(band: torch.Tensor) -> torch.Tensor:
+def in_cells(band: torch.Tensor) -> torch.Tensor:
     """A filter of one channel, up to 9x9, as weights of a 3x3 convolution of cells of 4x4 pixels.
 
     A convolution of one channel at 512 px takes several times as long as this one of 16 at 128. The
     channels of a cell are in the order of two pixel-unshuffles.
     """
     impulses = torch.eye(12 * 12).view(-1, 1, 12, 12)
-    answers = _cells(functional.conv2d(impulses, band, padding="same"))
-    return torch.einsum("no,nchw->ochw", answers[:, :, 1, 1], _cells(impulses)).contiguous()
+    answers = to_cells(functional.conv2d(impulses, band, padding="same"))
+    return torch.einsum("no,nchw->ochw", answers[:, :, 1, 1], to_cells(impulses)).contiguous()
 
 
-def _cells(x: torch.Tensor) -> torch.Tensor:
+def to_cells(x: torch.Tensor) -> torch.Tensor:
     return functional.pixel_unshuffle(functional.pixel_unshuffle(x, 2), 2)
 
 
@@ -113,7 +113,7 @@ class LiteNetwork(nn.Module):
         )
         self.gain: Any = nn.ModuleList([_conv(state, "gain.0", leaky=True), above])
         self.detail = Modulated(
-            _in_cells(detail_band()),
+            in_cells(detail_band()),
             torch.tensor([[1.0, -1.0]]).repeat(16, 1),
             torch.full((16,), low),
             torch.zeros(16),
