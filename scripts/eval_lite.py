@@ -8,9 +8,10 @@ the first lite where ``--first`` names its weights, and what ``--compare NAME=FI
 enlarging network that spandrel knows, or an ncnn ``.param`` file beside its ``.bin``, such as
 realesr-animevideov3). Columns: PSNR, HaarPSI, GMSD, MS-SSIM, *share* (fine detail against the
 original's, `lite_data.fine_energy`), *share_256* (the same after a resize to 256 px, which hosts
-get by default) and *grid* (`lite_data.grid`: dots and crosshatch count as detail, too, and are
-none) for every softness, and for networks the *rival*: the unsharp mask over bicubic (sigma 1 to 3,
-amount 0.5 to 3) nearest to the original among those at least as sharp.
+get by default), *grid* (`lite_data.grid`: dots and crosshatch count as detail, too, and are none)
+and *false* (`lite_losses.false_detail`: detail where, or in a direction in which, the original has
+less, as combs along edges) for every softness, and for networks the *rival*: the unsharp mask over
+bicubic (sigma 1 to 3, amount 0.5 to 3) nearest to the original among those at least as sharp.
 Then what a second pass changes, color drift, and on the videos of the split the warping error
 against the soft input's, the correlation of the mouth's opening with it, and PSNR and share at
 256 px, where originals are often soft themselves.
@@ -51,6 +52,7 @@ from lite_data import (
     resize,
     to_tensor,
 )
+from lite_losses import false_detail
 from lite_net import LiteNet
 from torch import Tensor
 from train_lite import apply, psnr
@@ -171,6 +173,7 @@ def qualities(out: Image, target: Image) -> dict[str, float]:
         "share": fine_energy(out) / fine_energy(target),
         "share_256": at_host_size([resize(out, INPUT)], [resize(target, INPUT)])["share"],
         "grid": grid(out),
+        "false": float(false_detail(a, b)),
     }
 
 
@@ -244,7 +247,7 @@ def measure_stills(
 def render(softness: str, table: dict[str, dict[str, Any]]) -> str:
     """One condition for a reader."""
     columns = (
-        *("psnr", "haarpsi", "gmsd", "ms_ssim", "share", "share_256", "grid"),
+        *("psnr", "haarpsi", "gmsd", "ms_ssim", "share", "share_256", "grid", "false"),
         *("rival", "over_rival"),
     )
     lines = [f"\n{softness:<16}" + "".join(f"{name:>11}" for name in columns)]

@@ -5,8 +5,6 @@ Differences and images are float (N,3,H,W), RGB, 0..1, H and W multiples of 8.
 
 from __future__ import annotations
 
-from math import log
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -14,8 +12,8 @@ from torch.nn.utils.parametrizations import spectral_norm
 
 from musetalk_enhance.restorers.lite_network import LUMA, detail_band, in_cells, to_cells
 
-LEAST_SHARE, MOST_SHARE = 0.5, 0.8
-"""Of the energy of the target's fine detail."""
+LEAST_SHARE, MOST_SHARE = 0.8, 1.0
+"""Of the energy of the target's detail, in a cell and a direction."""
 
 
 def luma(x: Tensor) -> Tensor:
@@ -130,14 +128,33 @@ def fine_energy(x: Tensor) -> Tensor:
     return fine_detail(x).square().mean((1, 2, 3))
 
 
+def local_energy(x: Tensor, cell: int = 8) -> Tensor:
+    """Mean square of each of the `subbands` in cells of ``cell`` px: (N,6,H/cell,W/cell)."""
+    return F.avg_pool2d(subbands(x).square(), cell)
+
+
 def sharpness_loss(out: Tensor, target: Tensor) -> Tensor:
-    """How far the logarithm of the *share* of the target's fine detail is from its limits.
+    """How far the strength of detail is from its limits, by place and direction.
 
     Where detail cannot be predicted, a softer face has the smaller error. But one that is softer
-    than the original is what users complain about.
+    than the original is what users complain about. Strength is the root of `local_energy`. Energy
+    over a whole patch, in its place, is had for less by dots, or by combs across the edges, that no
+    original has.
     """
-    share = ((fine_energy(out) + 1e-7) / (fine_energy(target) + 1e-7)).log()
-    return (F.relu(log(LEAST_SHARE) - share) + F.relu(share - log(MOST_SHARE))).mean()
+    ours, theirs = ((local_energy(x) + 1e-4).sqrt() for x in (out, target.detach()))
+    beyond = F.relu(LEAST_SHARE**0.5 * theirs - ours) + F.relu(ours - MOST_SHARE**0.5 * theirs)
+    return (beyond.mean((1, 2, 3)) / theirs.mean((1, 2, 3))).mean()
+
+
+def false_detail(out: Tensor, target: Tensor) -> Tensor:
+    """Share of a result's `local_energy` that is beyond the original's, (N,): 0 to 1.
+
+    Energy of fine detail alone is fooled by combs and dots along edges, and so are PSNR and
+    HaarPSI. Both of a pair are 8-bit pictures, float 0..1.
+    """
+    ours, theirs = local_energy(out), local_energy(target)
+    beyond = F.relu(ours - theirs).sum((1, 2, 3))
+    return beyond / ours.sum((1, 2, 3)).clamp_min(1e-9)
 
 
 def flicker_loss(difference: Tensor) -> Tensor:

@@ -439,7 +439,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add("--adversarial", type=float, default=0.3, help="the critic's share of fidelity's gradient")
     add("--critic-lr", type=float, default=2e-4)
     add("--artifacts", type=float, default=10.0)
-    add("--sharpness", type=float, default=0.006, help="weight of limits of fine detail")
+    add("--sharpness", type=float, default=0.2, help="weight of limits of detail")
     add("--grid", type=float, default=0.1, help="weight of what keeps dots out")
     add("--flicker", type=float, default=0.5)
     add("--pair-every", type=int, default=5, help="steps between two of following frames")

@@ -529,13 +529,30 @@ def test_sharpness_has_limits(texture):
         out = mean + share**0.5 * (target - mean)
         return float(lite_losses.sharpness_loss(out, target))
 
-    assert loss(0.55) == loss(0.75) == 0
-    assert loss(0.2) > loss(0.4) > 0
-    assert loss(2.0) > 0
+    assert loss(0.9) < 0.01 and loss(1.0) < 1e-6
+    assert loss(0.1) > loss(0.4) > 0.05
+    assert loss(2.0) > 0.05
     # the same measure as the report's
     bgr = np.ascontiguousarray(texture[:128, :128, ::-1])
     energy = float(lite_losses.fine_energy(target)) * 255**2
     assert energy == pytest.approx(lite_data.fine_detail_energy(bgr), rel=0.15)
+
+
+def test_combs_across_an_edge_are_no_sharpness():
+    target = torch.zeros(1, 3, 64, 64)
+    target[..., 28:] = 0.5  # in the middle of a cell
+    soft = F.avg_pool2d(F.pad(target, (4, 4, 0, 0), mode="replicate"), (1, 9), 1)
+    comb = soft.clone()
+    rows = torch.tensor([1.0, 1.0, -1.0, -1.0]).repeat(16).view(1, 1, 64, 1)
+    comb[..., 24:32] += 0.04 * rows
+    shares = [lite_losses.fine_energy(x) / lite_losses.fine_energy(target) for x in (soft, comb)]
+    assert float(shares[1]) > 2 * float(shares[0]), "by energy alone it is sharper"
+    assert float(lite_losses.grid_loss(comb, target)) < 0.15, "and it may be no grid"
+    losses = [float(lite_losses.sharpness_loss(x, target)) for x in (soft, comb, target)]
+    assert losses[1] > losses[0] > losses[2] == 0
+    false = [float(lite_losses.false_detail(x, target)) for x in (soft, comb, target)]
+    assert false[1] > 0.5 > 0.2 > false[0] and false[2] == 0
+    assert float(lite_losses.false_detail(2**0.5 * target, target)) == pytest.approx(0.5, abs=0.01)
 
 
 def test_dots_are_a_grid_and_photographs_are_not():
