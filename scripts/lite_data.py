@@ -638,7 +638,8 @@ class PatchSampler:
         """Batch of a step.
 
         ``kind`` "pairs" puts the following frames in the second half, under the same softness, with
-        noise of their own; "faces" gives a quarter of the images, whole.
+        noise of their own; "faces" gives a quarter of the images, whole. ``per_image`` patches are
+        of one face.
         """
         rng = np.random.default_rng((self.seed, step))
         groups, weight, patch = self.groups, self.weight, self.patch

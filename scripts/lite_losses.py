@@ -14,11 +14,15 @@ from musetalk_enhance.restorers.lite_network import LUMA, detail_band, in_cells,
 
 LEAST_SHARE, MOST_SHARE = 0.8, 1.0
 """Of the energy of the target's detail, in a cell and a direction."""
+FLAT = 0.1
+"""Added to the mean strength of a target's detail, about 0.3 for a crisp face: a flat one must not
+count a hundred times."""
 
 
 def luma(x: Tensor) -> Tensor:
-    """Rec. 601 luma ``(N,1,H,W)``."""
-    return (x.new_tensor([[LUMA]]) @ x.flatten(2)).unflatten(2, x.shape[2:])
+    """Rec. 601 luma ``(N,1,H,W)``, never in bf16, which has a step of a gray level."""
+    with torch.autocast("cpu", enabled=False):
+        return (x.new_tensor([[LUMA]]) @ x.flatten(2)).unflatten(2, x.shape[2:])
 
 
 def robust(difference: Tensor, beta: float = 2e-3) -> Tensor:
@@ -116,16 +120,11 @@ def artifact_map(out: Tensor, smooth: Tensor, target: Tensor, size: int = 7) -> 
 def fine_detail(x: Tensor) -> Tensor:
     """Negative Laplacian of the luma after a Gaussian of 0.8 px, float (N,1,H,W): waves of 4 px.
 
-    ``x`` is continued by its outermost pixels.
+    ``x`` is continued by its outermost pixels; its sides are multiples of 4.
     """
     padded = F.pad(luma(x), (4,) * 4, mode="replicate")
     detail = F.conv2d(to_cells(padded), in_cells(detail_band()))  # a tenth of the time of 9x9
     return F.pixel_shuffle(F.pixel_shuffle(detail, 2), 2)
-
-
-def fine_energy(x: Tensor) -> Tensor:
-    """Mean square of `fine_detail`, (N,): what *share* is of."""
-    return fine_detail(x).square().mean((1, 2, 3))
 
 
 def local_energy(x: Tensor, cell: int = 8) -> Tensor:
@@ -143,7 +142,7 @@ def sharpness_loss(out: Tensor, target: Tensor) -> Tensor:
     """
     ours, theirs = ((local_energy(x) + 1e-4).sqrt() for x in (out, target.detach()))
     beyond = F.relu(LEAST_SHARE**0.5 * theirs - ours) + F.relu(ours - MOST_SHARE**0.5 * theirs)
-    return (beyond.mean((1, 2, 3)) / theirs.mean((1, 2, 3))).mean()
+    return (beyond.mean((1, 2, 3)) / (theirs.mean((1, 2, 3)) + FLAT)).mean()
 
 
 def false_detail(out: Tensor, target: Tensor) -> Tensor:

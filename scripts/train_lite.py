@@ -41,6 +41,7 @@ from lite_losses import (
     Critic,
     artifact_map,
     critic_loss,
+    false_detail,
     flicker_loss,
     grid_loss,
     robust,
@@ -121,18 +122,23 @@ class Trainer:
         }
 
     def detail(
-        self, x: Tensor, look: tuple[Tensor, Tensor], out: Tensor, target: Tensor
+        self,
+        inputs: tuple[Tensor, Tensor],
+        look: tuple[Tensor, Tensor],
+        out: Tensor,
+        target: Tensor,
     ) -> dict[str, Tensor]:
         """Weighted terms that the second stage adds, without the critic's.
 
-        ``look`` is what to look at, and which of it each patch is of.
+        ``inputs`` are patches and their bicubic enlargements; ``look`` is what to look at, and
+        which of it each patch is of.
         """
         terms: dict[str, Tensor] = {}
         if self.args.artifacts:
             with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=self.args.bf16):
                 whole, owner = look
-                smooth = self.ema.restore(x, self.ema.look(whole)[owner])
-            weights = artifact_map(out.detach(), smooth.float(), target)
+                added = self.ema.residual(inputs[0], self.ema.look(whole)[owner])
+            weights = artifact_map(out.detach(), inputs[1] + added, target)
             terms["artifacts"] = self.args.artifacts * (weights * (out - target).abs()).mean()
         return terms
 
@@ -199,7 +205,7 @@ class Trainer:
         out = (bicubic + raw.detach()).requires_grad_()
         terms = self.fidelity(target + (out - target) * weights, target)
         if args.stage == 2:
-            terms |= self.detail(x, (whole, patches.owner), out, target)
+            terms |= self.detail((x, bicubic), (whole, patches.owner), out, target)
         terms["sharpness"] = args.sharpness * sharpness_loss(out, target)
         terms["grid"] = args.grid * grid_loss(out, target)
         if kind == "pairs":
@@ -345,13 +351,15 @@ class Validation:
         self.energy = [fine_energy(target) for target in self.targets]
 
     def measure(self, net: Callable[[Tensor], Tensor] | None) -> dict[str, list[float]]:
-        """Mean PSNR, share of the original's fine detail, and `grid`, by condition."""
+        """Mean PSNR, share of fine detail, `grid` and `false_detail`, by condition."""
         rows: dict[str, list[float]] = {}
         for name, inputs in self.inputs.items():
             outputs = [apply(net, image[None])[0] for image in inputs]
             quality = [psnr(out, target) for out, target in zip(outputs, self.targets, strict=True)]
             share = [fine_energy(out) / e for out, e in zip(outputs, self.energy, strict=True)]
-            figures = (quality, share, [grid(out) for out in outputs])
+            pairs = zip(outputs, self.targets, strict=True)
+            false = [float(false_detail(*map(to_tensor, (a[None], b[None])))) for a, b in pairs]
+            figures = (quality, share, [grid(out) for out in outputs], false)
             rows[name] = [round(float(np.mean(values)), 3) for values in figures]
         return rows
 
@@ -424,7 +432,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add("--decay", type=float, default=0.2, help="share of the steps over which the rate falls")
     add("--batch", type=int, default=8)
     add("--patch", type=int, default=128, help="side of the input patches, a multiple of 8")
-    add("--per-face", type=int, default=2, help="patches of each face in a batch")
+    add("--per-face", type=int, default=2, help="patches of each face, but for whole ones")
     add("--lr", type=float, default=5e-4)
     add("--clip", type=float, default=1.0, help="norm that gradients are clipped to")
     add("--ema", type=float, default=0.999)
@@ -467,6 +475,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
             defaults[name] = Path(defaults[name]) if defaults.get(name) else None
         parser.set_defaults(**defaults)
         args = parser.parse_args(argv)
+    if args.per_face < 1:
+        parser.error("--per-face must be at least 1")
     for name in ("data", "repositories", "yunet"):
         if getattr(args, name) is None:
             parser.error(f"--{name} is required to begin")

@@ -71,6 +71,10 @@ def fake_decoder(crops, blend, noise, generator):
     return ((1 - blend) * crops + blend * soft + noisy - 0.1).clamp(0, 1)
 
 
+def energy_of(images: torch.Tensor) -> torch.Tensor:
+    return lite_losses.fine_detail(images).square().mean((1, 2, 3))
+
+
 def arguments(work: Path, *more: str) -> list[str]:
     paths = ["--data", "d", "--repositories", "r", "--yunet", "y", "--work", str(work)]
     shape = [word for name, value in TINY.items() for word in (f"--{name}", str(value))]
@@ -532,9 +536,12 @@ def test_sharpness_has_limits(texture):
     assert loss(0.9) < 0.01 and loss(1.0) < 1e-6
     assert loss(0.1) > loss(0.4) > 0.05
     assert loss(2.0) > 0.05
+    flat = torch.full_like(target, 0.5)
+    noisy = flat + torch.randn(flat.shape, generator=torch.Generator().manual_seed(0)) / 255
+    assert float(lite_losses.sharpness_loss(noisy, flat)) < 3 * loss(0.1)
     # the same measure as the report's
     bgr = np.ascontiguousarray(texture[:128, :128, ::-1])
-    energy = float(lite_losses.fine_energy(target)) * 255**2
+    energy = float(energy_of(target)) * 255**2
     assert energy == pytest.approx(lite_data.fine_detail_energy(bgr), rel=0.15)
 
 
@@ -545,9 +552,8 @@ def test_combs_across_an_edge_are_no_sharpness():
     comb = soft.clone()
     rows = torch.tensor([1.0, 1.0, -1.0, -1.0]).repeat(16).view(1, 1, 64, 1)
     comb[..., 24:32] += 0.04 * rows
-    shares = [lite_losses.fine_energy(x) / lite_losses.fine_energy(target) for x in (soft, comb)]
+    shares = [energy_of(x) / energy_of(target) for x in (soft, comb)]
     assert float(shares[1]) > 2 * float(shares[0]), "by energy alone it is sharper"
-    assert float(lite_losses.grid_loss(comb, target)) < 0.15, "and it may be no grid"
     losses = [float(lite_losses.sharpness_loss(x, target)) for x in (soft, comb, target)]
     assert losses[1] > losses[0] > losses[2] == 0
     false = [float(lite_losses.false_detail(x, target)) for x in (soft, comb, target)]
@@ -575,6 +581,8 @@ def test_subbands_hold_detail_and_no_brightness(texture):
     bands = lite_losses.subbands(target)
     assert bands.shape == (1, 6, 64, 64)
     assert torch.allclose(bands, lite_losses.subbands(target + 0.1), atol=1e-4)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.allclose(bands, lite_losses.subbands(target), atol=1e-3)
     rows = torch.zeros(1, 3, 32, 32)
     rows[:, :, ::2] = 1
     strength = lite_losses.subbands(rows).square().mean((0, 2, 3))
@@ -621,7 +629,8 @@ def test_a_few_steps_lower_the_loss_and_a_checkpoint_carries_on(texture, tmp_pat
     assert float(batch.targets.float().std()) > 10  # not one of the flat ones
     trainer = train_lite.Trainer(args)
     logs = [trainer.train_step(batch) for _ in range(12)]
-    assert logs[-1]["l1"] < logs[0]["l1"]
+    terms = [sum(value for name, value in log.items() if name != "norm") for log in logs]
+    assert terms[-1] < 0.99 * terms[0]
     torch.save(trainer.state(), tmp_path / "lite.pt")
     again = train_lite.Trainer(args)
     again.load(tmp_path / "lite.pt")
@@ -670,7 +679,7 @@ def test_a_face_wants_the_gain_that_brings_its_fine_detail(texture):
         return restored + gain.float()[:, None, None, None] * lite_losses.fine_detail(restored)
 
     def share(gain):
-        energies = [lite_losses.fine_energy(x) for x in (sharper(gain), target)]
+        energies = [energy_of(x) for x in (sharper(gain), target)]
         return energies[0] / energies[1]
 
     def error(gain):
@@ -793,6 +802,9 @@ def test_a_run_logs_and_goes_on_with_the_work_folder_alone(texture, tmp_path, mo
     lines = [json.loads(line) for line in (tmp_path / "lite.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines if "validation" in line] == [2, 4]
     assert lines[0]["bicubic"]["96 px"][0] < lines[0]["bicubic"]["160 px"][0]
+    assert len(lines[0]["bicubic"]["96 px"]) == 4
+    with pytest.raises(SystemExit):
+        train_lite.parse_args(arguments(tmp_path, "--per-face", "0"))
     assert torch.load(tmp_path / "lite.pt", weights_only=True)["step"] == 4
     assert not list(tmp_path.glob("*.partial*"))
 
@@ -838,6 +850,7 @@ def test_evaluation_measures_every_row(texture, shipped):
     assert table["oracle"]["share"] == pytest.approx(1) and table["bicubic"]["share"] < 0.5
     assert table["bicubic"]["share"] < table["bicubic"]["share_256"] < table["oracle"]["share_256"]
     assert result["second_pass"]["oracle"] == 0
+    assert table["oracle"]["false"] == 0 < table["bicubic"]["false"] < 0.5
 
 
 def test_warping_error_sees_flicker(texture):

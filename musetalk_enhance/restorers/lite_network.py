@@ -55,6 +55,7 @@ def in_cells(band: torch.Tensor) -> torch.Tensor:
 
 
 def to_cells(x: torch.Tensor) -> torch.Tensor:
+    """(N, 1, H, W) to (N, 16, H / 4, W / 4): the pixels of each cell of 4x4 as channels."""
     return functional.pixel_unshuffle(functional.pixel_unshuffle(x, 2), 2)
 
 
