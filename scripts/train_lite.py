@@ -221,7 +221,7 @@ class Trainer:
             gradient = gradient + args.adversarial * min(ratio, 2 * self.balance) * pull
             log |= figures
         self.opt.zero_grad(set_to_none=True)
-        torch.autograd.backward(raw, gradient.to(raw.dtype))
+        torch.autograd.backward(raw, gradient)
         norm = float(nn.utils.clip_grad_norm_(self.net.parameters(), args.clip))
         if np.isfinite(norm):  # one overflow must not spoil a run of days
             self.opt.step()
@@ -357,9 +357,9 @@ class Validation:
             outputs = [apply(net, image[None])[0] for image in inputs]
             quality = [psnr(out, target) for out, target in zip(outputs, self.targets, strict=True)]
             share = [fine_energy(out) / e for out, e in zip(outputs, self.energy, strict=True)]
-            pairs = zip(outputs, self.targets, strict=True)
-            false = [float(false_detail(*map(to_tensor, (a[None], b[None])))) for a, b in pairs]
-            figures = (quality, share, [grid(out) for out in outputs], false)
+            out, target = (to_tensor(np.stack(each)) for each in (outputs, self.targets))
+            false = false_detail(out, target).tolist()
+            figures = (quality, share, [grid(image) for image in outputs], false)
             rows[name] = [round(float(np.mean(values)), 3) for values in figures]
         return rows
 
