@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 Floats = NDArray[np.float32]
 
-TARGET = 1.0
+TARGET = 1.02
 """What the restored video may change from frame to frame, motion-compensated, as a multiple of what
 the host's does. The share below is steered to it."""
 FIRST_SHARE, LOWEST_SHARE, HIGHEST_SHARE = 0.05, 0.02, 1.5
