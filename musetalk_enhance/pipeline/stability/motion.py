@@ -20,7 +20,7 @@ Floats = NDArray[np.float32]
 
 LONGEST, SHORTEST = 256, 64
 """Range of the side at which motion is measured, in pixels; other faces are resized."""
-LIPS_FROM, LIPS_FULL = 2.5, 6.0
+LIPS_FROM, LIPS_FULL = 2.0, 6.5
 """Pixels of 256 in a frame by which something moves otherwise than the head: below the first it is
 held still in full, above the second not at all. Lips that speak move so; a head that turns does
 not."""
