@@ -21,9 +21,10 @@ Floats = NDArray[np.float32]
 LONGEST, SHORTEST = 256, 64
 """Range of the side at which motion is measured, in pixels; other faces are resized."""
 LIPS_FROM, LIPS_FULL = 2.0, 6.5
-"""Pixels of 256 in a frame by which something moves otherwise than the head: below the first it is
-held still in full, above the second not at all. Lips that speak move so; a head that turns does
-not."""
+"""Pixels of 256 in a frame by which something moves relative to the head's affine motion: below the
+first its detail is held in full, above the second not at all, in between in proportion. Lips exceed
+the first in quick speech and the second seldom; a head that turns is no plane, and may exceed it by
+a little."""
 _GRID, _CELL = 16, 4
 _ROUNDS = 4
 # what is narrower than one to sixteen is squeezed to that: no face is
@@ -39,8 +40,8 @@ class Motion:
             pixels.
         error: float32 (h, w, 3), RGB, 0..1: this frame minus the one before, moved: what the flow
             cannot explain.
-        rigid: float32 (h / 4, w / 4), 0..1: 1 where the face moves as the head does, 0 where lips
-            or lids go their own way.
+        rigid: float32 (h / 4, w / 4), 0..1: 1 where the face moves as the head does, 0 where it
+            deviates by `LIPS_FULL` and more.
     """
 
     flow: Floats
