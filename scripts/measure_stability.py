@@ -321,7 +321,8 @@ def main() -> int:
 
 def loaded(args: argparse.Namespace, folder: Path) -> dict[str, GFPGANEnhancer]:
     """The network without anything beside it, and as it is shipped."""
-    options: dict[str, Any] = {"model": args.model, "backend": args.backend}
+    # bf16 shifts the mean color by up to half a level, which the color match hides
+    options: dict[str, Any] = {"model": args.model, "backend": args.backend, "dtype": "fp32"}
     on = {}
     if args.random:
         from benchmarks.checkpoints import random_gfpgan, save
