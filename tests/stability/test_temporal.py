@@ -24,8 +24,8 @@ class Flickering:
     """Sharpens, by another amount and with another grain in every frame: a restorer that decides
     anew."""
 
-    def __init__(self, sharp: torch.Tensor, amount: float = 0.5) -> None:
-        self.sharp, self.amount, self.calls = sharp, amount, 0
+    def __init__(self, sharp: torch.Tensor, amount: float = 0.5, grain: float = 0.02) -> None:
+        self.sharp, self.amount, self.grain, self.calls = sharp, amount, grain, 0
         self.random = torch.Generator().manual_seed(5)
 
     def __call__(self, batch: torch.Tensor) -> torch.Tensor:
@@ -34,7 +34,7 @@ class Flickering:
             self.sharp[first : first + len(batch)].repeat_interleave(2, 2).repeat_interleave(2, 3)
         )
         share = 1 + self.amount * (2 * torch.rand(len(batch), 1, 1, 1, generator=self.random) - 1)
-        grain = 0.02 * torch.randn(len(batch), 1, 64, 64, generator=self.random)
+        grain = self.grain * torch.randn(len(batch), 1, 64, 64, generator=self.random)
         grain = torch.nn.functional.interpolate(grain, size=batch.shape[2:], mode="bicubic")
         return batch + share * (truth - batch) + grain
 
@@ -77,6 +77,12 @@ def test_flicker_goes_and_sharpness_stays(make_enhancer, take, given):
     assert energy(on) - energy(given) > 0.9 * (energy(off) - energy(given))
     truth = to_frames(take).astype(np.float32)
     assert np.abs(on - truth).mean() < np.abs(off - truth).mean(), "nearer to the truth as well"
+
+
+def test_a_restorer_that_is_steady_by_itself_arrives(make_enhancer, take, given):
+    perfect = make_enhancer(Flickering(take, amount=0, grain=0), stability=1, **PLAIN)(given)
+    errors = np.abs(perfect - to_frames(take).astype(np.float32)).mean((1, 2, 3))
+    assert errors[5:].mean() < 0.1, "within five frames; it took ten, and twenty with a low share"
 
 
 def test_half_of_it_is_half(make_enhancer, take, given):
