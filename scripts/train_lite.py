@@ -121,27 +121,6 @@ class Trainer:
             "drift": 0.5 * drift,
         }
 
-    def detail(
-        self,
-        inputs: tuple[Tensor, Tensor],
-        look: tuple[Tensor, Tensor],
-        out: Tensor,
-        target: Tensor,
-    ) -> dict[str, Tensor]:
-        """Weighted terms that the second stage adds, without the critic's.
-
-        ``inputs`` are patches and their bicubic enlargements; ``look`` is what to look at, and
-        which of it each patch is of.
-        """
-        terms: dict[str, Tensor] = {}
-        if self.args.artifacts:
-            with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=self.args.bf16):
-                whole, owner = look
-                added = self.ema.residual(inputs[0], self.ema.look(whole)[owner])
-            weights = artifact_map(out.detach(), inputs[1] + added, target)
-            terms["artifacts"] = self.args.artifacts * (weights * (out - target).abs()).mean()
-        return terms
-
     def meter_loss(self, out: Tensor, target: Tensor) -> Tensor:
         """How far openings of mouth and eyes and the landmarks of whole faces move."""
         if self.meter is None:
@@ -204,8 +183,11 @@ class Trainer:
             raw = self.net.residual(x, self.net.look(whole)[patches.owner])
         out = (bicubic + raw.detach()).requires_grad_()
         terms = self.fidelity(target + (out - target) * weights, target)
-        if args.stage == 2:
-            terms |= self.detail((x, bicubic), (whole, patches.owner), out, target)
+        if args.stage == 2 and args.artifacts:
+            with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=args.bf16):
+                added = self.ema.residual(x, self.ema.look(whole)[patches.owner])
+            weights = artifact_map(out.detach(), bicubic + added, target)
+            terms["artifacts"] = args.artifacts * (weights * (out - target).abs()).mean()
         terms["sharpness"] = args.sharpness * sharpness_loss(out, target)
         terms["grid"] = args.grid * grid_loss(out, target)
         if kind == "pairs":
