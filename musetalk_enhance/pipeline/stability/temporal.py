@@ -4,8 +4,8 @@ A restorer adds different detail to every frame, so it flickers where the host's
 hardly change. Here the detail of the previous frame is moved with the face and mixed into this
 frame's, just so much that what is added changes no more than a share of what the host's frames
 themselves change. What lips uncover changes much, and little of it is kept; of still skin nearly
-everything is. The idea of judging a video by what is left after motion
-compensation is Lai et al., "Learning Blind Video Temporal Consistency", ECCV 2018.
+everything is. The idea of judging a video by what is left after motion compensation is Lai et al.,
+"Learning Blind Video Temporal Consistency", ECCV 2018.
 
 On the CPU the work is done with OpenCV and numpy, frame by frame in few passes; on a GPU with
 torch, without waiting for it. Both compute the same (`tests/stability/test_temporal.py`).
